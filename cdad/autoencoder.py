@@ -1,0 +1,149 @@
+"""The frozen autoencoder E, D, with latents standardised for the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from . import _core
+from .config import AutoencoderConfig
+from .weights import load_tensors, strict_match, to_channels_last
+
+_FILES = {"tiny": 2, "vae": 1, "dct": 0}
+
+
+class Autoencoder:
+    """E: images [N,H,W,3] in [0,1] -> latents [N,H/f,W/f,C]; D: back. Latents are (E(x) - shift) / scale.
+
+    The VAE's latent is the mean, not a sample, so that scores depend on the image alone.
+    """
+
+    def __init__(self, config: AutoencoderConfig, image_size: int, batch_size: int, *, load: bool = True):
+        self.config = config
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.params = _core.Params()
+        latent = image_size // config.downsampling
+        core = self.core_config()
+        self._encode = _core.Network(self.params, f"{config.kind}_encode", core, batch_size, (image_size, image_size))
+        self._decode = _core.Network(self.params, f"{config.kind}_decode", core, batch_size, (latent, latent))
+        self.params.allocate(0)
+        if load:
+            self._load()
+        channels = config.latent_channels
+        self.shift = np.zeros(channels, np.float32)
+        self.scale = np.ones(channels, np.float32)
+        if not isinstance(config.shift_scale, str):
+            self.scale[:] = 1.0 / config.shift_scale
+
+    def core_config(self) -> dict:
+        """The configuration as the core takes it."""
+        c = self.config
+        if c.kind == "dct":
+            return {"patch": c.downsampling, "latent_channels": c.latent_channels}
+        if c.kind == "tiny":
+            return {"channels": c.channels, "latent_channels": c.latent_channels, "midblock": c.midblock}
+        return {
+            "ch": c.channels,
+            "ch_mult": list(c.ch_mult),
+            "num_res_blocks": c.num_res_blocks,
+            "z_channels": c.latent_channels,
+            "norm_groups": 32,
+        }
+
+    def _load(self) -> None:
+        files, wanted = self.config.weights, _FILES[self.config.kind]
+        if len(files) != wanted:
+            raise ValueError(
+                f"autoencoder.weights: the kind {self.config.kind!r} wants {wanted} file(s), {len(files)} given"
+            )
+        if self.config.kind == "tiny":
+            tensors = {}
+            for side, path in zip(("encoder", "decoder"), files, strict=True):
+                tensors.update({f"{side}.{name}": value for name, value in load_tensors(path).items()})
+        elif self.config.kind == "vae":
+            tensors = load_tensors(files[0])
+            prefix = "first_stage_model."
+            if any(name.startswith(prefix) for name in tensors):
+                tensors = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+            tensors = {n: v for n, v in tensors.items() if not n.startswith(("loss.", "model_ema."))}
+        else:
+            return
+        self.set_weights({name: to_channels_last(name, value) for name, value in tensors.items()})
+
+    def set_weights(self, tensors: dict[str, np.ndarray]) -> None:
+        """Set every weight (conv weights [O,R,S,C]); FormatError lists what does not fit."""
+        shapes = self.params.shapes()
+        strict_match(shapes, tensors, what=f"{self.config.kind} autoencoder")
+        for name in shapes:
+            self.params[name][...] = tensors[name]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every weight as a view (conv weights [O,R,S,C])."""
+        return {name: self.params[name] for name in self.params.shapes()}
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Standardised latents of images [N,H,W,3] in [0,1], any N."""
+        return (self._run(self._encode, self._encoder_input(images), self._mean) - self.shift) / self.scale
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Images in [0,1] of standardised latents."""
+        images = self._run(self._decode, latents * self.scale + self.shift)
+        if self.config.kind == "vae":
+            images = images * 0.5 + 0.5
+        return np.clip(images, 0.0, 1.0, out=images)
+
+    def measure(self, images: np.ndarray) -> None:
+        """Set shift and scale to the latents' mean and spread a channel over these images."""
+        if self.config.shift_scale != "standardize":
+            return
+        latents = self._run(self._encode, self._encoder_input(images), self._mean).astype(np.float64)
+        self.shift = latents.mean((0, 1, 2)).astype(np.float32)
+        self.scale = np.maximum(latents.std((0, 1, 2)), 1e-3).astype(np.float32)
+
+    def _encoder_input(self, images: np.ndarray) -> np.ndarray:
+        return images * 2.0 - 1.0 if self.config.kind == "vae" else images
+
+    def _mean(self, moments: np.ndarray) -> np.ndarray:
+        return moments[..., : self.config.latent_channels]
+
+    def _run(self, network, arrays: np.ndarray, after=lambda x: x) -> np.ndarray:
+        return run_in_batches(lambda x: after(network.run(x)[0]), self.batch_size, arrays)
+
+
+def run_in_batches(fn, batch_size: int, *arrays: np.ndarray) -> np.ndarray:
+    """Call ``fn`` on batches of exactly ``batch_size`` (the last one filled by repeating its last sample) and
+    join the results. A sample's result does not depend on what stands beside it."""
+    n = len(arrays[0])
+    parts: list[np.ndarray] = []
+    for start in range(0, n, batch_size):
+        batch = [a[start : start + batch_size] for a in arrays]
+        kept = len(batch[0])
+        if kept < batch_size:
+            batch = [_fill(a, batch_size) for a in batch]
+        parts.append(fn(*batch)[:kept])
+    return np.concatenate(parts)
+
+
+def _fill(array: np.ndarray, batch_size: int) -> np.ndarray:
+    missing = batch_size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def stack_images(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
+    """Images as float32 [N,size,size,3] in [0,1]: from such an array, or uint8 images of that size."""
+    array = np.asarray(images)
+    if array.ndim == 3:
+        array = array[None]
+    if array.shape[1:] != (size, size, 3):
+        raise ValueError(f"images of shape {list(array.shape)}; [N,{size},{size},3] is wanted")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255.0
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"images of {array.dtype}; uint8 or float32 is wanted")
+    if not np.isfinite(array).all():
+        raise ValueError("images hold values that are not finite")
+    if array.size and (array.min() < 0 or array.max() > 1):
+        raise ValueError("float images have values in [0,1]")
+    return np.ascontiguousarray(array, np.float32)

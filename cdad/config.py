@@ -1,0 +1,373 @@
+"""Configurations: frozen records, presets, and TOML in and out.
+
+A `Config` holds everything that fixes a run apart from the images. Sections are dataclasses; an unknown key is
+an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The frozen autoencoder E, D.
+
+    ``kind``: "tiny" (TAESD family), "dct" (a fixed transform that needs no weights) or "vae" (LDM's KL autoencoder).
+    ``weights``: files to load ("tiny": encoder, decoder; "vae": one file). ``shift_scale``: "standardize" measures
+    mean and spread a latent channel on the first task; a number is a fixed scale (0.18215 for Stable Diffusion).
+    """
+
+    kind: str = "dct"
+    weights: tuple[str, ...] = ()
+    latent_channels: int = 32
+    downsampling: int = 8
+    channels: int = 64
+    midblock: bool = True
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    shift_scale: str | float = "standardize"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention."""
+
+    model_channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2, 3)
+    num_res_blocks: int = 1
+    attention_resolutions: tuple[int, ...] = (1, 2)
+    num_heads: int = 4
+    context_dim: int = 0
+    context_length: int = 0
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class AMNConfig:
+    """The anomaly-masked network (paper, section 3.3). ``target`` "as_written" is Eq. 12; "normalized" takes a
+    normalised target without a gradient, which does not collapse when training from scratch."""
+
+    hidden: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)
+    strides: tuple[int, ...] = (1, 1, 2, 1, 2, 1, 2)
+    n_layers: int = 4
+    num_heads: int = 8
+    dim_feedforward: int = 256
+    neighbor: tuple[int, int] = (7, 7)
+    keep_variance: bool = True
+    target: str = "normalized"
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule, prediction type and sampler. ``skip``: noisiest sampling steps to leave out."""
+
+    prediction: str = "v"
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 10
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
+    class of the task. ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
+    steps, at its end, over which it falls to zero by a cosine."""
+
+    batch_size: int = 8
+    steps: int = 400
+    increment_steps: int = 400
+    lr: float = 4e-4
+    increment_lr: float = 4e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+    warmup: int = 50
+    decay: float = 0.5
+    perturb_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class ContinualConfig:
+    """Significant representations (paper, Eqs. 6 to 9). ``strategy``: "cdad" protects old tasks, "finetune" does
+    not. ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
+    the representations are collected on."""
+
+    strategy: str = "cdad"
+    method: str = "exact"
+    gamma: float = 0.999
+    projection: str = "update"
+    images: int = 8
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "efficientnet_lite0", "autoencoder" (the autoencoder's own
+    features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
+    256 pixels image size. ``calibrate``: compare maps with those of the class's normal training images.
+    ``noise_seeds``: reconstructions averaged. ``calibration_images``: normal images of each class."""
+
+    backbone: str = "auto"
+    layers: tuple[int, ...] = (0, 1, 2)
+    sigma: float = 5.0
+    calibrate: bool = True
+    calibration_images: int = 16
+    noise_seeds: int = 1
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. ``recipe``: "default", or "paper" for the paper's text where the two part (DESIGN)."""
+
+    preset: str = "small"
+    image_size: int = 128
+    seed: int = 0
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    amn: AMNConfig = field(default_factory=AMNConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def latent_size(self) -> int:
+        """Side of a latent in elements."""
+        return self.image_size // self.autoencoder.downsampling
+
+    def denoiser(self) -> dict[str, Any]:
+        """The denoiser's configuration as the core takes it."""
+        unet, amn, diffusion = self.unet, self.amn, self.diffusion
+        return {
+            "image_size": [self.image_size, self.image_size],
+            "latent_size": [self.latent_size, self.latent_size],
+            "context_length": unet.context_length,
+            "prediction": diffusion.prediction,
+            "amn_target": amn.target,
+            "num_train_timesteps": diffusion.num_train_timesteps,
+            "beta_start": diffusion.beta_start,
+            "beta_end": diffusion.beta_end,
+            "unet": {
+                "in_channels": self.autoencoder.latent_channels,
+                "out_channels": self.autoencoder.latent_channels,
+                "model_channels": unet.model_channels,
+                "channel_mult": list(unet.channel_mult),
+                "num_res_blocks": unet.num_res_blocks,
+                "attention_resolutions": list(unet.attention_resolutions),
+                "num_heads": unet.num_heads,
+                "context_dim": unet.context_dim,
+                "norm_groups": unet.norm_groups,
+            },
+            "amn": {
+                "channels": unet.model_channels,
+                "hidden": list(amn.hidden),
+                "strides": list(amn.strides),
+                "n_layers": amn.n_layers,
+                "num_heads": amn.num_heads,
+                "dim_feedforward": amn.dim_feedforward,
+                "neighbor": list(amn.neighbor),
+                "keep_variance": amn.keep_variance,
+            },
+        }
+
+    def optimizer(self) -> dict[str, Any]:
+        """The optimiser's configuration as the core takes it."""
+        t = self.training
+        return {
+            "lr": t.lr,
+            "beta1": t.beta1,
+            "beta2": t.beta2,
+            "eps": t.eps,
+            "weight_decay": t.weight_decay,
+            "clip_norm": t.clip_norm,
+            "ema_decay": t.ema_decay,
+            "projection": self.continual.projection,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values (tuples as lists), fit for JSON and TOML."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`; missing keys take their defaults, unknown ones raise ValueError."""
+        return _build(cls, values, "config")
+
+    def updated(self, changes: dict[str, Any]) -> Config:
+        """A copy with dotted keys replaced, e.g. ``{"training.lr": 1e-4, "seed": 3}``."""
+        tree = self.to_dict()
+        for key, value in changes.items():
+            *sections, last = key.split(".")
+            node = tree
+            for name in sections:
+                if not isinstance(node.get(name), dict):
+                    raise ValueError(f"unknown key {key!r}{_nearest(name, node)}")
+                node = node[name]
+            if last not in node:
+                raise ValueError(f"unknown key {key!r}{_nearest(last, node)}")
+            node[last] = value
+        return Config.from_dict(tree)
+
+    def to_toml(self) -> str:
+        """The configuration as a TOML document."""
+        lines, sections = [], []
+        for key, value in self.to_dict().items():
+            if isinstance(value, dict):
+                sections.append(f"\n[{key}]")
+                sections += [f"{name} = {_toml_value(item)}" for name, item in value.items()]
+            else:
+                lines.append(f"{key} = {_toml_value(value)}")
+        return "\n".join(lines + sections) + "\n"
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike) -> Config:
+        """Read a TOML file. A ``preset`` key names the preset that the other keys change."""
+        try:
+            values = tomllib.loads(Path(path).read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+        base = preset(values.pop("preset", "small"))
+        flat = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flat.update({f"{key}.{name}": item for name, item in value.items()})
+            else:
+                flat[key] = value
+        return base.updated(flat)
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's scalars and arrays are TOML's; floats keep a point so that they come back as floats.
+    return json.dumps(value)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: a table is wanted, not {values!r}")
+    known = {f.name: f for f in fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}{_nearest(key, known)}")
+        default = known[key].default_factory() if known[key].default is dataclasses.MISSING else known[key].default
+        arguments[key] = _convert(value, default, f"{where}.{key}")
+    return cls(**arguments)
+
+
+def _convert(value: Any, default: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(default):
+        return _build(type(default), value, where)
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: a list is wanted, not {value!r}")
+        return tuple(value)
+    if where.endswith("shift_scale"):
+        if value != "standardize" and not isinstance(value, int | float):
+            raise ValueError(f"{where}: 'standardize' or a number is wanted, not {value!r}")
+        return value
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"{where}: {type(default).__name__} is wanted, not {value!r}")
+    return value
+
+
+def _check(config: Config) -> None:
+    def choice(where: str, value: str, *allowed: str) -> None:
+        if value not in allowed:
+            raise ValueError(f"{where} is {value!r}; one of {', '.join(allowed)} is wanted")
+
+    choice("autoencoder.kind", config.autoencoder.kind, "tiny", "dct", "vae")
+    choice("diffusion.prediction", config.diffusion.prediction, "epsilon", "v")
+    choice("amn.target", config.amn.target, "as_written", "normalized")
+    choice("continual.strategy", config.continual.strategy, "cdad", "finetune")
+    choice("continual.method", config.continual.method, "exact", "isvd")
+    choice("continual.projection", config.continual.projection, "update", "gradient")
+    choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
+    factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
+    if config.image_size < factor or config.image_size % factor:
+        raise ValueError(f"image_size is {config.image_size}; a multiple of {factor} is wanted")
+    if not 0 < config.continual.gamma <= 1:
+        raise ValueError(f"continual.gamma is {config.continual.gamma}; 0 < gamma <= 1 is wanted")
+    for where, value in (
+        ("training.batch_size", config.training.batch_size),
+        ("training.steps", config.training.steps),
+        ("training.increment_steps", config.training.increment_steps),
+        ("scoring.batch_size", config.scoring.batch_size),
+        ("scoring.noise_seeds", config.scoring.noise_seeds),
+        ("continual.images", config.continual.images),
+    ):
+        if value < 1:
+            raise ValueError(f"{where} is {value}; at least 1 is wanted")
+    if not 0 <= config.diffusion.skip < config.diffusion.steps:
+        raise ValueError(f"diffusion.skip is {config.diffusion.skip} of {config.diffusion.steps} steps")
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}; at least 0 is wanted")
+
+
+_TINY = Config(
+    preset="tiny",
+    image_size=64,
+    autoencoder=AutoencoderConfig(kind="dct", latent_channels=16, downsampling=8),
+    unet=UNetConfig(model_channels=32, channel_mult=(1, 2), attention_resolutions=(1,), num_heads=2, norm_groups=8),
+    amn=AMNConfig(hidden=(16, 16, 16, 32, 32, 64, 64), n_layers=2, num_heads=4, dim_feedforward=64, neighbor=(3, 3)),
+    training=TrainingConfig(batch_size=8, steps=60, increment_steps=60, lr=1e-3, increment_lr=1e-3, warmup=10),
+    continual=ContinualConfig(images=4),
+    scoring=ScoringConfig(calibration_images=8),
+)
+
+_SMALL = Config()
+
+_SD15 = Config(
+    preset="sd15",
+    image_size=256,
+    autoencoder=AutoencoderConfig(kind="vae", latent_channels=4, channels=128, shift_scale=0.18215),
+    unet=UNetConfig(
+        model_channels=320,
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
+        attention_resolutions=(1, 2, 4),
+        num_heads=8,
+        context_dim=768,
+        context_length=77,
+    ),
+    amn=AMNConfig(n_layers=8, dim_feedforward=1025, keep_variance=False, target="as_written"),
+    diffusion=DiffusionConfig(prediction="epsilon"),
+    training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0),
+)
+
+PRESETS: dict[str, Config] = {
+    "tiny": _TINY,
+    "small": _SMALL,
+    "small256": replace(_SMALL, preset="small256", image_size=256),
+    "sd15": _SD15,
+}
+
+
+def preset(name: str) -> Config:
+    """The preset of that name: "tiny" (CI), "small" and "small256" (what a laptop trains), "sd15" (the paper's
+    sizes)."""
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}{_nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,37 @@
+"""Images and data sets: reading, perturbing, batching, and synthetic products."""
+
+from __future__ import annotations
+
+from .datasets import LAYOUTS, list_classes, load_class, open_dataset, read_sample
+from .images import check_mask, load_images, read_image, read_mask, resize_image, resize_mask
+from .loader import Batch, TrainingBatches, flip_horizontal
+from .perturb import perturb, perturbation_rng
+from .records import IMAGE_SUFFIXES, ClassData, Dataset, Sample, check_classes
+from .synthetic import PRODUCTS, render, write_dataset
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LAYOUTS",
+    "PRODUCTS",
+    "Batch",
+    "ClassData",
+    "Dataset",
+    "Sample",
+    "TrainingBatches",
+    "check_classes",
+    "check_mask",
+    "flip_horizontal",
+    "list_classes",
+    "load_class",
+    "load_images",
+    "open_dataset",
+    "perturb",
+    "perturbation_rng",
+    "read_image",
+    "read_mask",
+    "read_sample",
+    "render",
+    "resize_image",
+    "resize_mask",
+    "write_dataset",
+]

@@ -1,0 +1,177 @@
+"""Finding the images of anomaly-detection data sets on disk.
+
+Three layouts are known; everything is sorted by name, so that a data set reads the same on every machine.
+A hidden file or one without an image suffix is passed over; an image that is no regular file is an error.
+
+**mvtec** (MVTec AD and many others)::
+
+    <class>/train/good/*                    normal images to train on
+    <class>/test/good/*, test/<defect>/*    normal and anomalous test images
+    <class>/ground_truth/<defect>/          NNN_mask.png, or NNN.png, for test/<defect>/NNN.*
+
+**visa**: with ``split_csv/1cls.csv`` the published split (columns object, split, label, image, mask; paths
+relative to the root); without it ``<class>/Data/Images/{Normal,Anomaly}`` and ``<class>/Data/Masks/Anomaly``,
+where every tenth normal image is kept for the test: the published proportion, not the published split.
+
+**folder**: normal images only. The root holds the images of one class, named like the root, or each of its
+sub-folders holds those of one class. There is no test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from .images import Size, check_mask, read_image, read_mask, resize_image, resize_mask
+from .records import ClassData, Dataset, Sample, check_classes, list_folders, list_images, require_normal
+from .visa_split import VISA_SPLIT, read_visa_split
+
+LAYOUTS = ("mvtec", "visa", "folder")
+
+_VISA_TEST_EVERY = 10
+
+
+def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks: bool = True) -> Dataset:
+    """List every image of the data set at ``root``; no image is opened.
+
+    ``layout`` is "mvtec", "visa", "folder" or "auto", which looks for them in this order of preference: the
+    VisA split or its Data/Images folders, train folders, images. With ``require_masks=False`` an anomalous
+    image may lack its mask (its samples serve image scores only).
+
+    Raises DataError, naming the class and the folder, for a missing root, no classes, a class without normal
+    training images, a defect image without a mask, a path that leaves the root, or a faulty split.
+    """
+    root, layout = _resolve_layout(root, layout)
+    if _has_visa_split(root, layout):
+        return Dataset(read_visa_split(root, require_masks))
+    return Dataset(_load(root, layout, name, require_masks) for name in _class_names(root, layout))
+
+
+def load_class(
+    root: str | os.PathLike, name: str, layout: str = "auto", *, require_masks: bool = True
+) -> ClassData:
+    """The class ``name`` of the data set at ``root``; the others need not be whole. See `open_dataset`."""
+    root, layout = _resolve_layout(root, layout)
+    if _has_visa_split(root, layout):
+        dataset = open_dataset(root, layout, require_masks=require_masks)
+        check_classes([name], dataset)
+        return dataset[name]
+    check_classes([name], _class_names(root, layout))
+    return _load(root, layout, name, require_masks)
+
+
+def list_classes(root: str | os.PathLike, layout: str = "auto") -> tuple[str, ...]:
+    """Names of the classes at ``root``, sorted. Raises DataError for a missing root or no classes."""
+    root, layout = _resolve_layout(root, layout)
+    if _has_visa_split(root, layout):
+        return tuple(open_dataset(root, layout, require_masks=False))
+    return _class_names(root, layout)
+
+
+def read_sample(sample: Sample, *, size: Size | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a test image, float32 [H,W,3] in [0, 1], and its mask, uint8 [H,W] of 0/1.
+
+    The mask of a normal image is all 0. The two are compared as stored and only then resized to ``size``.
+    Raises ImageError where they differ in size, DataError for an anomalous sample without a mask, and what
+    `read_image` raises.
+    """
+    if sample.label and sample.mask_path is None:
+        raise DataError(f"class {sample.class_name!r}: {sample.path} is anomalous and has no mask")
+    image = read_image(sample.path)
+    if sample.mask_path is None:
+        mask = np.zeros(image.shape[:2], np.uint8)
+    else:
+        mask = read_mask(sample.mask_path)
+        check_mask(image, mask, sample.mask_path)
+    if size is None:
+        return image, mask
+    return resize_image(image, size), resize_mask(mask, size)
+
+
+def _resolve_layout(root: str | os.PathLike, layout: str) -> tuple[Path, str]:
+    if layout not in ("auto", *LAYOUTS):
+        raise ValueError(f"layout is {layout!r}, expected 'auto' or one of {', '.join(LAYOUTS)}")
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"data set folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
+    return root, _detect_layout(root) if layout == "auto" else layout
+
+
+def _detect_layout(root: Path) -> str:
+    folders = list_folders(root)
+    if (root / VISA_SPLIT).is_file() or any((f / "Data" / "Images").is_dir() for f in folders):
+        return "visa"
+    if (root / "train" / "good").is_dir():
+        raise DataError(f"{root} is the folder of one class; the data set's root is {root.absolute().parent}")
+    if any((f / "train").is_dir() for f in folders):
+        return "mvtec"
+    return "folder"
+
+
+def _has_visa_split(root: Path, layout: str) -> bool:
+    return layout == "visa" and (root / VISA_SPLIT).is_file()
+
+
+def _class_names(root: Path, layout: str) -> tuple[str, ...]:
+    if layout == "mvtec":
+        names = [f.name for f in list_folders(root) if (f / "train").is_dir() or (f / "test").is_dir()]
+    elif layout == "visa":
+        names = [f.name for f in list_folders(root) if (f / "Data" / "Images").is_dir()]
+    else:
+        names = [f.name for f in list_folders(root)]
+        if list_images(root):
+            mixed = [name for name in names if list_images(root / name)]
+            if mixed:
+                raise DataError(f"{root} holds images of its own and a folder of images, {mixed[0]!r}")
+            names = [root.absolute().name]
+    if not names:
+        raise DataError(f"no classes of layout {layout!r} in {root}")
+    return tuple(names)
+
+
+def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
+    if layout == "mvtec":
+        return _load_mvtec(root / name, name, require_masks)
+    if layout == "visa":
+        return _load_visa(root / name / "Data", name, require_masks)
+    folder = root if list_images(root) else root / name
+    return ClassData(name, require_normal(name, list_images(folder), folder), ())
+
+
+def _load_mvtec(folder: Path, name: str, require_masks: bool) -> ClassData:
+    train = require_normal(name, list_images(folder / "train" / "good"), folder / "train" / "good")
+    test: list[Sample] = []
+    for tested in list_folders(folder / "test"):
+        if tested.name == "good":
+            test += [Sample(path, name, 0, "good", None) for path in list_images(tested)]
+        else:
+            masks = folder / "ground_truth" / tested.name
+            test += _with_masks(name, tested.name, list_images(tested), masks, require_masks)
+    return ClassData(name, train, tuple(test))
+
+
+def _load_visa(folder: Path, name: str, require_masks: bool) -> ClassData:
+    normal = require_normal(name, list_images(folder / "Images" / "Normal"), folder / "Images" / "Normal")
+    held_out = slice(_VISA_TEST_EVERY - 1, None, _VISA_TEST_EVERY)
+    train = list(normal)
+    del train[held_out]
+    test = [Sample(path, name, 0, "good", None) for path in normal[held_out]]
+    anomalous = list_images(folder / "Images" / "Anomaly")
+    test += _with_masks(name, "anomaly", anomalous, folder / "Masks" / "Anomaly", require_masks)
+    return ClassData(name, tuple(train), tuple(test))
+
+
+def _with_masks(
+    name: str, defect: str, images: list[Path], mask_folder: Path, require_masks: bool
+) -> list[Sample]:
+    masks = {path.stem: path for path in list_images(mask_folder)}
+    samples = []
+    for path in images:
+        mask = masks.get(f"{path.stem}_mask", masks.get(path.stem))
+        if mask is None and require_masks:
+            raise DataError(f"class {name!r}: {path} has no mask {path.stem}_mask.png in {mask_folder}")
+        samples.append(Sample(path, name, 1, defect, mask))
+    return samples

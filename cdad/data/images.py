@@ -1,0 +1,241 @@
+"""Reading images and masks from files that nobody has checked.
+
+A file is decoded by what it holds, not by its name; the formats allowed are PNG, JPEG, BMP, TIFF and WEBP,
+and of a file with several frames the first counts. Its header is held against the size limit before a
+pixel is decoded. Every kind of pixel becomes RGB in [0, 1] by one table:
+
+=====================================  ==================================================================
+stored                                 read as
+=====================================  ==================================================================
+1-bit, 8-bit grey                      three equal channels, divided by 255
+palette, alpha, colour-key             RGBA, composited over black, divided by 255
+RGB, CMYK, YCbCr, LAB (8 bit)          Pillow's RGB, divided by 255; colour profiles are not applied
+16-bit grey, RGB, RGBA                 divided by 65535, never clipped or cut to 8 bits; alpha over black
+32-bit float grey                      as it stands where all values lie in [0, 1], otherwise refused
+other (32-bit integers, ...)           refused: they have no defined white
+=====================================  ==================================================================
+
+The EXIF orientation is applied to images and masks alike.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError, LimitError
+
+MAX_PIXELS = 64_000_000
+"""Default limit of width x height of an image."""
+
+MAX_SIDE = 65_535
+"""Largest side, in pixels, that images are resized to."""
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_LOSSY = ("JPEG", "WEBP")
+
+# EXIF orientation (tag 0x0112) -> how the stored array is turned upright.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+Size = int | tuple[int, int]
+
+
+def read_image(
+    path: str | os.PathLike, *, size: Size | None = None, mode: str = "rgb", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Read one image as float32 [H,W,3] with values in [0, 1].
+
+    ``size`` (an int for a square, or (height, width)) resizes it as `resize_image` does. ``mode`` is "rgb",
+    or "grey" for three equal channels of ITU-R 601 luma. ``max_pixels`` bounds width x height of the file.
+
+    Raises FileNotFoundError for a missing file, LimitError for one beyond the limits and ImageError, which
+    names the path, for one that is not a regular file or cannot be decoded whole.
+    """
+    if mode not in ("rgb", "grey"):
+        raise ValueError(f"mode is {mode!r}, expected 'rgb' or 'grey'")
+    image = _to_unit_float(_decode(path, max_pixels)[0], path)
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    elif mode == "grey":
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return image if size is None else resize_image(image, size)
+
+
+def read_mask(
+    path: str | os.PathLike, *, size: Size | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Read a ground-truth mask as uint8 [H,W]: 1 where a pixel is anomalous, else 0.
+
+    Anomalous is every pixel that is not black, so masks of 0/255 and of small defect numbers both work; in
+    lossy formats, where black is not kept exactly, every pixel of at least half white. Resized to ``size``
+    by the nearest neighbour only, so that a mask never grows. Errors as in `read_image`.
+    """
+    pixels, lossy = _decode(path, max_pixels)
+    unit = _to_unit_float(pixels, path)
+    value = unit if unit.ndim == 2 else unit.max(axis=2)
+    mask = (value >= 0.5 if lossy else value > 0).astype(np.uint8)
+    return mask if size is None else resize_mask(mask, size)
+
+
+def check_mask(image: np.ndarray, mask: np.ndarray, mask_path: str | os.PathLike | None = None) -> None:
+    """Raise ImageError unless ``mask`` [H,W] has the height and width of ``image`` [H,W,...].
+
+    To be called before either is resized: afterwards a mask of another picture fits every image.
+    """
+    if image.shape[:2] != mask.shape[:2]:
+        raise ImageError(
+            f"mask is {mask.shape[1]}x{mask.shape[0]} pixels, its image {image.shape[1]}x{image.shape[0]}",
+            mask_path,
+        )
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resize float32 [H,W,3] to ``size``: area averages where a side shrinks, linear where it grows."""
+    height, width = parse_size(size)
+    # In two steps, because cv2's area filter is no filter at all on a side that grows.
+    for (h, w), method in (
+        ((min(height, image.shape[0]), min(width, image.shape[1])), cv2.INTER_AREA),
+        ((height, width), cv2.INTER_LINEAR),
+    ):
+        if image.shape[:2] != (h, w):
+            image = cv2.resize(image, (w, h), interpolation=method)
+    return image
+
+
+def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
+    """Resize uint8 [H,W] to ``size`` by the nearest neighbour (pixel centres)."""
+    height, width = parse_size(size)
+    if mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def load_images(paths: Sequence[str | os.PathLike], size: Size) -> np.ndarray:
+    """Read images as float32 [N,H,W,3], all resized to ``size``. Errors as in `read_image`."""
+    height, width = parse_size(size)
+    images = np.empty((len(paths), height, width, 3), np.float32)
+    for i, path in enumerate(paths):
+        images[i] = read_image(path, size=(height, width))
+    return images
+
+
+def parse_size(size: Size) -> tuple[int, int]:
+    """Turn an int or (height, width) into (height, width), each in 1..65535, or raise ValueError."""
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(s, (int, np.integer)) and 1 <= s <= MAX_SIDE for s in pair):
+        raise ValueError(f"size is {size!r}, expected an int or (height, width), each in 1..{MAX_SIDE}")
+    return int(pair[0]), int(pair[1])
+
+
+def _to_unit_float(pixels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Scale decoded [H,W] or [H,W,3] of uint8, uint16 or float32 to float32 in [0, 1]."""
+    if pixels.dtype == np.float32:
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails both
+            raise ImageError(
+                f"float pixels lie in [{pixels.min():g}, {pixels.max():g}], expected [0, 1]", path
+            )
+        return np.ascontiguousarray(pixels)
+    return unit_float(pixels)
+
+
+def unit_float(pixels: np.ndarray) -> np.ndarray:
+    """Scale uint8 or uint16 pixels of any shape to float32 in [0, 1], a new contiguous array."""
+    scaled = np.ascontiguousarray(pixels, dtype=np.float32)
+    return np.divide(scaled, np.float32(np.iinfo(pixels.dtype).max), out=scaled)
+
+
+def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]:
+    """Decode to upright uint8, uint16 or float32, [H,W] or [H,W,3]; also say whether the format is lossy."""
+    # Eight bytes a pixel is the largest raw format allowed (16-bit RGBA); the rest is room for metadata.
+    content = _read_regular_file(path, 8 * max_pixels + (16 << 20))
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise LimitError(f"image is {width}x{height} pixels, the limit is {max_pixels}", path)
+            lossy = image.format in _LOSSY
+            layout = str(image.tile)  # before load(), which clears it
+            image.load()
+            if ";16" in layout and image.mode in ("RGB", "RGBA", "LA"):
+                # Pillow keeps only the high byte of 16-bit colours.
+                pixels = _decode_colour16(content)
+            else:
+                pixels = _pixels_of(image)
+            # After load(): of a TIFF both decoders have applied and removed it by now.
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except (LimitError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise LimitError(str(error), path) from error
+    except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles over
+        raise ImageError(f"cannot be decoded: {error}", path) from error
+    return _UPRIGHT.get(orientation, np.asarray)(pixels), lossy
+
+
+def _pixels_of(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)  # native byte order
+    if image.mode == "F":
+        return np.asarray(image)
+    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        return _over_black(np.asarray(image.convert("RGBA")))
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    if image.mode in ("RGB", "CMYK", "YCbCr", "LAB"):
+        return np.asarray(image.convert("RGB"))
+    raise ValueError(f"pixel type {image.mode!r} is not supported")
+
+
+def _decode_colour16(content: bytes) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ValueError("16-bit colours could not be read")
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return _over_black(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _over_black(rgba: np.ndarray) -> np.ndarray:
+    """Composite uint8 or uint16 RGBA [H,W,4] over black: colour times alpha, rounded."""
+    white = np.iinfo(rgba.dtype).max
+    alpha = rgba[..., 3:].astype(np.uint32)  # holds 65535 * 65535 + 32767
+    if alpha.min() == white:
+        return rgba[..., :3]
+    return ((rgba[..., :3] * alpha + white // 2) // white).astype(rgba.dtype)
+
+
+def _read_regular_file(path: str | os.PathLike, limit: int) -> bytes:
+    """Read a whole file of at most ``limit`` bytes; whatever is no regular file is never opened."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            # O_NONBLOCK: should a FIFO have taken the file's place since, opening it must not wait.
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            with os.fdopen(os.open(path, flags), "rb") as file:
+                status = os.fstat(file.fileno())
+                if stat.S_ISREG(status.st_mode):
+                    content = file.read(limit + 1)
+                    if len(content) > limit:
+                        raise LimitError(f"file has {status.st_size} bytes, the limit is {limit}", path)
+                    return content
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ImageError("symbolic links form a loop", path) from error
+        raise
+    raise ImageError("not a regular file", path)

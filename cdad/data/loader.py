@@ -1,0 +1,180 @@
+"""Training batches: clean and perturbed images, made ahead of the core on background threads.
+
+What a batch holds depends on (paths, seed, epoch, step) alone: not on the number of workers, on prefetching,
+on the cache, or on where the epoch was entered.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from .images import Size, parse_size, read_image, unit_float
+from .perturb import perturb, perturbation_rng
+from .records import ClassData
+
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``image`` x and ``perturbed`` x~: float32 [N,H,W,3] in [0, 1]; ``index``: int64 [N] into the loader's
+    ``paths``; ``step``: the batch's place in the epoch."""
+
+    image: np.ndarray
+    perturbed: np.ndarray
+    index: np.ndarray
+    step: int
+
+
+class TrainingBatches:
+    """Batches of the normal training images of one task.
+
+    ``classes_or_paths``: `ClassData` of the task's classes, or image paths that make up one class.
+    ``image_size``: int or (height, width). ``perturb_share``: probability that a sample is perturbed, by
+    patches of an image of its own class; the others have x~ = x. ``augment(image, rng)`` returns a changed
+    float32 [H,W,3] image, e.g. `flip_horizontal`; it is applied to x before the perturbation.
+    ``prefetch`` batches are made ahead, on ``workers`` threads (decoding and blending release the GIL).
+
+    Each image is decoded once, resized and rounded to 8 bits; up to ``cache_bytes`` of them stay in memory.
+    None is ever replaced: with every image used once an epoch, a fixed subset has the highest hit rate.
+    """
+
+    def __init__(
+        self,
+        classes_or_paths: ClassData | Iterable[ClassData | str | os.PathLike],
+        *,
+        image_size: Size,
+        batch_size: int,
+        seed: int,
+        perturb_share: float = 0.5,
+        prefetch: int = 4,
+        workers: int = 1,
+        augment: Augment | None = None,
+        cache_bytes: int = 1 << 30,
+    ):
+        for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("workers", workers)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if not 0 <= perturb_share <= 1:
+            raise ValueError(f"perturb_share is {perturb_share}, expected 0..1")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, expected at least 0")
+        self.paths, self._group_of = _group(classes_or_paths)
+        self.image_size = parse_size(image_size)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.perturb_share = perturb_share
+        self._prefetch = prefetch
+        self._workers = workers
+        self._augment = augment
+        self._cache: dict[int, np.ndarray] = {}
+        self._cache_room = cache_bytes
+        self._cache_lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.paths) // self.batch_size)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of ``epoch`` in order, from ``start_step`` on.
+
+        All images come in an order drawn from (seed, epoch). Where the last batch is short it is filled from
+        the order's beginning, so every batch has ``batch_size`` samples. What a worker raises is raised here,
+        at its batch. Leaving early ends the workers after the batches they are at.
+        """
+        if not 0 <= start_step <= len(self):
+            raise ValueError(f"start_step is {start_step}, expected 0..{len(self)}")
+        return self._run(epoch, self._order(epoch), start_step)
+
+    def _run(self, epoch: int, order: np.ndarray, start_step: int) -> Iterator[Batch]:
+        # A bounded window of futures: the pool works on what is ahead while the consumer trains.
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cdad-data")
+        try:
+            steps = iter(range(start_step, len(self)))
+            ahead = deque(pool.submit(self._make, epoch, order, s) for s in islice(steps, self._prefetch))
+            while ahead:
+                batch = ahead.popleft().result()
+                # Refill before handing over: the consumer is about to be busy.
+                ahead.extend(pool.submit(self._make, epoch, order, s) for s in islice(steps, 1))
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # A spawn key of another length than perturbation_rng's: independent random numbers.
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+        return np.random.Generator(np.random.Philox(sequence)).permutation(len(self.paths))
+
+    def _make(self, epoch: int, order: np.ndarray, step: int) -> Batch:
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size) % len(order)
+        index = order[places].astype(np.int64)
+        image = np.empty((self.batch_size, *self.image_size, 3), np.float32)
+        perturbed = np.empty_like(image)
+        for i, j in enumerate(index):
+            image[i], perturbed[i] = self._sample(epoch, int(j))
+        return Batch(image, perturbed, index, step)
+
+    def _sample(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = perturbation_rng(self.seed, epoch, index)
+        image = unit_float(self._pixels(index))
+        if self._augment is not None:
+            image = self._augment(image, rng)
+            if image.shape != (*self.image_size, 3) or image.dtype != np.float32:
+                raise ValueError(
+                    f"augment returned {image.dtype} {list(image.shape)}, "
+                    f"expected float32 {[*self.image_size, 3]}"
+                )
+        if rng.random() >= self.perturb_share:
+            return image, image
+        group = self._group_of[index]
+        # Another image of the class: the k-th after this one, around the end. A class of one has only itself.
+        offset = int(rng.integers(1, max(len(group), 2)))
+        source = group.start + (index - group.start + offset) % len(group)
+        return image, perturb(image, unit_float(self._pixels(source)), rng)[0]
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """The image as uint8 [H,W,3], from the cache or the file."""
+        pixels = self._cache.get(index)
+        if pixels is None:
+            image = read_image(self.paths[index], size=self.image_size)
+            pixels = np.rint(image * np.float32(255)).astype(np.uint8)
+            with self._cache_lock:
+                if index not in self._cache and pixels.nbytes <= self._cache_room:
+                    self._cache[index] = pixels
+                    self._cache_room -= pixels.nbytes
+        return pixels
+
+
+def flip_horizontal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror [H,W,3] left to right with probability 1/2; an ``augment`` for products without handedness."""
+    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < 0.5 else image
+
+
+def _group(
+    classes_or_paths: ClassData | Iterable[ClassData | str | os.PathLike],
+) -> tuple[tuple[Path, ...], list[range]]:
+    """All paths, and for each the range of the paths of its class."""
+    items = [classes_or_paths] if isinstance(classes_or_paths, ClassData) else list(classes_or_paths)
+    classes = [item.train for item in items if isinstance(item, ClassData)]
+    if not classes:
+        classes = [tuple(Path(item) for item in items)]
+    elif len(classes) < len(items):
+        raise TypeError("classes and paths are mixed, expected one kind")
+    paths: list[Path] = []
+    group_of: list[range] = []
+    for train in classes:
+        group_of += [range(len(paths), len(paths) + len(train))] * len(train)
+        paths += train
+    if not paths:
+        raise DataError("no training images")
+    return tuple(paths), group_of

@@ -1,0 +1,376 @@
+"""`ContinualModel`: learn product after product, predict any of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from . import _core
+from .autoencoder import Autoencoder, run_in_batches, stack_images
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import Config, preset
+from .data import TrainingBatches, load_images, read_image
+from .data.records import ClassData
+from .errors import CheckpointError, DataError
+from .features import FeatureDistance
+from .scoring import Calibration, score_maps
+from .strategies import make_strategy
+
+log = logging.getLogger("cdad")
+
+Task = Mapping[str, Sequence[str | os.PathLike]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``scores`` float32 [N], higher is more anomalous; ``maps`` float32 [N,H,W]; ``reconstructions`` float32
+    [N,H,W,3] in [0,1], the normal image that the model draws instead."""
+
+    scores: np.ndarray
+    maps: np.ndarray
+    reconstructions: np.ndarray
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a callback is told after each training step: 0-based ``step`` of ``steps`` in this task, losses, rate."""
+
+    task: int
+    step: int
+    steps: int
+    loss: float
+    loss_cdm: float
+    loss_amn: float
+    grad_norm: float
+    lr_scale: float
+
+
+class ContinualModel:
+    """One latent-diffusion model that learns product after product from normal images alone.
+
+    >>> model = ContinualModel("small")                            # doctest: +SKIP
+    >>> model.fit_task({"bottle": bottles, "screw": screws})       # doctest: +SKIP
+    >>> model.fit_task({"toothbrush": toothbrushes})               # doctest: +SKIP
+    >>> model.predict(images).scores                               # doctest: +SKIP
+
+    ``config``: a `Config` or a preset's name. Predictions may run in several threads at once; `fit_task` is
+    exclusive, and a second one meanwhile raises RuntimeError.
+    """
+
+    def __init__(self, config: Config | str = "small", *, _load_weights: bool = True):
+        self.config = preset(config) if isinstance(config, str) else config
+        c = self.config
+        batch = c.scoring.batch_size
+        self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights)
+        self._features: FeatureDistance | None = None
+        self.params = _core.Params()
+        self._trainer = _core.Trainer(self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed)
+        self._sampler = _core.Sampler(self.params, c.denoiser(), batch)
+        self.strategy = make_strategy(c.continual)
+        self.bases: dict[str, np.ndarray] = {}
+        self.calibrations: dict[str, Calibration] = {}
+        self.ledger: list[dict[str, Any]] = []
+        self.progress: dict[str, Any] = {}
+        self._fitting = threading.Lock()
+
+    # ---- what is known ------------------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class learned so far, in order."""
+        return tuple(name for task in self.ledger for name in task["classes"])
+
+    @property
+    def features(self) -> FeatureDistance:
+        """The backbone of the scores; its ``name`` says which features are used."""
+        if self._features is None:
+            c = self.config
+            self._features = FeatureDistance(
+                c.scoring.backbone, self.autoencoder, c.image_size, c.scoring.batch_size
+            )
+        return self._features
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Planned bytes of a training step: arena, scratch, parameters, optimizer."""
+        return self._trainer.memory_bytes
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    def fit_task(
+        self,
+        task: Task | ClassData | Sequence[ClassData] | Sequence[str | os.PathLike],
+        *,
+        progress: bool = True,
+        callback: Callable[[StepReport], None] | None = None,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_seconds: float = 300.0,
+    ) -> None:
+        """Learn the next task from normal images alone.
+
+        ``task``: {class: image paths}, `ClassData`, a list of them, or the paths of one class. ``checkpoint``: a
+        file that is written every ``checkpoint_seconds`` and at the end; after a load, the same call goes on where
+        it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
+        is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step).
+        """
+        if not self._fitting.acquire(blocking=False):
+            raise RuntimeError("model is training")
+        try:
+            self._fit(as_classes(task, len(self.ledger)), progress, callback, checkpoint, checkpoint_seconds)
+        finally:
+            self._fitting.release()
+
+    def _fit(self, classes, progress, callback, checkpoint, checkpoint_seconds) -> None:
+        names = [c.name for c in classes]
+        for name in names:
+            if name in self.classes:
+                raise DataError(f"class {name!r} was learned before; a task brings new classes")
+        if self.progress and self.progress["classes"] != names:
+            raise CheckpointError(
+                f"the checkpoint is in the middle of the task {self.progress['classes']}, not of {names}"
+            )
+        config, t, index = self.config, self.config.training, len(self.ledger)
+        batches = TrainingBatches(
+            classes,
+            image_size=config.image_size,
+            batch_size=t.batch_size,
+            seed=config.seed + 7919 * index,
+            perturb_share=t.perturb_share,
+        )
+        steps = (t.steps if index == 0 else t.increment_steps) * len(classes)
+        if not self.progress:
+            if index == 0:
+                self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
+            self.progress = {"classes": names, "step": 0, "seconds": 0.0}
+            self._trainer.reset()
+        self.strategy.before_task(self, index)
+        latents = self._latents(batches.paths, progress)
+        self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
+        self.strategy.after_task(self, classes, progress)
+        for c in classes:
+            self.calibrations[c.name] = self._calibrate(c)
+        self.ledger.append({"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)})
+        self.progress = {}
+        if checkpoint is not None:
+            self.save(checkpoint)
+
+    def _latents(self, paths: Sequence[Path], progress: bool) -> np.ndarray:
+        """Latents of the clean images, computed once a task: [n,h,w,C]."""
+        size, chunk = self.config.image_size, 4 * self.autoencoder.batch_size
+        parts = []
+        for start in tqdm(range(0, len(paths), chunk), "encode", disable=not progress, leave=False):
+            parts.append(self.autoencoder.encode(load_images(paths[start : start + chunk], size)))
+        return np.concatenate(parts)
+
+    def _train(self, batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds) -> None:
+        saved = time.monotonic()
+        bar = tqdm(
+            total=steps,
+            initial=self.progress["step"],
+            desc=f"task {index + 1}: {', '.join(self.progress['classes'])}"[:48],
+            unit="step",
+            disable=not progress,
+        )
+        base_lr, t = self.config.training.lr, self.config.training
+        lr = (t.lr if index == 0 else t.increment_lr) / base_lr
+        with bar:
+            while self.progress["step"] < steps:
+                epoch, start = divmod(self.progress["step"], len(batches))
+                for batch in batches.epoch(epoch, start):
+                    began, step = time.monotonic(), self.progress["step"]
+                    scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
+                    losses = self._trainer.step(
+                        latents[batch.index], batch.image, batch.perturbed, lr_scale=scale
+                    )
+                    self.progress["step"] += 1
+                    self.progress["seconds"] += time.monotonic() - began
+                    bar.update()
+                    bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
+                    if callback is not None:
+                        callback(StepReport(index, step, steps, *losses, scale))
+                    if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
+                        self.save(checkpoint)
+                        saved = time.monotonic()
+                    if self.progress["step"] >= steps:
+                        break
+
+    def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float]]:
+        """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
+        (U [d, rank], share of the energy kept)}, taken while the sampler reconstructs a sample of their images."""
+        c = self.config.continual
+        paths = [p for data in classes for p in spread(data.train, c.images)]
+        collector = _core.Collector(self._sampler, c.method, c.gamma)
+        batch = self.config.scoring.batch_size
+        for start in tqdm(range(0, len(paths), batch), "representations", disable=not progress, leave=False):
+            # A batch that is not full is filled from the first images: no sample counts as a repeat alone.
+            chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
+            self._denoise(load_images(chosen, self.config.image_size), noise_seed=start)
+        return collector.bases(self.bases)
+
+    def _calibrate(self, data: ClassData) -> Calibration | None:
+        if not self.config.scoring.calibrate:
+            return None
+        images = load_images(spread(data.train, self.config.scoring.calibration_images), self.config.image_size)
+        distances, _ = self._distances(images)
+        return Calibration.measure(distances)
+
+    # ---- prediction ---------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        images: np.ndarray | Sequence[str | os.PathLike],
+        class_name: str | None = None,
+        *,
+        progress: bool = False,
+    ) -> Prediction:
+        """Scores, anomaly maps and reconstructions.
+
+        ``images``: paths, or an array [N,H,W,3] (uint8, or float in [0,1]) of the model's image size.
+        ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
+        result depends on (image, model, seed) alone, not on what it is predicted with.
+        """
+        if not self.ledger:
+            raise RuntimeError("the model has learned no task yet")
+        if class_name is not None and class_name not in self.classes:
+            raise ValueError(f"class {class_name!r} was not learned; known: {', '.join(self.classes)}")
+        size, chunk = self.config.image_size, 4 * self.config.scoring.batch_size
+        n = len(images)
+        if n == 0:
+            empty = np.zeros((0, size, size), np.float32)
+            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
+        maps, reconstructions = [], []
+        for start in tqdm(range(0, n, chunk), "predict", disable=not progress, leave=False):
+            part = images[start : start + chunk]
+            array = stack_images(part, size) if isinstance(part, np.ndarray) else load_images(part, size)
+            distances, drawn = self._distances(array)
+            maps.append(score_maps(distances, self._calibration(class_name), self.config.scoring, size))
+            reconstructions.append(drawn)
+        joined = np.concatenate(maps)
+        return Prediction(joined.max((1, 2)), joined, np.concatenate(reconstructions))
+
+    def _calibration(self, class_name: str | None) -> Calibration | None:
+        if not self.config.scoring.calibrate:
+            return None
+        if class_name is not None:
+            return self.calibrations[class_name]
+        return Calibration.pool(list(self.calibrations.values()))
+
+    def _denoise(self, images: np.ndarray, noise_seed: int) -> np.ndarray:
+        d, batch = self.config.diffusion, self.config.scoring.batch_size
+        latents = self.autoencoder.encode(images)
+        streams = np.full(batch, noise_seed, np.int64)
+        weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
+
+        def run(z: np.ndarray, x: np.ndarray) -> np.ndarray:
+            start = self._sampler.start(z, streams, self.config.seed, steps=d.steps, skip=d.skip)
+            return self._sampler.denoise(x, start, steps=d.steps, skip=d.skip, weights=weights)
+
+        return run_in_batches(run, batch, latents, images)
+
+    def _distances(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Feature distances [N,H,W,layers] between x^ = D(E(x)) and x-, and x- itself (paper, Eq. 1)."""
+        reference = self.autoencoder.decode(self.autoencoder.encode(images))
+        total, drawn = None, None
+        for seed in range(self.config.scoring.noise_seeds):
+            x = self.autoencoder.decode(self._denoise(images, seed))
+            distance = self.features(reference, x)
+            total = distance if total is None else total + distance
+            drawn = x if drawn is None else drawn
+        return total / np.float32(self.config.scoring.noise_seeds), drawn
+
+    # ---- files --------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything in one atomic file: weights, optimiser, bases, ledger, place in the task."""
+        tensors = {f"model/{name}": self.params[name] for name in self.params.shapes()}
+        tensors |= {f"autoencoder/{name}": value for name, value in self.autoencoder.weights().items()}
+        tensors |= {"latent/shift": self.autoencoder.shift, "latent/scale": self.autoencoder.scale}
+        tensors |= {f"basis/{name}": U for name, U in self.bases.items()}
+        for name, calibration in self.calibrations.items():
+            if calibration is not None:
+                tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
+        for block in ("m", "v", "ema") if self.config.training.ema_decay > 0 else ("m", "v"):
+            tensors[f"optimizer/{block}"] = self._trainer.block(block)
+        state = {
+            "config": self.config.to_dict(),
+            "ledger": self.ledger,
+            "progress": self.progress,
+            "steps": self._trainer.n_steps,
+            "age": self._trainer.age,
+        }
+        save_checkpoint(path, tensors, state)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, config: Config | None = None) -> ContinualModel:
+        """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
+        another strategy or training schedule). CheckpointError: damaged, or of another model."""
+        tensors, state = load_checkpoint(path)
+        model = cls(config or Config.from_dict(state["config"]), _load_weights=False)
+        model._restore(tensors, state, path)
+        return model
+
+    def _restore(self, tensors: dict[str, np.ndarray], state: dict[str, Any], path) -> None:
+        def section(name: str) -> dict[str, np.ndarray]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        weights = section("model/")
+        shapes = self.params.shapes()
+        wrong = sorted(set(shapes) ^ set(weights)) or [n for n in shapes if weights[n].shape != shapes[n]]
+        if wrong:
+            raise CheckpointError(f"the checkpoint is of another model: {wrong[0]} and {len(wrong) - 1} more", path)
+        for name in shapes:
+            self.params[name][...] = weights[name]
+        self.autoencoder.set_weights(section("autoencoder/"))
+        self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
+        self.bases = section("basis/")
+        self.ledger, self.progress = state["ledger"], state["progress"]
+        for name in self.classes:
+            parts = section(f"calibration/{name}/")
+            self.calibrations[name] = Calibration.from_tensors(parts) if parts else None
+        for block, values in section("optimizer/").items():
+            if block != "ema" or self.config.training.ema_decay > 0:
+                self._trainer.block(block)[...] = values
+        self._trainer.n_steps, self._trainer.age = state["steps"], state["age"]
+
+
+def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Linear warm-up over ``warmup`` steps, then 1, then a cosine to zero over the last ``decay`` share of steps."""
+    scale = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
+    tail = decay * steps
+    if tail > 0 and step >= steps - tail:
+        scale *= 0.5 * (1.0 + np.cos(np.pi * (step - (steps - tail)) / tail))
+    return float(scale)
+
+
+def spread(items: Sequence, n: int) -> list:
+    """At most ``n`` of the items, evenly spread over their order."""
+    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
+
+
+def as_classes(task: Any, index: int) -> list[ClassData]:
+    """The classes of a task in any of the forms that `ContinualModel.fit_task` takes."""
+    if isinstance(task, ClassData):
+        task = [task]
+    if isinstance(task, Mapping):
+        task = [ClassData(name, tuple(Path(p) for p in paths), ()) for name, paths in task.items()]
+    items = list(task)
+    if items and not all(isinstance(item, ClassData) for item in items):
+        items = [ClassData(f"task{index + 1}", tuple(Path(p) for p in items), ())]
+    if not items:
+        raise DataError("a task has at least one class")
+    for item in items:
+        if not item.train:
+            raise DataError(f"class {item.name!r} has no normal training images")
+    return items
+
+
+__all__ = ["ContinualModel", "Prediction", "StepReport", "read_image"]

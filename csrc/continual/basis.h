@@ -1,0 +1,33 @@
+/* The significant representation of a task: the orthonormal basis U of a layer's input features that is
+ * protected from later updates, grown from task to task ("One-for-More", CVPR 2025, Eq. 6; Saha et al.,
+ * "Gradient Projection Memory", ICLR 2021, Eq. 8-9). */
+#ifndef CDAD_CONTINUAL_BASIS_H
+#define CDAD_CONTINUAL_BASIS_H
+
+#include "base/status.h"
+
+/* Which number of directions an energy threshold gamma asks for. */
+typedef enum {
+    CDAD_RANK_REACH, /* the smallest k whose share of the energy is >= gamma: the paper's text */
+    CDAD_RANK_BELOW  /* the largest k whose share is < gamma, at least 1: the published code; one fewer */
+} cdad_rank_rule;
+
+/* The k of `rule` for n energies >= 0, descending, on top of `before`, out of `total`. 0 when total is 0. */
+int64_t cdad_energy_rank(const double *energies, int64_t n, double before, double total, double gamma,
+                         cdad_rank_rule rule);
+
+/* Eq. 6: keeps U_old [d,k_old] bit by bit as the first columns and adds the fewest orthonormal directions of
+ * the residual (I - U U^T) G (I - U U^T) that bring the share of G's energy inside the joint basis to >=
+ * gamma.
+ *
+ * G [d,d] symmetric, positive semi-definite up to rounding; destroyed. U_old may be NULL when k_old is 0.
+ * *U [d,*k] row major, k_old <= *k <= d, freed by cdad_free; NULL on failure. *energy: the share that *U
+ * keeps (1 when G is zero, which adds nothing). Directions whose energy is the rounding error of float32
+ * products are not added, so *energy may stay below a gamma that is within 1.2e-7 sqrt(d) of 1. CDAD_SHAPE:
+ * k_old not in [0,d]; CDAD_NOT_FINITE: a NaN or infinity in U_old; CDAD_INVALID: U_old is not orthonormal to
+ * 1e-4. */
+CDAD_MUST_USE cdad_status cdad_basis_extend(double *G, int64_t d, double gamma, const float *U_old,
+                                            int64_t k_old, float **U, int64_t *k, double *energy,
+                                            cdad_error *err);
+
+#endif

@@ -1,0 +1,36 @@
+/* The Gram matrix G = sum over all feature vectors x of x x^T: what exact streaming keeps.
+ *
+ * Products of a tile of rows are float32; tiles are summed in double. So the error of G is that of single
+ * float32 products, about 1e-7 |G| shrinking with the number of tiles, however many rows come; a singular
+ * value below about 3e-4 of the largest (its square below float32's rounding of the square) is noise, which
+ * costs energy thresholds up to 1 - 1e-6 nothing. Half of the symmetric matrix is stored and computed. */
+#ifndef CDAD_CONTINUAL_GRAM_H
+#define CDAD_CONTINUAL_GRAM_H
+
+#include "kernels/kernels.h"
+
+typedef struct cdad_gram {
+    int64_t d;
+    double *upper; /* block rows of 320: block row b holds columns 320*b .. d-1 */
+} cdad_gram;
+
+/* Zero; about 4 d^2 bytes. d is at least 1, and CDAD_LINALG_MAX at most. */
+CDAD_MUST_USE cdad_status cdad_gram_init(cdad_gram *g, int64_t d, cdad_error *err);
+void cdad_gram_reset(cdad_gram *g);
+
+/* G += X^T X, X [rows,d], already checked; read by tiles of rows, never unfolded whole. Polls for a stop:
+ * after CDAD_CANCELLED part of X is in G. CDAD_NO_MEMORY leaves G as it was. */
+CDAD_MUST_USE cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows,
+                                        cdad_error *err);
+
+/* G += H, of the same width. */
+void cdad_gram_merge(cdad_gram *g, const cdad_gram *h);
+
+/* full [d,d] = G, both halves. */
+void cdad_gram_expand(const cdad_gram *g, double *full);
+
+/* packed [d*(d+1)/2]: rows of the upper triangle, one after the other. */
+void cdad_gram_pack(const cdad_gram *g, double *packed);
+void cdad_gram_unpack(cdad_gram *g, const double *packed);
+
+#endif

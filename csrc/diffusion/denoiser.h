@@ -1,0 +1,48 @@
+/* The conditional denoiser: U-Net and anomaly-masked network as one model, and its graphs. */
+#ifndef CDAD_DIFFUSION_DENOISER_H
+#define CDAD_DIFFUSION_DENOISER_H
+
+#include "diffusion/schedule.h"
+#include "models/models.h"
+
+typedef enum { CDAD_PREDICT_EPSILON, CDAD_PREDICT_V } cdad_prediction_type;
+
+typedef enum {
+    CDAD_AMN_AS_WRITTEN, /* Eq. 12: ||E_no(E_lo(x~) + e_p) - E_lo(x)||^2, gradients into both terms */
+    CDAD_AMN_NORMALIZED  /* the target normalised over its channels, no gradient into it: does not collapse */
+} cdad_amn_target;
+
+typedef struct cdad_denoiser_config {
+    cdad_unet_config unet;
+    cdad_amn_config amn;
+    int64_t image_h, image_w, latent_h, latent_w;
+    int64_t context_length; /* tokens of the context; used when unet.context_dim > 0 */
+    cdad_prediction_type prediction;
+    cdad_amn_target amn_target;
+    cdad_schedule schedule;
+} cdad_denoiser_config;
+
+/* Inputs and results of the training graph; every value is per batch of N samples. */
+typedef struct cdad_training_graph {
+    cdad_value latent, noise, t;        /* z [N,h,w,c], eps [N,h,w,c], t [N] */
+    cdad_value signal, sigma;           /* sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t): [N,1,1,1] */
+    cdad_value image, perturbed;        /* x, x~ [N,H,W,3] */
+    cdad_value context;                 /* [N,L,d] or CDAD_NONE */
+    cdad_value noised;                  /* q_sample(z, t) */
+    cdad_value prediction;              /* eps or v [N,h,w,c] */
+    cdad_value condition, local;        /* tau(x~), E_lo(x) [N,h,w,model_channels] */
+    cdad_value loss, loss_cdm, loss_amn; /* [1] */
+} cdad_training_graph;
+
+/* L = L_CDM + L_amn (paper, Eqs. 11 to 13). */
+cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, int64_t n, cdad_training_graph *out);
+
+/* tau(image): image [N,H,W,3] -> control [N,h,w,model_channels]. */
+cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image);
+
+/* The input values that a denoiser graph for n samples needs. */
+cdad_value cdad_latent_input(cdad_builder *b, const cdad_denoiser_config *c, const char *name, int64_t n);
+cdad_value cdad_image_input(cdad_builder *b, const cdad_denoiser_config *c, const char *name, int64_t n);
+cdad_value cdad_context_input(cdad_builder *b, const cdad_denoiser_config *c, int64_t n);
+
+#endif

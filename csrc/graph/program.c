@@ -1,0 +1,339 @@
+/* Planning by lifetimes, and execution. */
+#include "graph/program.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/memory.h"
+
+#define POLL_SECONDS 0.02
+
+typedef struct place {
+    cdad_value root;     /* the value whose memory this one shares (itself when it shares none) */
+    int64_t first, last; /* of a root: the first and last step that touch its memory */
+    int64_t offset;      /* of a root in the arena; -1: not in the arena */
+    int64_t bytes;
+    unsigned char used, external;
+} place;
+
+typedef struct step {
+    int64_t node;
+    cdad_tap_fn tap;
+    void *tap_arg;
+} step;
+
+struct cdad_program {
+    const cdad_graph *g;
+    place *places; /* [n_values] */
+    float **data;  /* [n_values]: where a value is */
+    int64_t n_values;
+    step *steps;
+    int64_t n_steps;
+    char *arena;
+    char *scratch;
+    int64_t arena_bytes, scratch_bytes;
+    const struct cdad_kernels *kernels; /* for which scratch was sized */
+    int threads;
+};
+
+void cdad_program_free(cdad_program *p) {
+    if (!p)
+        return;
+    cdad_free(p->places);
+    cdad_free(p->data);
+    cdad_free(p->steps);
+    cdad_free(p->arena);
+    cdad_free(p->scratch);
+    cdad_free(p);
+}
+
+/* Keeps the nodes that the outputs need, in order. */
+static cdad_status select_nodes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs, cdad_error *err) {
+    const cdad_graph *g = p->g;
+    for (int64_t i = 0; i < n_outputs; i++) {
+        CDAD_FAIL_IF(outputs[i] < 0 || outputs[i] >= g->n_values, err, CDAD_INVALID,
+                     "output %lld is no value of the graph", (long long)i);
+        p->places[outputs[i]].used = 1;
+    }
+    for (int64_t k = g->n_nodes - 1; k >= 0; k--) {
+        const cdad_node *node = &g->nodes[k];
+        int used = 0;
+        for (int j = 0; j < node->op->n_out; j++)
+            used |= p->places[node->out[j]].used;
+        if (!used)
+            continue;
+        p->n_steps++;
+        for (int i = 0; i < node->n_in; i++)
+            if (node->in[i] != CDAD_NONE)
+                p->places[node->in[i]].used = 1;
+        for (int j = 0; j < node->op->n_out; j++)
+            p->places[node->out[j]].used = 1;
+    }
+    CDAD_TRY(cdad_alloc_zero((void **)&p->steps, p->n_steps * (int64_t)sizeof *p->steps, err));
+    int64_t at = 0;
+    for (int64_t k = 0; k < g->n_nodes; k++)
+        if (p->places[g->nodes[k].out[0]].used)
+            p->steps[at++].node = k;
+    return CDAD_OK;
+}
+
+/* The most scratch that a step wants with these kernels and so many threads. */
+static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
+    const cdad_graph *g = p->g;
+    const int threads = cdad_pool_threads(ctx->pool);
+    if (p->scratch && p->kernels == ctx->kernels && p->threads == threads)
+        return CDAD_OK;
+    int64_t most = 0;
+    for (int64_t t = 0; t < p->n_steps; t++) {
+        const cdad_node *node = &g->nodes[p->steps[t].node];
+        if (!node->op->scratch)
+            continue;
+        cdad_shape in[CDAD_MAX_INPUTS], out[CDAD_MAX_OUTPUTS];
+        for (int i = 0; i < node->n_in; i++)
+            in[i] = node->in[i] == CDAD_NONE ? (cdad_shape){.ndim = -1} : g->values[node->in[i]].shape;
+        for (int j = 0; j < node->op->n_out; j++)
+            out[j] = g->values[node->out[j]].shape;
+        const cdad_infer args = {.n_in = node->n_in, .in = in, .attr = node->attr, .out = out};
+        const int64_t bytes = node->op->scratch(&args, ctx->kernels, threads);
+        if (bytes > most)
+            most = bytes;
+    }
+    cdad_free(p->scratch);
+    p->scratch = NULL;
+    CDAD_TRY(cdad_alloc((void **)&p->scratch, most, err));
+    p->scratch_bytes = most;
+    p->kernels = ctx->kernels;
+    p->threads = threads;
+    return CDAD_OK;
+}
+
+/* First and last use of every value, before any memory is shared. */
+static void find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs) {
+    const cdad_graph *g = p->g;
+    for (int64_t v = 0; v < p->n_values; v++) {
+        place *q = &p->places[v];
+        q->root = (cdad_value)v;
+        q->first = q->last = -1;
+        q->offset = -1;
+        q->bytes = cdad_align_up(cdad_shape_count(&g->values[v].shape) * (int64_t)sizeof(float));
+    }
+    for (int64_t t = 0; t < p->n_steps; t++) {
+        const cdad_node *node = &g->nodes[p->steps[t].node];
+        for (int i = 0; i < node->n_in; i++)
+            if (node->in[i] != CDAD_NONE)
+                p->places[node->in[i]].last = t;
+        for (int j = 0; j < node->op->n_out; j++)
+            p->places[node->out[j]].first = p->places[node->out[j]].last = t;
+    }
+    for (int64_t i = 0; i < n_outputs; i++)
+        p->places[outputs[i]].last = p->n_steps; /* readable after the run */
+}
+
+/* Lets views share, and in-place ops take over, the memory of input 0. */
+static void share_memory(cdad_program *p) {
+    const cdad_graph *g = p->g;
+    for (int64_t t = 0; t < p->n_steps; t++) {
+        const cdad_node *node = &g->nodes[p->steps[t].node];
+        const unsigned flags = node->op->flags;
+        if (!(flags & (CDAD_OP_VIEW | CDAD_OP_IN_PLACE)))
+            continue;
+        place *out = &p->places[node->out[0]];
+        place *root = &p->places[p->places[node->in[0]].root];
+        if (out->external || out->bytes != root->bytes)
+            continue;
+        const int in_arena = g->values[root->root].kind == CDAD_VALUE_NODE && !root->external;
+        if (!(flags & CDAD_OP_VIEW)) {
+            int read_twice = 0; /* by another input of this very node */
+            for (int i = 1; i < node->n_in; i++)
+                read_twice |= node->in[i] != CDAD_NONE && p->places[node->in[i]].root == root->root;
+            if (!in_arena || root->last > t || read_twice)
+                continue;
+        }
+        out->root = root->root;
+        if (out->last > root->last)
+            root->last = out->last;
+    }
+}
+
+typedef struct block {
+    cdad_value root;
+    int64_t bytes, first, last, offset;
+} block;
+
+static int larger_first(const void *a, const void *b) {
+    const block *x = a, *y = b;
+    if (x->bytes != y->bytes)
+        return x->bytes < y->bytes ? 1 : -1;
+    return x->root < y->root ? -1 : x->root > y->root;
+}
+
+static int by_offset(const void *a, const void *b) {
+    const block *x = a, *y = b;
+    return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+/* Offline packing, largest first: each block takes the lowest gap among the placed blocks that live with it. */
+static cdad_status pack_arena(cdad_program *p, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    block *blocks = NULL, *alive = NULL;
+    int64_t n = 0;
+    CDAD_TRY_DONE(cdad_alloc((void **)&blocks, p->n_values * (int64_t)sizeof *blocks, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&alive, p->n_values * (int64_t)sizeof *alive, err));
+    for (int64_t v = 0; v < p->n_values; v++) {
+        const place *q = &p->places[v];
+        if (q->used && !q->external && q->root == v && p->g->values[v].kind == CDAD_VALUE_NODE)
+            blocks[n++] = (block){.root = (cdad_value)v, .bytes = q->bytes, .first = q->first, .last = q->last};
+    }
+    qsort(blocks, (size_t)n, sizeof *blocks, larger_first);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t m = 0, offset = 0;
+        for (int64_t j = 0; j < i; j++)
+            if (blocks[j].first <= blocks[i].last && blocks[i].first <= blocks[j].last)
+                alive[m++] = blocks[j];
+        qsort(alive, (size_t)m, sizeof *alive, by_offset);
+        for (int64_t j = 0; j < m && offset + blocks[i].bytes > alive[j].offset; j++)
+            if (alive[j].offset + alive[j].bytes > offset)
+                offset = alive[j].offset + alive[j].bytes;
+        blocks[i].offset = offset;
+        p->places[blocks[i].root].offset = offset;
+        if (offset + blocks[i].bytes > p->arena_bytes)
+            p->arena_bytes = offset + blocks[i].bytes;
+    }
+done:
+    cdad_free(blocks);
+    cdad_free(alive);
+    return status;
+}
+
+/* Where every value is, as far as it is known. */
+static void resolve(cdad_program *p) {
+    for (int64_t v = 0; v < p->n_values; v++) {
+        const place *root = &p->places[p->places[v].root];
+        if (root->offset >= 0)
+            p->data[v] = (float *)(p->arena + root->offset);
+        else if (p->g->values[root->root].kind == CDAD_VALUE_CONST)
+            p->data[v] = p->g->values[root->root].data;
+        else if (root->root != (cdad_value)v)
+            p->data[v] = p->data[root->root];
+    }
+}
+
+cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs, const cdad_value *outputs,
+                             int64_t n_external, const cdad_value *external, const cdad_context *ctx,
+                             cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    cdad_program *p = NULL;
+    *out = NULL;
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&p, sizeof *p, err));
+    p->g = g;
+    p->n_values = g->n_values;
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->places, p->n_values * (int64_t)sizeof *p->places, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->data, p->n_values * (int64_t)sizeof *p->data, err));
+    CDAD_TRY_DONE(select_nodes(p, n_outputs, outputs, err));
+    for (int64_t i = 0; i < n_external; i++)
+        p->places[external[i]].external = 1;
+    find_lifetimes(p, n_outputs, outputs);
+    share_memory(p);
+    CDAD_TRY_DONE(pack_arena(p, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&p->arena, p->arena_bytes, err));
+    CDAD_TRY_DONE(plan_scratch(p, ctx, err));
+    resolve(p);
+    *out = p;
+    p = NULL;
+done:
+    cdad_program_free(p);
+    return status;
+}
+
+cdad_status cdad_program_bind(cdad_program *p, cdad_value v, const float *data, cdad_error *err) {
+    CDAD_FAIL_IF(v < 0 || v >= p->n_values, err, CDAD_INVALID, "value %d is not in this program", v);
+    const cdad_value_kind kind = p->g->values[v].kind;
+    CDAD_FAIL_IF(kind != CDAD_VALUE_INPUT && kind != CDAD_VALUE_PARAM && !p->places[v].external, err, CDAD_INVALID,
+                 "value %d is computed: it cannot be bound", v);
+    p->data[v] = (float *)(uintptr_t)data; /* inputs are never written: only external outputs are */
+    return CDAD_OK;
+}
+
+float *cdad_program_data(const cdad_program *p, cdad_value v) {
+    return v >= 0 && v < p->n_values ? p->data[v] : NULL;
+}
+
+int cdad_program_uses(const cdad_program *p, cdad_value v) {
+    return v >= 0 && v < p->n_values && p->places[v].used;
+}
+
+cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg, cdad_error *err) {
+    int found = 0;
+    for (int64_t t = 0; t < p->n_steps; t++) {
+        const cdad_node *node = &p->g->nodes[p->steps[t].node];
+        if (node->n_in < 2 || node->in[1] != weight || (node->op->flags & CDAD_OP_NO_GRAD))
+            continue;
+        p->steps[t].tap = fn;
+        p->steps[t].tap_arg = arg;
+        found = 1;
+    }
+    CDAD_FAIL_IF(!found, err, CDAD_INVALID, "no node of this program reads the weight (value %d)", weight);
+    return CDAD_OK;
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static cdad_status run_step(cdad_program *p, const step *s, const cdad_context *ctx, cdad_error *err) {
+    const cdad_graph *g = p->g;
+    const cdad_node *node = &g->nodes[s->node];
+    const float *in[CDAD_MAX_INPUTS];
+    float *out[CDAD_MAX_OUTPUTS];
+    cdad_shape in_shape[CDAD_MAX_INPUTS], out_shape[CDAD_MAX_OUTPUTS];
+    for (int i = 0; i < node->n_in; i++) {
+        const cdad_value v = node->in[i];
+        in[i] = v == CDAD_NONE ? NULL : p->data[v];
+        in_shape[i] = v == CDAD_NONE ? (cdad_shape){.ndim = -1} : g->values[v].shape;
+    }
+    for (int j = 0; j < node->op->n_out; j++) {
+        out[j] = p->data[node->out[j]];
+        out_shape[j] = g->values[node->out[j]].shape;
+    }
+    if (s->tap)
+        CDAD_TRY(s->tap(s->tap_arg, ctx, node, in[0], &in_shape[0], err));
+    const cdad_call call = {.n_in = node->n_in,
+                            .in = in,
+                            .in_shape = in_shape,
+                            .out = out,
+                            .out_shape = out_shape,
+                            .attr = node->attr,
+                            .scratch = p->scratch};
+    return node->op->run(ctx, &call, err);
+}
+
+cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
+    for (int64_t v = 0; v < p->n_values; v++) {
+        const cdad_value_info *info = &p->g->values[v];
+        if (p->places[v].used && (info->kind == CDAD_VALUE_INPUT || info->kind == CDAD_VALUE_PARAM ||
+                                  p->places[v].external))
+            CDAD_FAIL_IF(!p->data[v], err, CDAD_INVALID, "nothing is bound to %s",
+                         info->name ? info->name : "an output");
+    }
+    CDAD_TRY(plan_scratch(p, ctx, err));
+    resolve(p);
+    double polled = seconds();
+    for (int64_t t = 0; t < p->n_steps; t++) {
+        CDAD_TRY(run_step(p, &p->steps[t], ctx, err));
+        if (!ctx->poll)
+            continue;
+        const double now = seconds();
+        if (now - polled < POLL_SECONDS)
+            continue;
+        polled = now;
+        CDAD_FAIL_IF(ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "cancelled");
+    }
+    return CDAD_OK;
+}
+
+int64_t cdad_program_arena_bytes(const cdad_program *p) { return p->arena_bytes; }
+int64_t cdad_program_scratch_bytes(const cdad_program *p) { return p->scratch_bytes; }
+int64_t cdad_program_nodes(const cdad_program *p) { return p->n_steps; }

@@ -1,0 +1,38 @@
+/* A program: a graph's nodes that some outputs need, a place in one arena for every value, and how to run it. */
+#ifndef CDAD_GRAPH_PROGRAM_H
+#define CDAD_GRAPH_PROGRAM_H
+
+#include "graph/graph.h"
+
+typedef struct cdad_program cdad_program;
+
+/* Called before a node runs, with its input 0: how features are collected while a model runs. */
+typedef cdad_status (*cdad_tap_fn)(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
+                                   const cdad_shape *shape, cdad_error *err);
+
+/* Plans `outputs` of `g`, which must outlive the program and not grow after. Outputs live in the arena until the
+ * next run unless memory is bound to them before it (parameter gradients are). Values in `external` (a subset
+ * of the outputs) get no place in the arena: they must be bound. */
+CDAD_MUST_USE cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs,
+                                           const cdad_value *outputs, int64_t n_external,
+                                           const cdad_value *external, const cdad_context *ctx, cdad_error *err);
+void cdad_program_free(cdad_program *p); /* NULL is allowed */
+
+/* Binds the memory of an input, a parameter or an external output. It is only read, except for outputs. */
+CDAD_MUST_USE cdad_status cdad_program_bind(cdad_program *p, cdad_value v, const float *data, cdad_error *err);
+/* The memory of a value: of an output after a run, or what was bound. NULL: not in this program. */
+float *cdad_program_data(const cdad_program *p, cdad_value v);
+int cdad_program_uses(const cdad_program *p, cdad_value v);
+
+/* Runs the tap before every node that reads param `weight` as input 1. fn NULL removes it. */
+CDAD_MUST_USE cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg,
+                                           cdad_error *err);
+
+CDAD_MUST_USE cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err);
+
+/* Peak bytes of the arena and of scratch, known before the run. */
+int64_t cdad_program_arena_bytes(const cdad_program *p);
+int64_t cdad_program_scratch_bytes(const cdad_program *p);
+int64_t cdad_program_nodes(const cdad_program *p);
+
+#endif

@@ -1,0 +1,224 @@
+/* The matrix product: how its work is cut, packed and summed.
+ *
+ * The longer of M and N is cut into strips, one a task, that pack their own operand in cache; the other
+ * operand is packed once, by all threads, and read by every strip. K is cut into blocks of GEMM_KC: an
+ * element of C is ((C or 0) + block 0 + block 1 ...) + bias, each block one chain of multiply-adds in the
+ * order of k. So its bits depend on its row of A, its column of B and K alone, whatever M, N, the tiles and
+ * the threads are.
+ *
+ * Gradients of weights sum over all pixels of the batch: a small C from a long K. There, and only there, K is
+ * also cut into slices that sum on their own and are added in order (cut_k). Such a product is told by its
+ * operands, A read transposed or B unfolded, which no forward product has; so a forward product, whose M
+ * grows with the batch, is never summed in another way at another batch size. */
+#include <stddef.h>
+
+#include "base/memory.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cpu/gemm.h"
+
+enum {
+    TASKS = 16,                /* strips aimed at */
+    STRIP = 160,               /* lanes of a strip at most: STRIP * GEMM_KC floats stay in an L2 cache */
+    SHARED_BYTES = 64 << 20,   /* of the operand that is packed for all, unless one block of k takes more */
+    SERIAL_PRODUCTS = 1 << 19, /* fewer multiply-adds are not worth waking threads for */
+    SLICES = 16,               /* of K at most, */
+    FEWEST_SLICES = 8,         /* and at least, or strips would share the work better */
+    SLICE_BLOCKS = 4,          /* blocks of K in a slice at least */
+    SLICED_SIDE = 256,         /* a sliced C is no larger than this on its shorter side, */
+    SLICED_C = 1 << 16,        /* nor has more elements than this */
+};
+
+typedef struct gemm_plan {
+    int64_t M, N, K;
+    int by_rows;                 /* strips are rows of A; else columns of B */
+    int64_t lanes, width;        /* of the operand that is cut into strips: M or N, its panels' width */
+    int64_t strip, strips;       /* lanes a strip, number of strips */
+    int64_t others, other_width; /* of the shared operand */
+    int64_t padded;              /* others, rounded up to whole panels */
+    int64_t depth;               /* of K, packed at once: a multiple of GEMM_KC */
+} gemm_plan;
+
+typedef struct gemm_job {
+    gemm_plan plan;
+    cdad_mat A, B;
+    float *C;
+    int64_t ldc;
+    const float *bias;
+    int accumulate;
+    float *own;            /* panels of one strip for each worker, */
+    int64_t own_size;      /* in floats */
+    float *shared;         /* panels of the shared operand, */
+    int64_t k0, k1;        /* for these k */
+    float *partial;        /* sliced: the slices' sums [slices, M, N] */
+    int64_t slices, slice; /* their number, and their length in k */
+} gemm_job;
+
+static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+static gemm_plan make_plan(int64_t M, int64_t N, int64_t K) {
+    gemm_plan p = {.M = M, .N = N, .K = K, .by_rows = M >= N};
+    p.lanes = p.by_rows ? M : N;
+    p.others = p.by_rows ? N : M;
+    p.width = p.by_rows ? GEMM_MR : GEMM_NR;
+    p.other_width = p.by_rows ? GEMM_NR : GEMM_MR;
+    int64_t panels = max_i(1, min_i(ceil_div(p.lanes, p.width) / TASKS, STRIP / p.width));
+    p.strip = panels * p.width;
+    p.strips = ceil_div(p.lanes, p.strip);
+    p.padded = round_up(p.others, p.other_width);
+    int64_t blocks = SHARED_BYTES / (p.padded * GEMM_KC * (int64_t)sizeof(float));
+    p.depth = max_i(1, blocks) * GEMM_KC;
+    return p;
+}
+
+/* The number of slices of K for a gradient of these sizes; 1: not sliced. */
+static int64_t cut_k(int64_t M, int64_t N, int64_t K) {
+    if (M * N > SLICED_C || min_i(M, N) > SLICED_SIDE)
+        return 1;
+    int64_t slices = min_i(SLICES, ceil_div(K, GEMM_KC) / SLICE_BLOCKS);
+    return slices < FEWEST_SLICES ? 1 : slices;
+}
+
+static int64_t shared_size(const gemm_plan *p) { return p->padded * min_i(p->depth, p->K); }
+static int64_t strip_size(const gemm_plan *p) { return min_i(p->K, GEMM_KC) * p->strip; }
+/* A worker of a sliced product packs both operands itself. */
+static int64_t sliced_size(const gemm_plan *p) {
+    return min_i(p->K, GEMM_KC) * (p->strip + p->padded);
+}
+
+static int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
+
+int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
+    if (M <= 0 || N <= 0)
+        return 0;
+    gemm_plan p = make_plan(M, N, K);
+    int64_t bytes = bytes_of(shared_size(&p)) + threads * bytes_of(strip_size(&p));
+    int64_t slices = cut_k(M, N, K);
+    if (slices > 1)
+        bytes = max_i(bytes, bytes_of(slices * M * N) + threads * bytes_of(sliced_size(&p)));
+    return bytes;
+}
+
+/* Packs rows (of A) or columns (of B) l0 .. l1-1, panel after panel. */
+static void pack(const gemm_job *job, int rows, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
+    int64_t width = rows ? GEMM_MR : GEMM_NR;
+    for (int64_t l = l0; l < l1; l += width, dst += width * kc) {
+        if (rows)
+            CDAD_K(gemm_pack_a)(dst, &job->A, l, min_i(width, l1 - l), k0, kc);
+        else
+            CDAD_K(gemm_pack_b)(dst, &job->B, l, min_i(width, l1 - l), k0, kc);
+    }
+}
+static void pack_lanes(const gemm_job *job, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
+    pack(job, job->plan.by_rows, dst, l0, l1, k0, kc);
+}
+static void pack_others(const gemm_job *job, float *dst, int64_t o0, int64_t o1, int64_t k0, int64_t kc) {
+    pack(job, !job->plan.by_rows, dst, o0, o1, k0, kc);
+}
+
+/* A strip, lanes l0 .. l1-1, times the shared operand over one block of k. The strip's panels are read again
+ * and again from the cache, the others once. */
+static void multiply(const gemm_plan *p, const float *strip, int64_t l0, int64_t l1, const float *shared,
+                     int64_t kc, float *C, int64_t ldc, int add, const float *bias) {
+    for (int64_t o = 0; o < p->others; o += p->other_width)
+        for (int64_t l = l0; l < l1; l += p->width) {
+            const float *own = strip + (l - l0) * kc, *other = shared + o * kc;
+            int64_t m = p->by_rows ? l : o, n = p->by_rows ? o : l;
+            int64_t rows = min_i(GEMM_MR, p->M - m), cols = min_i(GEMM_NR, p->N - n);
+            CDAD_K(gemm_tile)(kc, p->by_rows ? own : other, p->by_rows ? other : own, rows, cols,
+                              C + m * ldc + n, ldc, add, bias ? bias + n : NULL);
+        }
+}
+
+static void pack_shared_panel(void *arg, int64_t panel, int worker) {
+    (void)worker;
+    const gemm_job *job = arg;
+    const gemm_plan *p = &job->plan;
+    int64_t o0 = panel * p->other_width, o1 = min_i(p->others, o0 + p->other_width);
+    for (int64_t k = job->k0; k < job->k1; k += GEMM_KC) {
+        int64_t kc = min_i(GEMM_KC, job->k1 - k);
+        pack_others(job, job->shared + (k - job->k0) * p->padded + o0 * kc, o0, o1, k, kc);
+    }
+}
+
+static void run_strip(void *arg, int64_t index, int worker) {
+    const gemm_job *job = arg;
+    const gemm_plan *p = &job->plan;
+    float *strip = job->own + worker * job->own_size;
+    int64_t l0 = index * p->strip, l1 = min_i(p->lanes, l0 + p->strip);
+    int64_t k = job->k0;
+    do { /* once when K = 0: C is the bias, or zero */
+        int64_t kc = min_i(GEMM_KC, job->k1 - k);
+        pack_lanes(job, strip, l0, l1, k, kc);
+        multiply(p, strip, l0, l1, job->shared + (k - job->k0) * p->padded, kc, job->C, job->ldc,
+                 k > 0 || job->accumulate, k + kc == p->K ? job->bias : NULL);
+        k += kc;
+    } while (k < job->k1);
+}
+
+static void run_slice(void *arg, int64_t index, int worker) {
+    const gemm_job *job = arg;
+    const gemm_plan *p = &job->plan;
+    float *strip = job->own + worker * job->own_size, *other = strip + p->strip * min_i(p->K, GEMM_KC);
+    float *sum = job->partial + index * p->M * p->N;
+    int64_t first = index * job->slice, end = min_i(p->K, first + job->slice);
+    for (int64_t k = first; k < end; k += GEMM_KC) {
+        int64_t kc = min_i(GEMM_KC, end - k);
+        pack_others(job, other, 0, p->others, k, kc);
+        for (int64_t l0 = 0; l0 < p->lanes; l0 += p->strip) {
+            int64_t l1 = min_i(p->lanes, l0 + p->strip);
+            pack_lanes(job, strip, l0, l1, k, kc);
+            multiply(p, strip, l0, l1, other, kc, sum, p->N, k > first, NULL);
+        }
+    }
+}
+
+/* Row m of C: the slices' sums in order. */
+static void add_slices(void *arg, int64_t m, int worker) {
+    (void)worker;
+    const gemm_job *job = arg;
+    int64_t N = job->plan.N;
+    float *C = job->C + m * job->ldc;
+    if (!job->accumulate)
+        memset(C, 0, (size_t)N * sizeof *C);
+    for (int64_t s = 0; s < job->slices; s++)
+        for (int64_t n = 0; n < N; n++)
+            C[n] += job->partial[(s * job->plan.M + m) * N + n];
+    if (job->bias)
+        for (int64_t n = 0; n < N; n++)
+            C[n] += job->bias[n];
+}
+
+void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
+                  int64_t ldc, const float *bias, int accumulate, void *scratch) {
+    if (M <= 0 || N <= 0)
+        return;
+    gemm_job job = {.plan = make_plan(M, N, K), .A = A, .B = B, .C = C, .ldc = ldc, .bias = bias,
+                    .accumulate = accumulate};
+    const gemm_plan *p = &job.plan;
+    cdad_pool *pool = M * N * K < SERIAL_PRODUCTS ? NULL : ctx->pool;
+    char *memory = scratch;
+    int is_gradient = B.unfold || (!A.unfold && A.rs == 1 && A.cs != 1);
+    int64_t slices = is_gradient ? cut_k(M, N, K) : 1;
+    if (slices > 1) {
+        job.slice = ceil_div(ceil_div(K, GEMM_KC), slices) * GEMM_KC;
+        job.slices = ceil_div(K, job.slice);
+        job.partial = (float *)memory;
+        job.own = (float *)(memory + bytes_of(slices * M * N));
+        job.own_size = bytes_of(sliced_size(p)) / (int64_t)sizeof(float);
+        cdad_pool_run(pool, job.slices, run_slice, &job);
+        cdad_pool_run(pool, M, add_slices, &job);
+        return;
+    }
+    job.shared = (float *)memory;
+    job.own = (float *)(memory + bytes_of(shared_size(p)));
+    job.own_size = bytes_of(strip_size(p)) / (int64_t)sizeof(float);
+    do {
+        job.k1 = min_i(K, job.k0 + p->depth);
+        cdad_pool_run(pool, ceil_div(p->others, p->other_width), pack_shared_panel, &job);
+        cdad_pool_run(pool, p->strips, run_strip, &job);
+        job.k0 = job.k1;
+    } while (job.k0 < K);
+}

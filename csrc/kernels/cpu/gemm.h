@@ -1,0 +1,27 @@
+/* What the files of the matrix product share: the tile's shape, packing, and the product of two panels.
+ *
+ * A panel holds GEMM_MR rows of A or GEMM_NR columns of B ("lanes") over one block of k: element (lane, k) is
+ * panel[k * width + lane]. Lanes past the matrix' edge are zero and are never stored. */
+#ifndef CDAD_KERNELS_CPU_GEMM_H
+#define CDAD_KERNELS_CPU_GEMM_H
+
+#include "kernels/cpu/simd.h"
+#include "kernels/kernels.h"
+
+#define GEMM_STEP (CDAD_VBYTES == 64 ? 4 : 2) /* tiles are 1, 2 or 3 steps high */
+#define GEMM_MR (3 * GEMM_STEP)
+#define GEMM_NR (2 * (CDAD_VBYTES / 4))
+#define GEMM_KC 384 /* the same for all shapes: it fixes the order of summation */
+
+/* Packs rows m0 .. m0+rows-1 (1 <= rows <= GEMM_MR), k0 .. k0+kc-1 (kc <= GEMM_KC) of A. */
+void CDAD_K(gemm_pack_a)(float *panel, const cdad_mat *A, int64_t m0, int64_t rows, int64_t k0, int64_t kc);
+
+/* Packs columns n0 .. n0+cols-1 (1 <= cols <= GEMM_NR), k0 .. k0+kc-1 of B. */
+void CDAD_K(gemm_pack_b)(float *panel, const cdad_mat *B, int64_t n0, int64_t cols, int64_t k0, int64_t kc);
+
+/* C[i,j] (+)= sum_k a[k,i] * b[k,j], then + bias[j] unless bias is NULL; i < rows, j < cols. The sum is one
+ * chain of multiply-adds from zero in the order of k, whatever rows and cols are. */
+void CDAD_K(gemm_tile)(int64_t kc, const float *a, const float *b, int64_t rows, int64_t cols, float *C,
+                       int64_t ldc, int add, const float *bias);
+
+#endif

@@ -1,0 +1,182 @@
+/* The table of kernels: raw pointers and sizes, float32, activations channels last ([N,H,W,C], [N,T,C]).
+ *
+ * One struct, one slot a kernel, the same list for every instruction set and device. Kernels check nothing
+ * (the ops' shape rules did) and allocate nothing (`scratch` is sized by the *_scratch function beside them).
+ *
+ * The rule that every kernel keeps: an element of the result is computed by one fixed sequence of operations
+ * that depends on its own sample's data alone. It does not depend on the batch size, on the position of the
+ * sample in the batch, on the number of threads, or on where a tile begins. Sums over the batch (gradients of
+ * parameters) run in a fixed order by fixed tiles. So tails are computed by the same vector code as the rest
+ * (on padded copies), and split sums are split by shape only. */
+#ifndef CDAD_KERNELS_KERNELS_H
+#define CDAD_KERNELS_KERNELS_H
+
+#include <stdint.h>
+
+#include "base/context.h"
+
+/* How the rows of an unfolded image are gathered: row (n, p, q), column (r, s, c) reads
+ * x[n, (p*stride + r - pad_t) / up, (q*stride + s - pad_l) / up, c], zero outside of [0, H*up) x [0, W*up) or,
+ * when dilate > 1 (backward-data of a strided convolution), where (p + r - pad_t) is no multiple of dilate:
+ * then it reads row (p + r - pad_t) / dilate. At most one of stride, up, dilate differs from 1. */
+typedef struct cdad_unfold {
+    int64_t N, H, W, C; /* the image that is read */
+    int64_t P, Q;       /* rows of the unfolded matrix: N*P*Q */
+    int64_t R, S;       /* columns: R*S*C */
+    int64_t stride, pad_t, pad_l, up, dilate;
+} cdad_unfold;
+
+/* A matrix operand: element (i, j) is data[i*rs + j*cs], or, with `unfold`, the gathered image `data`. */
+typedef struct cdad_mat {
+    const float *data;
+    int64_t rs, cs;
+    const cdad_unfold *unfold; /* NULL for a plain matrix */
+} cdad_mat;
+
+typedef enum {
+    CDAD_ACT_SILU,      /* x * sigmoid(x) */
+    CDAD_ACT_RELU,
+    CDAD_ACT_RELU6,
+    CDAD_ACT_GELU,      /* x * Phi(x), exact erf */
+    CDAD_ACT_QUICK_GELU, /* x * sigmoid(1.702 x) */
+    CDAD_ACT_TANH,
+    CDAD_ACT_SIGMOID,
+    CDAD_ACT_EXP,
+    CDAD_ACT_SQRT,
+    CDAD_ACT_COUNT
+} cdad_activation;
+
+typedef enum { CDAD_BINARY_ADD, CDAD_BINARY_SUB, CDAD_BINARY_MUL } cdad_binary;
+
+/* A right operand broadcast into the left one's shape: result index (i0..i4), row major over dim[];
+ * b is read at sum(i_k * stride[k]), stride 0 where it is repeated. Leading dims are 1. */
+typedef struct cdad_broadcast {
+    int64_t dim[5], stride[5];
+} cdad_broadcast;
+
+/* Attention shapes: q, out [N,T,L*D]; k, v [N,S,L*D]; L heads of width D; rows have a stride of *_rs floats
+ * (>= L*D) so that q, k, v may be slices of one packed projection. When mask_h > 0, tokens form a grid of
+ * grid_h x grid_w = T = S, and a token does not see the mask_h x mask_w window centred on it, itself
+ * included (UniAD's neighbour mask). A row that sees nothing gives zeros. */
+typedef struct cdad_attention_dims {
+    int64_t N, T, S, L, D;
+    int64_t q_rs, k_rs, v_rs; /* row strides in floats; out and the gradients are dense [N,T,L*D] */
+    int64_t grid_h, grid_w, mask_h, mask_w;
+    float scale;
+} cdad_attention_dims;
+
+/* One parameter's AdamW step (Loshchilov & Hutter 2019): see adamw_update. */
+typedef struct cdad_adamw {
+    float lr, beta1, beta2, eps, weight_decay;
+    float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
+    float grad_scale;   /* multiplies the gradient first: clipping */
+} cdad_adamw;
+
+typedef struct cdad_kernels {
+    const char *name; /* "portable", "avx2", "avx512", ... */
+
+    /* C[m,n] (+)= sum_k A[m,k] * B[k,n] + bias[n]. C has row stride ldc. bias may be NULL. accumulate: 0 or 1.
+     * scratch: gemm_scratch(M, N, K, threads) bytes. Long sums (K much larger than M*N) are split by shape. */
+    void (*gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
+                 int64_t ldc, const float *bias, int accumulate, void *scratch);
+    int64_t (*gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
+
+    /* Depthwise: y[n,p,q,c] = bias[c] + sum_{r,s} x[n, p*stride+r-pad_t, q*stride+s-pad_l, c] * w[r,s,c]. */
+    void (*depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float *bias,
+                             const cdad_unfold *u);
+    /* dx (=) and dw, db (=, dw or db or dx may be NULL) of the above. */
+    void (*depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
+                                  const float *w, const float *dy, const cdad_unfold *u);
+
+    /* y = act(x); dx = dy * act'(x). n elements. y may be x; dx may be dy. */
+    void (*activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
+    void (*activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
+                            cdad_activation act);
+    /* y = a * x + b. */
+    void (*affine)(const cdad_context *ctx, float *y, const float *x, int64_t n, float a, float b);
+    /* y = a (op) b, b broadcast. y may be a. */
+    void (*binary)(const cdad_context *ctx, float *y, const float *a, const float *b, const cdad_broadcast *bc,
+                   cdad_binary op);
+    /* y[..] = sum over the repeated indices of x: the transpose of the broadcast (stride 0 is summed over).
+     * y is dense in the broadcast operand's own shape, zeroed here. scratch: reduce_scratch bytes. */
+    void (*reduce)(const cdad_context *ctx, float *y, const float *x, const cdad_broadcast *bc, void *scratch);
+    int64_t (*reduce_scratch)(const cdad_broadcast *bc);
+
+    /* geglu: x [n, 2D] -> y [n, D] = x[:, :D] * gelu(x[:, D:]). */
+    void (*geglu)(const cdad_context *ctx, float *y, const float *x, int64_t n, int64_t D);
+    void (*geglu_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n, int64_t D);
+
+    /* Group norm over [N,HW,C] in G groups of channels, optionally followed by SiLU (silu = 1).
+     * mean, rstd [N,G] are kept for the gradient. gamma, beta [C]. */
+    void (*group_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
+                       const float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G,
+                       float eps, int silu);
+    /* dx [N,HW,C]; dgamma, dbeta [C] (summed over N in order). scratch: 2*N*C floats. dx may be dy. */
+    void (*group_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
+                            const float *mean, const float *rstd, const float *gamma, const float *beta,
+                            const float *dy, int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch);
+
+    /* Layer norm over the last dimension of [n,C]; gamma and beta may be NULL (both or none). mean, rstd [n]. */
+    void (*layer_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
+                       const float *gamma, const float *beta, int64_t n, int64_t C, float eps);
+    /* dgamma, dbeta NULL when there is no affine part. Rows are summed in fixed tiles of 64, tiles in order.
+     * scratch: layer_norm_grad_scratch(n, C) bytes. */
+    void (*layer_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
+                            const float *mean, const float *rstd, const float *gamma, const float *dy, int64_t n,
+                            int64_t C, void *scratch);
+    int64_t (*layer_norm_grad_scratch)(int64_t n, int64_t C);
+
+    /* out = softmax(scale * q k^T + mask) v by heads, never writing the T x S matrix of all heads; lse [N,L,T]
+     * (log of the row's sum of exponentials, -inf for a row that sees nothing) is kept for the gradient.
+     * scratch: attention_scratch(dims, threads) bytes, for both. */
+    void (*attention)(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k,
+                      const float *v, const cdad_attention_dims *dims, void *scratch);
+    /* dq [N,T,L*D], dk, dv [N,S,L*D], dense. */
+    void (*attention_grad)(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q, const float *k,
+                           const float *v, const float *out, const float *lse, const float *dout,
+                           const cdad_attention_dims *dims, void *scratch);
+    int64_t (*attention_scratch)(const cdad_attention_dims *dims, int threads);
+
+    /* x [N,H,W,C] -> y [N,2H,2W,C], nearest; the gradient sums the four. */
+    void (*upsample2x)(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W, int64_t C);
+    void (*upsample2x_grad)(const cdad_context *ctx, float *dx, const float *dy, int64_t N, int64_t H, int64_t W,
+                            int64_t C);
+    /* Bilinear, align_corners = False (PyTorch's F.interpolate): x [N,H,W,C] -> y [N,P,Q,C]. */
+    void (*resize_bilinear)(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W,
+                            int64_t C, int64_t P, int64_t Q);
+
+    /* Copies a block of columns: dst[i*dst_rs + j] = src[i*src_rs + j], i < n, j < w (concat and slice). */
+    void (*copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs,
+                         int64_t n, int64_t w);
+
+    /* Sinusoidal embedding of timesteps t [N] -> y [N,D]: cos(t*f_i), then sin(t*f_i), f_i = 10000^(-i/(D/2))
+     * (LDM's timestep_embedding). */
+    void (*timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+
+    /* y[0] = mean of (a-b)^2 over all n*m elements, by samples: per[i] = mean over sample i's m elements. */
+    void (*mse)(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n, int64_t m);
+    /* dx = g[0] * 2 * (a - b) / (n*m). */
+    void (*mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g, int64_t n,
+                     int64_t m);
+
+    /* Sum of squares of n floats in double, by fixed tiles of 65536; *finite = 0 when a value is NaN or inf. */
+    double (*sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite);
+
+    /* m = b1*m + (1-b1)*g', v = b2*v + (1-b2)*g'^2 with g' = g * grad_scale,
+     * du = -lr * ((m / bias1) / (sqrt(v / bias2) + eps) + weight_decay * w): the update, not yet applied. du may be g. */
+    void (*adamw_update)(const cdad_context *ctx, float *du, float *m, float *v, const float *w, const float *g,
+                         int64_t n, const cdad_adamw *h);
+    /* w += du */
+    void (*add_to)(const cdad_context *ctx, float *w, const float *du, int64_t n);
+    /* e = decay * e + (1 - decay) * w */
+    void (*lerp_to)(const cdad_context *ctx, float *e, const float *w, int64_t n, float decay);
+} cdad_kernels;
+
+/* The best table that this processor and operating system support, or the one named by `name` ("portable",
+ * "avx2", "avx512"); NULL when it is unknown or not supported here. */
+const cdad_kernels *cdad_kernels_select(const char *name);
+
+/* Table number i that this build holds and this processor can run, or NULL: for tests and build_info. */
+const cdad_kernels *cdad_kernels_at(int i);
+
+#endif

@@ -1,0 +1,76 @@
+/* The models: each a function that adds its layers to a graph. Tensor names are the originals'. */
+#ifndef CDAD_MODELS_MODELS_H
+#define CDAD_MODELS_MODELS_H
+
+#include "nn/layers.h"
+
+#define CDAD_MAX_LEVELS 8
+
+/* Stable Diffusion 1.x's U-Net (LDM's openaimodel.UNetModel with spatial transformers). */
+typedef struct cdad_unet_config {
+    int64_t in_channels, out_channels, model_channels;
+    int64_t n_levels, channel_mult[CDAD_MAX_LEVELS];
+    int64_t num_res_blocks;
+    int64_t n_attention, attention_resolutions[CDAD_MAX_LEVELS]; /* downsampling factors with attention */
+    int64_t num_heads;
+    int64_t context_dim; /* 0: no cross-attention layers */
+    int64_t norm_groups;
+} cdad_unet_config;
+
+/* x [N,h,w,in], t [N], context [N,L,context_dim] or CDAD_NONE, control [N,h,w,model_channels] or CDAD_NONE
+ * (added once, after the first convolution) -> [N,h,w,out]. Scope "unet.". */
+cdad_value cdad_unet_build(cdad_builder *b, const cdad_unet_config *c, cdad_value x, cdad_value t,
+                           cdad_value context, cdad_value control);
+
+/* The anomaly-masked network tau (paper, section 3.3). */
+typedef struct cdad_amn_config {
+    int64_t channels;                             /* of the output: the U-Net's model_channels */
+    int64_t n_hidden, hidden[CDAD_MAX_LEVELS];    /* E_lo's widths before the last: 16,16,32,32,96,96,256 */
+    int64_t strides[CDAD_MAX_LEVELS];             /* of the hidden convs; the last conv has stride 1 */
+    int64_t n_layers, num_heads, dim_feedforward; /* of E_no */
+    int64_t neighbor_h, neighbor_w;               /* the masked window */
+    int keep_variance;                            /* init: std 1.7/sqrt(fan_in), for training from scratch */
+} cdad_amn_config;
+
+/* E_lo: image [N,H,W,3] -> [N,h,w,channels]. Scope "amn.". */
+cdad_value cdad_amn_local_build(cdad_builder *b, const cdad_amn_config *c, cdad_value image);
+/* E_no(E_lo + e_p): local features [N,h,w,channels] -> [N,h,w,channels]. */
+cdad_value cdad_amn_nonlocal_build(cdad_builder *b, const cdad_amn_config *c, cdad_value local);
+
+/* LDM's KL autoencoder (AutoencoderKL). */
+typedef struct cdad_vae_config {
+    int64_t ch, n_levels, ch_mult[CDAD_MAX_LEVELS];
+    int64_t num_res_blocks, z_channels, norm_groups;
+} cdad_vae_config;
+
+/* image [N,H,W,3] in [-1,1] -> moments [N,h,w,2z] (mean, log variance) after quant_conv. */
+cdad_value cdad_vae_encode_build(cdad_builder *b, const cdad_vae_config *c, cdad_value image);
+/* z [N,h,w,z] (unscaled) -> image [N,H,W,3]. */
+cdad_value cdad_vae_decode_build(cdad_builder *b, const cdad_vae_config *c, cdad_value z);
+
+/* The tiny autoencoders (madebyollin's TAESD family), 8x. */
+typedef struct cdad_tiny_ae_config {
+    int64_t channels, latent_channels; /* 64; 4 (TAESD), 16, 32 (TAEF2) */
+    int midblock;                      /* the variant with pooled branches at the lowest resolution */
+} cdad_tiny_ae_config;
+
+/* image [N,H,W,3] in [0,1] -> latent [N,H/8,W/8,latent]; `features` (NULL: not wanted) takes the activations
+ * after the three levels' blocks at 1/2, 1/4 and 1/8 of the resolution. */
+cdad_value cdad_tiny_ae_encode_build(cdad_builder *b, const cdad_tiny_ae_config *c, cdad_value image,
+                                     cdad_value features[3]);
+cdad_value cdad_tiny_ae_decode_build(cdad_builder *b, const cdad_tiny_ae_config *c, cdad_value latent);
+
+/* A fixed autoencoder that needs no weights: the first `latent_channels` coefficients, lowest frequencies
+ * first, of an orthonormal DCT over patch x patch x 3 (luma and two opponent colours). */
+typedef struct cdad_dct_config {
+    int64_t patch, latent_channels;
+} cdad_dct_config;
+
+cdad_value cdad_dct_encode_build(cdad_builder *b, const cdad_dct_config *c, cdad_value image);
+cdad_value cdad_dct_decode_build(cdad_builder *b, const cdad_dct_config *c, cdad_value latent);
+
+/* EfficientNet-Lite0 with batch norms folded, as a feature extractor. image [N,H,W,3] normalised as the weights
+ * want; features after the last block of stride 4, 8 and 16. */
+cdad_value cdad_efficientnet_lite0_build(cdad_builder *b, cdad_value image, cdad_value features[3]);
+
+#endif

@@ -1,0 +1,227 @@
+/* conv2d: x [N,H,W,C], w [O,R,S,C], b [O] -> y [N,P,Q,O] as one matrix product with the unfolded image.
+ *
+ * With upsample = 2 the image is enlarged (nearest) as it is unfolded. The gradient of the input is the
+ * product of dy, unfolded with gaps between its pixels where the stride is above 1, and the kernel turned by
+ * 180 degrees (Dumoulin & Visin 2016, section 4); of the weight, that of dy and the unfolded input. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "ops/ops.h"
+#include "ops/window.h"
+
+enum { UPSAMPLE = CDAD_WINDOW_END, ROWS, COLS }; /* of conv2d; of grad_weight: also the kernel's size */
+enum { HEIGHT = CDAD_WINDOW_END, WIDTH };        /* of grad_input: the image's size */
+
+static const cdad_attr_spec conv2d_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_ATTRS_END};
+
+static cdad_status check_upsample(const char *op, const cdad_attr *attr, cdad_error *err) {
+    const int64_t up = attr[UPSAMPLE].i;
+    CDAD_FAIL_IF(up != 1 && up != 2, err, CDAD_INVALID, "%s: upsample is %lld, 1 or 2 is wanted", op,
+                 (long long)up);
+    CDAD_FAIL_IF(up == 2 && attr[CDAD_STRIDE].i != 1, err, CDAD_INVALID,
+                 "%s: upsample 2 wants stride 1, not %lld", op, (long long)attr[CDAD_STRIDE].i);
+    return CDAD_OK;
+}
+
+static cdad_status infer_conv2d(const cdad_infer *args, cdad_error *err) {
+    const cdad_shape *x = &args->in[0], *w = &args->in[1], *b = cdad_optional_shape(args, 2);
+    CDAD_TRY(cdad_want_ndim(x, 4, "conv2d", "input", "[N,H,W,C]", err));
+    CDAD_TRY(cdad_want_ndim(w, 4, "conv2d", "weight", "[O,R,S,C]", err));
+    CDAD_FAIL_IF(x->dim[3] != w->dim[3], err, CDAD_SHAPE,
+                 "conv2d: input has %lld channels, weight wants %lld", (long long)x->dim[3],
+                 (long long)w->dim[3]);
+    if (b)
+        CDAD_TRY(cdad_want_shape(b, cdad_shape_make(1, w->dim[0]), "conv2d", "bias", err));
+    CDAD_TRY(check_upsample("conv2d", args->attr, err));
+    const int64_t up = args->attr[UPSAMPLE].i;
+    int64_t P, Q;
+    CDAD_TRY(cdad_window_positions("conv2d", args->attr, x->dim[1] * up, x->dim[2] * up, w->dim[1], w->dim[2],
+                                   &P, &Q, err));
+    args->out[0] = cdad_shape_make(4, x->dim[0], P, Q, w->dim[0]);
+    return CDAD_OK;
+}
+
+static cdad_status grad_of_input(cdad_graph *g, const cdad_node *node, cdad_value dy, cdad_value *dx,
+                                 cdad_error *err) {
+    const cdad_shape x = *cdad_graph_shape(g, node->in[0]);
+    const int64_t up = node->attr[UPSAMPLE].i;
+    cdad_attr attr[CDAD_MAX_ATTRS] = {0};
+    memcpy(attr, node->attr, CDAD_WINDOW_END * sizeof *attr);
+    attr[HEIGHT].i = x.dim[1] * up;
+    attr[WIDTH].i = x.dim[2] * up;
+    CDAD_TRY(
+        cdad_graph_add(g, &cdad_op_conv2d_grad_input, 2, (cdad_value[]){dy, node->in[1]}, attr, dx, err));
+    return up == 1 ? CDAD_OK : cdad_node_add(g, &cdad_op_upsample2x_grad, 1, dx, dx, err, NULL);
+}
+
+static cdad_status grad_of_weight(cdad_graph *g, const cdad_node *node, cdad_value dy, cdad_value *dw,
+                                  cdad_error *err) {
+    const cdad_shape w = *cdad_graph_shape(g, node->in[1]);
+    cdad_attr attr[CDAD_MAX_ATTRS] = {0};
+    memcpy(attr, node->attr, (UPSAMPLE + 1) * sizeof *attr);
+    attr[ROWS].i = w.dim[1];
+    attr[COLS].i = w.dim[2];
+    return cdad_graph_add(g, &cdad_op_conv2d_grad_weight, 2, (cdad_value[]){dy, node->in[0]}, attr, dw, err);
+}
+
+static cdad_status grad_conv2d(cdad_graph *g, const cdad_node *node, const cdad_value *dout,
+                               const unsigned char *want, cdad_value *din, cdad_error *err) {
+    if (want[0])
+        CDAD_TRY(grad_of_input(g, node, dout[0], &din[0], err));
+    if (want[1])
+        CDAD_TRY(grad_of_weight(g, node, dout[0], &din[1], err));
+    if (want[2])
+        CDAD_TRY(cdad_node_reduce_to(g, dout[0], *cdad_graph_shape(g, node->in[2]), &din[2], err));
+    return CDAD_OK;
+}
+
+/* The image as a factor: nothing to unfold for a 1x1 kernel. */
+static cdad_mat image_matrix(const float *x, const cdad_unfold *u) {
+    const int plain = u->R == 1 && u->S == 1 && u->stride == 1 && u->up == 1 && u->dilate == 1;
+    return plain ? cdad_mat_rows(x, u->C) : (cdad_mat){.data = x, .unfold = u};
+}
+
+static int64_t scratch_conv2d(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
+    const cdad_shape *w = &args->in[1];
+    return kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[0], cdad_shape_span(w, 1, 4),
+                                 threads);
+}
+
+static cdad_status run_conv2d(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
+    (void)err;
+    const cdad_shape *w = &call->in_shape[1];
+    const cdad_unfold u = cdad_window_unfold(call->attr, &call->in_shape[0], &call->out_shape[0], w->dim[1],
+                                             w->dim[2], call->attr[UPSAMPLE].i);
+    const int64_t M = cdad_shape_rows(&call->out_shape[0]), O = w->dim[0], K = cdad_shape_span(w, 1, 4);
+    ctx->kernels->gemm(ctx, M, O, K, image_matrix(call->in[0], &u), cdad_mat_transposed(call->in[1], K),
+                       call->out[0], O, cdad_optional_data(call, 2), 0, call->scratch);
+    return CDAD_OK;
+}
+
+const cdad_op cdad_op_conv2d = {
+    .name = "conv2d",
+    .min_in = 2,
+    .max_in = 3,
+    .n_out = 1,
+    .attrs = conv2d_attrs,
+    .infer = infer_conv2d,
+    .grad = grad_conv2d,
+    .scratch = scratch_conv2d,
+    .run = run_conv2d,
+};
+
+/* dy [N,P,Q,O], w [O,R,S,C] -> dx [N,height,width,C] */
+static const cdad_attr_spec grad_input_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("height", 0),
+                                                  CDAD_INT("width", 0), CDAD_ATTRS_END};
+
+static cdad_status infer_grad_input(const cdad_infer *args, cdad_error *err) {
+    const cdad_shape *dy = &args->in[0], *w = &args->in[1];
+    const int64_t H = args->attr[HEIGHT].i, W = args->attr[WIDTH].i;
+    CDAD_TRY(cdad_want_ndim(dy, 4, "conv2d_grad_input", "gradient", "[N,P,Q,O]", err));
+    CDAD_TRY(cdad_want_ndim(w, 4, "conv2d_grad_input", "weight", "[O,R,S,C]", err));
+    CDAD_FAIL_IF(H < 1 || W < 1, err, CDAD_INVALID, "conv2d_grad_input: an image of %lld x %lld",
+                 (long long)H, (long long)W);
+    int64_t P, Q;
+    CDAD_TRY(cdad_window_positions("conv2d_grad_input", args->attr, H, W, w->dim[1], w->dim[2], &P, &Q, err));
+    CDAD_TRY(cdad_want_shape(dy, cdad_shape_make(4, dy->dim[0], P, Q, w->dim[0]), "conv2d_grad_input",
+                             "gradient", err));
+    args->out[0] = cdad_shape_make(4, dy->dim[0], H, W, w->dim[3]);
+    return CDAD_OK;
+}
+
+static int is_1x1(const cdad_shape *w) { return w->dim[1] == 1 && w->dim[2] == 1; }
+
+/* Scratch holds the turned weight [R,S,O,C] (a 1x1 kernel needs none), then what the product wants. */
+static int64_t turned_bytes(const cdad_shape *w) {
+    return is_1x1(w) ? 0 : cdad_align_up(cdad_shape_count(w) * (int64_t)sizeof(float));
+}
+
+static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
+    const cdad_shape *w = &args->in[1];
+    return turned_bytes(w) + kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[3],
+                                                   cdad_shape_span(w, 0, 3), threads);
+}
+
+static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
+    (void)err;
+    const cdad_shape *w = &call->in_shape[1];
+    const int64_t O = w->dim[0], R = w->dim[1], S = w->dim[2], C = w->dim[3];
+    const float *turned = call->in[1];
+    if (!is_1x1(w)) {
+        float *to = call->scratch;
+        for (int64_t tap = R * S - 1; tap >= 0; tap--, to += O * C)
+            ctx->kernels->copy_columns(ctx, to, C, call->in[1] + tap * C, R * S * C, O, C);
+        turned = call->scratch;
+    }
+    cdad_unfold u = cdad_window_unfold(call->attr, &call->in_shape[0], &call->out_shape[0], R, S, 1);
+    u.pad_t = R - 1 - u.pad_t;
+    u.pad_l = S - 1 - u.pad_l;
+    u.dilate = u.stride;
+    u.stride = 1;
+    ctx->kernels->gemm(ctx, cdad_shape_rows(&call->out_shape[0]), C, R * S * O, image_matrix(call->in[0], &u),
+                       cdad_mat_rows(turned, C), call->out[0], C, NULL, 0,
+                       (char *)call->scratch + turned_bytes(w));
+    return CDAD_OK;
+}
+
+const cdad_op cdad_op_conv2d_grad_input = {
+    .name = "conv2d_grad_input",
+    .min_in = 2,
+    .max_in = 2,
+    .n_out = 1,
+    .flags = CDAD_OP_NO_GRAD,
+    .attrs = grad_input_attrs,
+    .infer = infer_grad_input,
+    .scratch = scratch_grad_input,
+    .run = run_grad_input,
+};
+
+/* dy [N,P,Q,O], x [N,H,W,C] -> dw [O,rows,cols,C] */
+static const cdad_attr_spec grad_weight_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1),
+                                                   CDAD_INT("rows", 0), CDAD_INT("cols", 0), CDAD_ATTRS_END};
+
+static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
+    const cdad_shape *dy = &args->in[0], *x = &args->in[1];
+    const int64_t R = args->attr[ROWS].i, S = args->attr[COLS].i, up = args->attr[UPSAMPLE].i;
+    CDAD_TRY(cdad_want_ndim(dy, 4, "conv2d_grad_weight", "gradient", "[N,P,Q,O]", err));
+    CDAD_TRY(cdad_want_ndim(x, 4, "conv2d_grad_weight", "input", "[N,H,W,C]", err));
+    CDAD_TRY(check_upsample("conv2d_grad_weight", args->attr, err));
+    CDAD_FAIL_IF(R < 1 || S < 1, err, CDAD_INVALID, "conv2d_grad_weight: a kernel of %lld x %lld",
+                 (long long)R, (long long)S);
+    int64_t P, Q;
+    CDAD_TRY(cdad_window_positions("conv2d_grad_weight", args->attr, x->dim[1] * up, x->dim[2] * up, R, S, &P,
+                                   &Q, err));
+    CDAD_TRY(cdad_want_shape(dy, cdad_shape_make(4, x->dim[0], P, Q, dy->dim[3]), "conv2d_grad_weight",
+                             "gradient", err));
+    args->out[0] = cdad_shape_make(4, dy->dim[3], R, S, x->dim[3]);
+    return CDAD_OK;
+}
+
+static int64_t scratch_grad_weight(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
+    const cdad_shape *dw = &args->out[0];
+    return kernels->gemm_scratch(dw->dim[0], cdad_shape_span(dw, 1, 4), cdad_shape_rows(&args->in[0]),
+                                 threads);
+}
+
+static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
+    (void)err;
+    const cdad_shape *dy = &call->in_shape[0], *dw = &call->out_shape[0];
+    const cdad_unfold u = cdad_window_unfold(call->attr, &call->in_shape[1], dy, dw->dim[1], dw->dim[2],
+                                             call->attr[UPSAMPLE].i);
+    const int64_t O = dw->dim[0], K = cdad_shape_span(dw, 1, 4);
+    ctx->kernels->gemm(ctx, O, K, cdad_shape_rows(dy), cdad_mat_transposed(call->in[0], O),
+                       image_matrix(call->in[1], &u), call->out[0], K, NULL, 0, call->scratch);
+    return CDAD_OK;
+}
+
+const cdad_op cdad_op_conv2d_grad_weight = {
+    .name = "conv2d_grad_weight",
+    .min_in = 2,
+    .max_in = 2,
+    .n_out = 1,
+    .flags = CDAD_OP_NO_GRAD,
+    .attrs = grad_weight_attrs,
+    .infer = infer_grad_weight,
+    .scratch = scratch_grad_weight,
+    .run = run_grad_weight,
+};

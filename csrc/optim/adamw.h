@@ -1,0 +1,53 @@
+/* AdamW over a parameter store (Loshchilov & Hutter 2019), with clipping, freezing, the projection of protected
+ * weights (paper, Eq. 7) and an optional moving average. */
+#ifndef CDAD_OPTIM_ADAMW_H
+#define CDAD_OPTIM_ADAMW_H
+
+#include "nn/params.h"
+
+typedef enum {
+    CDAD_PROJECT_GRADIENT, /* the paper's text: G - U U^T G before AdamW, whose scaling and decay leave the subspace */
+    CDAD_PROJECT_UPDATE    /* the gradient and AdamW's update: X_old dW = 0 to rounding; no decay on protected weights */
+} cdad_projection_mode;
+
+typedef struct cdad_optimizer_config {
+    double lr, beta1, beta2, eps, weight_decay;
+    double clip_norm; /* of the whole gradient; 0: no clipping */
+    double ema_decay; /* 0: no moving average */
+    cdad_projection_mode projection;
+} cdad_optimizer_config;
+
+/* How a parameter is treated. U [d,k], row-major, is borrowed: it must outlive its use. */
+typedef struct cdad_protection {
+    int frozen;
+    const float *basis;
+    int64_t rank;
+} cdad_protection;
+
+typedef struct cdad_optimizer {
+    cdad_optimizer_config config;
+    const cdad_params *params;
+    float *grads, *m, *v; /* blocks in the layout of params->values */
+    float *ema;           /* likewise, or NULL */
+    cdad_protection *protection; /* [params->n] */
+    void *scratch;
+    int64_t scratch_bytes;
+    int64_t step; /* finished steps */
+    int64_t age;  /* of them since the moments were last forgotten: for AdamW's bias correction */
+} cdad_optimizer;
+
+CDAD_MUST_USE cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params,
+                                             const cdad_optimizer_config *config, cdad_error *err);
+void cdad_optimizer_free(cdad_optimizer *o); /* NULL is allowed */
+
+CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, cdad_protection how,
+                                                 cdad_error *err);
+/* Forgets the moments, as at the start of a task. */
+void cdad_optimizer_reset(cdad_optimizer *o);
+
+/* One step with learning rate config.lr * lr_scale from o->grads, which are overwritten. *grad_norm is the norm
+ * before clipping. A gradient that is not finite fails with its parameter's name and changes nothing. */
+CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
+                                              double *grad_norm, cdad_error *err);
+
+#endif

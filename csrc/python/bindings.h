@@ -1,0 +1,69 @@
+/* What the binding files share. Only files of this folder include Python and NumPy headers; they parse, borrow
+ * buffers, release the GIL around one call into the core, and turn a status into an exception. */
+#ifndef CDAD_PYTHON_BINDINGS_H
+#define CDAD_PYTHON_BINDINGS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL cdad_array_api
+#ifndef CDAD_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "base/context.h"
+#include "graph/program.h"
+#include "nn/params.h"
+
+/* Sets the exception for err->status and returns NULL. */
+PyObject *cdad_py_raise(const cdad_error *err);
+
+/* The process's threads and kernels, with a poll that lets Python's signal handlers run. Copied by each call, so
+ * that a change of threads or kernels takes effect at the next one. */
+cdad_context cdad_py_context(void);
+
+/* A float32, C-contiguous, native array with the elements of `o` (float32 or float64; anything else is a
+ * TypeError), of exactly this shape (else a ValueError that names `what`). New reference. */
+PyArrayObject *cdad_py_floats(PyObject *o, const cdad_shape *shape, const char *what);
+/* The same with any shape of at most CDAD_MAX_DIMS dimensions. */
+PyArrayObject *cdad_py_floats_any(PyObject *o, const char *what);
+cdad_shape cdad_py_shape_of(PyArrayObject *a);
+/* A new float32 array; copied from data unless that is NULL. */
+PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data);
+/* A tuple of ints or an int -> a shape. */
+int cdad_py_shape(PyObject *o, cdad_shape *shape);
+
+static inline float *cdad_py_data(PyArrayObject *a) { return a ? (float *)PyArray_DATA(a) : NULL; }
+
+/* A lock for one stateful object: taken with the GIL released. */
+typedef PyThread_type_lock cdad_py_lock;
+static inline void cdad_py_lock_take(cdad_py_lock lock) {
+    if (!PyThread_acquire_lock(lock, NOWAIT_LOCK)) {
+        Py_BEGIN_ALLOW_THREADS
+        PyThread_acquire_lock(lock, WAIT_LOCK);
+        Py_END_ALLOW_THREADS
+    }
+}
+
+/* The parameter store type (py_params.c). */
+typedef struct cdad_py_params {
+    PyObject_HEAD
+    cdad_params *params;
+} cdad_py_params;
+/* `o` as a parameter store, or NULL with a TypeError. Borrowed. */
+cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o);
+
+/* Each adds its types and functions to the module; -1 with an exception on failure. */
+int cdad_py_add_graph(PyObject *module);
+int cdad_py_add_params(PyObject *module);
+int cdad_py_add_network(PyObject *module);
+int cdad_py_add_train(PyObject *module);
+int cdad_py_add_sampler(PyObject *module);
+int cdad_py_add_stream(PyObject *module);
+
+/* Makes a heap type, adds it to the module, and keeps it in *type for type checks (may be NULL). */
+int cdad_py_add_type(PyObject *module, PyType_Spec *spec, PyObject **type);
+
+#endif

@@ -1,0 +1,296 @@
+/* The module cdad._core: the process's context, errors and arrays; the types are in the other files. */
+#define CDAD_IMPORTS_NUMPY
+#include "python/bindings.h"
+
+#include <string.h>
+
+#include "base/blas.h"
+#include "base/philox.h"
+#include "graph/op.h"
+#include "kernels/kernels.h"
+
+#define MAX_THREADS 256
+
+/* Pools are made at first use, one for each number of threads asked for, and live as long as the process: a
+ * computation in another thread may be using one. All of this is read and written with the GIL held. */
+static cdad_pool *pools[MAX_THREADS + 1];
+static int threads_now;
+static const cdad_kernels *kernels_now;
+
+static int poll_signals(void *arg) {
+    (void)arg;
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    const int stop = PyErr_CheckSignals() != 0;
+    PyGILState_Release(gil);
+    return stop;
+}
+
+cdad_context cdad_py_context(void) {
+    return (cdad_context){.pool = pools[threads_now], .kernels = kernels_now, .poll = poll_signals};
+}
+
+PyObject *cdad_py_raise(const cdad_error *err) {
+    PyObject *type = PyExc_RuntimeError;
+    switch (err->status) {
+    case CDAD_INVALID:
+    case CDAD_SHAPE:
+        type = PyExc_ValueError;
+        break;
+    case CDAD_NO_MEMORY:
+        type = PyExc_MemoryError;
+        break;
+    case CDAD_CANCELLED:
+        if (PyErr_Occurred())
+            return NULL;
+        type = PyExc_KeyboardInterrupt;
+        break;
+    case CDAD_NOT_FINITE: {
+        PyObject *errors = PyImport_ImportModule("cdad.errors");
+        PyObject *training = errors ? PyObject_GetAttrString(errors, "TrainingError") : NULL;
+        Py_XDECREF(errors);
+        if (!training)
+            return NULL;
+        PyErr_SetString(training, err->message);
+        Py_DECREF(training);
+        return NULL;
+    }
+    default:
+        break;
+    }
+    PyErr_SetString(type, err->message);
+    return NULL;
+}
+
+PyArrayObject *cdad_py_floats_any(PyObject *o, const char *what) {
+    PyArrayObject *a = (PyArrayObject *)PyArray_FromAny(o, NULL, 0, 0, 0, NULL);
+    if (!a)
+        return NULL;
+    const int type = PyArray_TYPE(a);
+    if (type != NPY_FLOAT32 && type != NPY_FLOAT64) {
+        PyErr_Format(PyExc_TypeError, "%s: an array of float32 is wanted, not %R", what, PyArray_DESCR(a));
+        Py_DECREF(a);
+        return NULL;
+    }
+    if (PyArray_NDIM(a) > CDAD_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%s has %d dimensions; at most %d are possible", what, PyArray_NDIM(a),
+                     CDAD_MAX_DIMS);
+        Py_DECREF(a);
+        return NULL;
+    }
+    PyArrayObject *c = (PyArrayObject *)PyArray_FROMANY((PyObject *)a, NPY_FLOAT32, 0, 0,
+                                                        NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED |
+                                                            NPY_ARRAY_FORCECAST);
+    Py_DECREF(a);
+    return c;
+}
+
+cdad_shape cdad_py_shape_of(PyArrayObject *a) {
+    cdad_shape s = {.ndim = PyArray_NDIM(a)};
+    for (int i = 0; i < s.ndim; i++)
+        s.dim[i] = PyArray_DIM(a, i);
+    return s;
+}
+
+PyArrayObject *cdad_py_floats(PyObject *o, const cdad_shape *shape, const char *what) {
+    PyArrayObject *a = cdad_py_floats_any(o, what);
+    if (!a)
+        return NULL;
+    const cdad_shape found = cdad_py_shape_of(a);
+    if (!cdad_shape_equal(&found, shape)) {
+        char x[CDAD_SHAPE_TEXT], y[CDAD_SHAPE_TEXT];
+        PyErr_Format(PyExc_ValueError, "%s has shape %s; %s is wanted", what, cdad_shape_text(&found, x),
+                     cdad_shape_text(shape, y));
+        Py_DECREF(a);
+        return NULL;
+    }
+    return a;
+}
+
+PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data) {
+    npy_intp dims[CDAD_MAX_DIMS];
+    for (int i = 0; i < shape->ndim; i++)
+        dims[i] = (npy_intp)shape->dim[i];
+    PyObject *a = PyArray_SimpleNew(shape->ndim, dims, NPY_FLOAT32);
+    if (a && data)
+        memcpy(PyArray_DATA((PyArrayObject *)a), data, (size_t)cdad_shape_count(shape) * sizeof(float));
+    return a;
+}
+
+int cdad_py_shape(PyObject *o, cdad_shape *shape) {
+    PyObject *list = PyLong_Check(o) ? PyTuple_Pack(1, o) : PySequence_Tuple(o);
+    if (!list)
+        return -1;
+    const Py_ssize_t n = PyTuple_Size(list);
+    int status = 0;
+    *shape = (cdad_shape){.ndim = (int)(n > CDAD_MAX_DIMS ? CDAD_MAX_DIMS + 1 : n)};
+    if (n > CDAD_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%zd dimensions; at most %d are possible", n, CDAD_MAX_DIMS);
+        status = -1;
+    }
+    for (Py_ssize_t i = 0; status == 0 && i < n; i++) {
+        shape->dim[i] = PyLong_AsLongLong(PyTuple_GetItem(list, i));
+        if (shape->dim[i] == -1 && PyErr_Occurred())
+            status = -1;
+    }
+    Py_DECREF(list);
+    return status;
+}
+
+int cdad_py_add_type(PyObject *module, PyType_Spec *spec, PyObject **type) {
+    PyObject *made = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (!made)
+        return -1;
+    const int status = PyModule_AddObjectRef(module, strrchr(spec->name, '.') + 1, made);
+    if (type && status == 0)
+        *type = made; /* the module keeps it alive */
+    Py_DECREF(made);
+    return status;
+}
+
+static PyObject *set_threads(PyObject *module, PyObject *arg) {
+    (void)module;
+    const long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred())
+        return NULL;
+    if (n < 1 || n > MAX_THREADS)
+        return PyErr_Format(PyExc_ValueError, "%ld threads; 1 to %d are possible", n, MAX_THREADS);
+    cdad_error err = {0};
+    if (!pools[n] && cdad_pool_new(&pools[n], (int)n, &err) != CDAD_OK)
+        return cdad_py_raise(&err);
+    threads_now = (int)n;
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_threads(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyLong_FromLong(threads_now);
+}
+
+static PyObject *set_isa(PyObject *module, PyObject *arg) {
+    (void)module;
+    const char *name = PyUnicode_AsUTF8(arg);
+    if (!name)
+        return NULL;
+    const cdad_kernels *k = cdad_kernels_select(name);
+    if (!k)
+        return PyErr_Format(PyExc_ValueError, "there are no %s kernels in this build, or this processor cannot run them",
+                            name);
+    kernels_now = k;
+    Py_RETURN_NONE;
+}
+
+static PyObject *build_info(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    PyObject *isas = PyList_New(0);
+    if (!isas)
+        return NULL;
+    for (int i = 0; cdad_kernels_at(i); i++) {
+        PyObject *name = PyUnicode_FromString(cdad_kernels_at(i)->name);
+        if (!name || PyList_Append(isas, name) < 0) {
+            Py_XDECREF(name);
+            Py_DECREF(isas);
+            return NULL;
+        }
+        Py_DECREF(name);
+    }
+    return Py_BuildValue("{s:s,s:N,s:i,s:s,s:s,s:s}", "isa", kernels_now->name, "isas", isas, "threads", threads_now,
+                         "blas", openblas_get_config(), "blas_core", openblas_get_corename(), "compiler",
+#ifdef __clang__
+                         "clang " __clang_version__
+#else
+                         "gcc " __VERSION__
+#endif
+    );
+}
+
+static PyObject *op_names(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && cdad_op_at(i); i++) {
+        PyObject *item = Py_BuildValue("(sI)", cdad_op_at(i)->name, cdad_op_at(i)->flags);
+        if (!item || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+static PyObject *random_normal(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *shape_arg;
+    unsigned long long seed, stream;
+    cdad_shape shape;
+    if (!PyArg_ParseTuple(args, "OKK:random_normal", &shape_arg, &seed, &stream) ||
+        cdad_py_shape(shape_arg, &shape) < 0)
+        return NULL;
+    cdad_error err = {0};
+    if (cdad_shape_check(&shape, &err) != CDAD_OK)
+        return cdad_py_raise(&err);
+    PyObject *a = cdad_py_new_floats(&shape, NULL);
+    if (a)
+        cdad_random_normal(PyArray_DATA((PyArrayObject *)a), cdad_shape_count(&shape), seed, stream, 0);
+    return a;
+}
+
+static PyMethodDef methods[] = {
+    {"set_threads", set_threads, METH_O, "set_threads(n, /)\n--\n\nThreads of later calls (1 to 256)."},
+    {"get_threads", get_threads, METH_NOARGS, "get_threads()\n--\n\nThreads that calls use."},
+    {"set_isa", set_isa, METH_O,
+     "set_isa(name, /)\n--\n\nKernels of later calls: 'portable', 'avx2' or 'avx512'; ValueError where not available."},
+    {"build_info", build_info, METH_NOARGS,
+     "build_info()\n--\n\nA dict: isa, isas, threads, blas, blas_core, compiler."},
+    {"op_names", op_names, METH_NOARGS, "op_names()\n--\n\n(name, flags) of every op of the graph."},
+    {"random_normal", random_normal, METH_VARARGS,
+     "random_normal(shape, seed, stream, /)\n--\n\nStandard normal float32 values that depend on (seed, stream, "
+     "index) only (Philox4x32-10)."},
+    {NULL, NULL, 0, NULL}};
+
+static int init_context(void) {
+    const char *isa = getenv("CDAD_CPU_ISA"), *threads = getenv("CDAD_NUM_THREADS");
+    kernels_now = cdad_kernels_select(isa && *isa ? isa : NULL);
+    if (!kernels_now) {
+        PyErr_Format(PyExc_ImportError, "CDAD_CPU_ISA=%s: no such kernels here", isa);
+        return -1;
+    }
+    long n = cdad_cpu_count();
+    if (threads && *threads) {
+        char *end;
+        n = strtol(threads, &end, 10);
+        if (*end || n < 1 || n > MAX_THREADS) {
+            PyErr_Format(PyExc_ImportError, "CDAD_NUM_THREADS=%s: 1 to %d is wanted", threads, MAX_THREADS);
+            return -1;
+        }
+    }
+    cdad_error err = {0};
+    threads_now = (int)(n > MAX_THREADS ? MAX_THREADS : n);
+    if (!pools[threads_now] && cdad_pool_new(&pools[threads_now], threads_now, &err) != CDAD_OK) {
+        cdad_py_raise(&err);
+        return -1;
+    }
+    openblas_set_num_threads(1); /* the pool calls it from its own threads: bits must not depend on their number */
+    return 0;
+}
+
+static int module_exec(PyObject *module) {
+    import_array1(-1);
+    if (init_context() < 0 || cdad_py_add_graph(module) < 0 || cdad_py_add_params(module) < 0 ||
+        cdad_py_add_network(module) < 0 || cdad_py_add_train(module) < 0 || cdad_py_add_sampler(module) < 0 ||
+        cdad_py_add_stream(module) < 0)
+        return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+
+static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
+                                        .m_name = "cdad._core",
+                                        .m_doc = "The C core of cdad.",
+                                        .m_size = 0,
+                                        .m_methods = methods,
+                                        .m_slots = slots};
+
+PyMODINIT_FUNC PyInit__core(void);
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,117 @@
+/* Params: the parameters of a model, as named NumPy views of one block. */
+#include "python/bindings.h"
+
+#include <string.h>
+
+static PyObject *params_type;
+
+cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o) {
+    (void)module;
+    if (Py_TYPE(o) == (PyTypeObject *)params_type)
+        return (cdad_py_params *)o;
+    PyErr_Format(PyExc_TypeError, "a Params object is wanted, not %R", Py_TYPE(o));
+    return NULL;
+}
+
+static PyObject *params_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    if (PyTuple_Size(args) || (kwargs && PyDict_Size(kwargs)))
+        return PyErr_Format(PyExc_TypeError, "Params() takes no arguments");
+    cdad_py_params *self = (cdad_py_params *)PyType_GenericAlloc(type, 0);
+    cdad_error err = {0};
+    if (self && cdad_params_new(&self->params, &err) != CDAD_OK) {
+        Py_DECREF(self);
+        return cdad_py_raise(&err);
+    }
+    return (PyObject *)self;
+}
+
+static void params_dealloc(PyObject *o) {
+    PyTypeObject *type = Py_TYPE(o);
+    cdad_params_free(((cdad_py_params *)o)->params);
+    type->tp_free(o);
+    Py_DECREF(type);
+}
+
+static PyObject *params_allocate(PyObject *o, PyObject *arg) {
+    const unsigned long long seed = PyLong_AsUnsignedLongLong(arg);
+    if (seed == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    cdad_error err = {0};
+    if (cdad_params_allocate(((cdad_py_params *)o)->params, seed, &err) != CDAD_OK)
+        return cdad_py_raise(&err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *params_shapes(PyObject *o, PyObject *unused) {
+    (void)unused;
+    const cdad_params *p = ((cdad_py_params *)o)->params;
+    PyObject *dict = PyDict_New();
+    for (int64_t i = 0; dict && i < p->n; i++) {
+        const cdad_shape *s = &p->items[i].shape;
+        PyObject *shape = PyTuple_New(s->ndim);
+        for (int k = 0; shape && k < s->ndim; k++)
+            PyTuple_SetItem(shape, k, PyLong_FromLongLong(s->dim[k]));
+        if (!shape || PyDict_SetItemString(dict, p->items[i].name, shape) < 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(shape);
+    }
+    return dict;
+}
+
+/* A writable view of one parameter; it keeps the store alive. */
+static PyObject *params_getitem(PyObject *o, PyObject *key) {
+    const cdad_params *p = ((cdad_py_params *)o)->params;
+    const char *name = PyUnicode_AsUTF8(key);
+    if (!name)
+        return NULL;
+    const int64_t i = cdad_params_find(p, name);
+    if (i < 0) {
+        PyErr_SetObject(PyExc_KeyError, key);
+        return NULL;
+    }
+    if (!p->values)
+        return PyErr_Format(PyExc_ValueError, "the parameters are not allocated yet");
+    npy_intp dims[CDAD_MAX_DIMS];
+    for (int k = 0; k < p->items[i].shape.ndim; k++)
+        dims[k] = (npy_intp)p->items[i].shape.dim[k];
+    PyObject *a =
+        PyArray_SimpleNewFromData(p->items[i].shape.ndim, dims, NPY_FLOAT32, p->values + p->items[i].offset);
+    if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
+        Py_CLEAR(a);
+    return a;
+}
+
+static Py_ssize_t params_length(PyObject *o) { return (Py_ssize_t)((cdad_py_params *)o)->params->n; }
+
+static PyObject *params_allocated(PyObject *o, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((cdad_py_params *)o)->params->values != NULL);
+}
+
+static PyMethodDef params_methods[] = {
+    {"allocate", params_allocate, METH_O,
+     "allocate($self, seed, /)\n--\n\nAllocates and initialises all registered parameters; values depend on (seed, "
+     "name, index) only."},
+    {"shapes", params_shapes, METH_NOARGS, "shapes($self)\n--\n\n{name: shape} in the order of registration."},
+    {NULL, NULL, 0, NULL}};
+
+static PyGetSetDef params_getset[] = {
+    {"allocated", params_allocated, NULL, "Whether the parameters have memory.", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot params_slots[] = {
+    {Py_tp_new, params_new},
+    {Py_tp_dealloc, params_dealloc},
+    {Py_tp_methods, params_methods},
+    {Py_tp_getset, params_getset},
+    {Py_mp_subscript, params_getitem},
+    {Py_mp_length, params_length},
+    {Py_tp_doc, "The parameters of a model: registered while networks are built, then allocated once. params[name] "
+                "is a writable float32 view; conv weights are [O,R,S,C]."},
+    {0, NULL}};
+static PyType_Spec params_spec = {.name = "cdad._core.Params",
+                                  .basicsize = sizeof(cdad_py_params),
+                                  .flags = Py_TPFLAGS_DEFAULT,
+                                  .slots = params_slots};
+
+int cdad_py_add_params(PyObject *module) { return cdad_py_add_type(module, &params_spec, &params_type); }

@@ -1,0 +1,353 @@
+/* Sampler: reconstructions; Collector: significant representations of a model. */
+#include "base/memory.h"
+#include "python/config.h"
+#include "train/collector.h"
+
+#include <string.h>
+
+typedef struct py_sampler {
+    PyObject_HEAD
+    cdad_py_params *params;
+    cdad_sampler *sampler;
+    cdad_denoiser_config config;
+    int64_t n;
+    int tapped; /* a collector is attached */
+    cdad_py_lock lock;
+} py_sampler;
+
+typedef struct py_collector {
+    PyObject_HEAD
+    py_sampler *sampler;
+    cdad_collector *collector;
+} py_collector;
+
+static PyObject *sampler_type;
+
+static void sampler_dealloc(PyObject *o) {
+    py_sampler *self = (py_sampler *)o;
+    PyTypeObject *type = Py_TYPE(o);
+    cdad_sampler_free(self->sampler);
+    if (self->lock)
+        PyThread_free_lock(self->lock);
+    Py_XDECREF(self->params);
+    type->tp_free(o);
+    Py_DECREF(type);
+}
+
+static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"params", "config", "batch", NULL};
+    PyObject *params, *config;
+    long long n;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOL:Sampler", names, &params, &config, &n))
+        return NULL;
+    cdad_py_params *store = cdad_py_params_check(NULL, params);
+    py_sampler *self = store ? (py_sampler *)PyType_GenericAlloc(type, 0) : NULL;
+    if (!self)
+        return NULL;
+    self->params = (cdad_py_params *)Py_NewRef(params);
+    self->n = n;
+    self->lock = PyThread_allocate_lock();
+    if (!self->lock)
+        PyErr_NoMemory();
+    if (!self->lock || cdad_py_denoiser_config(config, &self->config) < 0)
+        goto fail;
+    cdad_error err = {0};
+    const cdad_context ctx = cdad_py_context();
+    if (cdad_sampler_new(&self->sampler, &self->config, store->params, n, &ctx, &err) == CDAD_OK)
+        return (PyObject *)self;
+    cdad_py_raise(&err);
+fail:
+    Py_DECREF(self);
+    return NULL;
+}
+
+static cdad_shape latent_shape(const py_sampler *self) {
+    const cdad_denoiser_config *c = &self->config;
+    return cdad_shape_make(4, self->n, c->latent_h, c->latent_w, c->unet.in_channels);
+}
+
+/* Gathers the steps of a sampling: [steps, N,h,w,c] each. */
+typedef struct trace {
+    float *x, *x0;
+    int64_t count;
+} trace;
+
+static void keep_step(void *arg, int64_t step, const float *x, const float *x0) {
+    const trace *t = arg;
+    memcpy(t->x + step * t->count, x, (size_t)t->count * sizeof(float));
+    memcpy(t->x0 + step * t->count, x0, (size_t)t->count * sizeof(float));
+}
+
+static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"image", "start", "context", "steps", "skip", "uncond", "guidance", "weights", "trace",
+                            NULL};
+    py_sampler *self = (py_sampler *)o;
+    const cdad_denoiser_config *c = &self->config;
+    PyObject *image_arg, *start_arg, *context_arg = Py_None, *uncond_arg = Py_None, *weights_arg = Py_None;
+    PyObject *out = NULL, *xs = NULL, *x0s = NULL, *result = NULL;
+    PyArrayObject *image = NULL, *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL;
+    long long steps = 10, skip = 0;
+    double guidance = 1.0;
+    int want_trace = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOp:denoise", names, &image_arg, &start_arg,
+                                     &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace))
+        return NULL;
+    const cdad_shape z = latent_shape(self);
+    const cdad_shape x = cdad_shape_make(4, self->n, c->image_h, c->image_w, (int64_t)3);
+    const cdad_shape k = cdad_shape_make(3, self->n, c->context_length, c->unet.context_dim);
+    const cdad_shape block = cdad_shape_make(1, self->params->params->total);
+    if (!(image = cdad_py_floats(image_arg, &x, "image")) || !(start = cdad_py_floats(start_arg, &z, "start")) ||
+        (context_arg != Py_None && !(context = cdad_py_floats(context_arg, &k, "context"))) ||
+        (uncond_arg != Py_None && !(uncond = cdad_py_floats(uncond_arg, &k, "uncond"))) ||
+        (weights_arg != Py_None && !(weights = cdad_py_floats(weights_arg, &block, "weights"))) ||
+        !(out = cdad_py_new_floats(&z, NULL)))
+        goto done;
+    trace t = {.count = cdad_shape_count(&z)};
+    if (want_trace) {
+        if (steps < 1 || steps >= CDAD_MAX_TIMESTEPS) {
+            PyErr_Format(PyExc_ValueError, "%lld sampling steps", steps);
+            goto done;
+        }
+        const cdad_shape s = cdad_shape_make(5, (int64_t)(steps - skip), z.dim[0], z.dim[1], z.dim[2], z.dim[3]);
+        cdad_error ignored;
+        if (cdad_shape_check(&s, &ignored) != CDAD_OK) {
+            PyErr_Format(PyExc_ValueError, "%lld of %lld sampling steps cannot be skipped", skip, steps);
+            goto done;
+        }
+        xs = cdad_py_new_floats(&s, NULL);
+        x0s = xs ? cdad_py_new_floats(&s, NULL) : NULL;
+        if (!x0s)
+            goto done;
+        t.x = cdad_py_data((PyArrayObject *)xs);
+        t.x0 = cdad_py_data((PyArrayObject *)x0s);
+    }
+    const cdad_sampling how = {.steps = steps,
+                               .skip = skip,
+                               .guidance = guidance,
+                               .uncond = cdad_py_data(uncond),
+                               .weights = cdad_py_data(weights)};
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    const cdad_context ctx = cdad_py_context();
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), cdad_py_data(image),
+                                  cdad_py_data(start), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
+                                  &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        cdad_py_raise(&err);
+    else
+        result = want_trace ? PyTuple_Pack(3, out, xs, x0s) : Py_NewRef(out);
+done:
+    Py_XDECREF(image);
+    Py_XDECREF(start);
+    Py_XDECREF(context);
+    Py_XDECREF(uncond);
+    Py_XDECREF(weights);
+    Py_XDECREF(out);
+    Py_XDECREF(xs);
+    Py_XDECREF(x0s);
+    return result;
+}
+
+static PyObject *sampler_start(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"latent", "streams", "seed", "steps", "skip", NULL};
+    py_sampler *self = (py_sampler *)o;
+    PyObject *latent_arg, *streams_arg, *out = NULL;
+    unsigned long long seed;
+    long long steps = 10, skip = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOK|LL:start", names, &latent_arg, &streams_arg, &seed, &steps,
+                                     &skip))
+        return NULL;
+    const cdad_shape z = latent_shape(self);
+    PyArrayObject *latent = cdad_py_floats(latent_arg, &z, "latent");
+    PyArrayObject *streams =
+        latent ? (PyArrayObject *)PyArray_FROMANY(streams_arg, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO) : NULL;
+    if (streams && PyArray_SIZE(streams) != self->n)
+        PyErr_Format(PyExc_ValueError, "streams: %lld are wanted", (long long)self->n);
+    else if (streams && (out = cdad_py_new_floats(&z, NULL))) {
+        const cdad_sampling how = {.steps = steps, .skip = skip};
+        cdad_error err = {0};
+        if (cdad_sampler_start(&self->config, cdad_py_data((PyArrayObject *)out), cdad_py_data(latent), self->n, &how,
+                               seed, PyArray_DATA(streams), &err) != CDAD_OK) {
+            Py_CLEAR(out);
+            cdad_py_raise(&err);
+        }
+    }
+    Py_XDECREF(latent);
+    Py_XDECREF(streams);
+    return out;
+}
+
+static PyObject *sampler_memory(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(cdad_sampler_arena_bytes(((py_sampler *)o)->sampler));
+}
+
+static void collector_dealloc(PyObject *o) {
+    py_collector *self = (py_collector *)o;
+    PyTypeObject *type = Py_TYPE(o);
+    cdad_collector_free(self->collector);
+    if (self->sampler && self->collector)
+        self->sampler->tapped = 0;
+    Py_XDECREF(self->sampler);
+    type->tp_free(o);
+    Py_DECREF(type);
+}
+
+static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"sampler", "method", "gamma", NULL};
+    PyObject *sampler;
+    const char *method = "exact";
+    double gamma = 0.999;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sd:Collector", names, &sampler, &method, &gamma))
+        return NULL;
+    if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
+        return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
+    const int isvd = strcmp(method, "isvd") == 0;
+    if (!isvd && strcmp(method, "exact") != 0)
+        return PyErr_Format(PyExc_ValueError, "method is '%s'; 'exact' or 'isvd' is wanted", method);
+    py_sampler *s = (py_sampler *)sampler;
+    if (s->tapped)
+        return PyErr_Format(PyExc_ValueError, "a Collector is attached to this sampler already");
+    py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    self->sampler = (py_sampler *)Py_NewRef(sampler);
+    cdad_error err = {0};
+    if (cdad_collector_new(&self->collector, s->sampler, s->params->params,
+                           isvd ? CDAD_STREAM_ISVD : CDAD_STREAM_EXACT, gamma, &err) != CDAD_OK) {
+        Py_DECREF(self);
+        return cdad_py_raise(&err);
+    }
+    s->tapped = 1;
+    return (PyObject *)self;
+}
+
+/* {name: U [d,k]} -> old [params->n]; the arrays are kept alive by `held`. */
+static int read_bases(const cdad_params *p, PyObject *dict, cdad_weight_basis *old, PyObject *held) {
+    PyObject *key, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value);) {
+        const char *name = PyUnicode_AsUTF8(key);
+        const int64_t i = name ? cdad_params_find(p, name) : -1;
+        if (i < 0) {
+            if (name)
+                PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
+            return -1;
+        }
+        PyArrayObject *U = cdad_py_floats_any(value, name);
+        if (!U)
+            return -1;
+        const int64_t d = p->items[i].count / p->items[i].shape.dim[0];
+        const int fits = PyArray_NDIM(U) == 2 && PyArray_DIM(U, 0) == d && PyArray_DIM(U, 1) <= d;
+        if (fits)
+            old[i] = (cdad_weight_basis){.U = cdad_py_data(U), .d = d, .k = PyArray_DIM(U, 1)};
+        else
+            PyErr_Format(PyExc_ValueError, "the basis of %s is [%lld, rank]", name, (long long)d);
+        const int kept = fits ? PyList_Append(held, (PyObject *)U) : -1;
+        Py_DECREF(U);
+        if (kept < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static PyObject *bases_dict(const cdad_params *p, const cdad_weight_basis *bases) {
+    PyObject *dict = PyDict_New();
+    for (int64_t i = 0; dict && i < p->n; i++) {
+        if (!bases[i].U)
+            continue;
+        npy_intp dims[2] = {(npy_intp)bases[i].d, (npy_intp)bases[i].k};
+        PyObject *U = PyArray_SimpleNew(2, dims, NPY_FLOAT32);
+        if (U && dims[1] > 0)
+            memcpy(PyArray_DATA((PyArrayObject *)U), bases[i].U,
+                   (size_t)bases[i].d * (size_t)bases[i].k * sizeof(float));
+        PyObject *item = U ? Py_BuildValue("(Nd)", U, bases[i].energy) : NULL;
+        if (!item || PyDict_SetItemString(dict, p->items[i].name, item) < 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(item);
+    }
+    return dict;
+}
+
+static PyObject *collector_bases(PyObject *o, PyObject *args) {
+    py_collector *self = (py_collector *)o;
+    const cdad_params *p = self->sampler->params->params;
+    PyObject *old_arg, *held = NULL, *result = NULL;
+    if (!PyArg_ParseTuple(args, "O!:bases", &PyDict_Type, &old_arg))
+        return NULL;
+    cdad_weight_basis *old = PyMem_Calloc((size_t)p->n + 1, sizeof *old);
+    cdad_weight_basis *out = PyMem_Calloc((size_t)p->n + 1, sizeof *out);
+    held = PyList_New(0);
+    if (!old || !out || !held) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (read_bases(p, old_arg, old, held) < 0)
+        goto done;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->sampler->lock);
+    const cdad_context ctx = cdad_py_context();
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_collector_bases(self->collector, &ctx, old, out, &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->sampler->lock);
+    result = status == CDAD_OK ? bases_dict(p, out) : cdad_py_raise(&err);
+    for (int64_t i = 0; i < p->n; i++)
+        cdad_free(out[i].U);
+done:
+    PyMem_Free(old);
+    PyMem_Free(out);
+    Py_XDECREF(held);
+    return result;
+}
+
+static PyMethodDef sampler_methods[] = {
+    {"denoise", (PyCFunction)(void (*)(void))sampler_denoise, METH_VARARGS | METH_KEYWORDS,
+     "denoise($self, image, start, context=None, steps=10, skip=0, uncond=None, guidance=1.0, weights=None, "
+     "trace=False)\n--\n\nDDIM from x_T = start under tau(image); with trace (out, x of every step, x0 of every "
+     "step). The GIL is released."},
+    {"start", (PyCFunction)(void (*)(void))sampler_start, METH_VARARGS | METH_KEYWORDS,
+     "start($self, latent, streams, seed, steps=10, skip=0)\n--\n\nx_T = q_sample(latent, T-1) with the noise of "
+     "(seed, streams[i])."},
+    {NULL, NULL, 0, NULL}};
+static PyGetSetDef sampler_getset[] = {{"memory_bytes", sampler_memory, NULL, "Arena bytes.", NULL},
+                                       {NULL, NULL, NULL, NULL, NULL}};
+static PyType_Slot sampler_slots[] = {
+    {Py_tp_new, sampler_new},
+    {Py_tp_dealloc, sampler_dealloc},
+    {Py_tp_methods, sampler_methods},
+    {Py_tp_getset, sampler_getset},
+    {Py_tp_doc, "Sampler(params, config, batch)\n--\n\nReconstructs batches of one size."},
+    {0, NULL}};
+static PyType_Spec sampler_spec = {.name = "cdad._core.Sampler",
+                                   .basicsize = sizeof(py_sampler),
+                                   .flags = Py_TPFLAGS_DEFAULT,
+                                   .slots = sampler_slots};
+
+static PyMethodDef collector_methods[] = {
+    {"bases", collector_bases, METH_VARARGS,
+     "bases($self, old, /)\n--\n\n{weight: (U [d, rank], share of energy kept)} after the earlier tasks' bases "
+     "`old` {weight: U} (paper, Eq. 6). The GIL is released."},
+    {NULL, NULL, 0, NULL}};
+static PyType_Slot collector_slots[] = {
+    {Py_tp_new, collector_new},
+    {Py_tp_dealloc, collector_dealloc},
+    {Py_tp_methods, collector_methods},
+    {Py_tp_doc, "Collector(sampler, method='exact', gamma=0.999)\n--\n\nTakes in the input features of every weight "
+                "while the sampler runs, from now on."},
+    {0, NULL}};
+static PyType_Spec collector_spec = {.name = "cdad._core.Collector",
+                                     .basicsize = sizeof(py_collector),
+                                     .flags = Py_TPFLAGS_DEFAULT,
+                                     .slots = collector_slots};
+
+int cdad_py_add_sampler(PyObject *module) {
+    return cdad_py_add_type(module, &sampler_spec, &sampler_type) < 0 ||
+                   cdad_py_add_type(module, &collector_spec, NULL) < 0
+               ? -1
+               : 0;
+}

@@ -1,0 +1,275 @@
+/* Stream: the input features of one layer, and the basis made of them. */
+#include "python/bindings.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+#include "continual/stream.h"
+
+static PyObject *stream_type;
+
+static const char *const METHODS[] = {[CDAD_STREAM_EXACT] = "exact", [CDAD_STREAM_ISVD] = "isvd"};
+
+typedef struct py_stream {
+    PyObject_HEAD
+    cdad_stream *stream;
+    cdad_py_lock lock; /* for `stream` */
+    cdad_stream_method method;
+    double gamma;
+} py_stream;
+
+static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"d", "method", "gamma", NULL};
+    const char *name = METHODS[CDAD_STREAM_EXACT];
+    long long d;
+    double gamma = 0.999;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|sd:Stream", names, &d, &name, &gamma))
+        return NULL;
+    const int exact = strcmp(name, METHODS[CDAD_STREAM_EXACT]) == 0;
+    if (!exact && strcmp(name, METHODS[CDAD_STREAM_ISVD]) != 0)
+        return PyErr_Format(PyExc_ValueError, "method is '%s', expected 'exact' or 'isvd'", name);
+    py_stream *self = (py_stream *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    cdad_error err = {0};
+    self->method = exact ? CDAD_STREAM_EXACT : CDAD_STREAM_ISVD;
+    self->gamma = gamma;
+    self->lock = PyThread_allocate_lock();
+    if (!self->lock) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    if (cdad_stream_new(&self->stream, d, self->method, gamma, &err) != CDAD_OK) {
+        Py_DECREF(self);
+        return cdad_py_raise(&err);
+    }
+    return (PyObject *)self;
+}
+
+static void stream_dealloc(PyObject *o) {
+    PyTypeObject *type = Py_TYPE(o);
+    py_stream *self = (py_stream *)o;
+    cdad_stream_free(self->stream);
+    if (self->lock)
+        PyThread_free_lock(self->lock);
+    type->tp_free(o);
+    Py_DECREF(type);
+}
+
+/* A matrix whose dimension `axis` is the stream's width; NULL with an exception. */
+static PyArrayObject *matrix(const py_stream *self, PyObject *o, int axis, const char *what,
+                             const char *shape) {
+    const long long d = cdad_stream_width(self->stream);
+    PyArrayObject *a = cdad_py_floats_any(o, what);
+    if (a && (PyArray_NDIM(a) != 2 || PyArray_DIM(a, axis) != d)) {
+        PyObject *found = PyObject_GetAttrString((PyObject *)a, "shape");
+        if (found)
+            PyErr_Format(PyExc_ValueError, "%s has shape %R; %s with d = %lld is wanted", what, found, shape,
+                         d);
+        Py_XDECREF(found);
+        Py_CLEAR(a);
+    }
+    return a;
+}
+
+static PyObject *stream_add(PyObject *o, PyObject *arg) {
+    py_stream *self = (py_stream *)o;
+    PyArrayObject *X = matrix(self, arg, 1, "features", "[rows, d]");
+    if (!X)
+        return NULL;
+    const cdad_context ctx = cdad_py_context();
+    const cdad_mat mat = {.data = cdad_py_data(X), .rs = PyArray_DIM(X, 1), .cs = 1};
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_stream_add(self->stream, &ctx, mat, PyArray_DIM(X, 0), &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->lock);
+    Py_DECREF(X);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"old", NULL};
+    py_stream *self = (py_stream *)o;
+    PyObject *arg = Py_None;
+    PyArrayObject *old = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:basis", names, &arg))
+        return NULL;
+    if (arg != Py_None) {
+        old = matrix(self, arg, 0, "old", "[d, k]");
+        if (!old)
+            return NULL;
+    }
+    const cdad_context ctx = cdad_py_context();
+    cdad_shape shape = {.ndim = 2, .dim = {cdad_stream_width(self->stream)}};
+    float *U;
+    double energy;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_stream_basis(self->stream, &ctx, cdad_py_data(old), old ? PyArray_DIM(old, 1) : 0, &U,
+                               &shape.dim[1], &energy, &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->lock);
+    Py_XDECREF(old);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    PyObject *basis = cdad_py_new_floats(&shape, U);
+    cdad_free(U);
+    return basis ? Py_BuildValue("(Nd)", basis, energy) : NULL;
+}
+
+static PyObject *stream_singular_values(PyObject *o, PyObject *unused) {
+    (void)unused;
+    py_stream *self = (py_stream *)o;
+    const cdad_context ctx = cdad_py_context();
+    cdad_shape shape = {.ndim = 1};
+    float *values;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_stream_singular_values(self->stream, &ctx, &values, &shape.dim[0], &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    PyObject *array = cdad_py_new_floats(&shape, values);
+    cdad_free(values);
+    return array;
+}
+
+static PyObject *stream_merge(PyObject *o, PyObject *arg) {
+    py_stream *self = (py_stream *)o, *other = (py_stream *)arg;
+    if (Py_TYPE(arg) != (PyTypeObject *)stream_type)
+        return PyErr_Format(PyExc_TypeError, "a Stream is wanted, not %R", Py_TYPE(arg));
+    if (self == other)
+        return PyErr_Format(PyExc_ValueError, "a stream cannot be merged with itself");
+    py_stream *first = self < other ? self : other, *second = self < other ? other : self;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(first->lock); /* by address: merges in both directions do not wait for each other */
+    cdad_py_lock_take(second->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_stream_merge(self->stream, other->stream, &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(second->lock);
+    PyThread_release_lock(first->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_state(PyObject *o, PyObject *unused) {
+    (void)unused;
+    py_stream *self = (py_stream *)o;
+    int64_t n;
+    cdad_error err = {0};
+    PyObject *array = NULL;
+    cdad_py_lock_take(self->lock);
+    const cdad_status status = cdad_stream_state_size(self->stream, &n, &err);
+    if (status == CDAD_OK) {
+        const npy_intp dim = (npy_intp)n;
+        array = PyArray_SimpleNew(1, &dim, NPY_FLOAT64);
+    }
+    if (array) {
+        double *state = PyArray_DATA((PyArrayObject *)array);
+        Py_BEGIN_ALLOW_THREADS
+        cdad_stream_state_get(self->stream, state);
+        Py_END_ALLOW_THREADS
+    }
+    PyThread_release_lock(self->lock);
+    return status == CDAD_OK ? array : cdad_py_raise(&err);
+}
+
+static PyObject *stream_load_state(PyObject *o, PyObject *arg) {
+    py_stream *self = (py_stream *)o;
+    if (!PyArray_Check(arg) || PyArray_TYPE((PyArrayObject *)arg) != NPY_FLOAT64)
+        return PyErr_Format(PyExc_TypeError, "an array of float64 is wanted: what Stream.state() gave");
+    PyArrayObject *state = (PyArrayObject *)PyArray_FROM_OTF(arg, NPY_FLOAT64, NPY_ARRAY_IN_ARRAY);
+    if (!state)
+        return NULL;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_stream_state_set(self->stream, PyArray_DATA(state), PyArray_SIZE(state), &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->lock);
+    Py_DECREF(state);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *stream_get_d(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(cdad_stream_width(((py_stream *)o)->stream));
+}
+
+static PyObject *stream_get_rows(PyObject *o, void *unused) {
+    (void)unused;
+    py_stream *self = (py_stream *)o;
+    cdad_py_lock_take(self->lock);
+    const long long rows = cdad_stream_rows(self->stream);
+    PyThread_release_lock(self->lock);
+    return PyLong_FromLongLong(rows);
+}
+
+static PyObject *stream_get_method(PyObject *o, void *unused) {
+    (void)unused;
+    return PyUnicode_FromString(METHODS[((py_stream *)o)->method]);
+}
+
+static PyObject *stream_get_gamma(PyObject *o, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(((py_stream *)o)->gamma);
+}
+
+static PyMethodDef stream_methods[] = {
+    {"add", stream_add, METH_O,
+     "add($self, features, /)\n--\n\nTakes in one block of feature vectors, float32 [rows, d]. TrainingError "
+     "names a NaN or infinity; the stream is then as it was."},
+    {"basis", (PyCFunction)(void (*)(void))stream_basis, METH_VARARGS | METH_KEYWORDS,
+     "basis($self, old=None)\n--\n\n(U, energy): U [d, k] keeps `old` [d, k_old] bit by bit and adds "
+     "the fewest orthonormal directions with which it keeps at least gamma of the features' energy (Eq. 6); "
+     "energy is the share that it keeps. ValueError: old is not orthonormal."},
+    {"singular_values", stream_singular_values, METH_NOARGS,
+     "singular_values($self)\n--\n\nOf all features together, float32 [min(rows, d)], descending; with "
+     "'isvd' those kept from the last block."},
+    {"merge", stream_merge, METH_O,
+     "merge($self, other, /)\n--\n\nTakes in all that another 'exact' stream of the same width holds."},
+    {"state", stream_state, METH_NOARGS, "state($self)\n--\n\nThe content, float64 [n], exact to the bit."},
+    {"load_state", stream_load_state, METH_O,
+     "load_state($self, state, /)\n--\n\nReplaces the content by another stream's state(), of the same d and "
+     "method."},
+    {NULL, NULL, 0, NULL}};
+
+static PyGetSetDef stream_getset[] = {
+    {"d", stream_get_d, NULL, "Width of the feature vectors.", NULL},
+    {"rows", stream_get_rows, NULL, "Feature vectors taken in so far.", NULL},
+    {"method", stream_get_method, NULL, "'exact' or 'isvd'.", NULL},
+    {"gamma", stream_get_gamma, NULL, "Share of the energy that a basis keeps.", NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyType_Slot stream_slots[] = {
+    {Py_tp_new, stream_new},
+    {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_methods, stream_methods},
+    {Py_tp_getset, stream_getset},
+    {Py_tp_doc,
+     "Stream(d, method='exact', gamma=0.999)\n--\n\nThe input features of one layer over a task, taken in "
+     "block by block in bounded memory. 'exact' equals one SVD of all of them; 'isvd' is the iterative SVD "
+     "of \"One-for-More\" (CVPR 2025) as published, each add() one block."},
+    {0, NULL}};
+static PyType_Spec stream_spec = {.name = "cdad._core.Stream",
+                                  .basicsize = sizeof(py_stream),
+                                  .flags = Py_TPFLAGS_DEFAULT,
+                                  .slots = stream_slots};
+
+int cdad_py_add_stream(PyObject *module) { return cdad_py_add_type(module, &stream_spec, &stream_type); }

@@ -1,0 +1,180 @@
+/* Collecting significant representations. */
+#include "train/collector.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+typedef struct weight_tap {
+    int64_t param;          /* index in params */
+    cdad_unfold unfold;     /* of a convolution's input; R = 0 for a plain matrix */
+    int64_t d;
+    cdad_stream *stream;    /* shared with `twin` when that is >= 0 */
+    int64_t twin;           /* an earlier tap that reads the same features, or -1 */
+} weight_tap;
+
+struct cdad_collector {
+    cdad_sampler *sampler;
+    const cdad_params *params;
+    weight_tap *taps;
+    int64_t n;
+};
+
+void cdad_collector_free(cdad_collector *c) {
+    if (!c)
+        return;
+    for (int64_t i = 0; i < c->n; i++) {
+        const cdad_status ignored =
+            cdad_sampler_tap(c->sampler, c->params->items[c->taps[i].param].name, NULL, NULL, NULL);
+        (void)ignored; /* it can only fail for a name that the sampler does not know */
+        if (c->taps[i].twin < 0)
+            cdad_stream_free(c->taps[i].stream);
+    }
+    cdad_free(c->taps);
+    cdad_free(c);
+}
+
+static int64_t attr_int(const cdad_node *node, const char *name) {
+    for (int i = 0; node->op->attrs[i].name; i++)
+        if (strcmp(node->op->attrs[i].name, name) == 0)
+            return node->attr[i].i;
+    return 0;
+}
+
+static cdad_status take_features(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
+                                 const cdad_shape *shape, cdad_error *err) {
+    const weight_tap *tap = arg;
+    (void)node;
+    if (tap->unfold.R == 0) {
+        const cdad_mat X = {.data = input, .rs = tap->d, .cs = 1};
+        return cdad_stream_add(tap->stream, ctx, X, cdad_shape_count(shape) / tap->d, err);
+    }
+    const cdad_mat X = {.data = input, .unfold = &tap->unfold};
+    return cdad_stream_add(tap->stream, ctx, X, tap->unfold.N * tap->unfold.P * tap->unfold.Q, err);
+}
+
+/* How the features of a convolution's weight [O,R,S,C] are unfolded from its input [N,H,W,C]. */
+static cdad_unfold conv_unfold(const cdad_graph *g, const cdad_node *node, const cdad_shape *weight) {
+    const cdad_shape *x = cdad_graph_shape(g, node->in[0]), *y = cdad_graph_shape(g, node->out[0]);
+    return (cdad_unfold){.N = x->dim[0],
+                         .H = x->dim[1],
+                         .W = x->dim[2],
+                         .C = x->dim[3],
+                         .P = y->dim[1],
+                         .Q = y->dim[2],
+                         .R = weight->dim[1],
+                         .S = weight->dim[2],
+                         .stride = attr_int(node, "stride"),
+                         .pad_t = attr_int(node, "pad_t"),
+                         .pad_l = attr_int(node, "pad_l"),
+                         .up = attr_int(node, "upsample"),
+                         .dilate = 1};
+}
+
+/* The earlier tap on the same features as `node`, or -1. */
+static int64_t find_twin(const cdad_collector *c, const cdad_graph *g, const cdad_node *node) {
+    for (int64_t i = 0; i < c->n; i++) {
+        const cdad_graph *other_graph;
+        const cdad_node *other =
+            cdad_sampler_weight_node(c->sampler, c->params->items[c->taps[i].param].name, &other_graph);
+        if (other_graph == g && other->in[0] == node->in[0] && other->op == node->op &&
+            memcmp(other->attr, node->attr, sizeof node->attr) == 0 &&
+            cdad_shape_span(cdad_graph_shape(g, other->in[1]), 1, cdad_graph_shape(g, other->in[1])->ndim) ==
+                cdad_shape_span(cdad_graph_shape(g, node->in[1]), 1, cdad_graph_shape(g, node->in[1])->ndim))
+            return c->taps[i].twin >= 0 ? c->taps[i].twin : i;
+    }
+    return -1;
+}
+
+static cdad_status add_tap(cdad_collector *c, int64_t param, cdad_stream_method method, double gamma,
+                           cdad_error *err) {
+    const cdad_param *p = &c->params->items[param];
+    const cdad_graph *g;
+    const cdad_node *node = cdad_sampler_weight_node(c->sampler, p->name, &g);
+    CDAD_FAIL_IF(!node, err, CDAD_INVALID, "the sampler's model has no weight %s", p->name);
+    weight_tap *tap = &c->taps[c->n];
+    *tap = (weight_tap){.param = param, .d = p->count / p->shape.dim[0], .twin = find_twin(c, g, node)};
+    if (p->shape.ndim == 4)
+        tap->unfold = conv_unfold(g, node, &p->shape);
+    if (tap->twin >= 0) {
+        tap->stream = c->taps[tap->twin].stream;
+        c->n++;
+        return CDAD_OK;
+    }
+    CDAD_TRY(cdad_stream_new(&tap->stream, tap->d, method, gamma, err));
+    c->n++;
+    return cdad_sampler_tap(c->sampler, p->name, take_features, tap, err);
+}
+
+cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, const cdad_params *params,
+                               cdad_stream_method method, double gamma, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    cdad_collector *c = NULL;
+    *out = NULL;
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&c, sizeof *c, err));
+    c->sampler = sampler;
+    c->params = params;
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&c->taps, params->n * (int64_t)sizeof *c->taps, err));
+    for (int64_t i = 0; i < params->n; i++)
+        if (params->items[i].shape.ndim >= 2)
+            CDAD_TRY_DONE(add_tap(c, i, method, gamma, err));
+    *out = c;
+    c = NULL;
+done:
+    cdad_collector_free(c);
+    return status;
+}
+
+typedef struct solve_job {
+    const cdad_collector *c;
+    const cdad_context *ctx;
+    const cdad_weight_basis *old;
+    cdad_weight_basis *out;
+    const int64_t *order; /* taps, widest first */
+    cdad_error *errors;   /* [n] */
+} solve_job;
+
+static void solve(void *arg, int64_t task, int worker) {
+    const solve_job *job = arg;
+    (void)worker;
+    const int64_t i = job->order[task];
+    const weight_tap *tap = &job->c->taps[i];
+    const cdad_weight_basis *old = &job->old[tap->param];
+    cdad_weight_basis *out = &job->out[tap->param];
+    out->d = tap->d;
+    job->errors[i].status = cdad_stream_basis(tap->stream, job->ctx, old->U, old->U ? old->k : 0, &out->U, &out->k,
+                                              &out->energy, &job->errors[i]);
+}
+
+cdad_status cdad_collector_bases(const cdad_collector *c, const cdad_context *ctx, const cdad_weight_basis *old,
+                                 cdad_weight_basis *out, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    cdad_error *errors = NULL;
+    int64_t *order = NULL;
+    memset(out, 0, (size_t)c->params->n * sizeof *out);
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&errors, c->n * (int64_t)sizeof *errors, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&order, c->n * (int64_t)sizeof *order, err));
+    for (int64_t i = 0; i < c->n; i++) { /* insertion sort: a few hundred weights */
+        int64_t at = i;
+        for (; at > 0 && c->taps[order[at - 1]].d < c->taps[i].d; at--)
+            order[at] = order[at - 1];
+        order[at] = i;
+    }
+    solve_job job = {.c = c, .ctx = ctx, .old = old, .out = out, .order = order, .errors = errors};
+    cdad_pool_run(ctx->pool, c->n, solve, &job);
+    for (int64_t i = 0; i < c->n; i++)
+        if (errors[i].status != CDAD_OK) {
+            status = cdad_fail(err, errors[i].status, "%s: %s", c->params->items[c->taps[i].param].name,
+                               errors[i].message);
+            break;
+        }
+done:
+    if (status != CDAD_OK)
+        for (int64_t i = 0; i < c->params->n; i++) {
+            cdad_free(out[i].U);
+            out[i].U = NULL;
+        }
+    cdad_free(errors);
+    cdad_free(order);
+    return status;
+}

@@ -1,0 +1,163 @@
+/* The training step. */
+#include "train/trainer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/philox.h"
+
+struct cdad_trainer {
+    cdad_denoiser_config config;
+    cdad_params *params;
+    cdad_graph *graph;
+    cdad_program *program;
+    cdad_training_graph values;
+    cdad_optimizer *optimizer;
+    int64_t n;
+    uint64_t seed;
+    float *noise, *t, *signal, *sigma;
+    int64_t *timesteps;
+};
+
+void cdad_trainer_free(cdad_trainer *t) {
+    if (!t)
+        return;
+    cdad_program_free(t->program);
+    cdad_graph_free(t->graph);
+    cdad_optimizer_free(t->optimizer);
+    cdad_free(t->noise);
+    cdad_free(t->t);
+    cdad_free(t->signal);
+    cdad_free(t->sigma);
+    cdad_free(t->timesteps);
+    cdad_free(t);
+}
+
+cdad_optimizer *cdad_trainer_optimizer(cdad_trainer *t) { return t->optimizer; }
+int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->program); }
+int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) { return cdad_program_scratch_bytes(t->program); }
+
+/* Plans the losses and the gradient of every parameter; gradients go straight into the optimiser's block. */
+static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *err) {
+    cdad_graph *g = t->graph;
+    const cdad_training_graph *v = &t->values;
+    cdad_status status = CDAD_OK;
+    cdad_value *wanted = NULL, *grads = NULL, *outputs = NULL;
+    int64_t n = 0, n_out = 0;
+    CDAD_TRY_DONE(cdad_alloc((void **)&wanted, g->n_values * (int64_t)sizeof *wanted, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&grads, g->n_values * (int64_t)sizeof *grads, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&outputs, (g->n_values + 3) * (int64_t)sizeof *outputs, err));
+    for (int64_t i = 0; i < g->n_values; i++)
+        if (g->values[i].kind == CDAD_VALUE_PARAM)
+            wanted[n++] = (cdad_value)i;
+    CDAD_TRY_DONE(cdad_graph_backward(g, v->loss, n, wanted, grads, err));
+    for (int64_t i = 0; i < n; i++) {
+        if (grads[i] == CDAD_NONE) {
+            status = cdad_fail(err, CDAD_INVALID, "the loss does not depend on %s", g->values[wanted[i]].name);
+            goto done;
+        }
+        outputs[n_out++] = grads[i];
+    }
+    outputs[n_out++] = v->loss;
+    outputs[n_out++] = v->loss_cdm;
+    outputs[n_out++] = v->loss_amn;
+    CDAD_TRY_DONE(cdad_program_new(&t->program, g, n_out, outputs, n, grads, ctx, err));
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t p = cdad_params_find(t->params, g->values[wanted[i]].name);
+        CDAD_TRY_DONE(cdad_program_bind(t->program, grads[i], t->optimizer->grads + t->params->items[p].offset, err));
+    }
+    CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, g, t->program, err));
+done:
+    cdad_free(wanted);
+    cdad_free(grads);
+    cdad_free(outputs);
+    return status;
+}
+
+cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params, int64_t n,
+                             const cdad_optimizer_config *optimizer, uint64_t seed, const cdad_context *ctx,
+                             cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    cdad_trainer *t = NULL;
+    cdad_builder b;
+    *out = NULL;
+    CDAD_FAIL_IF(n < 1, err, CDAD_INVALID, "a batch has at least one sample");
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&t, sizeof *t, err));
+    t->config = *c;
+    t->params = params;
+    t->n = n;
+    t->seed = seed;
+    const int64_t latent = n * c->latent_h * c->latent_w * c->unet.in_channels;
+    CDAD_TRY_DONE(cdad_alloc((void **)&t->noise, latent * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&t->t, n * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&t->signal, n * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&t->sigma, n * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&t->timesteps, n * (int64_t)sizeof(int64_t), err));
+    CDAD_TRY_DONE(cdad_graph_new(&t->graph, err));
+    cdad_builder_init(&b, t->graph, params, err);
+    CDAD_TRY_DONE(cdad_training_build(&b, c, n, &t->values));
+    if (!params->values)
+        CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
+    CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
+    CDAD_TRY_DONE(plan(t, ctx, err));
+    *out = t;
+    t = NULL;
+done:
+    cdad_trainer_free(t);
+    return status;
+}
+
+static cdad_status set_timesteps(cdad_trainer *t, const int64_t *timesteps, cdad_error *err) {
+    const cdad_schedule *s = &t->config.schedule;
+    for (int64_t i = 0; i < t->n; i++) {
+        const int64_t step = timesteps[i];
+        CDAD_FAIL_IF(step < 0 || step >= s->num_train_timesteps, err, CDAD_INVALID,
+                     "timestep %lld is not in 0 .. %lld", (long long)step, (long long)s->num_train_timesteps - 1);
+        t->t[i] = (float)step;
+        t->signal[i] = (float)sqrt(s->alphas_cumprod[step]);
+        t->sigma[i] = (float)sqrt(1.0 - s->alphas_cumprod[step]);
+    }
+    return CDAD_OK;
+}
+
+cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
+                                   const float *perturbed, const float *context, const float *noise,
+                                   const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
+    const cdad_training_graph *v = &t->values;
+    cdad_program *p = t->program;
+    CDAD_TRY(set_timesteps(t, timesteps, err));
+    CDAD_TRY(cdad_program_bind(p, v->latent, latent, err));
+    CDAD_TRY(cdad_program_bind(p, v->noise, noise, err));
+    CDAD_TRY(cdad_program_bind(p, v->t, t->t, err));
+    CDAD_TRY(cdad_program_bind(p, v->signal, t->signal, err));
+    CDAD_TRY(cdad_program_bind(p, v->sigma, t->sigma, err));
+    CDAD_TRY(cdad_program_bind(p, v->image, image, err));
+    CDAD_TRY(cdad_program_bind(p, v->perturbed, perturbed, err));
+    if (v->context != CDAD_NONE) {
+        CDAD_FAIL_IF(!context, err, CDAD_INVALID, "this model wants a context");
+        CDAD_TRY(cdad_program_bind(p, v->context, context, err));
+    }
+    CDAD_TRY(cdad_program_run(p, ctx, err));
+    result->loss = cdad_program_data(p, v->loss)[0];
+    result->loss_cdm = cdad_program_data(p, v->loss_cdm)[0];
+    result->loss_amn = cdad_program_data(p, v->loss_amn)[0];
+    CDAD_FAIL_IF(!isfinite(result->loss), err, CDAD_NOT_FINITE, "the loss is not finite (L_CDM %g, L_amn %g)",
+                 result->loss_cdm, result->loss_amn);
+    return CDAD_OK;
+}
+
+cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
+                              const float *perturbed, const float *context, double lr_scale,
+                              cdad_step_result *result, cdad_error *err) {
+    const cdad_denoiser_config *c = &t->config;
+    const int64_t per = c->latent_h * c->latent_w * c->unet.in_channels;
+    const int64_t first = t->optimizer->step * t->n; /* samples drawn before this step */
+    const uint64_t noise_stream = cdad_stream_of_name("noise"), time_stream = cdad_stream_of_name("timestep");
+    for (int64_t i = 0; i < t->n; i++)
+        t->timesteps[i] =
+            cdad_random_below(c->schedule.num_train_timesteps, t->seed, time_stream, first + i);
+    cdad_random_normal(t->noise, t->n * per, t->seed, noise_stream, first * per);
+    CDAD_TRY(cdad_trainer_gradients(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, result, err));
+    return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
+}

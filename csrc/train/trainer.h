@@ -1,0 +1,39 @@
+/* A training step as one call: draw timesteps and noise, run forward and backward, update the weights. */
+#ifndef CDAD_TRAIN_TRAINER_H
+#define CDAD_TRAIN_TRAINER_H
+
+#include "diffusion/denoiser.h"
+#include "graph/program.h"
+#include "optim/adamw.h"
+
+typedef struct cdad_trainer cdad_trainer;
+
+typedef struct cdad_step_result {
+    double loss, loss_cdm, loss_amn, grad_norm;
+} cdad_step_result;
+
+/* For batches of n samples; allocates `params` if they are not allocated (seeded by `seed`). */
+CDAD_MUST_USE cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params,
+                                           int64_t n, const cdad_optimizer_config *optimizer, uint64_t seed,
+                                           const cdad_context *ctx, cdad_error *err);
+void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
+cdad_optimizer *cdad_trainer_optimizer(cdad_trainer *t);
+
+/* latent [N,h,w,c] of the clean images x, image x and perturbed x~ [N,H,W,3], context [N,L,d] or NULL. Timesteps
+ * and noise depend on (seed, number of the step, sample's place in the batch) only. Losses or gradients that are
+ * not finite fail (CDAD_NOT_FINITE) and leave weights and moments as they were. */
+CDAD_MUST_USE cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent,
+                                            const float *image, const float *perturbed, const float *context,
+                                            double lr_scale, cdad_step_result *result, cdad_error *err);
+
+/* Losses and gradients without an update, with given timesteps and noise: for parity tests. Gradients are left in
+ * the optimiser's block. */
+CDAD_MUST_USE cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent,
+                                                 const float *image, const float *perturbed, const float *context,
+                                                 const float *noise, const int64_t *timesteps,
+                                                 cdad_step_result *result, cdad_error *err);
+
+int64_t cdad_trainer_arena_bytes(const cdad_trainer *t);
+int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t);
+
+#endif
