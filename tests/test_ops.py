@@ -31,7 +31,7 @@ class Case:
     summed: tuple = ()  # outputs that sum over the batch
 
     def __str__(self) -> str:
-        shapes = " ".join("x".join(map(str, s)) if s else "-" for s in self.shapes)
+        shapes = " ".join("-" if s is None else "x".join(map(str, s)) or "scalar" for s in self.shapes)
         attrs = " ".join(f"{k}={v:g}" for k, v in self.attrs.items())
         return f"{self.op} {shapes} {attrs}".strip()
 
@@ -45,9 +45,9 @@ class Case:
             if shape is None:
                 arrays.append(None)
             elif self.low is not None:
-                arrays.append(rng.uniform(self.low, self.low + 2.0, shape).astype(np.float32))
+                arrays.append(np.asarray(rng.uniform(self.low, self.low + 2.0, shape), np.float32))
             else:
-                arrays.append((self.scale * rng.standard_normal(shape)).astype(np.float32))
+                arrays.append(np.asarray(self.scale * rng.standard_normal(shape), np.float32))
         return arrays
 
     def reference(self, arrays: list) -> tuple:
@@ -93,6 +93,7 @@ CASES = (
             ((2, 3, 4, 5), (2, 3, 4, 1), (0, 1)),
             ((2, 3, 4, 5), (3, 1, 5), (0,)),
             ((2, 7), (1,), (0,)),
+            ((2, 7), (), (0,)),
         )
     ),
     Case("reduce_sum", ((2, 3, 4, 5),), {"axes": 0b1000}),
@@ -214,7 +215,7 @@ def assert_close(got: np.ndarray, want: np.ndarray, tol: float) -> None:
 def difference_gradients(index: int) -> tuple:
     """Central differences of the reference's loss, element by element."""
     case = CASES[index]
-    arrays = [None if a is None else a.astype(np.float64) for a in case.data()]
+    arrays = [None if a is None else np.array(a, np.float64) for a in case.data()]
     target = target_of(case, case.reference(arrays)[0].shape).astype(np.float64)
 
     def loss():
@@ -338,7 +339,7 @@ BAD = (
     ("reduce_sum", ((2, 3),), {}, "axes is 0"),
     ("reduce_sum", ((2, 3),), {"axes": 4}, "axes is 4"),
     ("reduce_to", ((2, 3),), {"ndim": 1, "d0": 2}, r"\[2\] cannot be broadcast into"),
-    ("reduce_to", ((2, 3),), {}, "ndim is 0"),
+    ("reduce_to", ((2, 3),), {"ndim": -1}, "ndim is -1"),
     ("broadcast_to", ((2,),), {"ndim": 2, "d0": 2, "d1": 3}, r"\[2\] cannot be broadcast into \[2,3\]"),
     ("geglu", ((2, 7),), {}, r"\[2,7\], \[...,2D\]"),
     ("geglu_grad", ((2, 7), (2, 12)), {}, r"\[2,6\] is wanted"),

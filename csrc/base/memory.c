@@ -47,7 +47,7 @@ cdad_status cdad_grow(void **array, int64_t count, int64_t *capacity, int64_t el
     if (count < *capacity)
         return CDAD_OK;
     const int64_t wanted = *capacity > 0 ? 2 * *capacity : 16;
-    int64_t bytes;
+    int64_t bytes = 0;
     void *grown;
     CDAD_TRY(cdad_size_mul(wanted, element_bytes, &bytes, err));
     CDAD_TRY(cdad_alloc(&grown, bytes, err));

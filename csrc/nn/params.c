@@ -50,7 +50,7 @@ cdad_status cdad_params_register(cdad_params *p, const char *name, cdad_shape sh
 
 cdad_status cdad_params_allocate(cdad_params *p, uint64_t seed, cdad_error *err) {
     CDAD_FAIL_IF(p->values, err, CDAD_INVALID, "the parameters are allocated already");
-    int64_t bytes;
+    int64_t bytes = 0;
     CDAD_TRY(cdad_size_mul(p->total, sizeof(float), &bytes, err));
     CDAD_TRY(cdad_alloc_zero((void **)&p->values, bytes, err));
     for (int64_t i = 0; i < p->n; i++) {

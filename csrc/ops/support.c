@@ -40,8 +40,8 @@ cdad_status cdad_want_first_output(const cdad_node *node, const cdad_value *dout
 
 cdad_status cdad_shape_from_attrs(const cdad_attr *attr, const char *op, cdad_shape *out, cdad_error *err) {
     const int64_t ndim = attr[NDIM].i;
-    CDAD_FAIL_IF(ndim < 1 || ndim > CDAD_MAX_DIMS, err, CDAD_INVALID,
-                 "%s: ndim is %lld, 1 to %d are possible", op, (long long)ndim, CDAD_MAX_DIMS);
+    CDAD_FAIL_IF(ndim < 0 || ndim > CDAD_MAX_DIMS, err, CDAD_INVALID,
+                 "%s: ndim is %lld, 0 to %d are possible", op, (long long)ndim, CDAD_MAX_DIMS);
     *out = (cdad_shape){.ndim = (int)ndim};
     for (int i = 0; i < out->ndim; i++)
         out->dim[i] = attr[D0 + i].i;

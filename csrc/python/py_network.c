@@ -141,7 +141,7 @@ static int distance(cdad_builder *b, network_spec *s, network_fn features) {
     for (int i = 0; i < a.n_out; i++) {
         const cdad_value d = cdad_build_op(b, "sub", 2, CDAD_IN(a.out[i], c.out[i]), NULL);
         cdad_value sum = cdad_build_op(b, "mul", 2, CDAD_IN(d, d), NULL);
-        sum = cdad_build_unary(b, "reduce_sum", sum);
+        sum = cdad_build_op(b, "reduce_sum", 1, &sum, "axes", 8.0, NULL); /* over the channels */
         s->out[s->n_out++] =
             cdad_build_op(b, "resize_bilinear", 1, &sum, "h", (double)s->h, "w", (double)s->w, NULL);
     }

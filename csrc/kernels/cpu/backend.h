@@ -5,12 +5,59 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/kernels.h"
 
-void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
-                  int64_t ldc, const float *bias, int accumulate, void *scratch);
+void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
+    *C, int64_t ldc, const float *bias, int accumulate, void *scratch);
 int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
-void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w,
-                              const float *bias, const cdad_unfold *u);
+void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float
+    *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
-                                   const float *w, const float *dy, const cdad_unfold *u);
+    const float *w, const float *dy, const cdad_unfold *u);
+void CDAD_K(activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
+void CDAD_K(activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
+    cdad_activation act);
+void CDAD_K(affine)(const cdad_context *ctx, float *y, const float *x, int64_t n, float a, float b);
+void CDAD_K(binary)(const cdad_context *ctx, float *y, const float *a, const float *b, const cdad_broadcast
+    *bc, cdad_binary op);
+void CDAD_K(reduce)(const cdad_context *ctx, float *y, const float *x, const cdad_broadcast *bc, void
+    *scratch);
+int64_t CDAD_K(reduce_scratch)(const cdad_broadcast *bc);
+void CDAD_K(geglu)(const cdad_context *ctx, float *y, const float *x, int64_t n, int64_t D);
+void CDAD_K(geglu_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
+    int64_t D);
+void CDAD_K(group_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x, const
+    float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps, int silu);
+void CDAD_K(group_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float
+    *x, const float *mean, const float *rstd, const float *gamma, const float *beta, const float *dy,
+    int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch);
+void CDAD_K(layer_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x, const
+    float *gamma, const float *beta, int64_t n, int64_t C, float eps);
+void CDAD_K(layer_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float
+    *x, const float *mean, const float *rstd, const float *gamma, const float *dy, int64_t n, int64_t C,
+    void *scratch);
+int64_t CDAD_K(layer_norm_grad_scratch)(int64_t n, int64_t C);
+void CDAD_K(attention)(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k,
+    const float *v, const cdad_attention_dims *dims, void *scratch);
+void CDAD_K(attention_grad)(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q, const
+    float *k, const float *v, const float *out, const float *lse, const float *dout, const
+    cdad_attention_dims *dims, void *scratch);
+int64_t CDAD_K(attention_scratch)(const cdad_attention_dims *dims, int threads);
+void CDAD_K(upsample2x)(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W,
+    int64_t C);
+void CDAD_K(upsample2x_grad)(const cdad_context *ctx, float *dx, const float *dy, int64_t N, int64_t H,
+    int64_t W, int64_t C);
+void CDAD_K(resize_bilinear)(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H,
+    int64_t W, int64_t C, int64_t P, int64_t Q);
+void CDAD_K(copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t
+    src_rs, int64_t n, int64_t w);
+void CDAD_K(timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+void CDAD_K(mse)(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n,
+    int64_t m);
+void CDAD_K(mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g,
+    int64_t n, int64_t m);
+double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite);
+void CDAD_K(adamw_update)(const cdad_context *ctx, float *du, float *m, float *v, const float *w, const
+    float *g, int64_t n, const cdad_adamw *h);
+void CDAD_K(add_to)(const cdad_context *ctx, float *w, const float *du, int64_t n);
+void CDAD_K(lerp_to)(const cdad_context *ctx, float *e, const float *w, int64_t n, float decay);
 
 #endif

@@ -1,0 +1,1 @@
+"""cdad: continual anomaly detection with one latent-diffusion model."""
