@@ -92,7 +92,7 @@ typedef struct cdad_kernels {
     void (*activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
     void (*activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
                             cdad_activation act);
-    /* y = a * x + b. */
+    /* y = a * x + b. y may be x. */
     void (*affine)(const cdad_context *ctx, float *y, const float *x, int64_t n, float a, float b);
     /* y = a (op) b, b broadcast. y may be a. */
     void (*binary)(const cdad_context *ctx, float *y, const float *a, const float *b, const cdad_broadcast *bc,

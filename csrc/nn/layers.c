@@ -61,7 +61,10 @@ static cdad_value keep(cdad_builder *b, cdad_status status, cdad_value v) {
 
 cdad_value cdad_build_input(cdad_builder *b, const char *name, cdad_shape shape) {
     cdad_value v = CDAD_NONE;
-    return b->status != CDAD_OK ? CDAD_NONE : keep(b, cdad_graph_input(b->g, name, shape, &v, b->err), v);
+    if (b->status != CDAD_OK)
+        return CDAD_NONE;
+    const cdad_status status = cdad_graph_input(b->g, name, shape, &v, b->err);
+    return keep(b, status, v);
 }
 
 cdad_value cdad_build_const(cdad_builder *b, cdad_shape shape, const float *data) {
