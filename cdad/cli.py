@@ -1,0 +1,231 @@
+"""The command line: cdad train, eval, predict, demo, info."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from . import __version__, _core
+from .config import PRESETS, Config, preset
+from .data import open_dataset, write_dataset
+from .evaluation import evaluate, write_contact_sheet
+from .model import ContinualModel
+from .protocols import PROTOCOLS, protocol
+from .results import compare_summaries, format_table
+from .run import CHECKPOINT, read_config, run_protocol
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for an error that is told in one line, 130 after Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if arguments.threads:
+        _core.set_threads(arguments.threads)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except _Terminated:
+        return 143
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: the run is kept as after Ctrl-C."""
+
+
+def _terminate(signum, frame) -> None:
+    raise _Terminated
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cdad", description="Continual anomaly detection by latent diffusion.")
+    parser.add_argument("--version", action="version", version=f"cdad {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--threads", type=int, help="threads of the core (default: every processor)")
+        return sub
+
+    train = command("train", _train, "Train a protocol's tasks one after the other and test after each.")
+    train.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or of normal images")
+    train.add_argument("--out", required=True, help="the run's folder")
+    train.add_argument("--protocol", default="each", help=f"a name ({', '.join(PROTOCOLS)}), 'each', or a,b/c/d")
+    train.add_argument("--preset", default="small", choices=list(PRESETS))
+    train.add_argument("--config", help="a TOML file instead of a preset")
+    train.add_argument("--strategy", choices=["cdad", "finetune"], help="continual.strategy")
+    train.add_argument("--seed", type=int, help="seed of everything")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.steps=200")
+    train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    train.add_argument("--start-from", help="a checkpoint that has learned the first task(s) of this protocol")
+    train.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    evaluation = command("eval", _eval, "Test a trained model on a data set.")
+    evaluation.add_argument("model", help="a run's folder or a checkpoint")
+    evaluation.add_argument("--data", required=True)
+    evaluation.add_argument("--classes", nargs="*", help="default: all that the model has learned")
+    evaluation.add_argument("--out", help="folder for metrics.json and contact sheets")
+
+    predict = command("predict", _predict, "Score images: a CSV line each, and maps as pictures with --out.")
+    predict.add_argument("model", help="a run's folder or a checkpoint")
+    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("--class", dest="class_name", help="the product, if known")
+    predict.add_argument("--out", help="folder for pictures")
+
+    demo = command("demo", _demo, "Learn synthetic products, and compare CDAD with plain fine-tuning.")
+    demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures")
+    demo.add_argument("--quick", action="store_true", help="a minute's version that shows the plumbing only")
+
+    command("info", _info, "Print the version, the build and the presets.")
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    if arguments.resume and arguments.config is None and (Path(arguments.out) / "config.toml").exists():
+        config = read_config(arguments.out)
+    else:
+        config = Config.from_toml(arguments.config) if arguments.config else preset(arguments.preset)
+    changes: dict[str, object] = {}
+    if arguments.strategy:
+        changes["continual.strategy"] = arguments.strategy
+    if arguments.seed is not None:
+        changes["seed"] = arguments.seed
+    for item in arguments.set:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item}: KEY=VALUE is wanted")
+        try:
+            changes[key] = json.loads(text)
+        except json.JSONDecodeError:
+            changes[key] = text
+    return config.updated(changes)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    dataset = open_dataset(arguments.data)
+    chosen = protocol(arguments.protocol, list(dataset))
+    began = time.monotonic()
+    results = run_protocol(
+        config,
+        dataset,
+        chosen,
+        arguments.out,
+        resume=arguments.resume,
+        start_from=arguments.start_from,
+        progress=not arguments.quiet,
+        tell=lambda text: print(text, flush=True),
+    )
+    summary = results.summary()
+    rows = [{"measure": name, "A- (%)": 100 * v["average"], "FM (%)": 100 * v["forgetting"]} for name, v in summary.items()]
+    print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
+    print(f"{time.monotonic() - began:.0f} s; peak memory {_peak_mebibytes()} MiB; everything is in {arguments.out}")
+    return 0
+
+
+def _peak_mebibytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _checkpoint(path: str) -> Path:
+    given = Path(path)
+    return given / CHECKPOINT if given.is_dir() else given
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    model = ContinualModel.load(_checkpoint(arguments.model))
+    results = evaluate(model, open_dataset(arguments.data), arguments.classes or None)
+    rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
+    print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
+    if arguments.out:
+        out = Path(arguments.out)
+        out.mkdir(parents=True, exist_ok=True)
+        record = {name: r.measures for name, r in results.items()}
+        (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+        for name, result in results.items():
+            write_contact_sheet(result, out / f"{name}.png")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from .data import load_images
+    from .plots import overlay, shared_range
+
+    model = ContinualModel.load(_checkpoint(arguments.model))
+    size = model.config.image_size
+    prediction = model.predict(arguments.images, arguments.class_name)
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["image", "score"])
+    for path, score in zip(arguments.images, prediction.scores, strict=True):
+        writer.writerow([path, f"{score:.6g}"])
+    if arguments.out:
+        out = Path(arguments.out)
+        out.mkdir(parents=True, exist_ok=True)
+        low, high = shared_range(prediction.maps)
+        for i, path in enumerate(arguments.images):
+            image = load_images([path], size)[0]
+            picture = overlay(image, prediction.maps[i], vmin=low, vmax=high)
+            Image.fromarray(picture).save(out / f"{i:04d}_{Path(path).stem}_map.png")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.out)
+    data = out / "data"
+    config = preset("demo")
+    if arguments.quick:
+        config = config.updated({"training.steps": 8, "training.increment_steps": 8, "training.warmup": 2})
+    if not data.exists():
+        print(f"drawing synthetic products into {data}")
+        write_dataset(data, size=config.image_size, n_train=40, n_good=12, n_defect=5, seed=0)
+    dataset = open_dataset(data)
+    chosen = protocol("demo", list(dataset))
+    summaries = {}
+    for label, strategy in (("CDAD", "cdad"), ("fine-tuning", "finetune")):
+        print(f"\n{label}: one model, {len(chosen.tasks)} tasks ({chosen})", flush=True)
+        folder = out / strategy
+        first = out / "cdad" / "tasks" / "0.safetensors"
+        results = run_protocol(
+            config.updated({"continual.strategy": strategy}),
+            dataset,
+            chosen,
+            folder,
+            resume=(folder / CHECKPOINT).exists(),
+            start_from=first if strategy == "finetune" else None,
+            tell=lambda text: print(text, flush=True),
+        )
+        summaries[label] = results.summary()
+    print()
+    print(format_table(compare_summaries(summaries), title="A-: mean after the last task; FM: forgetting"))
+    last = out / "cdad" / "sheets" / f"after{len(chosen.tasks) - 1}"
+    print(f"\nHeat maps, a sheet a product: {last}{os.sep}*.png")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    print(f"cdad {__version__}")
+    for key, value in _core.build_info().items():
+        print(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
+    print(f"  presets: {', '.join(PRESETS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""A run: a protocol's tasks one after the other, tested after each, with everything kept in a folder.
+
+    config.toml             the resolved configuration
+    checkpoint.safetensors  the newest state; a run goes on from it
+    tasks/K.safetensors     the model after task K (weights and bases)
+    metrics.csv             one row a tested class after each task
+    results.json            the same, with the task matrix R of every measure, A- and FM
+    sheets/afterK/CLASS.png image, reconstruction, map, mask
+    task_matrix.png, loss.png
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .config import Config
+from .data import Dataset
+from .errors import DataError
+from .evaluation import evaluate_class, write_contact_sheet
+from .model import ContinualModel, StepReport
+from .plots import loss_curve, matrix_image
+from .protocols import Protocol
+from .results import ResultWriter, RunResults, read_json, write_atomically
+
+log = logging.getLogger("cdad")
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def run_protocol(
+    config: Config,
+    dataset: Dataset,
+    protocol: Protocol,
+    folder: str | os.PathLike,
+    *,
+    resume: bool = False,
+    start_from: str | os.PathLike | None = None,
+    progress: bool = True,
+    tell: Callable[[str], None] = log.info,
+) -> RunResults:
+    """Train and test ``protocol``'s tasks in order; return the results that the folder holds too.
+
+    ``resume``: go on with the folder's checkpoint. ``start_from``: the checkpoint of another run that has learned
+    this protocol's first task (fine-tuning and protection share it). DataError: a class is missing, or the folder
+    holds another run and ``resume`` is not asked for.
+    """
+    folder = Path(folder)
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists() and not resume:
+        raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
+    missing = [name for name in protocol.classes if name not in dataset]
+    if missing:
+        raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.toml", config.to_toml().encode())
+    names = ["+".join(task) for task in protocol.tasks]
+    resumed = checkpoint.exists()
+    if resumed:
+        model = ContinualModel.load(checkpoint, config)
+    elif start_from is not None:
+        model = ContinualModel.load(start_from, config)
+        if [list(task) for task in protocol.tasks[: len(model.ledger)]] != [t["classes"] for t in model.ledger]:
+            raise DataError(f"{start_from} has learned other tasks than this protocol's first")
+    else:
+        model = ContinualModel(config)
+    writer = ResultWriter(
+        folder,
+        names,
+        config=config.to_dict(),
+        protocol={"name": protocol.name, "tasks": [list(task) for task in protocol.tasks]},
+        resume=resumed and (folder / "results.json").exists(),
+    )
+    losses = _LossLog(folder / "loss.csv", keep=resumed)
+    try:
+        for k, classes in enumerate(protocol.tasks):
+            if k >= len(model.ledger):
+                tell(f"task {k + 1} of {len(names)}: {', '.join(classes)}")
+                began = time.monotonic()
+                model.fit_task(
+                    [dataset[name] for name in classes],
+                    progress=progress,
+                    checkpoint=checkpoint,
+                    callback=losses,
+                )
+                tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}")
+            if k + 1 < len(model.ledger) or _tested(writer, k, protocol):
+                continue
+            model.save(folder / "tasks" / f"{k}.safetensors")
+            _test(model, dataset, protocol, k, writer, folder, progress, tell)
+    except KeyboardInterrupt:
+        model.save(checkpoint)
+        tell(f"interrupted; the state is kept in {checkpoint}")
+        raise
+    finally:
+        losses.close()
+    results = read_json(folder / "results.json")
+    _draw(results, folder, names, losses.path)
+    return results
+
+
+def _tested(writer: ResultWriter, k: int, protocol: Protocol) -> bool:
+    done = {r.class_name for r in writer.results if r.after_task == k}
+    return done >= set(protocol.seen(k))
+
+
+def _test(model, dataset, protocol, k, writer, folder, progress, tell) -> None:
+    """Test every class seen so far: the test set is cumulative."""
+    sheets = folder / "sheets" / f"after{k}"
+    sheets.mkdir(parents=True, exist_ok=True)
+    for task in range(k + 1):
+        for name in protocol.tasks[task]:
+            result = evaluate_class(model, dataset[name], progress=progress)
+            writer.record(k, task, name, result.measures)
+            write_contact_sheet(result, sheets / f"{name}.png")
+            m = result.measures
+            tell(f"  {name}: image AUROC {m['image_auroc']:.3f}, pixel AUROC {m['pixel_auroc']:.3f}, "
+                 f"PRO {m['pixel_aupro']:.3f}")
+    writer.write()
+
+
+class _LossLog:
+    """Losses as CSV, a line a step; a callback of `ContinualModel.fit_task`."""
+
+    def __init__(self, path: Path, keep: bool):
+        self.path = path
+        self._file = open(path, "a" if keep else "w", newline="")
+        self._writer = csv.writer(self._file)
+        if self._file.tell() == 0:
+            self._writer.writerow(["task", "step", "loss", "loss_cdm", "loss_amn", "grad_norm"])
+
+    def __call__(self, r: StepReport) -> None:
+        values = (f"{x:.6g}" for x in (r.loss, r.loss_cdm, r.loss_amn, r.grad_norm))
+        self._writer.writerow([r.task, r.step, *values])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _draw(results: RunResults, folder: Path, names: list[str], losses: Path) -> None:
+    matrix_image(results.matrix["pixel_auroc"], folder / "task_matrix.png", tasks=names, title="pixel AUROC")
+    with open(losses, newline="") as file:
+        values = [float(row["loss_cdm"]) for row in csv.DictReader(file)]
+    if len(values) > 1:
+        window = min(50, len(values))
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        loss_curve(folder / "loss.png", smooth, title="L_CDM")
+
+
+def read_config(folder: str | os.PathLike) -> Config:
+    """The resolved configuration of a run folder."""
+    return Config.from_toml(Path(folder) / "config.toml")
+
