@@ -134,13 +134,11 @@ def _fill(array: np.ndarray, batch_size: int) -> np.ndarray:
 def stack_images(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
     """Images as float32 [N,size,size,3] in [0,1]: from such an array, or uint8 images of that size."""
     array = np.asarray(images)
-    if array.ndim == 3:
-        array = array[None]
     if array.shape[1:] != (size, size, 3):
         raise ValueError(f"images of shape {list(array.shape)}; [N,{size},{size},3] is wanted")
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255.0
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype.kind != "f" or array.dtype.itemsize < 4:
         raise TypeError(f"images of {array.dtype}; uint8 or float32 is wanted")
     if not np.isfinite(array).all():
         raise ValueError("images hold values that are not finite")

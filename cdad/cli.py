@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return arguments.run(arguments)
+    except _Terminated:
+        return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except _Terminated:
-        return 143
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -339,6 +339,17 @@ _TINY = Config(
 
 _SMALL = Config()
 
+# What the demo trains: small pictures, so that two whole runs end within minutes on two cores.
+_DEMO = replace(
+    _TINY,
+    preset="demo",
+    autoencoder=AutoencoderConfig(kind="dct", latent_channels=32, downsampling=8),
+    image_size=128,
+    unet=UNetConfig(model_channels=48, channel_mult=(1, 2), attention_resolutions=(1, 2), num_heads=3, norm_groups=16),
+    amn=AMNConfig(hidden=(16, 16, 16, 32, 32, 64, 96), n_layers=3, num_heads=4, dim_feedforward=128),
+    training=TrainingConfig(batch_size=8, steps=160, increment_steps=160, lr=1e-3, increment_lr=1e-3),
+)
+
 _SD15 = Config(
     preset="sd15",
     image_size=256,
@@ -359,6 +370,7 @@ _SD15 = Config(
 
 PRESETS: dict[str, Config] = {
     "tiny": _TINY,
+    "demo": _DEMO,
     "small": _SMALL,
     "small256": replace(_SMALL, preset="small256", image_size=256),
     "sd15": _SD15,

@@ -234,7 +234,7 @@ class ContinualModel:
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths, or an array [N,H,W,3] (uint8, or float in [0,1]) of the model's image size.
+        ``images``: paths, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
         result depends on (image, model, seed) alone, not on what it is predicted with.
         """
@@ -243,6 +243,8 @@ class ContinualModel:
         if class_name is not None and class_name not in self.classes:
             raise ValueError(f"class {class_name!r} was not learned; known: {', '.join(self.classes)}")
         size, chunk = self.config.image_size, 4 * self.config.scoring.batch_size
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            images = images[None]
         n = len(images)
         if n == 0:
             empty = np.zeros((0, size, size), np.float32)
@@ -250,7 +252,8 @@ class ContinualModel:
         maps, reconstructions = [], []
         for start in tqdm(range(0, n, chunk), "predict", disable=not progress, leave=False):
             part = images[start : start + chunk]
-            array = stack_images(part, size) if isinstance(part, np.ndarray) else load_images(part, size)
+            is_array = isinstance(part, np.ndarray) or isinstance(part[0], np.ndarray)
+            array = stack_images(part, size) if is_array else load_images(part, size)
             distances, drawn = self._distances(array)
             maps.append(score_maps(distances, self._calibration(class_name), self.config.scoring, size))
             reconstructions.append(drawn)

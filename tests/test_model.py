@@ -1,0 +1,221 @@
+"""Learning tasks, predicting, keeping and going on."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from cdad import ContinualModel, DataError, TrainingError, _core
+from cdad.data import load_images
+
+FIRST, SECOND = ("gear", "cloth"), ("steel",)
+
+
+def weights(model: ContinualModel) -> dict[str, np.ndarray]:
+    return {name: model.params[name].copy() for name in model.params.shapes()}
+
+
+@pytest.fixture
+def first(first_checkpoint):
+    return ContinualModel.load(first_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def images(products, quick_config):
+    paths = [s.path for name in FIRST for s in products[name].test[:4]]
+    return load_images(paths, quick_config.image_size)
+
+
+def test_the_loss_falls(products, quick_config):
+    model = ContinualModel(quick_config.updated({"training.steps": 40}))
+    losses = []
+    model.fit_task([products["gear"]], progress=False, callback=lambda r: losses.append(r.loss))
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_prediction_has_the_shapes_it_says(first, images):
+    prediction = first.predict(images)
+    assert prediction.scores.shape == (8,) and prediction.maps.shape == (8, 64, 64)
+    assert prediction.reconstructions.shape == (8, 64, 64, 3)
+    assert prediction.reconstructions.min() >= 0 and prediction.reconstructions.max() <= 1
+    assert np.array_equal(prediction.scores, prediction.maps.max((1, 2)))
+
+
+def test_a_sample_s_bits_do_not_depend_on_batch_threads_or_run(first, first_checkpoint, images):
+    whole = first.predict(images, "gear")
+    again = ContinualModel.load(first_checkpoint).predict(images[2:5], "gear")
+    alone = first.predict(images[3:4], "gear")
+    assert np.array_equal(whole.maps[2:5], again.maps)
+    assert np.array_equal(whole.maps[3], alone.maps[0])
+    threads = _core.get_threads()
+    try:
+        for n in (1, 2, 4):
+            _core.set_threads(n)
+            assert np.array_equal(first.predict(images, "gear").maps, whole.maps), n
+    finally:
+        _core.set_threads(threads)
+
+
+def test_predictions_in_several_threads_are_the_same(first, images):
+    wanted = first.predict(images).maps
+    found: list[np.ndarray] = []
+    workers = [threading.Thread(target=lambda: found.append(first.predict(images).maps)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 3 and all(np.array_equal(maps, wanted) for maps in found)
+
+
+def test_training_s_bits_do_not_depend_on_threads(products, quick_config):
+    results = []
+    threads = _core.get_threads()
+    try:
+        for n in (1, 2, 4):
+            _core.set_threads(n)
+            model = ContinualModel(quick_config)
+            model.fit_task([products["gear"]], progress=False)
+            results.append((weights(model), model.bases))
+    finally:
+        _core.set_threads(threads)
+    for other, bases in results[1:]:
+        assert all(np.array_equal(other[name], results[0][0][name]) for name in other)
+        assert all(np.array_equal(bases[name], results[0][1][name]) for name in bases)
+
+
+def test_an_increment_leaves_old_features_alone(first, products):
+    """X_old dW = 0 to rounding under AdamW, and what has no basis is frozen (paper, Eq. 7 and 8)."""
+    before, bases = weights(first), dict(first.bases)
+    first.fit_task([products["steel"]], progress=False)
+    moved = 0
+    for name, old in before.items():
+        change = first.params[name] - old
+        if name not in bases:
+            assert not change.any(), name
+            continue
+        U = bases[name]
+        dW = change.reshape(len(change), -1).astype(np.float64)
+        if np.linalg.norm(dW) == 0:
+            continue
+        moved += 1
+        # each of the steps rounds the weights: 1 / 2^24 of their size
+        rounding = 8 * 2.0**-24 * np.linalg.norm(old)
+        assert np.linalg.norm(dW @ U) <= 1e-5 * np.linalg.norm(dW) + rounding, name
+    assert moved > 20
+    for name, U in first.bases.items():
+        k = bases[name].shape[1]
+        assert np.array_equal(U[:, :k], bases[name]), "earlier directions stay bit by bit"
+        assert np.abs(U.T @ U - np.eye(U.shape[1])).max() < 1e-5
+    assert first.classes == (*FIRST, "steel")
+
+
+def test_the_paper_s_projection_leaves_the_subspace(first_checkpoint, quick_config, products):
+    """Projecting the gradient only, as published, AdamW moves old features: the reason for the default."""
+    config = quick_config.updated({"continual.projection": "gradient"})
+    model = ContinualModel.load(first_checkpoint, config)
+    before, bases = weights(model), dict(model.bases)
+    model.fit_task([products["steel"]], progress=False)
+    name = max(bases, key=lambda n: bases[n].shape[0] - bases[n].shape[1])
+    dW = (model.params[name] - before[name]).reshape(len(before[name]), -1)
+    assert np.linalg.norm(dW @ bases[name]) > 1e-2 * np.linalg.norm(dW)
+
+
+def test_finetuning_moves_everything(first_checkpoint, quick_config, products):
+    model = ContinualModel.load(first_checkpoint, quick_config.updated({"continual.strategy": "finetune"}))
+    before = weights(model)
+    model.fit_task([products["steel"]], progress=False)
+    frozen = [name for name, old in before.items() if np.array_equal(model.params[name], old)]
+    assert not frozen
+
+
+def test_going_on_in_the_middle_of_a_task_gives_the_same_bits(products, quick_config, tmp_path):
+    path = tmp_path / "state.safetensors"
+    classes = [products[name] for name in FIRST]
+    whole = ContinualModel(quick_config)
+    whole.fit_task(classes, progress=False)
+
+    class Stop(Exception):
+        pass
+
+    cut = ContinualModel(quick_config)
+
+    def stop(report):
+        if report.step == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        cut.fit_task(classes, progress=False, callback=stop, checkpoint=path, checkpoint_seconds=0.0)
+    resumed = ContinualModel.load(path)
+    assert 0 < resumed.progress["step"] < 12
+    with pytest.raises(ValueError, match="middle of the task"):
+        resumed.fit_task([products["steel"]], progress=False)
+    resumed.fit_task(classes, progress=False)
+    a, b = weights(whole), weights(resumed)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert all(np.array_equal(whole.bases[name], resumed.bases[name]) for name in whole.bases)
+    assert np.array_equal(whole.calibrations["gear"].mean, resumed.calibrations["gear"].mean)
+
+
+def test_a_nan_in_a_batch_changes_nothing(first, products):
+    before = weights(first)
+    n = first.config.training.batch_size
+    latent = np.zeros((n, 8, 8, 16), np.float32)
+    image = np.full((n, 64, 64, 3), 0.5, np.float32)
+    image[0, 0, 0, 0] = np.nan
+    with pytest.raises(TrainingError):
+        first._trainer.step(latent, image, image)
+    assert all(np.array_equal(first.params[name], before[name]) for name in before)
+    first.fit_task([products["steel"]], progress=False)
+
+
+def test_clear_errors(first, products, images, tmp_path):
+    with pytest.raises(DataError, match="gear.*before"):
+        first.fit_task([products["gear"]], progress=False)
+    with pytest.raises(DataError, match="no normal training images"):
+        first.fit_task({"empty": []}, progress=False)
+    with pytest.raises(FileNotFoundError):
+        first.fit_task({"gone": [tmp_path / "none.png"]}, progress=False)
+    with pytest.raises(ValueError, match="pipe.*not learned"):
+        first.predict(images, "pipe")
+    with pytest.raises(ValueError, match="64,64,3"):
+        first.predict(images[:, :32])
+    with pytest.raises(TypeError, match="int64"):
+        first.predict(images.astype(np.int64))
+    with pytest.raises(ValueError, match="not finite"):
+        first.predict(np.full_like(images, np.nan))
+    with pytest.raises(RuntimeError, match="no task"):
+        ContinualModel(first.config).predict(images)
+    assert first.predict(images[:0]).maps.shape == (0, 64, 64)
+
+
+def test_inputs_are_never_written_and_any_layout_is_read(first, images):
+    wanted = first.predict(images).maps
+    locked = images.copy()
+    locked.setflags(write=False)
+    assert np.array_equal(first.predict(locked).maps, wanted)
+    strided = np.asfortranarray(images)
+    assert np.array_equal(first.predict(strided).maps, wanted)
+    swapped = images.astype(images.dtype.newbyteorder())
+    assert np.array_equal(first.predict(swapped).maps, wanted)
+
+
+def test_training_twice_at_once_is_refused(first, products):
+    started, refused = threading.Event(), []
+
+    def during(report):
+        if report.step == 0:
+            started.set()
+            try:
+                first.fit_task([products["cloth"]], progress=False)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    first.fit_task([products["steel"]], progress=False, callback=during)
+    assert started.is_set() and refused == ["model is training"]
+
+
+def test_memory_is_known_before_the_run(first):
+    memory = first.memory_bytes
+    assert memory["arena"] > 0 and memory["optimizer"] == 3 * memory["parameters"]
