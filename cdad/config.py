@@ -67,7 +67,12 @@ class AMNConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule, prediction type and sampler. ``skip``: noisiest sampling steps to leave out."""
+    """Noise schedule, prediction type and sampler.
+
+    ``skip``: noisiest sampling steps to leave out. ``stop``: run so many steps and take the x0 predicted there; 0 runs
+    all, as the paper does. A model trained from scratch draws a cleaner normal image in one step (its posterior mean)
+    than in ten, at a tenth of the cost: benchmarks/RESULTS.md.
+    """
 
     prediction: str = "v"
     num_train_timesteps: int = 1000
@@ -75,13 +80,15 @@ class DiffusionConfig:
     beta_end: float = 0.012
     steps: int = 10
     skip: int = 0
+    stop: int = 1
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
     class of the task. ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
-    steps, at its end, over which it falls to zero by a cosine."""
+    steps, at its end, over which it falls to zero by a cosine. ``timestep_focus``: the share of training timesteps drawn
+    from the noise levels that the sampler visits; the others are uniform."""
 
     batch_size: int = 8
     steps: int = 400
@@ -97,6 +104,7 @@ class TrainingConfig:
     warmup: int = 50
     decay: float = 0.5
     perturb_share: float = 0.5
+    timestep_focus: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,8 @@ class Config:
             "num_train_timesteps": diffusion.num_train_timesteps,
             "beta_start": diffusion.beta_start,
             "beta_end": diffusion.beta_end,
+            "focus": self.training.timestep_focus,
+            "focus_low": self._lowest_sampled_timestep(),
             "unet": {
                 "in_channels": self.autoencoder.latent_channels,
                 "out_channels": self.autoencoder.latent_channels,
@@ -185,6 +195,13 @@ class Config:
                 "keep_variance": amn.keep_variance,
             },
         }
+
+    def _lowest_sampled_timestep(self) -> int:
+        # The sampler's timesteps are 1 + i T / steps, from the last down; half a stride below the last one used.
+        d = self.diffusion
+        stride = d.num_train_timesteps // d.steps
+        last = d.steps - d.skip - d.stop if d.stop else 0
+        return max(0, last * stride - stride // 2)
 
     def optimizer(self) -> dict[str, Any]:
         """The optimiser's configuration as the core takes it."""
@@ -322,6 +339,8 @@ def _check(config: Config) -> None:
             raise ValueError(f"{where} is {value}; at least 1 is wanted")
     if not 0 <= config.diffusion.skip < config.diffusion.steps:
         raise ValueError(f"diffusion.skip is {config.diffusion.skip} of {config.diffusion.steps} steps")
+    if not 0 <= config.diffusion.stop <= config.diffusion.steps - config.diffusion.skip:
+        raise ValueError(f"diffusion.stop is {config.diffusion.stop} of {config.diffusion.steps} steps")
     if config.seed < 0:
         raise ValueError(f"seed is {config.seed}; at least 0 is wanted")
 
@@ -364,8 +383,8 @@ _SD15 = Config(
         context_length=77,
     ),
     amn=AMNConfig(n_layers=8, dim_feedforward=1025, keep_variance=False, target="as_written"),
-    diffusion=DiffusionConfig(prediction="epsilon"),
-    training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0),
+    diffusion=DiffusionConfig(prediction="epsilon", stop=0),
+    training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0, timestep_focus=0.0),
 )
 
 PRESETS: dict[str, Config] = {

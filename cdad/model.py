@@ -275,7 +275,7 @@ class ContinualModel:
 
         def run(z: np.ndarray, x: np.ndarray) -> np.ndarray:
             start = self._sampler.start(z, streams, self.config.seed, steps=d.steps, skip=d.skip)
-            return self._sampler.denoise(x, start, steps=d.steps, skip=d.skip, weights=weights)
+            return self._sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=d.stop, weights=weights)
 
         return run_in_batches(run, batch, latents, images)
 

@@ -10,55 +10,54 @@ import numpy as np
 
 from .config import ScoringConfig
 
-_BLUR = 2.0  # pixels at 256: normal parts move by this much from image to image
+_BLUR = 8.0  # pixels at 256: normal parts move by this much from image to image
+_FLOOR = 2.0  # of a map's mean: what every pixel's normal distance counts at least
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The distances of a class's normal training images: ``mean`` float32 [H,W,L] and ``spread`` float32 [H,W,L],
-    a standard deviation. Places that are hard to redraw on every normal part then do not count as defects."""
+    """The distances of a class's normal training images: ``layers`` float32 [L], their mean a layer, and ``mean``
+    float32 [H,W], the mean map of the layers so balanced. Places that are hard to redraw on every normal part then
+    count for less, and the maps of all classes have one scale."""
 
+    layers: np.ndarray
     mean: np.ndarray
-    spread: np.ndarray
 
     @classmethod
     def measure(cls, distances: np.ndarray) -> Calibration:
-        """From distances [N,H,W,L] of normal images. The spread of a pixel is its own, joined with the mean one of
-        its layer, since a few images do not fix it."""
-        size = distances.shape[1]
-        smooth = np.stack([_smooth(d, _BLUR * size / 256) for d in distances])
-        mean = smooth.mean(0)
-        variance = smooth.var(0)
-        floor = variance.mean((0, 1), keepdims=True) + 1e-12
-        return cls(mean.astype(np.float32), np.sqrt(variance + floor).astype(np.float32))
+        """From distances [N,H,W,L] of normal images."""
+        layers = distances.mean((0, 1, 2), dtype=np.float64).astype(np.float32) + np.float32(1e-12)
+        mean = (distances / layers).mean((0, 3), dtype=np.float64).astype(np.float32)
+        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256))
 
     @classmethod
     def pool(cls, calibrations: Sequence[Calibration]) -> Calibration:
         """For images of an unknown class: the mean of several classes' calibrations."""
-        return cls(
-            np.mean([c.mean for c in calibrations], axis=0), np.mean([c.spread for c in calibrations], axis=0)
-        )
+        layers = np.mean([c.layers for c in calibrations], axis=0)
+        return cls(layers, np.mean([c.mean for c in calibrations], axis=0))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        return {"mean": self.mean, "spread": self.spread}
+        return {"layers": self.layers, "mean": self.mean}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> Calibration:
         """The inverse of `tensors`."""
-        return cls(tensors["mean"], tensors["spread"])
+        return cls(tensors["layers"], tensors["mean"])
 
 
 def score_maps(
     distances: np.ndarray, calibration: Calibration | None, config: ScoringConfig, image_size: int
 ) -> np.ndarray:
-    """Distances [N,H,W,L] -> anomaly maps [N,H,W]: calibrated, summed over the layers, smoothed."""
-    layers = list(config.layers)
-    if max(layers) >= distances.shape[-1]:
-        layers = list(range(distances.shape[-1]))
+    """Distances [N,H,W,L] -> anomaly maps [N,H,W]: summed over the layers, smoothed. With a calibration, layers weigh
+    alike and a pixel is divided by what is normal there: 1 is a normal image's mean."""
+    chosen = [layer for layer in config.layers if layer < distances.shape[-1]]
     if calibration is not None:
-        distances = (distances - calibration.mean) / calibration.spread
-    maps = distances[..., layers].sum(-1, dtype=np.float32)
+        distances = distances / calibration.layers
+    maps = distances[..., chosen].mean(-1, dtype=np.float32)
+    if calibration is not None:
+        normal = (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
+        maps = maps / normal
     sigma = config.sigma * image_size / 256
     return np.stack([_smooth(m, sigma) for m in maps])
 

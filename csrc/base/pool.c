@@ -1,10 +1,10 @@
 /* The thread pool. */
-
 #include "base/pool.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -17,47 +17,68 @@ static inline void cpu_relax(void) {
 #endif
 }
 
+typedef struct worker {
+    pthread_t thread;
+    cdad_pool *pool;
+    int number;
+} worker;
+
 struct cdad_pool {
     int threads;
-    pthread_mutex_t callers; /* one job at a time */
-    pthread_mutex_t lock;    /* guards what follows */
+    cdad_pool *prev, *next_pool; /* among all pools */
+    pthread_mutex_t callers;     /* one job at a time */
+    pthread_mutex_t lock;        /* guards what follows */
     pthread_cond_t wake, finished;
-    pthread_t *workers; /* [threads - 1] */
-    int n_started;
-    pid_t owner; /* the process that the workers live in */
-    int stop, idle;
+    worker *workers; /* [threads - 1] */
+    int n_started, idle, stop;
     atomic_uint generation; /* of the job; changed under lock, watched by spinning workers */
-    cdad_task_fn fn;
+    cdad_task_fn fn;        /* the job, changed under lock while every worker is idle */
     void *arg;
     int64_t n_tasks;
     atomic_llong next;
 };
 
-typedef struct worker_start {
-    cdad_pool *pool;
-    int number;
-} worker_start;
-
 static _Thread_local int inside_task; /* a nested call runs in place */
 
-static void run_tasks(cdad_pool *pool, int worker) {
+/* All pools, for the child after a fork: threads do not survive it, and locks may have been held or waited on. */
+static pthread_mutex_t pools_lock = PTHREAD_MUTEX_INITIALIZER;
+static cdad_pool *pools;
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+
+static void init_locks(cdad_pool *pool) {
+    pthread_mutex_init(&pool->callers, NULL);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pthread_cond_init(&pool->finished, NULL);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&pools_lock); }
+static void after_fork(void) { pthread_mutex_unlock(&pools_lock); }
+static void after_fork_in_child(void) {
+    pthread_mutex_init(&pools_lock, NULL);
+    for (cdad_pool *pool = pools; pool; pool = pool->next_pool) {
+        init_locks(pool);
+        pool->n_started = pool->idle = 0;
+    }
+}
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+
+static void run_tasks(cdad_pool *pool, int number) {
     inside_task = 1;
     for (;;) {
         const long long task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
         if (task >= pool->n_tasks)
             break;
-        pool->fn(pool->arg, task, worker);
+        pool->fn(pool->arg, task, number);
     }
     inside_task = 0;
 }
 
 static void *worker_main(void *arg) {
-    worker_start start = *(worker_start *)arg;
-    cdad_pool *pool = start.pool;
-    cdad_free(arg);
-    unsigned seen = 0;
+    const worker *self = arg;
+    cdad_pool *pool = self->pool;
     pthread_mutex_lock(&pool->lock);
-    seen = atomic_load(&pool->generation);
+    unsigned seen = atomic_load(&pool->generation);
     pool->idle++;
     pthread_cond_signal(&pool->finished);
     for (;;) {
@@ -72,7 +93,7 @@ static void *worker_main(void *arg) {
         seen = atomic_load(&pool->generation);
         pool->idle--;
         pthread_mutex_unlock(&pool->lock);
-        run_tasks(pool, start.number);
+        run_tasks(pool, self->number);
         pthread_mutex_lock(&pool->lock);
         pool->idle++;
         pthread_cond_signal(&pool->finished);
@@ -81,29 +102,20 @@ static void *worker_main(void *arg) {
     return NULL;
 }
 
-/* Starts the workers that are missing: at the first use, and in a child after a fork. Called with callers held. */
+/* Called with `lock` held. */
+static void wait_until_idle(cdad_pool *pool) {
+    while (pool->idle < pool->n_started)
+        pthread_cond_wait(&pool->finished, &pool->lock);
+}
+
+/* Starts the workers that are missing; fewer give the same result. Called with `lock` held. */
 static void start_workers(cdad_pool *pool) {
-    if (pool->owner != getpid()) { /* threads do not survive a fork, and locks may have been held */
-        pool->owner = getpid();
-        pool->n_started = pool->idle = 0;
-        pthread_mutex_init(&pool->lock, NULL);
-        pthread_cond_init(&pool->wake, NULL);
-        pthread_cond_init(&pool->finished, NULL);
-    }
     while (pool->n_started < pool->threads - 1) {
-        worker_start *start;
-        if (cdad_alloc((void **)&start, sizeof *start, NULL) != CDAD_OK)
-            return; /* fewer threads give the same result */
-        *start = (worker_start){pool, pool->n_started + 1};
-        if (pthread_create(&pool->workers[pool->n_started], NULL, worker_main, start) != 0) {
-            cdad_free(start);
+        worker *w = &pool->workers[pool->n_started];
+        *w = (worker){.pool = pool, .number = pool->n_started + 1};
+        if (pthread_create(&w->thread, NULL, worker_main, w) != 0)
             return;
-        }
         pool->n_started++;
-        pthread_mutex_lock(&pool->lock);
-        while (pool->idle < pool->n_started)
-            pthread_cond_wait(&pool->finished, &pool->lock);
-        pthread_mutex_unlock(&pool->lock);
     }
 }
 
@@ -114,8 +126,9 @@ void cdad_pool_run(cdad_pool *pool, int64_t n_tasks, cdad_task_fn fn, void *arg)
         return;
     }
     pthread_mutex_lock(&pool->callers);
-    start_workers(pool);
     pthread_mutex_lock(&pool->lock);
+    start_workers(pool);
+    wait_until_idle(pool); /* a worker that woke late may still look for tasks of the last job */
     pool->fn = fn;
     pool->arg = arg;
     pool->n_tasks = n_tasks;
@@ -126,27 +139,31 @@ void cdad_pool_run(cdad_pool *pool, int64_t n_tasks, cdad_task_fn fn, void *arg)
     run_tasks(pool, 0);
     /* Every task is taken; those still running are with workers that are not idle. */
     pthread_mutex_lock(&pool->lock);
-    while (pool->idle < pool->n_started)
-        pthread_cond_wait(&pool->finished, &pool->lock);
+    wait_until_idle(pool);
     pthread_mutex_unlock(&pool->lock);
     pthread_mutex_unlock(&pool->callers);
 }
 
 cdad_status cdad_pool_new(cdad_pool **out, int threads, cdad_error *err) {
     cdad_pool *pool;
+    cdad_status status;
     *out = NULL;
     CDAD_FAIL_IF(threads < 1, err, CDAD_INVALID, "a pool of %d threads", threads);
     CDAD_TRY(cdad_alloc_zero((void **)&pool, sizeof *pool, err));
-    if (cdad_alloc_zero((void **)&pool->workers, threads * (int64_t)sizeof *pool->workers, err) != CDAD_OK) {
+    status = cdad_alloc_zero((void **)&pool->workers, (threads - 1) * (int64_t)sizeof *pool->workers, err);
+    if (status != CDAD_OK) {
         cdad_free(pool);
-        return CDAD_NO_MEMORY;
+        return status;
     }
     pool->threads = threads;
-    pool->owner = getpid();
-    pthread_mutex_init(&pool->callers, NULL);
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->wake, NULL);
-    pthread_cond_init(&pool->finished, NULL);
+    init_locks(pool);
+    pthread_once(&fork_once, watch_forks);
+    pthread_mutex_lock(&pools_lock);
+    pool->next_pool = pools;
+    if (pools)
+        pools->prev = pool;
+    pools = pool;
+    pthread_mutex_unlock(&pools_lock);
     *out = pool;
     return CDAD_OK;
 }
@@ -154,14 +171,17 @@ cdad_status cdad_pool_new(cdad_pool **out, int threads, cdad_error *err) {
 void cdad_pool_free(cdad_pool *pool) {
     if (!pool)
         return;
-    if (pool->owner == getpid() && pool->n_started > 0) {
-        pthread_mutex_lock(&pool->lock);
-        pool->stop = 1;
-        pthread_cond_broadcast(&pool->wake);
-        pthread_mutex_unlock(&pool->lock);
-        for (int i = 0; i < pool->n_started; i++)
-            pthread_join(pool->workers[i], NULL);
-    }
+    pthread_mutex_lock(&pools_lock);
+    *(pool->prev ? &pool->prev->next_pool : &pools) = pool->next_pool;
+    if (pool->next_pool)
+        pool->next_pool->prev = pool->prev;
+    pthread_mutex_unlock(&pools_lock);
+    pthread_mutex_lock(&pool->lock);
+    pool->stop = 1;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 0; i < pool->n_started; i++)
+        pthread_join(pool->workers[i].thread, NULL);
     pthread_mutex_destroy(&pool->callers);
     pthread_mutex_destroy(&pool->lock);
     pthread_cond_destroy(&pool->wake);
@@ -172,10 +192,23 @@ void cdad_pool_free(cdad_pool *pool) {
 
 int cdad_pool_threads(const cdad_pool *pool) { return pool ? pool->threads : 1; }
 
+/* Processors' worth of time that the control group (version 2) allows, rounded up; INT32_MAX: no limit. */
+static int quota(void) {
+    long long time, period;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (!f)
+        return INT32_MAX;
+    const int limited = fscanf(f, "%lld %lld", &time, &period) == 2 && time > 0 && period > 0; /* else "max" */
+    fclose(f);
+    return limited && (time - 1) / period < INT32_MAX ? (int)((time - 1) / period + 1) : INT32_MAX;
+}
+
 int cdad_cpu_count(void) {
     cpu_set_t set;
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    int n = online > 0 ? (int)online : 1;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
-        return CPU_COUNT(&set);
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
+        n = CPU_COUNT(&set);
+    const int allowed = quota();
+    return n < allowed ? n : allowed;
 }

@@ -21,8 +21,5 @@ cdad_status cdad_fail_in(cdad_error *err, const char *where) {
         return CDAD_INVALID;
     char message[sizeof err->message];
     memcpy(message, err->message, sizeof message);
-    const int at = snprintf(err->message, sizeof err->message, "%s: ", where);
-    if (at > 0 && (size_t)at < sizeof err->message)
-        snprintf(err->message + at, sizeof err->message - (size_t)at, "%s", message);
-    return err->status;
+    return cdad_fail(err, err->status, "%s: %s", where, message);
 }

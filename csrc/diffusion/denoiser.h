@@ -20,6 +20,9 @@ typedef struct cdad_denoiser_config {
     cdad_prediction_type prediction;
     cdad_amn_target amn_target;
     cdad_schedule schedule;
+    /* Training timesteps are uniform in 0 .. T-1, but this share of them in focus_low .. T-1: where the sampler is. */
+    double focus;
+    int64_t focus_low;
 } cdad_denoiser_config;
 
 /* Inputs and results of the training graph; every value is per batch of N samples. */

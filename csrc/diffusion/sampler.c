@@ -122,6 +122,8 @@ static cdad_status check_sampling(const cdad_sampling *how, cdad_error *err) {
                  (long long)how->steps);
     CDAD_FAIL_IF(how->skip < 0 || how->skip >= how->steps, err, CDAD_INVALID,
                  "%lld of %lld sampling steps cannot be skipped", (long long)how->skip, (long long)how->steps);
+    CDAD_FAIL_IF(how->stop < 0 || how->stop > how->steps - how->skip, err, CDAD_INVALID,
+                 "stop after %lld of %lld sampling steps", (long long)how->stop, (long long)(how->steps - how->skip));
     return CDAD_OK;
 }
 
@@ -154,6 +156,10 @@ cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float
         ddim_step(s, prediction, schedule->alphas_cumprod[timesteps[i]], before);
         if (watch)
             watch(watch_arg, step, s->state, s->x0);
+        if (how->stop && step + 1 == how->stop) {
+            memcpy(out, s->x0, (size_t)s->latent_count * sizeof(float));
+            return CDAD_OK;
+        }
     }
     memcpy(out, s->state, (size_t)s->latent_count * sizeof(float));
     return CDAD_OK;

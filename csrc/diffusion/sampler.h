@@ -17,6 +17,7 @@ void cdad_sampler_free(cdad_sampler *s); /* NULL is allowed */
 typedef struct cdad_sampling {
     int64_t steps;        /* DDIM steps */
     int64_t skip;         /* leave out this many of the noisiest steps: start nearer to the image */
+    int64_t stop;         /* run so many steps and return the x0 predicted there; 0: all, and return x */
     double guidance;      /* 1, or with `uncond` the weight of the conditional side */
     const float *uncond;  /* [N,L,d] or NULL */
     const float *weights; /* a block in the layout of params->values; NULL: params->values */

@@ -173,6 +173,8 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
         {"num_train_timesteps", FIELD_INT, &num_train_timesteps, NULL, 2},
         {"beta_start", FIELD_FLOAT, &beta_start, NULL, 0},
         {"beta_end", FIELD_FLOAT, &beta_end, NULL, 0},
+        {"focus", FIELD_FLOAT, &c->focus, NULL, 0},
+        {"focus_low", FIELD_INT, &c->focus_low, NULL, 0},
     };
     if (!rest) {
         if (!PyErr_Occurred())
@@ -194,6 +196,10 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     cdad_error err = {0};
     if (cdad_schedule_init(&c->schedule, num_train_timesteps, beta_start, beta_end, &err) != CDAD_OK) {
         cdad_py_raise(&err);
+        goto done;
+    }
+    if (!(c->focus >= 0 && c->focus <= 1) || c->focus_low >= num_train_timesteps) {
+        PyErr_Format(PyExc_ValueError, "focus is a share, and focus_low is below %lld", (long long)num_train_timesteps);
         goto done;
     }
     status = 0;

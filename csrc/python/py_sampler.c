@@ -80,17 +80,17 @@ static void keep_step(void *arg, int64_t step, const float *x, const float *x0) 
 
 static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"image", "start", "context", "steps", "skip", "uncond", "guidance", "weights", "trace",
-                            NULL};
+                            "stop", NULL};
     py_sampler *self = (py_sampler *)o;
     const cdad_denoiser_config *c = &self->config;
     PyObject *image_arg, *start_arg, *context_arg = Py_None, *uncond_arg = Py_None, *weights_arg = Py_None;
     PyObject *out = NULL, *xs = NULL, *x0s = NULL, *result = NULL;
     PyArrayObject *image = NULL, *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL;
-    long long steps = 10, skip = 0;
+    long long steps = 10, skip = 0, stop = 0;
     double guidance = 1.0;
     int want_trace = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOp:denoise", names, &image_arg, &start_arg,
-                                     &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOpL:denoise", names, &image_arg, &start_arg,
+                                     &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace, &stop))
         return NULL;
     const cdad_shape z = latent_shape(self);
     const cdad_shape x = cdad_shape_make(4, self->n, c->image_h, c->image_w, (int64_t)3);
@@ -104,6 +104,10 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
         goto done;
     trace t = {.count = cdad_shape_count(&z)};
     if (want_trace) {
+        if (stop) {
+            PyErr_SetString(PyExc_ValueError, "trace and stop exclude each other");
+            goto done;
+        }
         if (steps < 1 || steps >= CDAD_MAX_TIMESTEPS) {
             PyErr_Format(PyExc_ValueError, "%lld sampling steps", steps);
             goto done;
@@ -123,6 +127,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     }
     const cdad_sampling how = {.steps = steps,
                                .skip = skip,
+                               .stop = stop,
                                .guidance = guidance,
                                .uncond = cdad_py_data(uncond),
                                .weights = cdad_py_data(weights)};
@@ -308,8 +313,8 @@ done:
 static PyMethodDef sampler_methods[] = {
     {"denoise", (PyCFunction)(void (*)(void))sampler_denoise, METH_VARARGS | METH_KEYWORDS,
      "denoise($self, image, start, context=None, steps=10, skip=0, uncond=None, guidance=1.0, weights=None, "
-     "trace=False)\n--\n\nDDIM from x_T = start under tau(image); with trace (out, x of every step, x0 of every "
-     "step). The GIL is released."},
+     "trace=False, stop=0)\n--\n\nDDIM from x_T = start under tau(image), or after stop > 0 steps the x0 predicted "
+     "there; with trace (out, x of every step, x0 of every step). The GIL is released."},
     {"start", (PyCFunction)(void (*)(void))sampler_start, METH_VARARGS | METH_KEYWORDS,
      "start($self, latent, streams, seed, steps=10, skip=0)\n--\n\nx_T = q_sample(latent, T-1) with the noise of "
      "(seed, streams[i])."},

@@ -154,9 +154,13 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
     const int64_t per = c->latent_h * c->latent_w * c->unet.in_channels;
     const int64_t first = t->optimizer->step * t->n; /* samples drawn before this step */
     const uint64_t noise_stream = cdad_stream_of_name("noise"), time_stream = cdad_stream_of_name("timestep");
-    for (int64_t i = 0; i < t->n; i++)
-        t->timesteps[i] =
-            cdad_random_below(c->schedule.num_train_timesteps, t->seed, time_stream, first + i);
+    const uint64_t focus_stream = cdad_stream_of_name("focus");
+    for (int64_t i = 0; i < t->n; i++) {
+        const int64_t focused = (double)cdad_random_below(1 << 20, t->seed, focus_stream, first + i) <
+                                c->focus * (double)(1 << 20);
+        const int64_t low = focused ? c->focus_low : 0;
+        t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
+    }
     cdad_random_normal(t->noise, t->n * per, t->seed, noise_stream, first * per);
     CDAD_TRY(cdad_trainer_gradients(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, result, err));
     return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
