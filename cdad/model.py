@@ -238,6 +238,8 @@ class ContinualModel:
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
         result depends on (image, model, seed) alone, not on what it is predicted with.
         """
+        if self._fitting.locked():
+            raise RuntimeError("model is training")
         if not self.ledger:
             raise RuntimeError("the model has learned no task yet")
         if class_name is not None and class_name not in self.classes:

@@ -138,6 +138,7 @@ class _LossLog:
     def __call__(self, r: StepReport) -> None:
         values = (f"{x:.6g}" for x in (r.loss, r.loss_cdm, r.loss_amn, r.grad_norm))
         self._writer.writerow([r.task, r.step, *values])
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

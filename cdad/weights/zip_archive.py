@@ -1,8 +1,8 @@
-"""Reading zip archives of stored entries, as ``torch.save`` writes them, with every size checked before it is used.
+"""Reading zip archives of stored entries, as ``torch.save`` writes them; every size is checked before its use.
 
-Python's zipfile takes archives in which two readers may see different entries (data before the archive, duplicate
-names, overlapping entries, sizes that disagree). This reader takes only those with one meaning: layout of APPNOTE.TXT
-6.3 (PKWARE), one disk, nothing compressed or encrypted, no comment.
+Python's zipfile takes archives in which two readers may see different entries (data before the archive,
+duplicate names, overlapping entries, sizes that disagree). This reader takes only those with one meaning:
+the layout of APPNOTE.TXT 6.3 (PKWARE), on one disk, nothing compressed or encrypted, no comment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Entry:
 
 
 class ZipArchive:
-    """The entries of the archive in an open file of ``size`` bytes; FormatError for one that breaks a rule."""
+    """The entries of the archive in an open file of ``size`` bytes; FormatError where it breaks a rule."""
 
     def __init__(self, file: BinaryIO, size: int, path: str | os.PathLike):
         self._file, self._path = file, path
@@ -53,7 +53,8 @@ class ZipArchive:
         if entry is None:
             raise self._error(f"there is no entry {name!r}", None)
         if limit is not None and entry.size > limit:
-            raise LimitError(f"zip: entry {name!r} has {entry.size} bytes, at most {limit} are read", self._path)
+            reason = f"zip: entry {name!r} has {entry.size} bytes, at most {limit} are read"
+            raise LimitError(reason, self._path)
         data = self._read_at(self._data_at[name], entry.size)
         crc = zlib.crc32(data)
         if crc != entry.crc:
@@ -82,7 +83,7 @@ class ZipArchive:
             raise self._error(f"{size} bytes are too few for an archive", 0)
         magic, disk, first, here, count, length, begin, comment = _END.unpack(self._read_at(at, _END.size))
         if magic != b"PK\5\6" or comment:
-            raise self._error("there is no end record in the last 22 bytes: truncated, or followed by data", at)
+            raise self._error("no end record in the last 22 bytes: truncated, or followed by data", at)
         end = at
         locator_at = at - _LOCATOR64.size
         if locator_at >= 0:
@@ -122,8 +123,8 @@ class ZipArchive:
             if at + _CENTRAL.size > len(data):
                 raise self._error(f"the directory ends after {len(entries)} of {count} entries", begin + at)
             fields = _CENTRAL.unpack_from(data, at)
-            magic, _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment_size = fields[:13]
-            disk, _, _, header = fields[13:]
+            magic, flags, method, crc, packed, size = fields[0], fields[3], fields[4], *fields[7:10]
+            name_size, extra_size, comment_size, disk, _, _, header = fields[10:]
             name_at = at + _CENTRAL.size
             extra_at = name_at + name_size
             after = extra_at + extra_size + comment_size
@@ -154,7 +155,7 @@ class ZipArchive:
         return name
 
     def _widen(self, extra: bytes, values: tuple[int, ...], offset: int) -> list[int]:
-        """size, packed size and header offset, those that are full replaced by the zip64 field's, in this order."""
+        """size, packed size and header offset: those that are full are in the zip64 field, in this order."""
         wide = b""
         at = 0
         while at + 4 <= len(extra):
@@ -187,9 +188,10 @@ class ZipArchive:
             begin = name_at + name_size + extra_size
             free = begin + entry.size
             if magic != b"PK\3\4" or method or self._read_at(name_at, name_size) != entry.name.encode():
-                raise self._error(f"the local header of {entry.name!r} disagrees with the directory", entry.header)
+                reason = f"the local header of {entry.name!r} disagrees with the directory"
+                raise self._error(reason, entry.header)
             if free > self._directory_at:
-                reason = f"entry {entry.name!r} ends at {free}, past the archive's data ({self._directory_at} bytes)"
+                reason = f"entry {entry.name!r} ends at {free}, past the data's end at {self._directory_at}"
                 raise self._error(reason, entry.header)
             result[entry.name] = begin
         return result
