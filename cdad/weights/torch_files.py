@@ -150,6 +150,7 @@ def _read_legacy(file: BinaryIO, size: int, path: Path) -> dict[str, np.ndarray]
         raise FormatError("not written on a little-endian machine", path)
     storages = _Storages()
     value, at = load_pickle(head, at, _CALLS, storages.identify, path=path)
+    tensors = _collect(value, path)
     keys, at = load_pickle(head, at, {}, path=path)
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not named or len(keys) != len(storages.by_key) or set(keys) != storages.by_key.keys():
@@ -159,7 +160,6 @@ def _read_legacy(file: BinaryIO, size: int, path: Path) -> dict[str, np.ndarray]
     stated = sum(8 + storage.bytes for storage in storages.by_key.values())
     if at + stated != size:
         raise FormatError(f"the storages have {size - at} bytes, expected {stated}", path, at)
-    tensors = _collect(value, path)
     used = {tensor.storage.key for tensor in tensors.values()}
     arrays: dict[str, np.ndarray] = {}
     for key in keys:

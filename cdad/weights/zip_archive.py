@@ -1,4 +1,4 @@
-"""Reading zip archives of stored entries, as ``torch.save`` writes them; every size is checked before its use.
+"""Reading zip archives of stored entries, as ``torch.save`` writes them; no size is used unchecked.
 
 Python's zipfile takes archives in which two readers may see different entries (data before the archive,
 duplicate names, overlapping entries, sizes that disagree). This reader takes only those with one meaning:

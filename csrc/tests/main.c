@@ -1,6 +1,11 @@
 /* Runs every C test; each returns its number of failed checks. */
 #include <stdio.h>
 
+int cdad_test_base(void);
+int cdad_test_kernels(void);
+int cdad_test_resample(void);
+int cdad_test_norm(void);
+int cdad_test_attention(void);
 int cdad_test_gemm(void);
 int cdad_test_continual(void);
 
@@ -8,6 +13,11 @@ static const struct {
     const char *name;
     int (*run)(void);
 } tests[] = {
+    {"base", cdad_test_base},
+    {"kernels", cdad_test_kernels},
+    {"resample", cdad_test_resample},
+    {"norm", cdad_test_norm},
+    {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
     {"continual", cdad_test_continual},
 };

@@ -125,18 +125,22 @@ static inline void mask_scores(float *s, const cdad_attention_dims *d, int64_t t
 }
 
 static inline float tile_max(const float *s) {
-    float m = s[0];
-    for (int64_t k = 1; k < TK; k++)
-        m = s[k] > m ? s[k] : m;
-    return m;
+    vf m = v_load(s);
+    for (int64_t j = 1; j < NV; j++)
+        m = v_max(m, v_load(s + j * VL));
+    float lane[CDAD_VBYTES / 4], max = -INFINITY;
+    v_store(lane, m);
+    for (int64_t k = 0; k < VL; k++)
+        max = lane[k] > max ? lane[k] : max;
+    return max;
 }
 
-/* s = exp(s - max) over a tile; returns the sum. A row that sees nothing (max -inf) gives zeros. */
+/* s = exp(s - max) over a tile, zero where s is -inf; returns the sum. tile_max may miss a NaN: here it comes out,
+ * also where nothing is seen (max -inf). */
 static inline float tile_exp(float *s, float max) {
     vf sum = {0};
     for (int64_t j = 0; j < NV; j++) {
-        const vf x = v_load(s + j * VL);
-        const vf p = max == -INFINITY ? (vf){0} : v_exp(x - max);
+        const vf x = v_load(s + j * VL), p = v_select(x == -INFINITY, (vf){0}, v_exp(x - max));
         v_store(s + j * VL, p);
         sum = sum + p;
     }
@@ -175,7 +179,6 @@ static void forward_task(void *arg, int64_t task, int worker) {
                 mask_scores(row, d, t0 + i0 + i, s0, keys);
                 const float m = tile_max(row), before = max[i0 + i];
                 const float now = m > before ? m : before;
-                /* also true when a score is NaN: then the row becomes NaN below */
                 alpha[i] = before == -INFINITY ? 0.0f : expf(before - now);
                 max[i0 + i] = now;
                 sum[i0 + i] = sum[i0 + i] * alpha[i] + tile_exp(row, now);

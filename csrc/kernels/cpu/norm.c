@@ -264,17 +264,10 @@ static void layer_norm_task(void *arg, int64_t task, int worker) {
         const float mean = v_sum(s) / (float)C;
         for (int64_t k = 0; k < C; k += VL) {
             const int64_t m = min64(VL, C - k);
-            const vf shift = m == VL ? v_set1(mean) : (vf){0};
-            if (m == VL) {
-                const vf d = v_load(x + k) - shift;
-                q = q + d * d;
-            } else {
-                float tail[CDAD_VBYTES / 4] = {0};
-                for (int64_t i = 0; i < m; i++)
-                    tail[i] = x[k + i] - mean;
-                const vf d = v_load(tail);
-                q = q + d * d;
-            }
+            vf d = load_m(x + k, m) - v_set1(mean);
+            if (m < VL)
+                d = v_first_n(d, m);
+            q = q + d * d;
         }
         const float rstd = (float)(1.0 / sqrt((double)v_sum(q) / (double)C + (double)j->eps));
         j->mean[r] = mean;

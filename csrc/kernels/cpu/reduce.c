@@ -2,10 +2,14 @@
 #include "base/memory.h"
 #include "kernels/cpu/backend.h"
 
-#define ROWS 512 /* rows of a partial sum */
-#define BLOCK 64 /* columns summed together */
+#define ROWS 512       /* rows of a partial sum of columns */
+#define BLOCK 64       /* columns summed together */
+#define LENGTH 16384   /* elements of a partial sum of a row */
+#define CHUNK 1024     /* of which this many are summed in float */
+#define RESULTS 16     /* of a task, in the general case */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* x as [outer kept, reduced, inner kept]; general = 1 when the dimensions do not fall into such three. */
 typedef struct layout {
@@ -28,7 +32,8 @@ static layout find_layout(const cdad_broadcast *bc) {
             l.general = 1;
         *(stage == 0 ? &l.K0 : stage == 1 ? &l.R : &l.K1) *= bc->dim[i];
     }
-    l.tiles = (l.R + ROWS - 1) / ROWS;
+    const int64_t tile = l.K1 == 1 ? LENGTH : ROWS;
+    l.tiles = (l.R + tile - 1) / tile;
     return l;
 }
 
@@ -42,10 +47,10 @@ typedef struct job {
     const float *x;
     double *partial; /* [K0, tiles, K1] */
     layout l;
-    int64_t rows; /* a task, when K1 is 1 */
+    int64_t tiles_a_task; /* when K1 is 1 */
 } job;
 
-/* Sums of `rows` rows of K1 columns each: a block of columns at a time, rows in order. */
+/* A tile of at most ROWS rows of K1 columns each: a block of columns at a time, rows in order. */
 static void columns_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const layout *l = &j->l;
@@ -65,55 +70,92 @@ static void columns_task(void *arg, int64_t task, int worker) {
     }
 }
 
-/* K1 = 1: contiguous sums of R elements. */
+/* K1 = 1: tiles of at most LENGTH elements of contiguous rows. */
 static void rows_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
-    const int64_t R = j->l.R;
+    const layout *l = &j->l;
+    const int64_t last = min64(l->K0 * l->tiles, (task + 1) * j->tiles_a_task);
     (void)worker;
-    for (int64_t k0 = task * j->rows; k0 < min64(j->l.K0, (task + 1) * j->rows); k0++) {
-        const float *x = j->x + k0 * R;
+    for (int64_t t = task * j->tiles_a_task; t < last; t++) {
+        const int64_t from = t % l->tiles * LENGTH, to = min64(l->R, from + LENGTH);
+        const float *x = j->x + t / l->tiles * l->R;
         double total = 0.0;
-        for (int64_t begin = 0; begin < R; begin += 1024) {
+        for (int64_t begin = from; begin < to; begin += CHUNK) {
             vf s = v_set1(0.0f);
-            for (int64_t i = begin; i < min64(R, begin + 1024); i += VL)
-                s = s + (R - i >= VL ? v_load(x + i) : v_load_n(x + i, R - i));
+            for (int64_t i = begin; i < min64(to, begin + CHUNK); i += VL)
+                s = s + (to - i >= VL ? v_load(x + i) : v_load_n(x + i, to - i));
             total += (double)v_sum(s);
         }
-        j->y[k0] = (float)total;
+        j->partial[t] = total;
     }
 }
 
-/* Any pattern: one pass in order. */
-static void reduce_general(float *y, const float *x, const cdad_broadcast *bc) {
-    int64_t count = 1, i[5] = {0}, total = 1;
-    for (int k = 0; k < 5; k++) {
-        total *= bc->dim[k];
-        count *= bc->stride[k] ? bc->dim[k] : 1;
+/* Any pattern: the dimensions of the results and those that are summed over, strides in x and in y. */
+typedef struct general_job {
+    float *y;
+    const float *x;
+    int n_kept, n_summed;
+    int64_t kept[5], kept_x[5], kept_y[5], summed[5], summed_x[5];
+    int64_t results, terms;
+} general_job;
+
+static void general_task(void *arg, int64_t task, int worker) {
+    const general_job *j = arg;
+    (void)worker;
+    for (int64_t r = task * RESULTS; r < min64(j->results, (task + 1) * RESULTS); r++) {
+        int64_t x_at = 0, y_at = 0, rest = r, i[5] = {0};
+        for (int k = j->n_kept - 1; k >= 0; k--) {
+            x_at += rest % j->kept[k] * j->kept_x[k];
+            y_at += rest % j->kept[k] * j->kept_y[k];
+            rest /= j->kept[k];
+        }
+        double sum = 0.0;
+        for (int64_t n = 0; n < j->terms; n++) {
+            sum += (double)j->x[x_at];
+            for (int k = j->n_summed - 1; k >= 0; k--) {
+                x_at += j->summed_x[k];
+                if (++i[k] < j->summed[k])
+                    break;
+                x_at -= j->summed[k] * j->summed_x[k];
+                i[k] = 0;
+            }
+        }
+        j->y[y_at] = (float)sum;
     }
-    memset(y, 0, (size_t)count * sizeof *y);
-    for (int64_t n = 0; n < total; n++) {
-        int64_t at = 0;
-        for (int k = 0; k < 5; k++)
-            at += i[k] * bc->stride[k];
-        y[at] += x[n];
-        for (int k = 4; k >= 0 && ++i[k] == bc->dim[k]; k--)
-            i[k] = 0;
+}
+
+static void reduce_general(const cdad_context *ctx, float *y, const float *x, const cdad_broadcast *bc) {
+    general_job j = {.y = y, .x = x, .results = 1, .terms = 1};
+    int64_t x_stride[5], stride = 1;
+    for (int i = 4; i >= 0; i--) {
+        x_stride[i] = stride;
+        stride *= bc->dim[i];
     }
+    for (int i = 0; i < 5; i++) {
+        if (bc->stride[i]) {
+            j.kept[j.n_kept] = bc->dim[i];
+            j.kept_x[j.n_kept] = x_stride[i];
+            j.kept_y[j.n_kept++] = bc->stride[i];
+            j.results *= bc->dim[i];
+        } else {
+            j.summed[j.n_summed] = bc->dim[i];
+            j.summed_x[j.n_summed++] = x_stride[i];
+            j.terms *= bc->dim[i];
+        }
+    }
+    cdad_pool_run(ctx->pool, (j.results + RESULTS - 1) / RESULTS, general_task, &j);
 }
 
 void CDAD_K(reduce)(const cdad_context *ctx, float *y, const float *x, const cdad_broadcast *bc, void *scratch) {
     job j = {.y = y, .x = x, .partial = scratch, .l = find_layout(bc)};
     const layout *l = &j.l;
     if (l->general) {
-        reduce_general(y, x, bc);
+        reduce_general(ctx, y, x, bc);
         return;
     }
-    if (l->K1 == 1) {
-        j.rows = l->R < 4096 ? 4096 / l->R : 1;
-        cdad_pool_run(ctx->pool, (l->K0 + j.rows - 1) / j.rows, rows_task, &j);
-        return;
-    }
-    cdad_pool_run(ctx->pool, l->K0 * l->tiles, columns_task, &j);
+    const int64_t tiles = l->K0 * l->tiles;
+    j.tiles_a_task = l->K1 == 1 ? max64(1, LENGTH / l->R) : 1;
+    cdad_pool_run(ctx->pool, (tiles + j.tiles_a_task - 1) / j.tiles_a_task, l->K1 == 1 ? rows_task : columns_task, &j);
     for (int64_t k0 = 0; k0 < l->K0; k0++)
         for (int64_t c = 0; c < l->K1; c++) {
             double sum = 0.0;

@@ -32,6 +32,12 @@ static inline vf v_load_n(const float *p, int64_t n) {
     return v;
 }
 static inline void v_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
+/* The first n lanes, the rest zero. */
+static inline vf v_first_n(vf v, int64_t n) {
+    vf first = {0};
+    memcpy(&first, &v, (size_t)n * sizeof(float));
+    return first;
+}
 /* mask ? a : b, mask lanes all ones or zero (the result of a comparison). */
 static inline vf v_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 static inline vf v_max(vf a, vf b) { return v_select(a > b, a, b); }

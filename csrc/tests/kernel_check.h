@@ -1,0 +1,123 @@
+/* What the tests of kernels share: the table under test, pools, data, comparisons, numerical gradients. */
+#ifndef CDAD_TESTS_KERNEL_CHECK_H
+#define CDAD_TESTS_KERNEL_CHECK_H
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/pool.h"
+#include "kernels/kernels.h"
+
+static int failures;
+static const cdad_kernels *table; /* under test */
+static cdad_pool *pools[5];       /* of 1, 2 and 4 threads */
+
+#define CHECK(cond, ...)                                                  \
+    do {                                                                  \
+        if (!(cond)) {                                                    \
+            failures++;                                                   \
+            printf("%s:%d [%s] ", __FILE__, __LINE__, table ? table->name : ""); \
+            printf(__VA_ARGS__);                                          \
+            printf("\n");                                                 \
+        }                                                                 \
+    } while (0)
+
+/* Runs STATEMENTS with `threads` 1, 2 and 4 and `ctx` made for them. */
+#define EACH_POOL(...)                                                    \
+    for (int threads = 1; threads <= 4; threads *= 2) {                   \
+        const cdad_context context_ = {.pool = pools[threads], .kernels = table}, *ctx = &context_; \
+        __VA_ARGS__                                                       \
+    }
+
+/* Runs the test on every table of this machine; returns the number of failed checks. */
+static inline int on_every_table(void (*test)(void)) {
+    for (int threads = 1; threads <= 4; threads *= 2)
+        if (cdad_pool_new(&pools[threads], threads, NULL) != CDAD_OK)
+            return 1;
+    for (int i = 0; (table = cdad_kernels_at(i)); i++)
+        test();
+    for (int threads = 1; threads <= 4; threads *= 2)
+        cdad_pool_free(pools[threads]);
+    return failures;
+}
+
+/* Zeroed; a test program that has no memory left ends. */
+static inline void *zeros(int64_t bytes) {
+    void *p;
+    if (cdad_alloc_zero(&p, bytes, NULL) != CDAD_OK)
+        abort();
+    return p;
+}
+static inline float *floats(int64_t n) { return zeros(n * (int64_t)sizeof(float)); }
+static inline double *doubles(int64_t n) { return zeros(n * (int64_t)sizeof(double)); }
+
+/* n values in [middle - spread, middle + spread), a function of `seed`. */
+static inline float *noise(int64_t n, uint32_t seed, float middle, float spread) {
+    float *x = floats(n);
+    uint32_t state = seed * 2654435761u + 12345u;
+    for (int64_t i = 0; i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        x[i] = middle + spread * ((float)(int32_t)state * 0x1p-31f);
+    }
+    return x;
+}
+
+static inline double *widen(const float *x, int64_t n) {
+    double *y = doubles(n);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (double)x[i];
+    return y;
+}
+
+static inline int same(const void *a, const void *b, int64_t n) {
+    return memcmp(a, b, (size_t)n * sizeof(float)) == 0;
+}
+
+/* The largest |x - want| / (|want| + floor); infinite when an x is NaN. */
+static inline double worst(const float *x, const double *want, int64_t n, double floor) {
+    double most = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        const double e = fabs((double)x[i] - want[i]) / (fabs(want[i]) + floor);
+        most = e <= most ? most : isnan(e) ? HUGE_VAL : e;
+    }
+    return most;
+}
+
+/* The largest |x - want| in units of the root mean square of `want`. */
+static inline double worst_rms(const float *x, const double *want, int64_t n) {
+    double squares = 0.0, most = 0.0;
+    for (int64_t i = 0; i < n; i++)
+        squares += want[i] * want[i];
+    const double scale = sqrt(squares / (double)n) + 1e-12;
+    for (int64_t i = 0; i < n; i++) {
+        const double e = fabs((double)x[i] - want[i]) / scale;
+        most = e <= most ? most : isnan(e) ? HUGE_VAL : e;
+    }
+    return most;
+}
+
+/* The largest difference of `grad` from central differences of loss(arg) in the parameters x [n], in units of
+ * the gradient's largest element; at most `points` elements are tried, spread evenly. */
+static inline double worst_gradient(const float *grad, double *x, int64_t n, int64_t points,
+                                    double (*loss)(void *arg), void *arg) {
+    const double eps = 1e-4;
+    const int64_t step = n <= points ? 1 : n / points | 1;
+    double scale = 1e-12, most = 0.0;
+    for (int64_t i = 0; i < n; i++)
+        scale = fmax(scale, fabs((double)grad[i]));
+    for (int64_t i = 0; i < n; i += step) {
+        const double kept = x[i];
+        x[i] = kept + eps;
+        const double up = loss(arg);
+        x[i] = kept - eps;
+        const double e = fabs((up - loss(arg)) / (2 * eps) - (double)grad[i]) / scale;
+        x[i] = kept;
+        most = e <= most ? most : isnan(e) ? HUGE_VAL : e;
+    }
+    return most;
+}
+
+#endif
