@@ -95,12 +95,16 @@ class Autoencoder:
         return np.clip(images, 0.0, 1.0, out=images)
 
     def measure(self, images: np.ndarray) -> None:
-        """Set shift and scale to the latents' mean and spread a channel over these images."""
+        """Set shift and scale to the latents' mean and spread a channel over these images. The DCT is orthonormal:
+        with one scale for all channels, errors of latents stay errors of pixels."""
         if self.config.shift_scale != "standardize":
             return
         latents = self._run(self._encode, self._encoder_input(images), self._mean).astype(np.float64)
         self.shift = latents.mean((0, 1, 2)).astype(np.float32)
-        self.scale = np.maximum(latents.std((0, 1, 2)), 1e-3).astype(np.float32)
+        spread = np.maximum(latents.std((0, 1, 2)), 1e-3)
+        if self.config.kind == "dct":
+            spread[:] = np.sqrt(np.mean(spread**2))
+        self.scale = spread.astype(np.float32)
 
     def _encoder_input(self, images: np.ndarray) -> np.ndarray:
         return images * 2.0 - 1.0 if self.config.kind == "vae" else images

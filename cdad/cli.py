@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from . import __version__, _core
-from .config import PRESETS, Config, preset
+from .config import PAPER_RECIPE, PRESETS, Config, preset
 from .data import open_dataset, write_dataset
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", default="small", choices=list(PRESETS))
     train.add_argument("--config", help="a TOML file instead of a preset")
     train.add_argument("--strategy", choices=["cdad", "finetune"], help="continual.strategy")
+    train.add_argument("--recipe", choices=["default", "paper"], default="default", help="paper: the paper's text")
     train.add_argument("--seed", type=int, help="seed of everything")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.steps=200")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
@@ -98,7 +99,7 @@ def _config(arguments: argparse.Namespace) -> Config:
         config = read_config(arguments.out)
     else:
         config = Config.from_toml(arguments.config) if arguments.config else preset(arguments.preset)
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = dict(PAPER_RECIPE) if arguments.recipe == "paper" else {}
     if arguments.strategy:
         changes["continual.strategy"] = arguments.strategy
     if arguments.seed is not None:

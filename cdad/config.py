@@ -138,7 +138,8 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. ``recipe``: "default", or "paper" for the paper's text where the two part (DESIGN)."""
+    """A whole run. `PRESETS` holds the ready ones; ``updated(PAPER_RECIPE)`` gives the paper's text where the default
+    parts from it (docs/PITFALLS.md)."""
 
     preset: str = "small"
     image_size: int = 128
@@ -393,6 +394,19 @@ PRESETS: dict[str, Config] = {
     "small": _SMALL,
     "small256": replace(_SMALL, preset="small256", image_size=256),
     "sd15": _SD15,
+}
+
+
+# The paper's text, key by key, where the default parts from it.
+PAPER_RECIPE: dict[str, Any] = {
+    "amn.target": "as_written",
+    "amn.keep_variance": False,
+    "diffusion.prediction": "epsilon",
+    "diffusion.stop": 0,
+    "training.timestep_focus": 0.0,
+    "continual.method": "isvd",
+    "continual.projection": "gradient",
+    "scoring.calibrate": False,
 }
 
 

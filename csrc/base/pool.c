@@ -40,7 +40,8 @@ struct cdad_pool {
 
 static _Thread_local int inside_task; /* a nested call runs in place */
 
-/* All pools, for the child after a fork: threads do not survive it, and locks may have been held or waited on. */
+/* All pools, for the child after a fork: threads do not survive it, and locks may have been held or waited
+ * on. */
 static pthread_mutex_t pools_lock = PTHREAD_MUTEX_INITIALIZER;
 static cdad_pool *pools;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
@@ -83,7 +84,8 @@ static void *worker_main(void *arg) {
     pthread_cond_signal(&pool->finished);
     for (;;) {
         pthread_mutex_unlock(&pool->lock);
-        for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&pool->generation, memory_order_relaxed) == seen; i++)
+        for (int i = 0;
+             i < SPIN_ROUNDS && atomic_load_explicit(&pool->generation, memory_order_relaxed) == seen; i++)
             cpu_relax();
         pthread_mutex_lock(&pool->lock);
         while (!pool->stop && atomic_load(&pool->generation) == seen)
@@ -198,7 +200,8 @@ static int quota(void) {
     FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
     if (!f)
         return INT32_MAX;
-    const int limited = fscanf(f, "%lld %lld", &time, &period) == 2 && time > 0 && period > 0; /* else "max" */
+    const int limited =
+        fscanf(f, "%lld %lld", &time, &period) == 2 && time > 0 && period > 0; /* else "max" */
     fclose(f);
     return limited && (time - 1) / period < INT32_MAX ? (int)((time - 1) / period + 1) : INT32_MAX;
 }

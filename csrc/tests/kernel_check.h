@@ -15,21 +15,21 @@ static int failures;
 static const cdad_kernels *table; /* under test */
 static cdad_pool *pools[5];       /* of 1, 2 and 4 threads */
 
-#define CHECK(cond, ...)                                                  \
-    do {                                                                  \
-        if (!(cond)) {                                                    \
-            failures++;                                                   \
+#define CHECK(cond, ...)                                                         \
+    do {                                                                         \
+        if (!(cond)) {                                                           \
+            failures++;                                                          \
             printf("%s:%d [%s] ", __FILE__, __LINE__, table ? table->name : ""); \
-            printf(__VA_ARGS__);                                          \
-            printf("\n");                                                 \
-        }                                                                 \
+            printf(__VA_ARGS__);                                                 \
+            printf("\n");                                                        \
+        }                                                                        \
     } while (0)
 
 /* Runs STATEMENTS with `threads` 1, 2 and 4 and `ctx` made for them. */
-#define EACH_POOL(...)                                                    \
-    for (int threads = 1; threads <= 4; threads *= 2) {                   \
+#define EACH_POOL(...)                                                                              \
+    for (int threads = 1; threads <= 4; threads *= 2) {                                             \
         const cdad_context context_ = {.pool = pools[threads], .kernels = table}, *ctx = &context_; \
-        __VA_ARGS__                                                       \
+        __VA_ARGS__                                                                                 \
     }
 
 /* Runs the test on every table of this machine; returns the number of failed checks. */

@@ -131,7 +131,8 @@ static void check_case(cdad_attention_dims d) {
                         .lse = doubles(rows)};
     char what[120];
     snprintf(what, sizeof what, "attention N %lld T %lld S %lld L %lld D %lld mask %lldx%lld", (long long)d.N,
-             (long long)d.T, (long long)d.S, (long long)d.L, (long long)d.D, (long long)d.mask_h, (long long)d.mask_w);
+             (long long)d.T, (long long)d.S, (long long)d.L, (long long)d.D, (long long)d.mask_h,
+             (long long)d.mask_w);
     EACH_POOL({
         run(ctx, threads == 1 ? &a : &other, d, 0, d.N);
         CHECK(threads == 1 || same_results(&a, &other, &d), "%s: %d threads change it", what, threads);
@@ -165,19 +166,28 @@ static void check_case(cdad_attention_dims d) {
 }
 
 static cdad_attention_dims dims(int64_t T, int64_t S, int64_t L, int64_t D, int64_t gap) {
-    return (cdad_attention_dims){.N = 3, .T = T, .S = S, .L = L, .D = D, .q_rs = L * D + gap, .k_rs = L * D + 2 * gap,
-                                 .v_rs = L * D + 3 * gap, .scale = 1.0f / sqrtf((float)D)};
+    return (cdad_attention_dims){.N = 3,
+                                 .T = T,
+                                 .S = S,
+                                 .L = L,
+                                 .D = D,
+                                 .q_rs = L * D + gap,
+                                 .k_rs = L * D + 2 * gap,
+                                 .v_rs = L * D + 3 * gap,
+                                 .scale = 1.0f / sqrtf((float)D)};
 }
 
 static void test_values(void) {
-    static const int64_t shapes[][5] = {{1, 1, 1, 1, 0},   {7, 5, 2, 4, 1},   {5, 77, 2, 40, 0}, {66, 65, 1, 5, 3},
-                                        {9, 13, 1, 80, 0}, {3, 19, 1, 160, 2}, {64, 64, 1, 32, 0}, {2, 200, 3, 17, 0}};
+    static const int64_t shapes[][5] = {{1, 1, 1, 1, 0},    {7, 5, 2, 4, 1},   {5, 77, 2, 40, 0},
+                                        {66, 65, 1, 5, 3},  {9, 13, 1, 80, 0}, {3, 19, 1, 160, 2},
+                                        {64, 64, 1, 32, 0}, {2, 200, 3, 17, 0}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         check_case(dims(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], shapes[i][4]));
 }
 
 static void test_mask(void) {
-    static const int64_t masks[][4] = {{7, 9, 3, 5}, {9, 9, 7, 7}, {4, 3, 1, 1}, {3, 3, 3, 3}, {3, 4, 9, 9}, {1, 5, 1, 3}};
+    static const int64_t masks[][4] = {{7, 9, 3, 5}, {9, 9, 7, 7}, {4, 3, 1, 1},
+                                       {3, 3, 3, 3}, {3, 4, 9, 9}, {1, 5, 1, 3}};
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         const int64_t tokens = masks[i][0] * masks[i][1];
         cdad_attention_dims d = dims(tokens, tokens, 2, 6, 1);
@@ -189,7 +199,7 @@ static void test_mask(void) {
     }
 }
 
-/* Scores that spread over hundreds, with the largest in the last tile: sums must follow the running maximum. */
+/* Scores that spread widely, with the largest in the last tile: sums must follow the running maximum. */
 static void test_large_scores(void) {
     cdad_attention_dims d = dims(4, 150, 1, 8, 0);
     attention_data a = make_data(&d);
@@ -200,7 +210,8 @@ static void test_large_scores(void) {
     for (int64_t t = 0; t < d.T; t++)
         a.q[t * d.D] = 1.0f;
     run(&one, &a, d, 0, 1);
-    CHECK(same(a.out, a.v + 149 * d.D, d.D) && a.lse[0] == 14900.0f * d.scale, "the largest score does not win");
+    CHECK(same(a.out, a.v + 149 * d.D, d.D) && a.lse[0] == 14900.0f * d.scale,
+          "the largest score does not win");
     free_data(&a);
 }
 
@@ -218,8 +229,10 @@ static void test_not_finite(void) {
                 for (int64_t c = 0; c < d.D; c++) {
                     const int want = where == 0 ? t == 2 : where == 1 ? 1 : c == 3;
                     CHECK(!isnan(a.out[t * d.D + c]) == !want, "NaN in %s of key %lld: out[%lld,%lld] is %g",
-                          where == 0 ? "q" : where == 1 ? "k" : "v", (long long)keys[i], (long long)t, (long long)c,
-                          (double)a.out[t * d.D + c]);
+                          where == 0   ? "q"
+                          : where == 1 ? "k"
+                                       : "v",
+                          (long long)keys[i], (long long)t, (long long)c, (double)a.out[t * d.D + c]);
                 }
             free_data(&a);
         }

@@ -51,7 +51,8 @@ static void test_memory(void) {
     CHECK(cdad_size_mul(INT64_MAX / 16, 1, &product, &err) == CDAD_OK, "%s", err.message);
     CHECK(cdad_size_mul(INT64_MAX / 16 + 1, 1, &product, &err) == CDAD_SHAPE, "no limit");
     CHECK(cdad_size_mul(INT64_MAX, 3, &product, &err) == CDAD_SHAPE, "overflow");
-    CHECK(cdad_size_mul(-1, 3, &product, &err) == CDAD_SHAPE && cdad_size_mul(3, -1, &product, &err) == CDAD_SHAPE,
+    CHECK(cdad_size_mul(-1, 3, &product, &err) == CDAD_SHAPE &&
+              cdad_size_mul(3, -1, &product, &err) == CDAD_SHAPE,
           "a negative factor");
     CHECK(cdad_align_up(0) == 0 && cdad_align_up(1) == 64 && cdad_align_up(64) == 64, "rounding");
 
@@ -74,7 +75,8 @@ static void test_memory(void) {
         fails[i] = cdad_alloc((void **)&bytes, 1, &err) != CDAD_OK;
         cdad_free(bytes);
     }
-    CHECK(!fails[0] && fails[1] && !fails[2] && !fails[3], "%d%d%d%d", fails[0], fails[1], fails[2], fails[3]);
+    CHECK(!fails[0] && fails[1] && !fails[2] && !fails[3], "%d%d%d%d", fails[0], fails[1], fails[2],
+          fails[3]);
 
     int64_t *list = NULL, capacity = 0, wrong = 0;
     for (int64_t n = 0; n < 1000; n++) {
@@ -86,8 +88,8 @@ static void test_memory(void) {
         wrong += list[n] != n * n;
     CHECK(capacity == 1024 && !wrong, "capacity %lld, %lld wrong", (long long)capacity, (long long)wrong);
     cdad_alloc_fail_after(1);
-    CHECK(cdad_grow((void **)&list, capacity, &capacity, sizeof *list, &err) == CDAD_NO_MEMORY && capacity == 1024 &&
-              list[999] == 999 * 999,
+    CHECK(cdad_grow((void **)&list, capacity, &capacity, sizeof *list, &err) == CDAD_NO_MEMORY &&
+              capacity == 1024 && list[999] == 999 * 999,
           "the array is lost where it cannot grow");
     cdad_free(list);
     char *copy;
@@ -103,13 +105,16 @@ static void test_philox(void) {
     } vectors[] = {
         {0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
         {UINT64_MAX, UINT64_MAX, UINT64_MAX, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+        {0x299f31d0a4093822,
+         0x0370734413198a2e,
+         0x85a308d3243f6a88,
+         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
     };
     for (int i = 0; i < 3; i++) {
         uint32_t out[4];
         cdad_philox(vectors[i].seed, vectors[i].stream, vectors[i].index, out);
-        CHECK(memcmp(out, vectors[i].want, sizeof out) == 0, "vector %d: %08x %08x %08x %08x", i, out[0], out[1], out[2],
-              out[3]);
+        CHECK(memcmp(out, vectors[i].want, sizeof out) == 0, "vector %d: %08x %08x %08x %08x", i, out[0],
+              out[1], out[2], out[3]);
     }
     enum { N = 40000 };
     static float whole[N], part[N];
@@ -134,8 +139,9 @@ static void test_philox(void) {
         }
         /* five standard errors of each sum */
         const double mean = normal ? 0 : 0.5, square = normal ? 1 : 1.0 / 3, product = normal ? 0 : 0.25;
-        CHECK(fabs(moment[1] - mean) < 0.025 && fabs(moment[2] - square) < 0.036 && fabs(both - product) < 0.025 &&
-                  fabs(next - product) < 0.025 && fabs(moment[4] - (normal ? 3 : 0.2)) < 0.25,
+        CHECK(fabs(moment[1] - mean) < 0.025 && fabs(moment[2] - square) < 0.036 &&
+                  fabs(both - product) < 0.025 && fabs(next - product) < 0.025 &&
+                  fabs(moment[4] - (normal ? 3 : 0.2)) < 0.25,
               "moments %g %g %g %g, products %g %g", moment[1], moment[2], moment[3], moment[4], both, next);
         if (!normal)
             CHECK(low >= 0.0 && low < 1e-3 && high < 1.0 && high > 0.999, "uniform in [%g, %g]", low, high);
@@ -149,7 +155,8 @@ static void test_philox(void) {
     for (int i = 0; i < 5; i++)
         CHECK(count[i] > 1800 && count[i] < 2200, "%d came %d times in 10000", i, count[i]);
     CHECK(cdad_random_below(1, 1, 2, 3) == 0, "below 1 there is 0 alone");
-    CHECK(cdad_stream_of_name("") == 0xcbf29ce484222325 && cdad_stream_of_name("foobar") == 0x85944171f73967e8,
+    CHECK(cdad_stream_of_name("") == 0xcbf29ce484222325 &&
+              cdad_stream_of_name("foobar") == 0x85944171f73967e8,
           "FNV-1a of foobar is %016llx", (unsigned long long)cdad_stream_of_name("foobar"));
 }
 
@@ -235,7 +242,8 @@ static void test_callers_and_forks(cdad_pool *pool) {
         CHECK(pthread_create(&callers[i].thread, NULL, run_jobs_until, &callers[i]) == 0, "no thread");
     }
     for (int i = 0; i < 6; i++)
-        CHECK(use_in_child(pool, i % 2 * CHILD_ROUNDS) == 0, "child %d, forked while jobs ran, fails or hangs", i);
+        CHECK(use_in_child(pool, i % 2 * CHILD_ROUNDS) == 0,
+              "child %d, forked while jobs ran, fails or hangs", i);
     atomic_store(&stop, 1);
     for (int i = 0; i < 3; i++) {
         pthread_join(callers[i].thread, NULL);
@@ -243,7 +251,8 @@ static void test_callers_and_forks(cdad_pool *pool) {
     }
     usleep(2000);
     for (int i = 0; i < 2; i++)
-        CHECK(use_in_child(pool, i * CHILD_ROUNDS) == 0, "child %d, forked while workers slept, fails or hangs", i);
+        CHECK(use_in_child(pool, i * CHILD_ROUNDS) == 0,
+              "child %d, forked while workers slept, fails or hangs", i);
     CHECK(run_jobs(pool, 10) == 0, "the parent after forks");
 }
 

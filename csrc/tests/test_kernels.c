@@ -74,17 +74,19 @@ static void test_functions(void) {
     CHECK(t <= 3.0, "tanh is %.2f ulp off", t);
     CHECK(s <= 4.0, "sigmoid is %.2f ulp off", s);
 
-    const float edge[] = {0.0f, -0.0f, HUGE_VALF, -HUGE_VALF, NAN, 88.72283f, 88.72284f, -103.9f, -104.0f, -1e30f};
+    const float edge[] = {0.0f,      -0.0f,     HUGE_VALF, -HUGE_VALF, NAN,
+                          88.72283f, 88.72284f, -103.9f,   -104.0f,    -1e30f};
     float y[10];
     const cdad_context ctx = {.kernels = table};
     table->activation(&ctx, y, edge, 10, CDAD_ACT_EXP);
-    CHECK(y[0] == 1.0f && y[1] == 1.0f && y[2] == HUGE_VALF && y[3] == 0.0f && isnan(y[4]) && isfinite(y[5]) &&
-              y[6] == HUGE_VALF && y[7] == 0x1p-149f && y[8] == 0.0f && y[9] == 0.0f,
-          "exp at the edges: %g %g %g %g %g %g %g %g %g %g", (double)y[0], (double)y[1], (double)y[2], (double)y[3],
-          (double)y[4], (double)y[5], (double)y[6], (double)y[7], (double)y[8], (double)y[9]);
+    CHECK(y[0] == 1.0f && y[1] == 1.0f && y[2] == HUGE_VALF && y[3] == 0.0f && isnan(y[4]) &&
+              isfinite(y[5]) && y[6] == HUGE_VALF && y[7] == 0x1p-149f && y[8] == 0.0f && y[9] == 0.0f,
+          "exp at the edges: %g %g %g %g %g %g %g %g %g %g", (double)y[0], (double)y[1], (double)y[2],
+          (double)y[3], (double)y[4], (double)y[5], (double)y[6], (double)y[7], (double)y[8], (double)y[9]);
     table->activation(&ctx, y, edge, 5, CDAD_ACT_TANH);
     CHECK(y[0] == 0.0f && !signbit(y[0]) && signbit(y[1]) && y[2] == 1.0f && y[3] == -1.0f && isnan(y[4]),
-          "tanh at the edges: %g %g %g %g %g", (double)y[0], (double)y[1], (double)y[2], (double)y[3], (double)y[4]);
+          "tanh at the edges: %g %g %g %g %g", (double)y[0], (double)y[1], (double)y[2], (double)y[3],
+          (double)y[4]);
     table->activation(&ctx, y, edge, 5, CDAD_ACT_SIGMOID);
     CHECK(y[0] == 0.5f && y[2] == 1.0f && y[3] == 0.0f && isnan(y[4]), "sigmoid at the edges: %g %g %g %g",
           (double)y[0], (double)y[2], (double)y[3], (double)y[4]);
@@ -112,17 +114,20 @@ static void test_erf(void) {
     CHECK(most <= 2.0, "erf is %.2f ulp off", most);
     const vf edge = v_erf((vf){HUGE_VALF, -HUGE_VALF, NAN, -0.0f});
     CHECK(edge[0] == 1.0f && edge[1] == -1.0f && isnan(edge[2]) && edge[3] == 0.0f && signbit(edge[3]),
-          "erf at the edges: %g %g %g %g", (double)edge[0], (double)edge[1], (double)edge[2], (double)edge[3]);
+          "erf at the edges: %g %g %g %g", (double)edge[0], (double)edge[1], (double)edge[2],
+          (double)edge[3]);
 }
 
 static void test_activations(void) {
-    float *x = noise(BIG, 1, 0.0f, 8.0f), *dy = noise(BIG, 2, 0.0f, 1.0f), *y = floats(BIG), *other = floats(BIG);
+    float *x = noise(BIG, 1, 0.0f, 8.0f), *dy = noise(BIG, 2, 0.0f, 1.0f), *y = floats(BIG),
+          *other = floats(BIG);
     double *want = doubles(BIG), *slope = doubles(BIG);
     for (int act = 0; act < CDAD_ACT_COUNT; act++) {
         const cdad_activation a = (cdad_activation)act;
         for (int64_t i = 0; i < BIG; i++) {
             x[i] = a == CDAD_ACT_SQRT ? fabsf(x[i]) + 0.1f : x[i];
-            if ((a == CDAD_ACT_RELU || a == CDAD_ACT_RELU6) && (fabsf(x[i]) < 1e-3f || fabsf(x[i] - 6.0f) < 1e-3f))
+            if ((a == CDAD_ACT_RELU || a == CDAD_ACT_RELU6) &&
+                (fabsf(x[i]) < 1e-3f || fabsf(x[i] - 6.0f) < 1e-3f))
                 x[i] = 1.0f; /* away from the kinks */
             const double v = (double)x[i], eps = 1e-4;
             want[i] = activation(a, v);
@@ -143,7 +148,8 @@ static void test_activations(void) {
         EACH_POOL({
             float *out = threads == 1 ? y : other;
             table->activation_grad(ctx, out, x, dy, BIG, a);
-            CHECK(out == y || same(other, y, BIG), "gradient of activation %d: %d threads change it", act, threads);
+            CHECK(out == y || same(other, y, BIG), "gradient of activation %d: %d threads change it", act,
+                  threads);
         })
         const double grad = worst(y, slope, BIG, 1.0);
         CHECK(grad < 2e-6, "gradient of activation %d: error %.2g", act, grad);
@@ -161,7 +167,8 @@ static void test_activations(void) {
 }
 
 static void test_linear(void) {
-    float *x = noise(BIG, 3, 0.0f, 3.0f), *w = noise(BIG, 4, 0.0f, 3.0f), *y = floats(BIG), *first = floats(BIG);
+    float *x = noise(BIG, 3, 0.0f, 3.0f), *w = noise(BIG, 4, 0.0f, 3.0f), *y = floats(BIG),
+          *first = floats(BIG);
     double *want = doubles(3 * BIG), *lerp = want + BIG, *sum = lerp + BIG;
     for (int64_t i = 0; i < BIG; i++) {
         want[i] = (double)x[i] * 1.7 - 0.3;
@@ -177,7 +184,8 @@ static void test_linear(void) {
                 table->lerp_to(ctx, y, w, BIG, 0.9f);
             else
                 table->add_to(ctx, y, w, BIG);
-            CHECK(threads == 1 || same(y, first, BIG), "linear kernel %d: %d threads change it", kind, threads);
+            CHECK(threads == 1 || same(y, first, BIG), "linear kernel %d: %d threads change it", kind,
+                  threads);
             memcpy(first, y, sizeof(float) * BIG);
             const double error = worst(y, want + kind * BIG, BIG, 1.0);
             CHECK(error < 3e-7, "linear kernel %d: error %.2g", kind, error);
@@ -198,7 +206,8 @@ static void test_geglu(void) {
         double *want = doubles(n * D), *slope = doubles(rows);
         for (int64_t r = 0; r < n; r++)
             for (int64_t c = 0; c < D; c++) {
-                const double a = (double)x[r * 2 * D + c], g = (double)x[r * 2 * D + D + c], d = (double)dy[r * D + c];
+                const double a = (double)x[r * 2 * D + c], g = (double)x[r * 2 * D + D + c],
+                             d = (double)dy[r * D + c];
                 want[r * D + c] = a * activation(CDAD_ACT_GELU, g);
                 slope[r * 2 * D + c] = d * activation(CDAD_ACT_GELU, g);
                 slope[r * 2 * D + D + c] =
@@ -207,14 +216,16 @@ static void test_geglu(void) {
         EACH_POOL({
             table->geglu(ctx, threads == 1 ? y : y1, x, n, D);
             table->geglu_grad(ctx, threads == 1 ? dx : dx1, x, dy, n, D);
-            CHECK(threads == 1 || (same(y, y1, n * D) && same(dx, dx1, rows)), "geglu: %d threads change it", threads);
+            CHECK(threads == 1 || (same(y, y1, n * D) && same(dx, dx1, rows)), "geglu: %d threads change it",
+                  threads);
         })
         const double error = worst(y, want, n * D, 4.0), grad = worst(dx, slope, rows, 4.0);
         CHECK(error < 3e-7 && grad < 5e-7, "geglu %lld: errors %.2g, %.2g", (long long)D, error, grad);
         const cdad_context one = {.kernels = table};
         table->geglu(&one, y1, x + (n - 1) * 2 * D, 1, D);
         table->geglu_grad(&one, dx1, x + (n - 1) * 2 * D, dy + (n - 1) * D, 1, D);
-        CHECK(same(y1, y + (n - 1) * D, D) && same(dx1, dx + (n - 1) * 2 * D, 2 * D), "geglu: a row alone differs");
+        CHECK(same(y1, y + (n - 1) * D, D) && same(dx1, dx + (n - 1) * 2 * D, 2 * D),
+              "geglu: a row alone differs");
         cdad_free(x);
         cdad_free(dy);
         cdad_free(y);
@@ -241,8 +252,8 @@ static void test_mse(void) {
             float y1, per1[N];
             table->mse(ctx, threads == 1 ? &y : &y1, threads == 1 ? per : per1, a, b, N, m);
             table->mse_grad(ctx, threads == 1 ? da : da1, a, b, &g, N, m);
-            CHECK(threads == 1 || (y == y1 && same(per, per1, N) && same(da, da1, N * m)), "mse: %d threads change it",
-                  threads);
+            CHECK(threads == 1 || (y == y1 && same(per, per1, N) && same(da, da1, N * m)),
+                  "mse: %d threads change it", threads);
         })
         const cdad_context one = {.kernels = table};
         for (int64_t n = 0; n < N; n++) {
@@ -252,8 +263,8 @@ static void test_mse(void) {
         table->mse(&one, &y, per, a, b, N, m);
         const double error = worst(per, want, N, 0.0), total = worst(&y, want + N, 1, 0.0);
         const double grad = worst_rms(da, slope, N * m);
-        CHECK(error < 3e-7 && total < 3e-7 && grad < 1e-6, "mse %lld: errors %.2g %.2g %.2g", (long long)m, error, total,
-              grad);
+        CHECK(error < 3e-7 && total < 3e-7 && grad < 1e-6, "mse %lld: errors %.2g %.2g %.2g", (long long)m,
+              error, total, grad);
         cdad_free(a);
         cdad_free(b);
         cdad_free(da);
@@ -263,21 +274,20 @@ static void test_mse(void) {
 }
 
 static const cdad_broadcast broadcasts[] = {
-    {{1, 1, 1, 1, 1}, {0, 0, 0, 0, 0}},
-    {{1, 3, 5, 7, 11}, {385, 385, 77, 11, 1}},     /* the same shape */
-    {{1, 1, 3, 1500, 37}, {0, 0, 0, 0, 1}},        /* a bias [C] */
-    {{1, 1, 3, 1500, 1}, {0, 0, 0, 0, 0}},         /* one number */
-    {{1, 1, 1, 1, 40000}, {0, 0, 0, 0, 0}},        /* one number, several tiles */
-    {{1, 3, 30, 20, 130}, {0, 130, 0, 0, 1}},      /* [N,1,1,C] */
-    {{1, 1, 1, 3, 20011}, {0, 0, 0, 1, 0}},        /* one number a sample */
-    {{1, 1, 3, 1, 20011}, {0, 0, 0, 0, 1}},        /* a sample's shape */
-    {{1, 3, 9, 8, 7}, {0, 72, 8, 1, 0}},           /* [N,H,W,1] */
-    {{1, 3, 9, 8, 7}, {0, 56, 0, 7, 1}},           /* [N,1,W,C] */
-    {{1, 3, 9, 8, 7}, {0, 0, 8, 1, 0}},            /* [1,H,W,1] */
-    {{1, 3, 9, 8, 7}, {0, 9, 1, 0, 0}},            /* [N,H,1,1] */
-    {{2, 3, 9, 8, 7}, {27, 0, 3, 0, 0}},           /* [2,1,9,1,1], strided */
-    {{2, 3, 4, 8, 7}, {28, 0, 7, 0, 1}},           /* [2,1,4,1,7] */
-    {{1, 1, 3, 9, 20}, {0, 0, 180, 1, 9}},         /* the right operand is transposed */
+    {{1, 1, 1, 1, 1}, {0, 0, 0, 0, 0}},       {{1, 3, 5, 7, 11}, {385, 385, 77, 11, 1}}, /* the same shape */
+    {{1, 1, 3, 1500, 37}, {0, 0, 0, 0, 1}},                                              /* a bias [C] */
+    {{1, 1, 3, 1500, 1}, {0, 0, 0, 0, 0}},                                               /* one number */
+    {{1, 1, 1, 1, 40000}, {0, 0, 0, 0, 0}},   /* one number, several tiles */
+    {{1, 3, 30, 20, 130}, {0, 130, 0, 0, 1}}, /* [N,1,1,C] */
+    {{1, 1, 1, 3, 20011}, {0, 0, 0, 1, 0}},   /* one number a sample */
+    {{1, 1, 3, 1, 20011}, {0, 0, 0, 0, 1}},   /* a sample's shape */
+    {{1, 3, 9, 8, 7}, {0, 72, 8, 1, 0}},      /* [N,H,W,1] */
+    {{1, 3, 9, 8, 7}, {0, 56, 0, 7, 1}},      /* [N,1,W,C] */
+    {{1, 3, 9, 8, 7}, {0, 0, 8, 1, 0}},       /* [1,H,W,1] */
+    {{1, 3, 9, 8, 7}, {0, 9, 1, 0, 0}},       /* [N,H,1,1] */
+    {{2, 3, 9, 8, 7}, {27, 0, 3, 0, 0}},      /* [2,1,9,1,1], strided */
+    {{2, 3, 4, 8, 7}, {28, 0, 7, 0, 1}},      /* [2,1,4,1,7] */
+    {{1, 1, 3, 9, 20}, {0, 0, 180, 1, 9}},    /* the right operand is transposed */
 };
 
 static int64_t offset(const cdad_broadcast *bc, int64_t i) {
@@ -301,7 +311,9 @@ static void test_binary(void) {
         for (int op = 0; op < 3; op++) {
             for (int64_t i = 0; i < n; i++) {
                 const float right = b[offset(bc, i)];
-                want[i] = op == CDAD_BINARY_ADD ? a[i] + right : op == CDAD_BINARY_SUB ? a[i] - right : a[i] * right;
+                want[i] = op == CDAD_BINARY_ADD   ? a[i] + right
+                          : op == CDAD_BINARY_SUB ? a[i] - right
+                                                  : a[i] * right;
             }
             EACH_POOL({
                 memcpy(y, a, (size_t)n * sizeof(float));
@@ -317,7 +329,8 @@ static void test_binary(void) {
 }
 
 static void test_reduce(void) {
-    for (size_t k = 0; k < sizeof broadcasts / sizeof *broadcasts - 1; k++) { /* the transposed one has no dense y */
+    for (size_t k = 0; k < sizeof broadcasts / sizeof *broadcasts - 1;
+         k++) { /* the transposed one has no dense y */
         cdad_broadcast bc = broadcasts[k];
         int64_t n = count(&bc), results = 1;
         for (int i = 4; i >= 0; i--) {
@@ -361,8 +374,14 @@ static void test_reduce(void) {
 
 /* Both optimiser kernels in double; several steps, so that the moments are not zero. */
 static void test_adamw(void) {
-    const cdad_adamw h = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.1f,
-                          .bias1 = 0.271f, .bias2 = 0.002997f, .grad_scale = 0.5f};
+    const cdad_adamw h = {.lr = 1e-2f,
+                          .beta1 = 0.9f,
+                          .beta2 = 0.999f,
+                          .eps = 1e-8f,
+                          .weight_decay = 0.1f,
+                          .bias1 = 0.271f,
+                          .bias2 = 0.002997f,
+                          .grad_scale = 0.5f};
     float *w = noise(BIG, 12, 0.0f, 1.0f), *g = noise(BIG, 13, 0.0f, 2.0f), *m = noise(BIG, 14, 0.0f, 0.1f);
     float *v = noise(BIG, 15, 0.1f, 0.1f), *state[2][3];
     double *want = doubles(3 * BIG);
@@ -384,14 +403,16 @@ static void test_adamw(void) {
         for (int k = 0; k < 3; k++) {
             const double error = worst(s[k], want + k * BIG, BIG, k == 0 ? 1e-2 : 1e-1);
             CHECK(error < 5e-7, "adamw result %d: error %.2g", k, error);
-            CHECK(threads == 1 || same(s[k], state[0][k], BIG), "adamw result %d: %d threads change it", k, threads);
+            CHECK(threads == 1 || same(s[k], state[0][k], BIG), "adamw result %d: %d threads change it", k,
+                  threads);
         }
         for (int k = 0; k < 3 && threads > 1; k++)
             cdad_free(s[k]);
     })
     const cdad_context one = {.kernels = table};
     table->adamw_update(&one, g + 5, m + 5, v + 5, w + 5, g + 5, 9, &h);
-    CHECK(same(g + 5, state[0][0] + 5, 9) && same(m + 5, state[0][1] + 5, 9) && same(v + 5, state[0][2] + 5, 9),
+    CHECK(same(g + 5, state[0][0] + 5, 9) && same(m + 5, state[0][1] + 5, 9) &&
+              same(v + 5, state[0][2] + 5, 9),
           "adamw depends on the place");
     for (int k = 0; k < 3; k++)
         cdad_free(state[0][k]);
@@ -412,8 +433,8 @@ static void test_sum_squares(void) {
     EACH_POOL({
         const double sum = table->sum_squares(ctx, x, n, &finite);
         first = threads == 1 ? sum : first;
-        CHECK(sum == first && fabs(sum / want - 1.0) < 1e-13 && finite == 1, "sum of squares %.17g, %.17g is wanted", sum,
-              want);
+        CHECK(sum == first && fabs(sum / want - 1.0) < 1e-13 && finite == 1,
+              "sum of squares %.17g, %.17g is wanted", sum, want);
     })
     const cdad_context one = {.kernels = table};
     const float bad[] = {NAN, HUGE_VALF, -HUGE_VALF, 3e38f};

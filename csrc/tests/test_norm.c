@@ -110,8 +110,9 @@ static void check_values(const char *what, norm_case *c, norm_data *d, int affin
     const int64_t n = c->N * c->HW * c->C, points = 60000 / n + 12;
     const double y = worst(d->y, c->y, n, 1.0), mean = worst(d->mean, c->mean, c->N * c->G, 1.0);
     const double rstd = worst(d->rstd, c->rstd, c->N * c->G, 0.0);
-    CHECK(y < 2e-6 && mean < 5e-7 && rstd < 1e-6, "%s [%lld,%lld,%lld] in %lld: errors %.2g, mean %.2g, rstd %.2g", what,
-          (long long)c->N, (long long)c->HW, (long long)c->C, (long long)c->G, y, mean, rstd);
+    CHECK(y < 2e-6 && mean < 5e-7 && rstd < 1e-6,
+          "%s [%lld,%lld,%lld] in %lld: errors %.2g, mean %.2g, rstd %.2g", what, (long long)c->N,
+          (long long)c->HW, (long long)c->C, (long long)c->G, y, mean, rstd);
     const double dx = worst_gradient(d->dx, c->x, n, points, loss, c);
     const double dgamma = affine ? worst_gradient(d->dgamma, c->gamma, c->C, 12, loss, c) : 0.0;
     const double dbeta = affine ? worst_gradient(d->dbeta, c->beta, c->C, 12, loss, c) : 0.0;
@@ -123,11 +124,11 @@ static void check_values(const char *what, norm_case *c, norm_data *d, int affin
 static void run_group(const cdad_context *ctx, norm_data *d, const norm_case *c, int64_t from, int64_t N) {
     void *scratch = zeros(2 * N * c->C * (int64_t)sizeof(float));
     const int64_t at = from * c->HW * c->C, g = from * c->G;
-    table->group_norm(ctx, d->y + at, d->mean + g, d->rstd + g, d->x + at, d->gamma, d->beta, N, c->HW, c->C, c->G,
-                      (float)c->eps, c->silu);
+    table->group_norm(ctx, d->y + at, d->mean + g, d->rstd + g, d->x + at, d->gamma, d->beta, N, c->HW, c->C,
+                      c->G, (float)c->eps, c->silu);
     memcpy(d->dx + at, d->dy + at, (size_t)(N * c->HW * c->C) * sizeof(float)); /* dx in place of dy */
-    table->group_norm_grad(ctx, d->dx + at, d->dgamma, d->dbeta, d->x + at, d->mean + g, d->rstd + g, d->gamma, d->beta,
-                           d->dx + at, N, c->HW, c->C, c->G, c->silu, scratch);
+    table->group_norm_grad(ctx, d->dx + at, d->dgamma, d->dbeta, d->x + at, d->mean + g, d->rstd + g,
+                           d->gamma, d->beta, d->dx + at, N, c->HW, c->C, c->G, c->silu, scratch);
     cdad_free(scratch);
 }
 
@@ -153,7 +154,8 @@ static void test_group_norm(void) {
             for (int64_t k = 0; k < c.C; k++)
                 dgamma[k] += other.dgamma[k];
         }
-        CHECK(same(dgamma, d.dgamma, c.C) && same(other.dx, d.dx, c.N * sample) && same(other.y, d.y, c.N * sample),
+        CHECK(same(dgamma, d.dgamma, c.C) && same(other.dx, d.dx, c.N * sample) &&
+                  same(other.y, d.y, c.N * sample),
               "group norm %zu: samples alone differ from those in a batch", i);
         cdad_free(dgamma);
         free_reference(&c);
@@ -177,14 +179,16 @@ static void test_large_mean(void) {
     free_data(&d);
 }
 
-static void run_layer(const cdad_context *ctx, norm_data *d, const norm_case *c, int64_t from, int64_t n, int affine) {
+static void run_layer(const cdad_context *ctx, norm_data *d, const norm_case *c, int64_t from, int64_t n,
+                      int affine) {
     void *scratch = zeros(table->layer_norm_grad_scratch(n, c->C));
     const int64_t at = from * c->C;
     const float *gamma = affine ? d->gamma : NULL, *beta = affine ? d->beta : NULL;
     float *dgamma = affine ? d->dgamma : NULL, *dbeta = affine ? d->dbeta : NULL;
-    table->layer_norm(ctx, d->y + at, d->mean + from, d->rstd + from, d->x + at, gamma, beta, n, c->C, (float)c->eps);
-    table->layer_norm_grad(ctx, d->dx + at, dgamma, dbeta, d->x + at, d->mean + from, d->rstd + from, gamma, d->dy + at,
-                           n, c->C, scratch);
+    table->layer_norm(ctx, d->y + at, d->mean + from, d->rstd + from, d->x + at, gamma, beta, n, c->C,
+                      (float)c->eps);
+    table->layer_norm_grad(ctx, d->dx + at, dgamma, dbeta, d->x + at, d->mean + from, d->rstd + from, gamma,
+                           d->dy + at, n, c->C, scratch);
     cdad_free(scratch);
 }
 
@@ -202,8 +206,8 @@ static void test_layer_norm(void) {
         make_reference(&c, &d);
         EACH_POOL({
             run_layer(ctx, threads == 1 ? &d : &other, &c, 0, c.N, affine);
-            CHECK(threads == 1 || same_results(&d, &other, n, c.N, c.C), "layer norm %zu: %d threads change it", i,
-                  threads);
+            CHECK(threads == 1 || same_results(&d, &other, n, c.N, c.C),
+                  "layer norm %zu: %d threads change it", i, threads);
         })
         check_values("layer norm", &c, &d, affine);
         const cdad_context one = {.kernels = table};

@@ -22,7 +22,8 @@ static void test_upsample(void) {
         table->upsample2x_grad(ctx, dx, dy, N, H, W, C);
         memset(want, 0, SIZE * sizeof(double));
         for (int64_t i = 0; i < 4 * SIZE; i++) {
-            const int64_t c = i % C, q = i / C % (2 * W), p = i / C / (2 * W) % (2 * H), n = i / C / (4 * W * H);
+            const int64_t c = i % C, q = i / C % (2 * W), p = i / C / (2 * W) % (2 * H),
+                          n = i / C / (4 * W * H);
             const int64_t at = ((n * H + p / 2) * W + q / 2) * C + c;
             wrong += y[i] != x[at];
             want[at] += (double)dy[i];
@@ -47,28 +48,33 @@ static double weight(int64_t i, int64_t in, int64_t o, int64_t out) {
 }
 
 static void test_resize(void) {
-    static const int64_t shapes[][5] = {{5, 7, 3, 11, 4}, {1, 1, 5, 3, 2}, {8, 8, 1, 256, 64}, {9, 6, 33, 9, 6}, {6, 9, 2, 1, 1}};
+    static const int64_t shapes[][5] = {
+        {5, 7, 3, 11, 4}, {1, 1, 5, 3, 2}, {8, 8, 1, 256, 64}, {9, 6, 33, 9, 6}, {6, 9, 2, 1, 1}};
     enum { N = 3 };
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
-        const int64_t H = shapes[k][0], W = shapes[k][1], C = shapes[k][2], P = shapes[k][3], Q = shapes[k][4];
-        float *x = noise(N * H * W * C, 3, 0.0f, 1.0f), *y = floats(N * P * Q * C), *other = floats(N * P * Q * C);
+        const int64_t H = shapes[k][0], W = shapes[k][1], C = shapes[k][2], P = shapes[k][3],
+                      Q = shapes[k][4];
+        float *x = noise(N * H * W * C, 3, 0.0f, 1.0f), *y = floats(N * P * Q * C),
+              *other = floats(N * P * Q * C);
         double *want = doubles(N * P * Q * C);
         for (int64_t i = 0; i < N * P * Q * C; i++) {
             const int64_t c = i % C, q = i / C % Q, p = i / C / Q % P, n = i / C / Q / P;
             for (int64_t h = 0; h < H; h++)
                 for (int64_t w = 0; w < W; w++)
-                    want[i] += weight(h, H, p, P) * weight(w, W, q, Q) * (double)x[((n * H + h) * W + w) * C + c];
+                    want[i] +=
+                        weight(h, H, p, P) * weight(w, W, q, Q) * (double)x[((n * H + h) * W + w) * C + c];
         }
         EACH_POOL({
             table->resize_bilinear(ctx, threads == 1 ? y : other, x, N, H, W, C, P, Q);
-            CHECK(threads == 1 || same(y, other, N * P * Q * C), "resizing %zu: %d threads change it", k, threads);
+            CHECK(threads == 1 || same(y, other, N * P * Q * C), "resizing %zu: %d threads change it", k,
+                  threads);
         })
         const cdad_context one = {.kernels = table};
         for (int64_t n = 0; n < N; n++)
             table->resize_bilinear(&one, other + n * P * Q * C, x + n * H * W * C, 1, H, W, C, P, Q);
         const double error = worst(y, want, N * P * Q * C, 1.0);
-        CHECK(error < 3e-7 && same(y, other, N * P * Q * C), "resizing %zu: error %.2g, or samples alone differ", k,
-              error);
+        CHECK(error < 3e-7 && same(y, other, N * P * Q * C),
+              "resizing %zu: error %.2g, or samples alone differ", k, error);
         cdad_free(x);
         cdad_free(y);
         cdad_free(other);
@@ -86,8 +92,10 @@ static void test_copy_columns(void) {
             int wrong = 0;
             table->copy_columns(ctx, dst, to, src, from, n, w);
             for (int64_t i = 0; i < n; i++)
-                wrong += !same(dst + i * to, src + i * from, w) || !same(dst + i * to + w, before + i * to + w, to - w);
-            CHECK(!wrong, "copying %lld columns, %d threads: %d rows are wrong", (long long)w, threads, wrong);
+                wrong += !same(dst + i * to, src + i * from, w) ||
+                         !same(dst + i * to + w, before + i * to + w, to - w);
+            CHECK(!wrong, "copying %lld columns, %d threads: %d rows are wrong", (long long)w, threads,
+                  wrong);
             cdad_free(dst);
             cdad_free(before);
         })

@@ -1,22 +1,22 @@
-/* Attention by tiles of keys, forward (online softmax) and backward (probabilities recomputed from lse; Dao et al.
- * 2022): the T x S matrix is never written. The neighbour mask is computed where a tile meets it. */
+/* Attention by tiles of keys, forward (online softmax) and backward (probabilities recomputed from lse; Dao et
+ * al. 2022): the T x S matrix is never written. The neighbour mask is computed where a tile meets it. */
 #include <math.h>
 
 #include "base/memory.h"
 #include "kernels/cpu/backend.h"
 #include "kernels/cpu/vmath.h"
 
-#define NV 4           /* vectors of a key tile */
-#define TK (NV * VL)   /* keys of a tile */
-#define MQ 4           /* queries of a register block */
-#define TQ 64          /* queries of a forward task */
+#define NV 4         /* vectors of a key tile */
+#define TK (NV * VL) /* keys of a tile */
+#define MQ 4         /* queries of a register block */
+#define TQ 64        /* queries of a forward task */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-/* Scratch of a worker, in floats: forward kt [D,TK], vp [TK,Dp], q [MQ,D], s [MQ,TK], o [TQ,Dp], max and sum [TQ];
- * backward kt, vt [D,Sp], kp, dk, dv [Sp,Dp], q, g [MQ,Dp], dq [MQ,Dp], s, ds [MQ,TK]. */
+/* Scratch of a worker, in floats: forward kt [D,TK], vp [TK,Dp], q [MQ,D], s [MQ,TK], o [TQ,Dp], max and
+ * sum [TQ]; backward kt, vt [D,Sp], kp, dk, dv [Sp,Dp], q, g [MQ,Dp], dq [MQ,Dp], s, ds [MQ,TK]. */
 static int64_t forward_floats(const cdad_attention_dims *d) {
     const int64_t Dp = round_up(d->D, VL);
     return d->D * TK + TK * Dp + MQ * d->D + MQ * TK + TQ * Dp + 2 * TQ;
@@ -51,14 +51,16 @@ static void pack_transposed(float *dst, int64_t ld, const float *src, int64_t rs
 }
 
 /* dst [rows, Dp] <- n rows of D floats, zero elsewhere. */
-static void pack_rows(float *dst, int64_t Dp, const float *src, int64_t rs, int64_t n, int64_t rows, int64_t D) {
+static void pack_rows(float *dst, int64_t Dp, const float *src, int64_t rs, int64_t n, int64_t rows,
+                      int64_t D) {
     memset(dst, 0, (size_t)(rows * Dp) * sizeof(float));
     for (int64_t i = 0; i < n; i++)
         memcpy(dst + i * Dp, src + i * rs, (size_t)D * sizeof(float));
 }
 
 /* s [MQ,TK] = a [MQ,D] (row stride lda) times kt [D, ld] */
-static inline void tile_product(float *s, const float *a, int64_t lda, const float *kt, int64_t ld, int64_t D) {
+static inline void tile_product(float *s, const float *a, int64_t lda, const float *kt, int64_t ld,
+                                int64_t D) {
     vf acc[MQ][NV];
     V_UNROLL
     for (int i = 0; i < MQ; i++) {
@@ -135,8 +137,8 @@ static inline float tile_max(const float *s) {
     return max;
 }
 
-/* s = exp(s - max) over a tile, zero where s is -inf; returns the sum. tile_max may miss a NaN: here it comes out,
- * also where nothing is seen (max -inf). */
+/* s = exp(s - max) over a tile, zero where s is -inf; returns the sum. tile_max may miss a NaN: here it comes
+ * out, also where the maximum is -inf. */
 static inline float tile_exp(float *s, float max) {
     vf sum = {0};
     for (int64_t j = 0; j < NV; j++) {
@@ -202,8 +204,8 @@ static job make_job(const cdad_attention_dims *d, void *scratch, int64_t floats)
                  .q_tiles = (d->T + TQ - 1) / TQ};
 }
 
-void CDAD_K(attention)(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
-                       const cdad_attention_dims *d, void *scratch) {
+void CDAD_K(attention)(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k,
+                       const float *v, const cdad_attention_dims *d, void *scratch) {
     job j = make_job(d, scratch, forward_floats(d));
     j.out = out;
     j.lse = lse;
@@ -250,7 +252,8 @@ static void backward_task(void *arg, int64_t task, int worker) {
     memset(dk, 0, (size_t)(2 * Sp * Dp) * sizeof(float));
     for (int64_t t = 0; t < d->T; t += MQ) {
         const int64_t nq = min64(MQ, d->T - t);
-        const float *out = j->o + (n * d->T + t) * wide + l * D, *dout = j->dout + (n * d->T + t) * wide + l * D;
+        const float *out = j->o + (n * d->T + t) * wide + l * D,
+                    *dout = j->dout + (n * d->T + t) * wide + l * D;
         float delta[MQ] = {0};
         pack_rows(qs, Dp, j->q + (n * d->T + t) * d->q_rs + l * D, d->q_rs, nq, MQ, D);
         pack_rows(gs, Dp, dout, wide, nq, MQ, D);
@@ -272,8 +275,7 @@ static void backward_task(void *arg, int64_t task, int worker) {
                 mask_scores(row, d, t + i, s0, keys);
                 tile_exp(row, j->stats[task * d->T + t + i]);
                 for (int64_t v = 0; v < NV; v++)
-                    v_store(g + v * VL,
-                            v_load(row + v * VL) * (v_load(g + v * VL) - delta[i]) * d->scale);
+                    v_store(g + v * VL, v_load(row + v * VL) * (v_load(g + v * VL) - delta[i]) * d->scale);
             }
             tile_accumulate(dq, ones, ds, kp + s0 * Dp, keys, Dp);
             tile_outer(dk + s0 * Dp, ds, qs, keys, Dp);
@@ -285,9 +287,9 @@ static void backward_task(void *arg, int64_t task, int worker) {
     copy_rows(j->dv + n * S * wide + l * D, wide, dv, Dp, S, D);
 }
 
-void CDAD_K(attention_grad)(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q, const float *k,
-                            const float *v, const float *out, const float *lse, const float *dout,
-                            const cdad_attention_dims *d, void *scratch) {
+void CDAD_K(attention_grad)(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q,
+                            const float *k, const float *v, const float *out, const float *lse,
+                            const float *dout, const cdad_attention_dims *d, void *scratch) {
     job j = make_job(d, scratch, backward_floats(d));
     j.dq = dq;
     j.dk = dk;

@@ -152,7 +152,6 @@ void CDAD_K(affine)(const cdad_context *ctx, float *y, const float *x, int64_t n
     cdad_pool_run(ctx->pool, tiles_of(n), affine_task, &job);
 }
 
-/* w += du is y = x * 1 + dy: shares its job. */
 static void add_task(void *arg, int64_t task, int worker) {
     const unary_job *j = arg;
     const int64_t begin = task * TILE, end = min64(j->n, begin + TILE);

@@ -52,7 +52,8 @@ static void column_sums(double *sum, const float *x, const float *shift, int64_t
 }
 
 /* totals[g] = sum over the channels of group g of this task, by column_sums. */
-static void group_sums(const group_job *j, double *totals, const float *x, const float *mean, int64_t w, int power) {
+static void group_sums(const group_job *j, double *totals, const float *x, const float *mean, int64_t w,
+                       int power) {
     const int64_t per = j->C / j->G;
     for (int64_t g = 0; g < w / per; g++)
         totals[g] = 0.0;
@@ -69,7 +70,8 @@ static void group_sums(const group_job *j, double *totals, const float *x, const
 }
 
 /* y = x * a + b by channels, then SiLU; w channels of one row. */
-static inline void normalize_row(float *y, const float *x, const float *a, const float *b, int64_t w, int silu) {
+static inline void normalize_row(float *y, const float *x, const float *a, const float *b, int64_t w,
+                                 int silu) {
     for (int64_t k = 0; k < w; k += VL) {
         const int64_t m = min64(VL, w - k);
         vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m);
@@ -111,17 +113,28 @@ static void group_norm_task(void *arg, int64_t task, int worker) {
 }
 
 void CDAD_K(group_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
-                        const float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps,
-                        int silu) {
-    group_job j = {.y = y, .mean = mean, .rstd = rstd, .x = x, .gamma = gamma, .beta = beta, .N = N, .HW = HW, .C = C,
-                   .G = G, .width = task_width(C, G), .eps = eps, .silu = silu};
+                        const float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G,
+                        float eps, int silu) {
+    group_job j = {.y = y,
+                   .mean = mean,
+                   .rstd = rstd,
+                   .x = x,
+                   .gamma = gamma,
+                   .beta = beta,
+                   .N = N,
+                   .HW = HW,
+                   .C = C,
+                   .G = G,
+                   .width = task_width(C, G),
+                   .eps = eps,
+                   .silu = silu};
     cdad_pool_run(ctx->pool, group_tasks(&j), group_norm_task, &j);
 }
 
 /* One row of a block: dy' (through SiLU) to `out`, dy' and dy' * xhat added to the sums. */
-static inline void gradient_row(const group_job *j, float *out, float *s1, float *s2, const float *x, const float *dy,
-                                const float *mean, const float *rstd, const float *gamma, const float *beta,
-                                int64_t w) {
+static inline void gradient_row(const group_job *j, float *out, float *s1, float *s2, const float *x,
+                                const float *dy, const float *mean, const float *rstd, const float *gamma,
+                                const float *beta, int64_t w) {
     for (int64_t k = 0; k < w; k += VL) {
         const int64_t m = min64(VL, w - k);
         const vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m);
@@ -145,7 +158,8 @@ static inline void input_gradient_row(float *dx, const float *x, const float *me
                                       const float *gamma, const float *m1, const float *m2, int64_t w) {
     for (int64_t k = 0; k < w; k += VL) {
         const int64_t m = min64(VL, w - k);
-        const vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m), d = m == VL ? v_load(dx + k) : v_load_n(dx + k, m);
+        const vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m),
+                 d = m == VL ? v_load(dx + k) : v_load_n(dx + k, m);
         const vf r = v_load(rstd + k), xhat = (v - v_load(mean + k)) * r;
         const vf result = r * (d * v_load(gamma + k) - v_load(m1 + k) - xhat * v_load(m2 + k));
         if (m == VL)
@@ -188,7 +202,8 @@ static void group_norm_grad_task(void *arg, int64_t task, int worker) {
             float f1[BLOCK] = {0}, f2[BLOCK] = {0};
             for (int64_t r = begin; r < min64(j->HW, begin + ROWS); r++) {
                 const int64_t at = sample + r * j->C + c0 + c;
-                gradient_row(j, j->dx + at, f1, f2, j->x + at, j->dy + at, p.mean, p.rstd, p.gamma, p.beta, m);
+                gradient_row(j, j->dx + at, f1, f2, j->x + at, j->dy + at, p.mean, p.rstd, p.gamma, p.beta,
+                             m);
             }
             for (int64_t k = 0; k < m; k++) {
                 s1[k] += (double)f1[k];
@@ -218,10 +233,22 @@ static void group_norm_grad_task(void *arg, int64_t task, int worker) {
 
 void CDAD_K(group_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
                              const float *mean, const float *rstd, const float *gamma, const float *beta,
-                             const float *dy, int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch) {
-    group_job j = {.dx = dx, .mean = (float *)(uintptr_t)mean, .rstd = (float *)(uintptr_t)rstd, .sums = scratch,
-                   .x = x, .dy = dy, .gamma = gamma, .beta = beta, .N = N, .HW = HW, .C = C, .G = G,
-                   .width = task_width(C, G), .silu = silu};
+                             const float *dy, int64_t N, int64_t HW, int64_t C, int64_t G, int silu,
+                             void *scratch) {
+    group_job j = {.dx = dx,
+                   .mean = (float *)(uintptr_t)mean,
+                   .rstd = (float *)(uintptr_t)rstd,
+                   .sums = scratch,
+                   .x = x,
+                   .dy = dy,
+                   .gamma = gamma,
+                   .beta = beta,
+                   .N = N,
+                   .HW = HW,
+                   .C = C,
+                   .G = G,
+                   .width = task_width(C, G),
+                   .silu = silu};
     cdad_pool_run(ctx->pool, group_tasks(&j), group_norm_grad_task, &j);
     for (int64_t c = 0; c < C; c++) {
         float db = 0.0f, dg = 0.0f;
@@ -284,8 +311,8 @@ static void layer_norm_task(void *arg, int64_t task, int worker) {
 
 void CDAD_K(layer_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
                         const float *gamma, const float *beta, int64_t n, int64_t C, float eps) {
-    layer_job j = {.y = y, .mean = mean, .rstd = rstd, .x = x, .gamma = gamma, .beta = beta, .n = n, .C = C,
-                   .eps = eps};
+    layer_job j = {
+        .y = y, .mean = mean, .rstd = rstd, .x = x, .gamma = gamma, .beta = beta, .n = n, .C = C, .eps = eps};
     cdad_pool_run(ctx->pool, (n + ROWS - 1) / ROWS, layer_norm_task, &j);
 }
 
@@ -327,10 +354,17 @@ int64_t CDAD_K(layer_norm_grad_scratch)(int64_t n, int64_t C) {
 }
 
 void CDAD_K(layer_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
-                             const float *mean, const float *rstd, const float *gamma, const float *dy, int64_t n,
-                             int64_t C, void *scratch) {
-    layer_job j = {.dx = dx, .partial = scratch, .mean = (float *)(uintptr_t)mean, .rstd = (float *)(uintptr_t)rstd,
-                   .x = x, .dy = dy, .gamma = dgamma ? gamma : NULL, .n = n, .C = C};
+                             const float *mean, const float *rstd, const float *gamma, const float *dy,
+                             int64_t n, int64_t C, void *scratch) {
+    layer_job j = {.dx = dx,
+                   .partial = scratch,
+                   .mean = (float *)(uintptr_t)mean,
+                   .rstd = (float *)(uintptr_t)rstd,
+                   .x = x,
+                   .dy = dy,
+                   .gamma = dgamma ? gamma : NULL,
+                   .n = n,
+                   .C = C};
     const int64_t tiles = (n + ROWS - 1) / ROWS;
     cdad_pool_run(ctx->pool, tiles, layer_norm_grad_task, &j);
     for (int64_t c = 0; dgamma && c < C; c++) {

@@ -2,11 +2,11 @@
 #include "base/memory.h"
 #include "kernels/cpu/backend.h"
 
-#define ROWS 512       /* rows of a partial sum of columns */
-#define BLOCK 64       /* columns summed together */
-#define LENGTH 16384   /* elements of a partial sum of a row */
-#define CHUNK 1024     /* of which this many are summed in float */
-#define RESULTS 16     /* of a task, in the general case */
+#define ROWS 512     /* rows of a partial sum of columns */
+#define BLOCK 64     /* columns summed together */
+#define LENGTH 16384 /* elements of a partial sum of a row */
+#define CHUNK 1024   /* of which this many are summed in float */
+#define RESULTS 16   /* of a task, in the general case */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -146,7 +146,8 @@ static void reduce_general(const cdad_context *ctx, float *y, const float *x, co
     cdad_pool_run(ctx->pool, (j.results + RESULTS - 1) / RESULTS, general_task, &j);
 }
 
-void CDAD_K(reduce)(const cdad_context *ctx, float *y, const float *x, const cdad_broadcast *bc, void *scratch) {
+void CDAD_K(reduce)(const cdad_context *ctx, float *y, const float *x, const cdad_broadcast *bc,
+                    void *scratch) {
     job j = {.y = y, .x = x, .partial = scratch, .l = find_layout(bc)};
     const layout *l = &j.l;
     if (l->general) {
@@ -155,7 +156,8 @@ void CDAD_K(reduce)(const cdad_context *ctx, float *y, const float *x, const cda
     }
     const int64_t tiles = l->K0 * l->tiles;
     j.tiles_a_task = l->K1 == 1 ? max64(1, LENGTH / l->R) : 1;
-    cdad_pool_run(ctx->pool, (tiles + j.tiles_a_task - 1) / j.tiles_a_task, l->K1 == 1 ? rows_task : columns_task, &j);
+    cdad_pool_run(ctx->pool, (tiles + j.tiles_a_task - 1) / j.tiles_a_task,
+                  l->K1 == 1 ? rows_task : columns_task, &j);
     for (int64_t k0 = 0; k0 < l->K0; k0++)
         for (int64_t c = 0; c < l->K1; c++) {
             double sum = 0.0;

