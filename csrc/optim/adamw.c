@@ -132,8 +132,8 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
                              .beta2 = (float)c->beta2,
                              .eps = (float)c->eps,
                              .weight_decay = (float)c->weight_decay,
-                             .bias1 = (float)(1.0 - pow(c->beta1, t)),
-                             .bias2 = (float)(1.0 - pow(c->beta2, t)),
+                             .bias1 = (float)(1.0 - pow((double)(float)c->beta1, t)), /* of the betas that the kernel uses */
+                             .bias2 = (float)(1.0 - pow((double)(float)c->beta2, t)),
                              .grad_scale = (float)scale};
     for (int64_t i = 0; i < o->params->n; i++) {
         const cdad_param *p = &o->params->items[i];
