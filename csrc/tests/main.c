@@ -8,6 +8,8 @@ int cdad_test_norm(void);
 int cdad_test_attention(void);
 int cdad_test_gemm(void);
 int cdad_test_continual(void);
+int cdad_test_graph(void);
+int cdad_test_training(void);
 
 static const struct {
     const char *name;
@@ -20,6 +22,8 @@ static const struct {
     {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
     {"continual", cdad_test_continual},
+    {"graph", cdad_test_graph},
+    {"training", cdad_test_training},
 };
 
 int main(void) {

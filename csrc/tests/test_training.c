@@ -1,0 +1,185 @@
+/* The training graph of a small denoiser, and steps with it: planned memory, failing allocations, cancellation. */
+#include <math.h>
+
+#include "graph_check.h"
+#include "train/trainer.h"
+
+int cdad_test_training(void);
+
+enum { BATCH = 2, LATENT = BATCH * 4 * 4 * 2, IMAGE = BATCH * 8 * 8 * 3, CONTEXT = BATCH * 3 * 6 };
+
+/* Everything that the full model has: two levels, attention to itself and to a context, the masked network. */
+static cdad_denoiser_config small_config(void) {
+    cdad_denoiser_config c = {
+        .unet = {.in_channels = 2, .out_channels = 2, .model_channels = 8, .n_levels = 2, .channel_mult = {1, 2},
+                 .num_res_blocks = 1, .n_attention = 1, .attention_resolutions = {2}, .num_heads = 2,
+                 .context_dim = 6, .norm_groups = 4},
+        .amn = {.channels = 8, .n_hidden = 1, .hidden = {4}, .strides = {2}, .n_layers = 1, .num_heads = 2,
+                .dim_feedforward = 12, .neighbor_h = 3, .neighbor_w = 3},
+        .image_h = 8,
+        .image_w = 8,
+        .latent_h = 4,
+        .latent_w = 4,
+        .context_length = 3,
+        .prediction = CDAD_PREDICT_V,
+        .amn_target = CDAD_AMN_NORMALIZED,
+    };
+    CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, err));
+    return c;
+}
+
+static const cdad_optimizer_config adamw = {
+    .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip_norm = 1.0, .ema_decay = 0.9};
+
+typedef struct batch {
+    float latent[LATENT], image[IMAGE], perturbed[IMAGE], context[CONTEXT];
+} batch;
+
+static batch make_batch(void) {
+    batch b;
+    cdad_random_normal(b.latent, LATENT, 1, 1, 0);
+    cdad_random_uniform(b.image, IMAGE, 1, 2, 0);
+    cdad_random_uniform(b.perturbed, IMAGE, 1, 3, 0);
+    cdad_random_normal(b.context, CONTEXT, 1, 4, 0);
+    return b;
+}
+
+/* The losses and every gradient, planned in one arena, are those of the plain evaluation, bit by bit. */
+static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, const cdad_context *other) {
+    cdad_graph *g = NULL;
+    cdad_params *params = NULL;
+    cdad_error err_record = {0};
+    cdad_builder b;
+    cdad_training_graph v;
+    CHECK_OK(cdad_graph_new(&g, err));
+    CHECK_OK(cdad_params_new(&params, err));
+    cdad_builder_init(&b, g, params, &err_record);
+    const cdad_status status = cdad_training_build(&b, c, BATCH, &v);
+    CHECK(status == CDAD_OK, "%s", err_record.message);
+    if (status == CDAD_OK) {
+        cdad_value *wanted = zeros(g->n_values * (int64_t)sizeof *wanted);
+        cdad_value *outputs = zeros(2 * g->n_values * (int64_t)sizeof *outputs);
+        int64_t n = 0, sum = 0;
+        for (int64_t i = 0; i < g->n_values; i++)
+            if (g->values[i].kind == CDAD_VALUE_PARAM)
+                wanted[n++] = (cdad_value)i;
+        CHECK_OK(cdad_graph_backward(g, v.loss, n, wanted, outputs, err));
+        outputs[n] = v.loss;
+        outputs[n + 1] = v.prediction;
+        const int64_t arena = check_program(g, ctx, other, n + 2, outputs, n, "training graph");
+        for (int64_t i = 0; i < g->n_values; i++)
+            sum += g->values[i].kind == CDAD_VALUE_NODE ? count_of(g, (cdad_value)i) * (int64_t)sizeof(float) : 0;
+        CHECK(arena > 0 && arena < sum / 3, "an arena of %" PRId64 " bytes for values of %" PRId64, arena, sum);
+        cdad_free(wanted);
+        cdad_free(outputs);
+    }
+    cdad_graph_free(g);
+    cdad_params_free(params);
+}
+
+typedef struct model {
+    cdad_params *params;
+    cdad_trainer *trainer;
+} model;
+
+static void free_model(model *m) {
+    cdad_trainer_free(m->trainer);
+    cdad_params_free(m->params);
+    *m = (model){0};
+}
+
+static cdad_status new_model(model *m, const cdad_denoiser_config *c, const cdad_context *ctx, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    *m = (model){0};
+    CDAD_TRY_DONE(cdad_params_new(&m->params, err));
+    CDAD_TRY_DONE(cdad_trainer_new(&m->trainer, c, m->params, BATCH, &adamw, 5, ctx, err));
+done:
+    if (status != CDAD_OK)
+        free_model(m);
+    return status;
+}
+
+static cdad_status step(model *m, const batch *b, const cdad_context *ctx, cdad_step_result *r, cdad_error *err) {
+    return cdad_trainer_step(m->trainer, ctx, b->latent, b->image, b->perturbed, b->context, 1.0, r, err);
+}
+
+typedef struct state {
+    float *weights, *m, *v, *ema;
+    int64_t step;
+} state;
+
+/* Weights and optimiser now; freed by free_state. */
+static state save_state(const model *m) {
+    const cdad_optimizer *o = cdad_trainer_optimizer(m->trainer);
+    const float *const from[] = {m->params->values, o->m, o->v, o->ema};
+    float *to[4];
+    for (int i = 0; i < 4; i++) {
+        to[i] = floats(m->params->total);
+        memcpy(to[i], from[i], (size_t)m->params->total * sizeof(float));
+    }
+    return (state){.weights = to[0], .m = to[1], .v = to[2], .ema = to[3], .step = o->step};
+}
+
+static int same_state(const model *m, const state *s) {
+    const cdad_optimizer *o = cdad_trainer_optimizer(m->trainer);
+    const int64_t n = m->params->total;
+    return same(m->params->values, s->weights, n) && same(o->m, s->m, n) && same(o->v, s->v, n) &&
+           same(o->ema, s->ema, n) && o->step == s->step;
+}
+
+static void free_state(state *s) {
+    float *all[] = {s->weights, s->m, s->v, s->ema};
+    for (int i = 0; i < 4; i++)
+        cdad_free(all[i]);
+}
+
+/* A step that fails for want of memory, or of finite values, changes nothing; the next one goes on as if it had not
+ * been. `other` has more threads: steps with it need more scratch. */
+static void test_failing_steps(const cdad_denoiser_config *c, const cdad_context *ctx, const cdad_context *other) {
+    const batch b = make_batch();
+    batch bad = b;
+    const float basis[8] = {[2] = 1.0f}; /* a protected weight: the optimiser needs scratch */
+    const cdad_protection protection = {.basis = basis, .rank = 1};
+    const char *const weight = "amn.encoder.layers.0.linear1.weight";
+    model m, undisturbed;
+    cdad_step_result r = {0}, want = {0};
+    CHECK_OK(new_model(&undisturbed, c, ctx, err));
+    EACH_ALLOCATION_FAILS(new_model(&m, c, ctx, err), !m.trainer && !m.params);
+    CHECK_OK(cdad_optimizer_protect(cdad_trainer_optimizer(m.trainer), weight, protection, err));
+    CHECK_OK(cdad_optimizer_protect(cdad_trainer_optimizer(undisturbed.trainer), weight, protection, err));
+    CHECK_FAILS(CDAD_INVALID, "wants a context",
+                cdad_trainer_step(m.trainer, ctx, b.latent, b.image, b.perturbed, NULL, 1.0, &r, err));
+    for (int i = 0; i < 3; i++) {
+        state before = save_state(&m);
+        bad.latent[0] = NAN;
+        CHECK_FAILS(CDAD_NOT_FINITE, "the loss is not finite", step(&m, &bad, ctx, &r, err));
+        CHECK(same_state(&m, &before), "step %d: a loss that is not finite changes the model", i);
+        EACH_ALLOCATION_FAILS(step(&m, &b, i % 2 ? ctx : other, &r, err), same_state(&m, &before));
+        CHECK(!same_state(&m, &before) && r.loss > 0 && r.grad_norm > 0, "step %d changes nothing", i);
+        free_state(&before);
+        CHECK_OK(step(&undisturbed, &b, ctx, &want, err));
+        state after = save_state(&undisturbed);
+        CHECK(same_state(&m, &after) && r.loss == want.loss && r.loss_cdm == want.loss_cdm &&
+                  r.loss_amn == want.loss_amn && r.grad_norm == want.grad_norm,
+              "step %d: failures before it, or threads, change its result (loss %.9g, %.9g is wanted)", i, r.loss,
+              want.loss);
+        free_state(&after);
+    }
+    free_model(&m);
+    free_model(&undisturbed);
+}
+
+int cdad_test_training(void) {
+    cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
+    failures = 0;
+    CHECK_OK(cdad_pool_new(&other.pool, 3, err));
+    cdad_denoiser_config c = small_config();
+    test_plan(&c, &ctx, &other);
+    test_failing_steps(&c, &ctx, &other);
+    c.unet.context_dim = 0;
+    c.prediction = CDAD_PREDICT_EPSILON;
+    c.amn_target = CDAD_AMN_AS_WRITTEN;
+    test_plan(&c, &ctx, &other);
+    cdad_pool_free(other.pool);
+    return failures;
+}
