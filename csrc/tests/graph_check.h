@@ -1,44 +1,12 @@
-/* What the tests of graphs and of training share: checks, memory, and a plain evaluation of a graph. */
+/* What the tests of graphs and of training share: failing allocations and a plain evaluation of a graph. */
 #ifndef CDAD_TESTS_GRAPH_CHECK_H
 #define CDAD_TESTS_GRAPH_CHECK_H
 
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "base/memory.h"
 #include "base/philox.h"
 #include "graph/program.h"
 #include "kernels/kernels.h"
 #include "ops/ops.h"
-
-static int failures;
-
-#define CHECK(cond, ...)                                      \
-    do {                                                      \
-        if (!(cond)) {                                        \
-            failures++;                                       \
-            printf("%s:%d: %s: ", __FILE__, __LINE__, #cond); \
-            printf(__VA_ARGS__);                              \
-            printf("\n");                                     \
-        }                                                     \
-    } while (0)
-
-/* `expr` uses `err`. */
-#define CHECK_OK(expr)                                         \
-    do {                                                       \
-        cdad_error e_ = {0}, *err = &e_;                       \
-        const cdad_status s_ = (expr);                         \
-        CHECK(s_ == CDAD_OK, "status %d: %s", s_, e_.message); \
-    } while (0)
-
-#define CHECK_FAILS(code, text, expr)                                                                        \
-    do {                                                                                                     \
-        cdad_error e_ = {0}, *err = &e_;                                                                     \
-        const cdad_status s_ = (expr);                                                                       \
-        CHECK(s_ == (code) && e_.status == s_ && strstr(e_.message, text), "status %d: %s", s_, e_.message); \
-    } while (0)
+#include "check.h"
 
 /* Runs `call` (which uses `err`) with its first allocation failing, then its second, ... until it needs no more;
  * `after_failure` must hold after each. */
@@ -57,16 +25,6 @@ static int failures;
     } while (0)
 
 /* Zeroed; a test program that has no memory left ends. */
-static inline void *zeros(int64_t bytes) {
-    void *p;
-    if (cdad_alloc_zero(&p, bytes, NULL) != CDAD_OK)
-        abort();
-    return p;
-}
-static inline float *floats(int64_t n) { return zeros(n * (int64_t)sizeof(float)); }
-static inline int same(const float *a, const float *b, int64_t n) {
-    return memcmp(a, b, (size_t)n * sizeof(float)) == 0;
-}
 static inline int64_t count_of(const cdad_graph *g, cdad_value v) {
     return cdad_shape_count(cdad_graph_shape(g, v));
 }

@@ -3,27 +3,13 @@
 #define CDAD_TESTS_KERNEL_CHECK_H
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "base/memory.h"
 #include "base/pool.h"
 #include "kernels/kernels.h"
+#include "check.h"
 
-static int failures;
 static const cdad_kernels *table; /* under test */
 static cdad_pool *pools[5];       /* of 1, 2 and 4 threads */
-
-#define CHECK(cond, ...)                                                         \
-    do {                                                                         \
-        if (!(cond)) {                                                           \
-            failures++;                                                          \
-            printf("%s:%d [%s] ", __FILE__, __LINE__, table ? table->name : ""); \
-            printf(__VA_ARGS__);                                                 \
-            printf("\n");                                                        \
-        }                                                                        \
-    } while (0)
 
 /* Runs STATEMENTS with `threads` 1, 2 and 4 and `ctx` made for them. */
 #define EACH_POOL(...)                                                                              \
@@ -34,25 +20,20 @@ static cdad_pool *pools[5];       /* of 1, 2 and 4 threads */
 
 /* Runs the test on every table of this machine; returns the number of failed checks. */
 static inline int on_every_table(void (*test)(void)) {
+    char name[32];
+    check_of = name;
     for (int threads = 1; threads <= 4; threads *= 2)
         if (cdad_pool_new(&pools[threads], threads, NULL) != CDAD_OK)
             return 1;
-    for (int i = 0; (table = cdad_kernels_at(i)); i++)
+    for (int i = 0; (table = cdad_kernels_at(i)); i++) {
+        snprintf(name, sizeof name, "[%s] ", table->name);
         test();
+    }
+    check_of = "";
     for (int threads = 1; threads <= 4; threads *= 2)
         cdad_pool_free(pools[threads]);
     return failures;
 }
-
-/* Zeroed; a test program that has no memory left ends. */
-static inline void *zeros(int64_t bytes) {
-    void *p;
-    if (cdad_alloc_zero(&p, bytes, NULL) != CDAD_OK)
-        abort();
-    return p;
-}
-static inline float *floats(int64_t n) { return zeros(n * (int64_t)sizeof(float)); }
-static inline double *doubles(int64_t n) { return zeros(n * (int64_t)sizeof(double)); }
 
 /* n values in [middle - spread, middle + spread), a function of `seed`. */
 static inline float *noise(int64_t n, uint32_t seed, float middle, float spread) {
@@ -70,10 +51,6 @@ static inline double *widen(const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         y[i] = (double)x[i];
     return y;
-}
-
-static inline int same(const void *a, const void *b, int64_t n) {
-    return memcmp(a, b, (size_t)n * sizeof(float)) == 0;
 }
 
 /* The largest |x - want| / (|want| + floor); infinite when an x is NaN. */

@@ -2,28 +2,14 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/memory.h"
 #include "base/philox.h"
 #include "base/pool.h"
+#include "check.h"
 
 int cdad_test_base(void);
-
-static int failures;
-
-#define CHECK(cond, ...)                                      \
-    do {                                                      \
-        if (!(cond)) {                                        \
-            failures++;                                       \
-            printf("%s:%d: %s: ", __FILE__, __LINE__, #cond); \
-            printf(__VA_ARGS__);                              \
-            printf("\n");                                     \
-        }                                                     \
-    } while (0)
 
 static cdad_status fail_with(cdad_error *err, int n) {
     CDAD_FAIL_IF(n > 2, err, CDAD_SHAPE, "%d is more than %d", n, 2);

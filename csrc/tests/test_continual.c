@@ -1,51 +1,13 @@
-/* Streaming bases and projection: against sums and spectra computed here in double, and by their guarantees.
- */
+/* Streaming bases and projection: against sums and spectra computed here in double, and by their guarantees. */
 #include <float.h>
-#include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
-#include <string.h>
 
-#include "base/memory.h"
 #include "base/philox.h"
 #include "continual/projection.h"
 #include "continual/stream.h"
+#include "check.h"
 
 int cdad_test_continual(void);
-
-static int failures;
-
-#define CHECK(cond, ...)                                      \
-    do {                                                      \
-        if (!(cond)) {                                        \
-            failures++;                                       \
-            printf("%s:%d: %s: ", __FILE__, __LINE__, #cond); \
-            printf(__VA_ARGS__);                              \
-            printf("\n");                                     \
-        }                                                     \
-    } while (0)
-
-#define CHECK_OK(expr)                                         \
-    do {                                                       \
-        cdad_error e_ = {0};                                   \
-        cdad_error *err = &e_;                                 \
-        const cdad_status s_ = (expr);                         \
-        CHECK(s_ == CDAD_OK, "status %d: %s", s_, e_.message); \
-    } while (0)
-
-#define CHECK_FAILS(code, text, expr)                                                     \
-    do {                                                                                  \
-        cdad_error e_ = {0};                                                              \
-        cdad_error *err = &e_;                                                            \
-        const cdad_status s_ = (expr);                                                    \
-        CHECK(s_ == (code) && strstr(e_.message, text), "status %d: %s", s_, e_.message); \
-    } while (0)
-
-static float *floats(int64_t n) {
-    void *p;
-    CHECK_OK(cdad_alloc_zero(&p, n * (int64_t)sizeof(float), err));
-    return p;
-}
 
 static float *normal(int64_t n, uint64_t stream) {
     float *x = floats(n);
@@ -594,7 +556,6 @@ static void test_no_memory(const cdad_context *ctx) {
 
 int cdad_test_continual(void) {
     cdad_pool *pool = NULL;
-    failures = 0;
     CHECK_OK(cdad_pool_new(&pool, 3, err));
     const cdad_context serial = {.kernels = cdad_kernels_select(NULL)};
     cdad_context ctx = serial;

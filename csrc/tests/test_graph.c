@@ -468,7 +468,6 @@ static void test_no_memory(const cdad_context *ctx, const cdad_context *other) {
 
 int cdad_test_graph(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
-    failures = 0;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
     test_recording();
     test_backward(&ctx);

@@ -171,7 +171,6 @@ static void test_failing_steps(const cdad_denoiser_config *c, const cdad_context
 
 int cdad_test_training(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
-    failures = 0;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
     cdad_denoiser_config c = small_config();
     test_plan(&c, &ctx, &other);

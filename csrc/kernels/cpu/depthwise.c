@@ -60,14 +60,6 @@ static int64_t tile_width(int64_t left) {
     return left >= TILE * VL ? TILE * VL : left >= 2 * VL ? 2 * VL : min_i(left, VL);
 }
 
-INLINE vf load(const float *p, int64_t n) { return n == VL ? v_load(p) : v_load_n(p, n); }
-INLINE void store(float *p, vf v, int64_t n) {
-    if (n == VL)
-        v_store(p, v);
-    else
-        v_store_n(p, v, n);
-}
-
 /* One pixel, `vectors` vectors of channels from c on, each of n channels (n < VL for the last few only). */
 INLINE void pixel(const depthwise_job *job, float *out, const float *image, axis ah, axis aw, int64_t c,
                   int vectors, int64_t n) {
@@ -82,12 +74,12 @@ INLINE void pixel(const depthwise_job *job, float *out, const float *image, axis
             const float *from = image + (h * job->source_cols + w) * u->C + c;
             const float *weight = job->w + (r * u->S + s) * u->C + c;
             V_UNROLL for (int i = 0; i < vectors; i++)
-                acc[i] += load(from + i * VL, n) * load(weight + i * VL, n);
+                acc[i] += v_load_n(from + i * VL, n) * v_load_n(weight + i * VL, n);
         }
     V_UNROLL for (int i = 0; i < vectors; i++) {
         if (job->bias)
-            acc[i] += load(job->bias + c + i * VL, n);
-        store(out + c + i * VL, acc[i], n);
+            acc[i] += v_load_n(job->bias + c + i * VL, n);
+        v_store_n(out + c + i * VL, acc[i], n);
     }
 }
 
@@ -137,19 +129,19 @@ INLINE void weight_sum(const weight_job *job, float *out, int64_t r, int64_t s, 
                 const float *dy = job->dy + ((image * u->P + p) * u->Q + q) * u->C + c;
                 if (r < 0) {
                     V_UNROLL for (int i = 0; i < vectors; i++)
-                        row[i] += load(dy + i * VL, n);
+                        row[i] += v_load_n(dy + i * VL, n);
                     continue;
                 }
                 int64_t h = p * u->stride + r - u->pad_t, w = q * u->stride + s - u->pad_l;
                 const float *x = job->x + ((image * u->H + h) * u->W + w) * u->C + c;
                 V_UNROLL for (int i = 0; i < vectors; i++)
-                    row[i] += load(dy + i * VL, n) * load(x + i * VL, n);
+                    row[i] += v_load_n(dy + i * VL, n) * v_load_n(x + i * VL, n);
             }
             V_UNROLL for (int i = 0; i < vectors; i++)
                 total[i] += row[i];
         }
     V_UNROLL for (int i = 0; i < vectors; i++)
-        store(out + c + i * VL, total[i], n);
+        v_store_n(out + c + i * VL, total[i], n);
 }
 
 /* Task: one tap (the last one: the bias) and one tile of channels. */

@@ -11,15 +11,8 @@ static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t tiles_of(int64_t n) { return (n + TILE - 1) / TILE; }
 
 /* Runs STATEMENTS for i = begin, begin + VL, ... with `m` valid lanes: LOAD and STORE handle the tail. */
-#define LOAD(p) (m == VL ? v_load((p) + i) : v_load_n((p) + i, m))
-#define STORE(p, v)                   \
-    do {                              \
-        const vf value_ = (v);        \
-        if (m == VL)                  \
-            v_store((p) + i, value_); \
-        else                          \
-            v_store_n((p) + i, value_, m); \
-    } while (0)
+#define LOAD(p) v_load_n((p) + i, m)
+#define STORE(p, v) v_store_n((p) + i, v, m)
 #define EACH(begin, end, ...)                           \
     for (int64_t i = (begin); i < (end); i += VL) {     \
         const int64_t m = min64(VL, (end) - i);         \

@@ -74,14 +74,11 @@ static inline void normalize_row(float *y, const float *x, const float *a, const
                                  int silu) {
     for (int64_t k = 0; k < w; k += VL) {
         const int64_t m = min64(VL, w - k);
-        vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m);
+        vf v = v_load_n(x + k, m);
         v = v * v_load(a + k) + v_load(b + k);
         if (silu)
             v = v * v_sigmoid(v);
-        if (m == VL)
-            v_store(y + k, v);
-        else
-            v_store_n(y + k, v, m);
+        v_store_n(y + k, v, m);
     }
 }
 
@@ -137,8 +134,8 @@ static inline void gradient_row(const group_job *j, float *out, float *s1, float
                                 const float *beta, int64_t w) {
     for (int64_t k = 0; k < w; k += VL) {
         const int64_t m = min64(VL, w - k);
-        const vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m);
-        vf d = m == VL ? v_load(dy + k) : v_load_n(dy + k, m);
+        const vf v = v_load_n(x + k, m);
+        vf d = v_load_n(dy + k, m);
         const vf xhat = (v - v_load(mean + k)) * v_load(rstd + k);
         if (j->silu) {
             const vf pre = xhat * v_load(gamma + k) + v_load(beta + k), s = v_sigmoid(pre);
@@ -146,10 +143,7 @@ static inline void gradient_row(const group_job *j, float *out, float *s1, float
         }
         v_store(s1 + k, v_load(s1 + k) + d);
         v_store(s2 + k, v_load(s2 + k) + d * xhat);
-        if (m == VL)
-            v_store(out + k, d);
-        else
-            v_store_n(out + k, d, m);
+        v_store_n(out + k, d, m);
     }
 }
 
@@ -158,14 +152,10 @@ static inline void input_gradient_row(float *dx, const float *x, const float *me
                                       const float *gamma, const float *m1, const float *m2, int64_t w) {
     for (int64_t k = 0; k < w; k += VL) {
         const int64_t m = min64(VL, w - k);
-        const vf v = m == VL ? v_load(x + k) : v_load_n(x + k, m),
-                 d = m == VL ? v_load(dx + k) : v_load_n(dx + k, m);
+        const vf v = v_load_n(x + k, m), d = v_load_n(dx + k, m);
         const vf r = v_load(rstd + k), xhat = (v - v_load(mean + k)) * r;
         const vf result = r * (d * v_load(gamma + k) - v_load(m1 + k) - xhat * v_load(m2 + k));
-        if (m == VL)
-            v_store(dx + k, result);
-        else
-            v_store_n(dx + k, result, m);
+        v_store_n(dx + k, result, m);
     }
 }
 
@@ -270,14 +260,6 @@ typedef struct layer_job {
     float eps;
 } layer_job;
 
-static inline vf load_m(const float *p, int64_t m) { return m == VL ? v_load(p) : v_load_n(p, m); }
-static inline void store_m(float *p, vf v, int64_t m) {
-    if (m == VL)
-        v_store(p, v);
-    else
-        v_store_n(p, v, m);
-}
-
 static void layer_norm_task(void *arg, int64_t task, int worker) {
     const layer_job *j = arg;
     const int64_t C = j->C;
@@ -287,11 +269,11 @@ static void layer_norm_task(void *arg, int64_t task, int worker) {
         float *y = j->y + r * C;
         vf s = v_set1(0.0f), q = v_set1(0.0f);
         for (int64_t k = 0; k < C; k += VL)
-            s = s + load_m(x + k, min64(VL, C - k));
+            s = s + v_load_n(x + k, min64(VL, C - k));
         const float mean = v_sum(s) / (float)C;
         for (int64_t k = 0; k < C; k += VL) {
             const int64_t m = min64(VL, C - k);
-            vf d = load_m(x + k, m) - v_set1(mean);
+            vf d = v_load_n(x + k, m) - v_set1(mean);
             if (m < VL)
                 d = v_first_n(d, m);
             q = q + d * d;
@@ -301,10 +283,10 @@ static void layer_norm_task(void *arg, int64_t task, int worker) {
         j->rstd[r] = rstd;
         for (int64_t k = 0; k < C; k += VL) {
             const int64_t m = min64(VL, C - k);
-            vf v = (load_m(x + k, m) - v_set1(mean)) * v_set1(rstd);
+            vf v = (v_load_n(x + k, m) - v_set1(mean)) * v_set1(rstd);
             if (j->gamma)
-                v = v * load_m(j->gamma + k, m) + load_m(j->beta + k, m);
-            store_m(y + k, v, m);
+                v = v * v_load_n(j->gamma + k, m) + v_load_n(j->beta + k, m);
+            v_store_n(y + k, v, m);
         }
     }
 }
@@ -330,21 +312,21 @@ static void layer_norm_grad_task(void *arg, int64_t task, int worker) {
         vf s1 = v_set1(0.0f), s2 = v_set1(0.0f);
         for (int64_t k = 0; k < C; k += VL) {
             const int64_t m = min64(VL, C - k);
-            const vf xhat = (load_m(x + k, m) - mean) * rstd, d = load_m(dy + k, m);
-            const vf dg = j->gamma ? d * load_m(j->gamma + k, m) : d;
+            const vf xhat = (v_load_n(x + k, m) - mean) * rstd, d = v_load_n(dy + k, m);
+            const vf dg = j->gamma ? d * v_load_n(j->gamma + k, m) : d;
             s1 = s1 + dg;
             s2 = s2 + dg * xhat;
             if (j->gamma) {
-                store_m(dgamma + k, load_m(dgamma + k, m) + d * xhat, m);
-                store_m(dbeta + k, load_m(dbeta + k, m) + d, m);
+                v_store_n(dgamma + k, v_load_n(dgamma + k, m) + d * xhat, m);
+                v_store_n(dbeta + k, v_load_n(dbeta + k, m) + d, m);
             }
         }
         const vf m1 = v_set1(v_sum(s1) / (float)C), m2 = v_set1(v_sum(s2) / (float)C);
         for (int64_t k = 0; k < C; k += VL) {
             const int64_t m = min64(VL, C - k);
-            const vf xhat = (load_m(x + k, m) - mean) * rstd, d = load_m(dy + k, m);
-            const vf dg = j->gamma ? d * load_m(j->gamma + k, m) : d;
-            store_m(dx + k, rstd * (dg - m1 - xhat * m2), m);
+            const vf xhat = (v_load_n(x + k, m) - mean) * rstd, d = v_load_n(dy + k, m);
+            const vf dg = j->gamma ? d * v_load_n(j->gamma + k, m) : d;
+            v_store_n(dx + k, rstd * (dg - m1 - xhat * m2), m);
         }
     }
 }

@@ -83,7 +83,7 @@ static void rows_task(void *arg, int64_t task, int worker) {
         for (int64_t begin = from; begin < to; begin += CHUNK) {
             vf s = v_set1(0.0f);
             for (int64_t i = begin; i < min64(to, begin + CHUNK); i += VL)
-                s = s + (to - i >= VL ? v_load(x + i) : v_load_n(x + i, to - i));
+                s = s + v_load_n(x + i, min64(VL, to - i));
             total += (double)v_sum(s);
         }
         j->partial[t] = total;

@@ -25,13 +25,20 @@ static inline vf v_load(const float *p) {
 }
 static inline void v_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 static inline vf v_set1(float x) { return x - (vf){0}; }
-/* The first n floats, the rest zero; n in [0, VL]. */
+/* The first n floats, the rest zero; n in [0, VL]. A whole vector goes past memcpy, which is a call here. */
 static inline vf v_load_n(const float *p, int64_t n) {
     vf v = {0};
+    if (n == VL)
+        return v_load(p);
     memcpy(&v, p, (size_t)n * sizeof(float));
     return v;
 }
-static inline void v_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)n * sizeof(float)); }
+static inline void v_store_n(float *p, vf v, int64_t n) {
+    if (n == VL)
+        v_store(p, v);
+    else
+        memcpy(p, &v, (size_t)n * sizeof(float));
+}
 /* The first n lanes, the rest zero. */
 static inline vf v_first_n(vf v, int64_t n) {
     vf first = {0};
