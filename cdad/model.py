@@ -27,6 +27,9 @@ from .strategies import make_strategy
 
 log = logging.getLogger("cdad")
 
+# Above this, another image's condition serves a model as well as the image's own.
+_IGNORED = 0.98
+
 Task = Mapping[str, Sequence[str | os.PathLike]]
 
 
@@ -155,10 +158,20 @@ class ContinualModel:
         self.strategy.before_task(self, index)
         latents = self._latents(batches.paths, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
+        ratio = self._condition_ratio(batches.paths)
+        if ratio > _IGNORED:
+            log.warning("the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio)
         self.strategy.after_task(self, classes, progress)
         for c in classes:
             self.calibrations[c.name] = self._calibrate(c)
-        self.ledger.append({"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)})
+        self.ledger.append(
+            {
+                "classes": names,
+                "steps": steps,
+                "seconds": round(self.progress["seconds"], 1),
+                "condition_ratio": round(ratio, 4),
+            }
+        )
         self.progress = {}
         if checkpoint is not None:
             self.save(checkpoint)
@@ -202,6 +215,21 @@ class ContinualModel:
                         saved = time.monotonic()
                     if self.progress["step"] >= steps:
                         break
+
+    def _condition_ratio(self, paths: Sequence[Path]) -> float:
+        """The error of x0 as predicted at the sampler's first timestep under the image's own condition, over that
+        under another image's: 1 says that the model ignores its condition."""
+        d, batch = self.config.diffusion, self.config.scoring.batch_size
+        chosen = spread(paths, batch)
+        images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
+        latents = self.autoencoder.encode(images)
+        start = self._sampler.start(latents, np.arange(batch), self.config.seed, steps=d.steps, skip=d.skip)
+
+        def error(condition: np.ndarray) -> float:
+            x0 = self._sampler.denoise(condition, start, steps=d.steps, skip=d.skip, stop=1)
+            return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
+
+        return error(images) / max(error(np.roll(images, 1, axis=0)), 1e-12)
 
     def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:

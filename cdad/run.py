@@ -77,7 +77,7 @@ def run_protocol(
         protocol={"name": protocol.name, "tasks": [list(task) for task in protocol.tasks]},
         resume=resumed and (folder / "results.json").exists(),
     )
-    losses = _LossLog(folder / "loss.csv", keep=resumed)
+    losses = _LossLog(folder / "loss.csv", done=(len(model.ledger), model.progress.get("step", 0)) if resumed else (0, 0))
     try:
         for k, classes in enumerate(protocol.tasks):
             if k >= len(model.ledger):
@@ -89,7 +89,8 @@ def run_protocol(
                     checkpoint=checkpoint,
                     callback=losses,
                 )
-                tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}")
+                tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}; x0 error under its "
+                     f"own against another image's condition: {model.ledger[-1]['condition_ratio']:.2f}")
             if k + 1 < len(model.ledger) or _tested(writer, k, protocol):
                 continue
             model.save(folder / "tasks" / f"{k}.safetensors")
@@ -125,15 +126,23 @@ def _test(model, dataset, protocol, k, writer, folder, progress, tell) -> None:
     writer.write()
 
 
-class _LossLog:
-    """Losses as CSV, a line a step; a callback of `ContinualModel.fit_task`."""
+_LOSSES = ("task", "step", "loss", "loss_cdm", "loss_amn", "grad_norm")
 
-    def __init__(self, path: Path, keep: bool):
+
+class _LossLog:
+    """Losses as CSV, a line a step; a callback of `ContinualModel.fit_task`. Of an earlier log, the steps before
+    ``done`` (task, step) are kept: a run that was killed has logged more than its checkpoint holds."""
+
+    def __init__(self, path: Path, done: tuple[int, int]):
         self.path = path
-        self._file = open(path, "a" if keep else "w", newline="")
+        kept = []
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = (row for row in csv.reader(file) if len(row) == len(_LOSSES) and row[0].isdigit())
+                kept = [row for row in rows if (int(row[0]), int(row[1])) < done]
+        self._file = open(path, "w", newline="")
         self._writer = csv.writer(self._file)
-        if self._file.tell() == 0:
-            self._writer.writerow(["task", "step", "loss", "loss_cdm", "loss_amn", "grad_norm"])
+        self._writer.writerows([_LOSSES, *kept])
 
     def __call__(self, r: StepReport) -> None:
         values = (f"{x:.6g}" for x in (r.loss, r.loss_cdm, r.loss_amn, r.grad_norm))

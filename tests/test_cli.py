@@ -52,8 +52,12 @@ def test_a_run_folder_holds_everything(run_folder):
 
 def test_resuming_a_finished_run_changes_nothing(root, run_folder, capsys):
     before = (run_folder / "results.json").read_bytes()
+    losses = (run_folder / "loss.csv").read_bytes()
+    with open(run_folder / "loss.csv", "a") as file:
+        file.write("2,0,1,1,1,1\n2,1,0.")  # what a killed run logged after its last checkpoint
     assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), "--resume", *QUICK]) == 0
     assert (run_folder / "results.json").read_bytes() == before
+    assert (run_folder / "loss.csv").read_bytes() == losses
     assert "A- (%)" in capsys.readouterr().out
 
 

@@ -35,6 +35,18 @@ def test_the_loss_falls(products, quick_config):
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
+def test_a_model_that_ignores_its_condition_is_noticed(products, quick_config, caplog):
+    model = ContinualModel(quick_config.updated({"training.steps": 1, "training.lr": 1e-9}))
+    model.fit_task([products["gear"]], progress=False)
+    assert model.ledger[0]["condition_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert "ignores its condition" in caplog.text
+    caplog.clear()
+    model = ContinualModel(quick_config.updated({"training.steps": 40}))
+    model.fit_task([products["gear"], products["cloth"]], progress=False)
+    assert model.ledger[0]["condition_ratio"] < 0.9
+    assert "ignores its condition" not in caplog.text
+
+
 def test_prediction_has_the_shapes_it_says(first, images):
     prediction = first.predict(images)
     assert prediction.scores.shape == (8,) and prediction.maps.shape == (8, 64, 64)

@@ -87,11 +87,15 @@ static int64_t scratch_conv2d(const cdad_infer *args, const struct cdad_kernels 
                                  threads);
 }
 
+cdad_unfold cdad_conv2d_unfold(const cdad_attr *attr, const cdad_shape *x, const cdad_shape *w,
+                               const cdad_shape *y) {
+    return cdad_window_unfold(attr, x, y, w->dim[1], w->dim[2], attr[UPSAMPLE].i);
+}
+
 static cdad_status run_conv2d(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
     const cdad_shape *w = &call->in_shape[1];
-    const cdad_unfold u = cdad_window_unfold(call->attr, &call->in_shape[0], &call->out_shape[0], w->dim[1],
-                                             w->dim[2], call->attr[UPSAMPLE].i);
+    const cdad_unfold u = cdad_conv2d_unfold(call->attr, &call->in_shape[0], w, &call->out_shape[0]);
     const int64_t M = cdad_shape_rows(&call->out_shape[0]), O = w->dim[0], K = cdad_shape_span(w, 1, 4);
     ctx->kernels->gemm(ctx, M, O, K, image_matrix(call->in[0], &u), cdad_mat_transposed(call->in[1], K),
                        call->out[0], O, cdad_optional_data(call, 2), 0, call->scratch);

@@ -19,4 +19,8 @@ CDAD_MUST_USE cdad_status cdad_window_positions(const char *op, const cdad_attr 
 cdad_unfold cdad_window_unfold(const cdad_attr *attr, const cdad_shape *x, const cdad_shape *y, int64_t R,
                                int64_t S, int64_t up);
 
+/* The unfolding of a conv2d's input x [N,H,W,C] for its weight w [O,R,S,C] and output y [N,P,Q,O]. */
+cdad_unfold cdad_conv2d_unfold(const cdad_attr *attr, const cdad_shape *x, const cdad_shape *w,
+                               const cdad_shape *y);
+
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "ops/window.h"
 
 typedef struct weight_tap {
     int64_t param;          /* index in params */
@@ -34,13 +35,6 @@ void cdad_collector_free(cdad_collector *c) {
     cdad_free(c);
 }
 
-static int64_t attr_int(const cdad_node *node, const char *name) {
-    for (int i = 0; node->op->attrs[i].name; i++)
-        if (strcmp(node->op->attrs[i].name, name) == 0)
-            return node->attr[i].i;
-    return 0;
-}
-
 static cdad_status take_features(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
                                  const cdad_shape *shape, cdad_error *err) {
     const weight_tap *tap = arg;
@@ -51,24 +45,6 @@ static cdad_status take_features(void *arg, const cdad_context *ctx, const cdad_
     }
     const cdad_mat X = {.data = input, .unfold = &tap->unfold};
     return cdad_stream_add(tap->stream, ctx, X, tap->unfold.N * tap->unfold.P * tap->unfold.Q, err);
-}
-
-/* How the features of a convolution's weight [O,R,S,C] are unfolded from its input [N,H,W,C]. */
-static cdad_unfold conv_unfold(const cdad_graph *g, const cdad_node *node, const cdad_shape *weight) {
-    const cdad_shape *x = cdad_graph_shape(g, node->in[0]), *y = cdad_graph_shape(g, node->out[0]);
-    return (cdad_unfold){.N = x->dim[0],
-                         .H = x->dim[1],
-                         .W = x->dim[2],
-                         .C = x->dim[3],
-                         .P = y->dim[1],
-                         .Q = y->dim[2],
-                         .R = weight->dim[1],
-                         .S = weight->dim[2],
-                         .stride = attr_int(node, "stride"),
-                         .pad_t = attr_int(node, "pad_t"),
-                         .pad_l = attr_int(node, "pad_l"),
-                         .up = attr_int(node, "upsample"),
-                         .dilate = 1};
 }
 
 /* The earlier tap on the same features as `node`, or -1. */
@@ -95,7 +71,8 @@ static cdad_status add_tap(cdad_collector *c, int64_t param, cdad_stream_method 
     weight_tap *tap = &c->taps[c->n];
     *tap = (weight_tap){.param = param, .d = p->count / p->shape.dim[0], .twin = find_twin(c, g, node)};
     if (p->shape.ndim == 4)
-        tap->unfold = conv_unfold(g, node, &p->shape);
+        tap->unfold = cdad_conv2d_unfold(node->attr, cdad_graph_shape(g, node->in[0]), &p->shape,
+                                              cdad_graph_shape(g, node->out[0]));
     if (tap->twin >= 0) {
         tap->stream = c->taps[tap->twin].stream;
         c->n++;
