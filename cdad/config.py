@@ -124,12 +124,14 @@ class ContinualConfig:
 class ScoringConfig:
     """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "efficientnet_lite0", "autoencoder" (the autoencoder's own
     features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
-    256 pixels image size. ``calibrate``: compare maps with those of the class's normal training images.
+    256 pixels image size. ``window``: side, in the same pixels, of the window whose mean is an image's score where it
+    is greatest; 1 gives the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
     ``noise_seeds``: reconstructions averaged. ``calibration_images``: normal images of each class."""
 
     backbone: str = "auto"
     layers: tuple[int, ...] = (0, 1, 2)
     sigma: float = 5.0
+    window: int = 32
     calibrate: bool = True
     calibration_images: int = 16
     noise_seeds: int = 1
@@ -334,6 +336,7 @@ def _check(config: Config) -> None:
         ("training.increment_steps", config.training.increment_steps),
         ("scoring.batch_size", config.scoring.batch_size),
         ("scoring.noise_seeds", config.scoring.noise_seeds),
+        ("scoring.window", config.scoring.window),
         ("continual.images", config.continual.images),
     ):
         if value < 1:
@@ -407,6 +410,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "continual.method": "isvd",
     "continual.projection": "gradient",
     "scoring.calibrate": False,
+    "scoring.window": 1,
 }
 
 

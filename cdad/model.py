@@ -22,7 +22,7 @@ from .data import TrainingBatches, load_images, read_image
 from .data.records import ClassData
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
-from .scoring import Calibration, score_maps
+from .scoring import Calibration, image_scores, score_maps
 from .strategies import make_strategy
 
 log = logging.getLogger("cdad")
@@ -288,7 +288,8 @@ class ContinualModel:
             maps.append(score_maps(distances, self._calibration(class_name), self.config.scoring, size))
             reconstructions.append(drawn)
         joined = np.concatenate(maps)
-        return Prediction(joined.max((1, 2)), joined, np.concatenate(reconstructions))
+        scores = image_scores(joined, self.config.scoring, size)
+        return Prediction(scores, joined, np.concatenate(reconstructions))
 
     def _calibration(self, class_name: str | None) -> Calibration | None:
         if not self.config.scoring.calibrate:

@@ -1,0 +1,68 @@
+"""Anomaly maps and image scores, against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cdad.config import ScoringConfig
+from cdad.scoring import Calibration, image_scores, score_maps
+
+
+def config(**changes) -> ScoringConfig:
+    return ScoringConfig(**{"layers": (0, 2), "sigma": 0.0, **changes})
+
+
+@pytest.fixture
+def distances() -> np.ndarray:
+    return np.random.default_rng(0).gamma(1.0, size=(3, 32, 32, 3)).astype(np.float32)
+
+
+def test_a_map_is_the_mean_of_the_chosen_layers(distances):
+    maps = score_maps(distances, None, config(), 32)
+    assert np.allclose(maps, (distances[..., 0] + distances[..., 2]) / 2)
+
+
+def test_smoothing_is_in_pixels_at_256(distances):
+    flat = np.zeros((1, 65, 65, 1), np.float32)
+    flat[0, 32, 32] = 1.0
+    spread = score_maps(flat, None, config(layers=(0,), sigma=8.0), 64)[0]
+    squares = (np.arange(65) - 32.0) ** 2
+    assert spread.sum() == pytest.approx(1.0, rel=1e-3)
+    assert (spread.sum(0) * squares).sum() == pytest.approx(2.0**2, rel=0.02)  # 8 pixels at 256 are 2 at 64
+
+
+def test_calibrated_normal_images_have_mean_one_at_any_scale(distances):
+    scale = np.array([1.0, 7.0, 100.0], np.float32)
+    where = np.linspace(0.5, 1.5, 32, dtype=np.float32)[:, None, None]
+    normal = np.random.default_rng(1).gamma(20.0, 0.05, size=(40, 32, 32, 3)).astype(np.float32) * where * scale
+    calibration = Calibration.measure(normal)
+    maps = score_maps(normal, calibration, config(), 32)
+    assert maps.mean() == pytest.approx(1.0, rel=0.03)
+    hardness = where[4:-4, 0, 0]  # the mean map is smoothed: its border mirrors
+    assert np.allclose(maps.mean((0, 2))[4:-4], 3 * hardness / (hardness + 2), rtol=0.05)
+    odd = normal[:1].copy()
+    odd[0, 8:12, 20:24, 2] *= 10
+    assert np.unravel_index(score_maps(odd, calibration, config(), 32)[0].argmax(), (32, 32))[0] in range(8, 12)
+
+
+def test_a_pool_of_one_calibration_is_itself(distances):
+    one = Calibration.measure(distances)
+    pooled = Calibration.pool([one])
+    assert np.array_equal(pooled.layers, one.layers) and np.array_equal(pooled.mean, one.mean)
+    again = Calibration.from_tensors(one.tensors())
+    assert np.array_equal(again.layers, one.layers) and np.array_equal(again.mean, one.mean)
+
+
+def test_an_image_s_score_is_its_greatest_window(distances):
+    maps = distances[..., 0]
+    assert np.array_equal(image_scores(maps, config(window=1), 256), maps.max((1, 2)))
+    side = 5
+    windows = np.lib.stride_tricks.sliding_window_view(maps, (side, side), axis=(1, 2)).mean((-1, -2))
+    scores = image_scores(maps, config(window=40), 32)  # 40 pixels at 256 are 5 at 32
+    assert np.all(scores >= windows.max((1, 2)) * (1 - 1e-5))  # windows over the border are mirrored, more of them
+    speck, blob = np.zeros((2, 1, 32, 32), np.float32)
+    speck[0, 5, 5], blob[0, 10:20, 10:20] = 2.0, 1.0
+    assert image_scores(speck, config(window=1), 32) > image_scores(blob, config(window=1), 32)
+    assert image_scores(speck, config(window=40), 32) < image_scores(blob, config(window=40), 32)
+    assert image_scores(blob, config(window=40), 32) == pytest.approx(1.0)
