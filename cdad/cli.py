@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import __version__, _core
 from .config import PAPER_RECIPE, PRESETS, Config, preset
-from .data import open_dataset, write_dataset
+from .data import PRODUCTS, open_dataset, write_dataset
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .protocols import PROTOCOLS, protocol
@@ -193,9 +193,10 @@ def _demo(arguments: argparse.Namespace) -> int:
     config = preset("demo")
     if arguments.quick:
         config = config.updated({"training.steps": 8, "training.increment_steps": 8, "training.warmup": 2})
-    if not data.exists():
+    missing = [name for name in PRODUCTS if not (data / name).exists()]
+    if missing:
         print(f"drawing synthetic products into {data}")
-        write_dataset(data, size=config.image_size, n_train=40, n_good=12, n_defect=5, seed=0)
+        write_dataset(data, classes=missing, size=config.image_size, n_train=40, n_good=12, n_defect=5, seed=0)
     dataset = open_dataset(data)
     chosen = protocol("demo", list(dataset))
     summaries = {}

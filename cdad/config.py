@@ -69,18 +69,23 @@ class AMNConfig:
 class DiffusionConfig:
     """Noise schedule, prediction type and sampler.
 
-    ``skip``: noisiest sampling steps to leave out. ``stop``: run so many steps and take the x0 predicted there; 0 runs
+    ``zero_terminal_snr``: the last timestep is noise alone, and sampling starts there (Lin et al. 2024); without it x0
+    as predicted from that timestep carries a tenth of the noise. ``skip``: noisiest sampling steps to leave out. ``stop``: run so many steps and take the x0 predicted there; 0 runs
     all, as the paper does. A model trained from scratch draws a cleaner normal image in one step (its posterior mean)
-    than in ten, at a tenth of the cost: benchmarks/RESULTS.md.
+    than in ten, at a tenth of the cost: benchmarks/RESULTS.md. ``mirrored``: where ``stop`` is not 0, take the mean of
+    what is predicted from a noise and from its negative (antithetic variates): what the network lets through of its
+    input noise cancels to first order.
     """
 
     prediction: str = "v"
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    zero_terminal_snr: bool = True
     steps: int = 10
     skip: int = 0
     stop: int = 1
+    mirrored: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ class TrainingConfig:
     from the noise levels that the sampler visits; the others are uniform."""
 
     batch_size: int = 8
-    steps: int = 400
-    increment_steps: int = 400
+    steps: int = 800
+    increment_steps: int = 800
     lr: float = 4e-4
     increment_lr: float = 4e-4
     beta1: float = 0.9
@@ -104,7 +109,7 @@ class TrainingConfig:
     warmup: int = 50
     decay: float = 0.5
     perturb_share: float = 0.5
-    timestep_focus: float = 0.5
+    timestep_focus: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -124,14 +129,14 @@ class ContinualConfig:
 class ScoringConfig:
     """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "efficientnet_lite0", "autoencoder" (the autoencoder's own
     features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
-    256 pixels image size. ``window``: side, in the same pixels, of the window whose mean is an image's score where it
-    is greatest; 1 gives the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
+    256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's
+    score; 0 gives the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
     ``noise_seeds``: reconstructions averaged. ``calibration_images``: normal images of each class."""
 
     backbone: str = "auto"
     layers: tuple[int, ...] = (0, 1, 2)
     sigma: float = 5.0
-    window: int = 32
+    top: float = 0.1
     calibrate: bool = True
     calibration_images: int = 16
     noise_seeds: int = 1
@@ -174,6 +179,7 @@ class Config:
             "num_train_timesteps": diffusion.num_train_timesteps,
             "beta_start": diffusion.beta_start,
             "beta_end": diffusion.beta_end,
+            "zero_terminal_snr": diffusion.zero_terminal_snr,
             "focus": self.training.timestep_focus,
             "focus_low": self._lowest_sampled_timestep(),
             "unet": {
@@ -200,11 +206,12 @@ class Config:
         }
 
     def _lowest_sampled_timestep(self) -> int:
-        # The sampler's timesteps are 1 + i T / steps, from the last down; half a stride below the last one used.
+        # The sampler visits every T / steps-th timestep from the last down; half a stride below the last one used.
         d = self.diffusion
         stride = d.num_train_timesteps // d.steps
         last = d.steps - d.skip - d.stop if d.stop else 0
-        return max(0, last * stride - stride // 2)
+        offset = stride - 1 if d.zero_terminal_snr else 1
+        return max(0, last * stride + offset - stride // 2)
 
     def optimizer(self) -> dict[str, Any]:
         """The optimiser's configuration as the core takes it."""
@@ -320,6 +327,8 @@ def _check(config: Config) -> None:
 
     choice("autoencoder.kind", config.autoencoder.kind, "tiny", "dct", "vae")
     choice("diffusion.prediction", config.diffusion.prediction, "epsilon", "v")
+    if config.diffusion.zero_terminal_snr and config.diffusion.prediction == "epsilon":
+        raise ValueError("diffusion.zero_terminal_snr wants diffusion.prediction 'v': noise alone tells nothing of x0")
     choice("amn.target", config.amn.target, "as_written", "normalized")
     choice("continual.strategy", config.continual.strategy, "cdad", "finetune")
     choice("continual.method", config.continual.method, "exact", "isvd")
@@ -336,7 +345,6 @@ def _check(config: Config) -> None:
         ("training.increment_steps", config.training.increment_steps),
         ("scoring.batch_size", config.scoring.batch_size),
         ("scoring.noise_seeds", config.scoring.noise_seeds),
-        ("scoring.window", config.scoring.window),
         ("continual.images", config.continual.images),
     ):
         if value < 1:
@@ -345,6 +353,8 @@ def _check(config: Config) -> None:
         raise ValueError(f"diffusion.skip is {config.diffusion.skip} of {config.diffusion.steps} steps")
     if not 0 <= config.diffusion.stop <= config.diffusion.steps - config.diffusion.skip:
         raise ValueError(f"diffusion.stop is {config.diffusion.stop} of {config.diffusion.steps} steps")
+    if not 0 <= config.scoring.top <= 1:
+        raise ValueError(f"scoring.top is {config.scoring.top}; 0 <= top <= 1 is wanted")
     if config.seed < 0:
         raise ValueError(f"seed is {config.seed}; at least 0 is wanted")
 
@@ -387,7 +397,7 @@ _SD15 = Config(
         context_length=77,
     ),
     amn=AMNConfig(n_layers=8, dim_feedforward=1025, keep_variance=False, target="as_written"),
-    diffusion=DiffusionConfig(prediction="epsilon", stop=0),
+    diffusion=DiffusionConfig(prediction="epsilon", zero_terminal_snr=False, stop=0),
     training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0, timestep_focus=0.0),
 )
 
@@ -405,12 +415,14 @@ PAPER_RECIPE: dict[str, Any] = {
     "amn.target": "as_written",
     "amn.keep_variance": False,
     "diffusion.prediction": "epsilon",
+    "diffusion.zero_terminal_snr": False,
     "diffusion.stop": 0,
+    "diffusion.mirrored": False,
     "training.timestep_focus": 0.0,
     "continual.method": "isvd",
     "continual.projection": "gradient",
     "scoring.calibrate": False,
-    "scoring.window": 1,
+    "scoring.top": 0.0,
 }
 
 

@@ -288,7 +288,7 @@ class ContinualModel:
             maps.append(score_maps(distances, self._calibration(class_name), self.config.scoring, size))
             reconstructions.append(drawn)
         joined = np.concatenate(maps)
-        scores = image_scores(joined, self.config.scoring, size)
+        scores = image_scores(joined, self.config.scoring)
         return Prediction(scores, joined, np.concatenate(reconstructions))
 
     def _calibration(self, class_name: str | None) -> Calibration | None:
@@ -305,8 +305,13 @@ class ContinualModel:
         weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
 
         def run(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-            start = self._sampler.start(z, streams, self.config.seed, steps=d.steps, skip=d.skip)
-            return self._sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=d.stop, weights=weights)
+            how = {"steps": d.steps, "skip": d.skip}
+            start = self._sampler.start(z, streams, self.config.seed, **how)
+            drawn = self._sampler.denoise(x, start, **how, stop=d.stop, weights=weights)
+            if d.stop == 0 or not d.mirrored:
+                return drawn
+            noise = self._sampler.start(np.zeros_like(z), streams, self.config.seed, **how)
+            return 0.5 * (drawn + self._sampler.denoise(x, start - 2 * noise, **how, stop=d.stop, weights=weights))
 
         return run_in_batches(run, batch, latents, images)
 

@@ -51,6 +51,7 @@ def config() -> dict:
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
+        "zero_terminal_snr": False,
         "focus": 0.0,
         "focus_low": 0,
         "unet": {

@@ -54,15 +54,13 @@ def test_a_pool_of_one_calibration_is_itself(distances):
     assert np.array_equal(again.layers, one.layers) and np.array_equal(again.mean, one.mean)
 
 
-def test_an_image_s_score_is_its_greatest_window(distances):
+def test_an_image_s_score_is_the_mean_of_its_highest_pixels(distances):
     maps = distances[..., 0]
-    assert np.array_equal(image_scores(maps, config(window=1), 256), maps.max((1, 2)))
-    side = 5
-    windows = np.lib.stride_tricks.sliding_window_view(maps, (side, side), axis=(1, 2)).mean((-1, -2))
-    scores = image_scores(maps, config(window=40), 32)  # 40 pixels at 256 are 5 at 32
-    assert np.all(scores >= windows.max((1, 2)) * (1 - 1e-5))  # windows over the border are mirrored, more of them
+    ordered = np.sort(maps.reshape(3, -1), axis=1)
+    assert np.array_equal(image_scores(maps, config(top=0.0)), maps.max((1, 2)))
+    assert np.allclose(image_scores(maps, config(top=0.1)), ordered[:, -102:].mean(1))
+    assert np.allclose(image_scores(maps, config(top=1.0)), maps.mean((1, 2)))
     speck, blob = np.zeros((2, 1, 32, 32), np.float32)
     speck[0, 5, 5], blob[0, 10:20, 10:20] = 2.0, 1.0
-    assert image_scores(speck, config(window=1), 32) > image_scores(blob, config(window=1), 32)
-    assert image_scores(speck, config(window=40), 32) < image_scores(blob, config(window=40), 32)
-    assert image_scores(blob, config(window=40), 32) == pytest.approx(1.0)
+    assert image_scores(speck, config(top=0.0)) > image_scores(blob, config(top=0.0))
+    assert image_scores(speck, config(top=0.1)) < image_scores(blob, config(top=0.1))

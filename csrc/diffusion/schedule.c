@@ -3,7 +3,8 @@
 
 #include <math.h>
 
-cdad_status cdad_schedule_init(cdad_schedule *s, int64_t n, double beta_start, double beta_end, cdad_error *err) {
+cdad_status cdad_schedule_init(cdad_schedule *s, int64_t n, double beta_start, double beta_end,
+                               int zero_terminal_snr, cdad_error *err) {
     CDAD_FAIL_IF(n < 2 || n > CDAD_MAX_TIMESTEPS, err, CDAD_INVALID, "%lld training timesteps; 2 to %d are possible",
                  (long long)n, CDAD_MAX_TIMESTEPS);
     CDAD_FAIL_IF(!(beta_start > 0 && beta_start <= beta_end && beta_end < 1), err, CDAD_INVALID,
@@ -15,6 +16,14 @@ cdad_status cdad_schedule_init(cdad_schedule *s, int64_t n, double beta_start, d
         product *= 1.0 - root * root;
         s->alphas_cumprod[t] = product;
     }
+    s->zero_terminal_snr = zero_terminal_snr;
+    if (zero_terminal_snr) {
+        const double first = sqrt(s->alphas_cumprod[0]), last = sqrt(product), scale = first / (first - last);
+        for (int64_t t = 0; t < n; t++) {
+            const double root = (sqrt(s->alphas_cumprod[t]) - last) * scale;
+            s->alphas_cumprod[t] = root * root;
+        }
+    }
     return CDAD_OK;
 }
 
@@ -23,6 +32,7 @@ cdad_status cdad_ddim_timesteps(const cdad_schedule *s, int64_t n, int64_t *time
                  "%lld sampling steps; 1 to %lld are possible", (long long)n,
                  (long long)s->num_train_timesteps - 1);
     for (int64_t i = 0; i < n; i++)
-        timesteps[i] = i * (s->num_train_timesteps / n) + 1;
+        timesteps[i] = s->zero_terminal_snr ? (i + 1) * s->num_train_timesteps / n - 1
+                                            : i * (s->num_train_timesteps / n) + 1;
     return CDAD_OK;
 }

@@ -163,6 +163,7 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     int status = -1, prediction, target;
     int64_t num_train_timesteps;
     double beta_start, beta_end;
+    int zero_terminal_snr;
     memset(c, 0, sizeof *c);
     const field fields[] = {
         {"image_size", FIELD_PAIR, &c->image_h, &c->image_w, 1},
@@ -173,6 +174,7 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
         {"num_train_timesteps", FIELD_INT, &num_train_timesteps, NULL, 2},
         {"beta_start", FIELD_FLOAT, &beta_start, NULL, 0},
         {"beta_end", FIELD_FLOAT, &beta_end, NULL, 0},
+        {"zero_terminal_snr", FIELD_BOOL, &zero_terminal_snr, NULL, 0},
         {"focus", FIELD_FLOAT, &c->focus, NULL, 0},
         {"focus_low", FIELD_INT, &c->focus_low, NULL, 0},
     };
@@ -194,8 +196,13 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     c->prediction = (cdad_prediction_type)prediction;
     c->amn_target = (cdad_amn_target)target;
     cdad_error err = {0};
-    if (cdad_schedule_init(&c->schedule, num_train_timesteps, beta_start, beta_end, &err) != CDAD_OK) {
+    if (cdad_schedule_init(&c->schedule, num_train_timesteps, beta_start, beta_end, zero_terminal_snr, &err) !=
+        CDAD_OK) {
         cdad_py_raise(&err);
+        goto done;
+    }
+    if (zero_terminal_snr && c->prediction == CDAD_PREDICT_EPSILON) {
+        PyErr_SetString(PyExc_ValueError, "zero_terminal_snr wants v-prediction: noise alone tells nothing of x0");
         goto done;
     }
     if (!(c->focus >= 0 && c->focus <= 1) || c->focus_low >= num_train_timesteps) {

@@ -24,8 +24,30 @@ static cdad_denoiser_config small_config(void) {
         .prediction = CDAD_PREDICT_V,
         .amn_target = CDAD_AMN_NORMALIZED,
     };
-    CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, err));
+    CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, 1, err));
     return c;
+}
+
+static void test_schedules(void) {
+    cdad_schedule plain, zero;
+    int64_t t[10];
+    CHECK_OK(cdad_schedule_init(&plain, 1000, 0.00085, 0.012, 0, err));
+    CHECK(fabs(plain.alphas_cumprod[999] - 0.0047) < 1e-4, "alpha_bar_T %g", plain.alphas_cumprod[999]);
+    CHECK_OK(cdad_ddim_timesteps(&plain, 10, t, err));
+    CHECK(t[0] == 1 && t[1] == 101 && t[9] == 901, "timesteps %d .. %d", (int)t[0], (int)t[9]);
+
+    CHECK_OK(cdad_schedule_init(&zero, 1000, 0.00085, 0.012, 1, err));
+    CHECK(zero.alphas_cumprod[999] == 0.0, "alpha_bar_T %g", zero.alphas_cumprod[999]);
+    CHECK(fabs(zero.alphas_cumprod[0] - plain.alphas_cumprod[0]) < 1e-12, "alpha_bar_0 %g", zero.alphas_cumprod[0]);
+    for (int i = 1; i < 1000; i++)
+        CHECK(zero.alphas_cumprod[i] < zero.alphas_cumprod[i - 1] && zero.alphas_cumprod[i] < plain.alphas_cumprod[i],
+              "alpha_bar_%d %g", i, zero.alphas_cumprod[i]);
+    CHECK_OK(cdad_ddim_timesteps(&zero, 10, t, err));
+    CHECK(t[0] == 99 && t[1] == 199 && t[9] == 999, "timesteps %d .. %d", (int)t[0], (int)t[9]);
+    CHECK_OK(cdad_ddim_timesteps(&zero, 7, t, err));
+    CHECK(t[6] == 999, "the last of 7 timesteps is %d", (int)t[6]);
+    CHECK_FAILS(CDAD_INVALID, "sampling steps", cdad_ddim_timesteps(&zero, 1000, t, err));
+    CHECK_FAILS(CDAD_INVALID, "betas", cdad_schedule_init(&zero, 1000, 0.012, 0.00085, 1, err));
 }
 
 static const cdad_optimizer_config adamw = {
@@ -172,11 +194,13 @@ static void test_failing_steps(const cdad_denoiser_config *c, const cdad_context
 int cdad_test_training(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
+    test_schedules();
     cdad_denoiser_config c = small_config();
     test_plan(&c, &ctx, &other);
     test_failing_steps(&c, &ctx, &other);
     c.unet.context_dim = 0;
     c.prediction = CDAD_PREDICT_EPSILON;
+    CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, 0, err));
     c.amn_target = CDAD_AMN_AS_WRITTEN;
     test_plan(&c, &ctx, &other);
     cdad_pool_free(other.pool);
