@@ -70,11 +70,11 @@ class DiffusionConfig:
     """Noise schedule, prediction type and sampler.
 
     ``zero_terminal_snr``: the last timestep is noise alone, and sampling starts there (Lin et al. 2024); without it x0
-    as predicted from that timestep carries a tenth of the noise. ``skip``: noisiest sampling steps to leave out. ``stop``: run so many steps and take the x0 predicted there; 0 runs
-    all, as the paper does. A model trained from scratch draws a cleaner normal image in one step (its posterior mean)
-    than in ten, at a tenth of the cost: benchmarks/RESULTS.md. ``mirrored``: where ``stop`` is not 0, take the mean of
-    what is predicted from a noise and from its negative (antithetic variates): what the network lets through of its
-    input noise cancels to first order.
+    as predicted from that timestep carries a tenth of the noise. ``skip``: noisiest sampling steps to leave out.
+    ``stop``: run so many steps and take the x0 predicted there; 0 runs all, as the paper does. A model trained from
+    scratch draws a cleaner normal image in one step (its posterior mean) than in ten, at a tenth of the cost:
+    benchmarks/RESULTS.md. ``mirrored``: where ``stop`` is not 0, take the mean of what is predicted from a noise and
+    from its negative (antithetic variates): what the network lets through of its input noise cancels to first order.
     """
 
     prediction: str = "v"
@@ -129,9 +129,9 @@ class ContinualConfig:
 class ScoringConfig:
     """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "efficientnet_lite0", "autoencoder" (the autoencoder's own
     features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
-    256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's
-    score; 0 gives the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
-    ``noise_seeds``: reconstructions averaged. ``calibration_images``: normal images of each class."""
+    256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's score; 0 gives
+    the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
+    ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class."""
 
     backbone: str = "auto"
     layers: tuple[int, ...] = (0, 1, 2)

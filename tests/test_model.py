@@ -47,6 +47,17 @@ def test_a_model_that_ignores_its_condition_is_noticed(products, quick_config, c
     assert "ignores its condition" not in caplog.text
 
 
+def test_mirrored_noise_cancels_what_the_network_lets_through(first_checkpoint, quick_config, images):
+    def spread(mirrored: bool) -> float:
+        draws = []
+        for seed in (1, 2):
+            config = quick_config.updated({"seed": seed, "diffusion.mirrored": mirrored})
+            draws.append(ContinualModel.load(first_checkpoint, config).predict(images).reconstructions)
+        return float(np.abs(draws[0] - draws[1]).mean())
+
+    assert spread(True) < 0.5 * spread(False)
+
+
 def test_prediction_has_the_shapes_it_says(first, images):
     prediction = first.predict(images)
     assert prediction.scores.shape == (8,) and prediction.maps.shape == (8, 64, 64)
