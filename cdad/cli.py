@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, demo, info."""
+"""The command line: cdad train, eval, predict, demo, profile, info."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,8 +18,9 @@ from .config import PAPER_RECIPE, PRESETS, Config, preset
 from .data import PRODUCTS, open_dataset, write_dataset
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
+from .profile import profile_prediction, profile_training
 from .protocols import PROTOCOLS, protocol
-from .results import compare_summaries, format_table
+from .results import compare_summaries, format_table, write_atomically
 from .run import CHECKPOINT, read_config, run_protocol
 
 
@@ -89,6 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Learn synthetic products, and compare CDAD with plain fine-tuning.")
     demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures")
     demo.add_argument("--quick", action="store_true", help="a minute's version that shows the plumbing only")
+
+    profile = command("profile", _profile, "Show where a prediction's or a training step's time and memory go.")
+    profile.add_argument("--preset", default="small", choices=list(PRESETS))
+    profile.add_argument("--config", help="a TOML file instead of a preset")
+    profile.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.batch_size=1")
+    profile.add_argument("--train", action="store_true", help="a training step, not a prediction")
+    profile.add_argument("--repeats", type=int, default=5, help="runs whose medians are shown")
+    profile.add_argument("--rows", type=int, default=15, help="nodes to show, the slowest first")
+    profile.add_argument("--trace", help="write the last run for chrome://tracing or Perfetto")
+    profile.add_argument("--json", help="write the rates beside NumPy's matrix product as records")
+    profile.set_defaults(resume=False, recipe="default", strategy=None, seed=None)
 
     command("info", _info, "Print the version, the build and the presets.")
     return parser
@@ -218,6 +231,41 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(format_table(compare_summaries(summaries), title="A-: mean after the last task; FM: forgetting"))
     last = out / "cdad" / "sheets" / f"after{len(chosen.tasks) - 1}"
     print(f"\nHeat maps, a sheet a product: {last}{os.sep}*.png")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    run = profile_training if arguments.train else profile_prediction
+    result = run(config, repeats=arguments.repeats)
+    rows = [cost.row(result.seconds, result.peak) for cost in result.ops]
+    known = sum(cost.seconds for cost in result.ops)
+    rows.append({"op": "(between nodes)", "ms": 1e3 * (result.seconds - known), "share %": 100 * (1 - known / result.seconds)})
+    what = "training step" if arguments.train else "prediction of a batch"
+    print(format_table(rows, digits=1, title=f"{config.preset}: a {what}, {1e3 * result.seconds:.1f} ms, {_core.get_threads()} threads"))
+    nodes = [cost.row(result.seconds, result.peak) for cost in result.nodes[: arguments.rows]]
+    print(format_table(nodes, digits=1, title="\nThe slowest nodes, as op, output's shape, weight:"))
+    planned = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in result.planned.items())
+    print(f"\npeak: {result.peak / 1e9:.0f} GFLOP/s by NumPy's matrix product")
+    print(f"memory in MiB: planned {planned}; the process grew by {result.measured / 2**20:.1f}")
+    if arguments.trace:
+        result.write_trace(arguments.trace)
+    if arguments.json:
+        kind = "train" if arguments.train else "predict"
+        records = [
+            {
+                "name": f"profile_{config.preset}_{kind}_{cost.name}",
+                "value": cost.flops / cost.seconds / 1e9,
+                "unit": "GFLOP/s",
+                "peer": "NumPy's matrix product",
+                "peer_value": result.peak / 1e9,
+                "ratio": cost.flops / cost.seconds / result.peak,
+                "command": shlex.join(["cdad", *sys.argv[1:]]),
+            }
+            for cost in result.ops
+            if cost.flops and cost.seconds
+        ]
+        write_atomically(arguments.json, (json.dumps(records, indent=1) + "\n").encode())
     return 0
 
 

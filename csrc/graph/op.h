@@ -80,6 +80,9 @@ typedef struct cdad_op {
     cdad_status (*grad)(struct cdad_graph *graph, const struct cdad_node *node, const cdad_value *dout,
                         const unsigned char *want, cdad_value *din, cdad_error *err);
 
+    /* Floating-point operations of its products; NULL: none that count. */
+    double (*flops)(const cdad_infer *args);
+
     /* Bytes of scratch for these shapes and so many threads; NULL: none. */
     int64_t (*scratch)(const cdad_infer *args, const struct cdad_kernels *kernels, int threads);
 

@@ -1,9 +1,9 @@
 /* Planning by lifetimes, and execution. */
 #include "graph/program.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/memory.h"
 
@@ -277,10 +277,28 @@ cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn,
     return CDAD_OK;
 }
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+/* Adds what a node did to the context's profile. */
+static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad_context *ctx, const cdad_call *call,
+                          double start, cdad_error *err) {
+    cdad_event event = {.op = node->op->name, .start = start, .seconds = cdad_clock() - start};
+    cdad_shape out[CDAD_MAX_OUTPUTS];
+    int64_t elements = 0;
+    for (int i = 0; i < node->n_in; i++) {
+        const cdad_value_info *info = node->in[i] == CDAD_NONE ? NULL : &g->values[node->in[i]];
+        elements += info ? cdad_shape_count(&info->shape) : 0;
+        if (info && info->kind == CDAD_VALUE_PARAM && !event.name[0])
+            snprintf(event.name, sizeof event.name, "%s", info->name);
+    }
+    for (int j = 0; j < node->op->n_out; j++) {
+        out[j] = call->out_shape[j];
+        elements += cdad_shape_count(&out[j]);
+    }
+    event.bytes = elements * (int64_t)sizeof(float);
+    cdad_shape_text(&out[0], event.shape);
+    if (node->op->flops)
+        event.flops = node->op->flops(
+            &(cdad_infer){.n_in = call->n_in, .in = call->in_shape, .attr = call->attr, .out = out});
+    return cdad_profile_add(ctx->profile, &event, err);
 }
 
 static cdad_status run_step(cdad_program *p, const step *s, const cdad_context *ctx, cdad_error *err) {
@@ -307,7 +325,11 @@ static cdad_status run_step(cdad_program *p, const step *s, const cdad_context *
                             .out_shape = out_shape,
                             .attr = node->attr,
                             .scratch = p->scratch};
-    return node->op->run(ctx, &call, err);
+    if (!ctx->profile || node->op->flags & CDAD_OP_VIEW)
+        return node->op->run(ctx, &call, err);
+    const double start = cdad_clock();
+    CDAD_TRY(node->op->run(ctx, &call, err));
+    return record(g, node, ctx, &call, start, err);
 }
 
 cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
@@ -320,12 +342,12 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
     }
     CDAD_TRY(plan_scratch(p, ctx, err));
     resolve(p);
-    double polled = seconds();
+    double polled = cdad_clock();
     for (int64_t t = 0; t < p->n_steps; t++) {
         CDAD_TRY(run_step(p, &p->steps[t], ctx, err));
         if (!ctx->poll)
             continue;
-        const double now = seconds();
+        const double now = cdad_clock();
         if (now - polled < POLL_SECONDS)
             continue;
         polled = now;

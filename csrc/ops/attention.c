@@ -89,6 +89,12 @@ static cdad_status run_attention(const cdad_context *ctx, const cdad_call *call,
     return CDAD_OK;
 }
 
+/* Scores and their product with v: two products, every query with every key, masked or not. */
+static double products(const cdad_shape *q, const cdad_shape *k) {
+    return 2.0 * (double)cdad_shape_count(q) * (double)k->dim[1];
+}
+static double flops_attention(const cdad_infer *args) { return 2.0 * products(&args->in[0], &args->in[1]); }
+
 const cdad_op cdad_op_attention = {
     .name = "attention",
     .min_in = 3,
@@ -98,6 +104,7 @@ const cdad_op cdad_op_attention = {
     .infer = infer_attention,
     .grad = grad_attention,
     .scratch = scratch_attention,
+    .flops = flops_attention,
     .run = run_attention,
 };
 
@@ -127,6 +134,9 @@ static cdad_status run_grad(const cdad_context *ctx, const cdad_call *call, cdad
     return CDAD_OK;
 }
 
+/* The scores again, and the gradients of scores, q, k and v. */
+static double flops_grad(const cdad_infer *args) { return 5.0 * products(&args->in[1], &args->in[2]); }
+
 const cdad_op cdad_op_attention_grad = {
     .name = "attention_grad",
     .min_in = 6,
@@ -136,5 +146,6 @@ const cdad_op cdad_op_attention_grad = {
     .attrs = attention_attrs,
     .infer = infer_grad,
     .scratch = scratch_grad,
+    .flops = flops_grad,
     .run = run_grad,
 };

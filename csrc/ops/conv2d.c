@@ -111,6 +111,7 @@ const cdad_op cdad_op_conv2d = {
     .infer = infer_conv2d,
     .grad = grad_conv2d,
     .scratch = scratch_conv2d,
+    .flops = cdad_flops_forward,
     .run = run_conv2d,
 };
 
@@ -177,6 +178,7 @@ const cdad_op cdad_op_conv2d_grad_input = {
     .attrs = grad_input_attrs,
     .infer = infer_grad_input,
     .scratch = scratch_grad_input,
+    .flops = cdad_flops_grad_input,
     .run = run_grad_input,
 };
 
@@ -227,5 +229,6 @@ const cdad_op cdad_op_conv2d_grad_weight = {
     .attrs = grad_weight_attrs,
     .infer = infer_grad_weight,
     .scratch = scratch_grad_weight,
+    .flops = cdad_flops_grad_weight,
     .run = run_grad_weight,
 };

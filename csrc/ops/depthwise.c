@@ -72,6 +72,7 @@ const cdad_op cdad_op_depthwise_conv2d = {
     .attrs = depthwise_attrs,
     .infer = infer_depthwise,
     .grad = grad_depthwise,
+    .flops = cdad_flops_forward,
     .run = run_depthwise,
 };
 
@@ -109,6 +110,7 @@ const cdad_op cdad_op_depthwise_conv2d_grad_input = {
     .flags = CDAD_OP_NO_GRAD,
     .attrs = grad_input_attrs,
     .infer = infer_grad_input,
+    .flops = cdad_flops_grad_input,
     .run = run_grad_input,
 };
 
@@ -145,5 +147,6 @@ const cdad_op cdad_op_depthwise_conv2d_grad_weight = {
     .flags = CDAD_OP_NO_GRAD,
     .attrs = grad_weight_attrs,
     .infer = infer_grad_weight,
+    .flops = cdad_flops_grad_weight,
     .run = run_grad_weight,
 };

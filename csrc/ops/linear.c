@@ -50,6 +50,7 @@ const cdad_op cdad_op_linear = {
     .infer = infer_linear,
     .grad = grad_linear,
     .scratch = scratch_linear,
+    .flops = cdad_flops_forward,
     .run = run_linear,
 };
 
@@ -87,6 +88,7 @@ const cdad_op cdad_op_linear_grad_input = {
     .flags = CDAD_OP_NO_GRAD,
     .infer = infer_grad_input,
     .scratch = scratch_grad_input,
+    .flops = cdad_flops_grad_input,
     .run = run_grad_input,
 };
 
@@ -123,5 +125,6 @@ const cdad_op cdad_op_linear_grad_weight = {
     .flags = CDAD_OP_NO_GRAD,
     .infer = infer_grad_weight,
     .scratch = scratch_grad_weight,
+    .flops = cdad_flops_grad_weight,
     .run = run_grad_weight,
 };

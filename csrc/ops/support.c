@@ -85,3 +85,11 @@ cdad_broadcast cdad_broadcast_of(const cdad_shape *part, const cdad_shape *full)
     }
     return bc;
 }
+
+static double meet(const cdad_shape *rows, const cdad_shape *weight) {
+    return 2.0 * (double)cdad_shape_rows(rows) * (double)cdad_shape_count(weight);
+}
+
+double cdad_flops_forward(const cdad_infer *args) { return meet(&args->out[0], &args->in[1]); }
+double cdad_flops_grad_input(const cdad_infer *args) { return meet(&args->in[0], &args->in[1]); }
+double cdad_flops_grad_weight(const cdad_infer *args) { return meet(&args->in[0], &args->out[0]); }

@@ -57,6 +57,12 @@ cdad_broadcast cdad_broadcast_of(const cdad_shape *part, const cdad_shape *full)
 static inline int64_t cdad_shape_rows(const cdad_shape *s) { return cdad_shape_span(s, 0, s->ndim - 1); }
 static inline int64_t cdad_shape_last(const cdad_shape *s) { return s->dim[s->ndim - 1]; }
 
+/* Operations of a linear map: every row of its larger side meets every element of its weight. Of y = f(x, w), of
+ * dx = f(dy, w), and of dw = f(dy, x). */
+double cdad_flops_forward(const cdad_infer *args);
+double cdad_flops_grad_input(const cdad_infer *args);
+double cdad_flops_grad_weight(const cdad_infer *args);
+
 /* A dense matrix with rows of `width` floats, and its transpose. */
 static inline cdad_mat cdad_mat_rows(const float *data, int64_t width) {
     return (cdad_mat){.data = data, .rs = width, .cs = 1};

@@ -115,10 +115,26 @@ static void project(cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
         cdad_project(ctx, o->grads + p->offset, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
 }
 
+/* Adds the step to the profile: weight, gradient and both moments are read and written, projections are products. */
+static cdad_status record(const cdad_optimizer *o, const cdad_context *ctx, double start, cdad_error *err) {
+    cdad_event event = {.op = "optimizer", .start = start, .seconds = cdad_clock() - start};
+    for (int64_t i = 0; i < o->params->n; i++) {
+        const cdad_param *p = &o->params->items[i];
+        if (o->protection[i].frozen)
+            continue;
+        event.bytes += 8 * p->count * (int64_t)sizeof(float);
+        if (o->protection[i].basis)
+            event.flops += 4.0 * (double)p->count * (double)o->protection[i].rank *
+                           (o->config.projection == CDAD_PROJECT_UPDATE ? 2.0 : 1.0);
+    }
+    return cdad_profile_add(ctx->profile, &event, err);
+}
+
 cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, double *grad_norm,
                                 cdad_error *err) {
     const cdad_optimizer_config *c = &o->config;
     const cdad_kernels *k = ctx->kernels;
+    const double start = cdad_clock();
     CDAD_TRY(reserve_scratch(o, ctx, err));
     for (int64_t i = 0; i < o->params->n; i++)
         if (!o->protection[i].frozen)
@@ -151,5 +167,5 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     }
     if (o->ema)
         k->lerp_to(ctx, o->ema, o->params->values, o->params->total, (float)c->ema_decay);
-    return CDAD_OK;
+    return ctx->profile ? record(o, ctx, start, err) : CDAD_OK;
 }

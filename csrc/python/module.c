@@ -16,6 +16,7 @@
 static cdad_pool *pools[MAX_THREADS + 1];
 static int threads_now;
 static const cdad_kernels *kernels_now;
+static cdad_profile *profile;
 
 static int poll_signals(void *arg) {
     (void)arg;
@@ -26,7 +27,8 @@ static int poll_signals(void *arg) {
 }
 
 cdad_context cdad_py_context(void) {
-    return (cdad_context){.pool = pools[threads_now], .kernels = kernels_now, .poll = poll_signals};
+    return (cdad_context){.pool = pools[threads_now], .kernels = kernels_now, .poll = poll_signals,
+                          .profile = cdad_profile_is_on(profile) ? profile : NULL};
 }
 
 PyObject *cdad_py_raise(const cdad_error *err) {
@@ -235,6 +237,30 @@ static PyObject *random_normal(PyObject *module, PyObject *args) {
     return a;
 }
 
+static PyObject *profile_start(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    cdad_profile_switch(profile, 1);
+    Py_RETURN_NONE;
+}
+
+static PyObject *profile_stop(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    cdad_profile_switch(profile, 0);
+    PyObject *list = PyList_New(cdad_profile_count(profile));
+    for (int64_t i = 0; list && i < cdad_profile_count(profile); i++) {
+        const cdad_event *e = cdad_profile_at(profile, i);
+        PyObject *item =
+            Py_BuildValue("(sssdddL)", e->op, e->name, e->shape, e->start, e->seconds, e->flops, (long long)e->bytes);
+        if (!item)
+            Py_CLEAR(list);
+        else
+            PyList_SetItem(list, i, item);
+    }
+    return list;
+}
+
 static PyMethodDef methods[] = {
     {"set_threads", set_threads, METH_O, "set_threads(n, /)\n--\n\nThreads of later calls (1 to 256)."},
     {"get_threads", get_threads, METH_NOARGS, "get_threads()\n--\n\nThreads that calls use."},
@@ -243,6 +269,10 @@ static PyMethodDef methods[] = {
     {"build_info", build_info, METH_NOARGS,
      "build_info()\n--\n\nA dict: isa, isas, threads, blas, blas_core, compiler."},
     {"op_names", op_names, METH_NOARGS, "op_names()\n--\n\n(name, flags) of every op of the graph."},
+    {"profile_start", profile_start, METH_NOARGS,
+     "profile_start()\n--\n\nKeep an event for every node and optimiser step that runs from now on, in any thread."},
+    {"profile_stop", profile_stop, METH_NOARGS,
+     "profile_stop()\n--\n\nStop; the events as (op, weight, shape, start, seconds, flops, bytes)."},
     {"random_normal", random_normal, METH_VARARGS,
      "random_normal(shape, seed, stream, /)\n--\n\nStandard normal float32 values that depend on (seed, stream, "
      "index) only (Philox4x32-10)."},
@@ -250,6 +280,11 @@ static PyMethodDef methods[] = {
 
 static int init_context(void) {
     const char *isa = getenv("CDAD_CPU_ISA"), *threads = getenv("CDAD_NUM_THREADS");
+    cdad_error err = {0};
+    if (!profile && cdad_profile_new(&profile, &err) != CDAD_OK) {
+        cdad_py_raise(&err);
+        return -1;
+    }
     kernels_now = cdad_kernels_select(isa && *isa ? isa : NULL);
     if (!kernels_now) {
         PyErr_Format(PyExc_ImportError, "CDAD_CPU_ISA=%s: no such kernels here", isa);
@@ -264,7 +299,6 @@ static int init_context(void) {
             return -1;
         }
     }
-    cdad_error err = {0};
     threads_now = (int)(n > MAX_THREADS ? MAX_THREADS : n);
     if (!pools[threads_now] && cdad_pool_new(&pools[threads_now], threads_now, &err) != CDAD_OK) {
         cdad_py_raise(&err);
