@@ -22,8 +22,8 @@ static void gather_unfolded_row(float *dst, const float *image, const cdad_unfol
     for (int64_t r = 0; r < u->R; r++) {
         for (int64_t s = 0; s < u->S; s++, dst += u->C) {
             const int64_t y = p * u->stride + r - u->pad_t, x = q * u->stride + s - u->pad_l;
-            const int64_t row = y / u->up / u->dilate, col = x / u->up / u->dilate;
-            if (y < 0 || x < 0 || y % u->dilate || x % u->dilate || row >= u->H || col >= u->W)
+            const int64_t row = y / u->up, col = x / u->up;
+            if (y < 0 || x < 0 || row >= u->H || col >= u->W)
                 memset(dst, 0, (size_t)u->C * sizeof *dst);
             else
                 memcpy(dst, image + ((n * u->H + row) * u->W + col) * u->C, (size_t)u->C * sizeof *dst);

@@ -16,14 +16,13 @@
 #include "base/context.h"
 
 /* How the rows of an unfolded image are gathered: row (n, p, q), column (r, s, c) reads
- * x[n, (p*stride + r - pad_t) / up, (q*stride + s - pad_l) / up, c], zero outside of [0, H*up) x [0, W*up) or,
- * when dilate > 1 (backward-data of a strided convolution), where (p + r - pad_t) is no multiple of dilate:
- * then it reads row (p + r - pad_t) / dilate. At most one of stride, up, dilate differs from 1. */
+ * x[n, (p*stride + r - pad_t) / up, (q*stride + s - pad_l) / up, c], zero outside of [0, H*up) x [0, W*up). Pads may
+ * be negative; at most one of stride and up differs from 1. */
 typedef struct cdad_unfold {
     int64_t N, H, W, C; /* the image that is read */
     int64_t P, Q;       /* rows of the unfolded matrix: N*P*Q */
     int64_t R, S;       /* columns: R*S*C */
-    int64_t stride, pad_t, pad_l, up, dilate;
+    int64_t stride, pad_t, pad_l, up;
 } cdad_unfold;
 
 /* A matrix operand: element (i, j) is data[i*rs + j*cs], or, with `unfold`, the gathered image `data`. */

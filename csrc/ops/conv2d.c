@@ -1,8 +1,9 @@
 /* conv2d: x [N,H,W,C], w [O,R,S,C], b [O] -> y [N,P,Q,O] as one matrix product with the unfolded image.
  *
  * With upsample = 2 the image is enlarged (nearest) as it is unfolded. The gradient of the input is the
- * product of dy, unfolded with gaps between its pixels where the stride is above 1, and the kernel turned by
- * 180 degrees (Dumoulin & Visin 2016, section 4); of the weight, that of dy and the unfolded input. */
+ * product of dy, unfolded, and the kernel turned by 180 degrees (Dumoulin & Visin 2016, section 4). With a stride
+ * above 1 the pixels are done by their place in the stride: each kind meets only some of the kernel, and no zero
+ * between gradients is multiplied. The gradient of the weight is the product of dy and the unfolded input. */
 #include <string.h>
 
 #include "base/memory.h"
@@ -75,9 +76,10 @@ static cdad_status grad_conv2d(cdad_graph *g, const cdad_node *node, const cdad_
     return CDAD_OK;
 }
 
-/* The image as a factor: nothing to unfold for a 1x1 kernel. */
+/* The image as a factor: nothing to unfold for a 1x1 kernel that reads every pixel once. */
 static cdad_mat image_matrix(const float *x, const cdad_unfold *u) {
-    const int plain = u->R == 1 && u->S == 1 && u->stride == 1 && u->up == 1 && u->dilate == 1;
+    const int plain = u->R == 1 && u->S == 1 && u->stride == 1 && u->up == 1 && u->pad_t == 0 && u->pad_l == 0 &&
+                      u->P == u->H && u->Q == u->W;
     return plain ? cdad_mat_rows(x, u->C) : (cdad_mat){.data = x, .unfold = u};
 }
 
@@ -134,38 +136,96 @@ static cdad_status infer_grad_input(const cdad_infer *args, cdad_error *err) {
     return CDAD_OK;
 }
 
-static int is_1x1(const cdad_shape *w) { return w->dim[1] == 1 && w->dim[2] == 1; }
+/* Along one side: the pixels first, first + stride, ... (n of them), and the kernel's rows tap, tap + stride, ... (taps
+ * of them), which are all that reach these pixels. Among themselves they are a convolution of stride 1 with `pad`. */
+typedef struct phase {
+    int64_t first, n, tap, taps, pad;
+} phase;
 
-/* Scratch holds the turned weight [R,S,O,C] (a 1x1 kernel needs none), then what the product wants. */
+static phase phase_of(int64_t first, int64_t extent, int64_t kernel, int64_t stride, int64_t pad) {
+    phase p = {.first = first, .n = (extent - first + stride - 1) / stride, .tap = (first + pad) % stride};
+    p.taps = p.tap < kernel ? (kernel - p.tap + stride - 1) / stride : 0;
+    p.pad = p.taps - 1 - (first + pad - p.tap) / stride;
+    return p;
+}
+
+static phase phase_h(const cdad_attr *attr, const cdad_shape *w, int64_t first) {
+    return phase_of(first, attr[HEIGHT].i, w->dim[1], attr[CDAD_STRIDE].i, attr[CDAD_PAD_T].i);
+}
+static phase phase_w(const cdad_attr *attr, const cdad_shape *w, int64_t first) {
+    return phase_of(first, attr[WIDTH].i, w->dim[2], attr[CDAD_STRIDE].i, attr[CDAD_PAD_L].i);
+}
+
+/* Scratch holds the turned weight, then a phase's pixels (where there is more than one phase), then what the product
+ * wants. */
 static int64_t turned_bytes(const cdad_shape *w) {
-    return is_1x1(w) ? 0 : cdad_align_up(cdad_shape_count(w) * (int64_t)sizeof(float));
+    return cdad_align_up(cdad_shape_count(w) * (int64_t)sizeof(float));
+}
+
+static int64_t phase_bytes(const cdad_shape *dy, const cdad_shape *w, const cdad_attr *attr) {
+    if (attr[CDAD_STRIDE].i == 1)
+        return 0;
+    const int64_t rows = dy->dim[0] * phase_h(attr, w, 0).n * phase_w(attr, w, 0).n;
+    return cdad_align_up(rows * w->dim[3] * (int64_t)sizeof(float));
 }
 
 static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
-    const cdad_shape *w = &args->in[1];
-    return turned_bytes(w) + kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[3],
-                                                   cdad_shape_span(w, 0, 3), threads);
+    const cdad_shape *dy = &args->in[0], *w = &args->in[1];
+    const int64_t stride = args->attr[CDAD_STRIDE].i;
+    int64_t most = 0;
+    for (int64_t a = 0; a < stride; a++)
+        for (int64_t b = 0; b < stride; b++) {
+            const phase h = phase_h(args->attr, w, a), v = phase_w(args->attr, w, b);
+            const int64_t bytes = kernels->gemm_scratch(dy->dim[0] * h.n * v.n, w->dim[3],
+                                                        h.taps * v.taps * w->dim[0], threads);
+            most = bytes > most ? bytes : most;
+        }
+    return turned_bytes(w) + phase_bytes(dy, w, args->attr) + most;
+}
+
+/* w [O,R,S,C] -> the phase's part of it, turned by 180 degrees: [h.taps,v.taps,O,C]. */
+static const float *turned_weight(const cdad_context *ctx, const cdad_call *call, phase h, phase v) {
+    const cdad_shape *w = &call->in_shape[1];
+    const int64_t O = w->dim[0], R = w->dim[1], S = w->dim[2], C = w->dim[3], stride = call->attr[CDAD_STRIDE].i;
+    float *to = call->scratch;
+    if (R * S == 1)
+        return call->in[1];
+    for (int64_t k = h.taps - 1; k >= 0; k--)
+        for (int64_t l = v.taps - 1; l >= 0; l--, to += O * C) {
+            const int64_t tap = (h.tap + k * stride) * S + v.tap + l * stride;
+            ctx->kernels->copy_columns(ctx, to, C, call->in[1] + tap * C, R * S * C, O, C);
+        }
+    return call->scratch;
+}
+
+static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, phase v) {
+    const cdad_shape *dy = &call->in_shape[0], *w = &call->in_shape[1];
+    const int64_t N = dy->dim[0], O = w->dim[0], C = w->dim[3], stride = call->attr[CDAD_STRIDE].i;
+    const int64_t H = call->attr[HEIGHT].i, W = call->attr[WIDTH].i;
+    char *pixels = (char *)call->scratch + turned_bytes(w);
+    float *dx = stride == 1 ? call->out[0] : (float *)pixels;
+    const cdad_unfold u = {.N = N, .H = dy->dim[1], .W = dy->dim[2], .C = O, .P = h.n, .Q = v.n, .R = h.taps,
+                           .S = v.taps, .stride = 1, .pad_t = h.pad, .pad_l = v.pad, .up = 1};
+    if (h.taps * v.taps == 0)
+        memset(dx, 0, (size_t)(N * h.n * v.n * C) * sizeof *dx);
+    else
+        ctx->kernels->gemm(ctx, N * h.n * v.n, C, h.taps * v.taps * O, image_matrix(call->in[0], &u),
+                           cdad_mat_rows(turned_weight(ctx, call, h, v), C), dx, C, NULL, 0,
+                           pixels + phase_bytes(dy, w, call->attr));
+    for (int64_t row = 0; stride > 1 && row < N * h.n; row++) {
+        const int64_t y = row / h.n * H + h.first + row % h.n * stride;
+        ctx->kernels->copy_columns(ctx, call->out[0] + (y * W + v.first) * C, stride * C, dx + row * v.n * C, C, v.n, C);
+    }
 }
 
 static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
-    const cdad_shape *w = &call->in_shape[1];
-    const int64_t O = w->dim[0], R = w->dim[1], S = w->dim[2], C = w->dim[3];
-    const float *turned = call->in[1];
-    if (!is_1x1(w)) {
-        float *to = call->scratch;
-        for (int64_t tap = R * S - 1; tap >= 0; tap--, to += O * C)
-            ctx->kernels->copy_columns(ctx, to, C, call->in[1] + tap * C, R * S * C, O, C);
-        turned = call->scratch;
-    }
-    cdad_unfold u = cdad_window_unfold(call->attr, &call->in_shape[0], &call->out_shape[0], R, S, 1);
-    u.pad_t = R - 1 - u.pad_t;
-    u.pad_l = S - 1 - u.pad_l;
-    u.dilate = u.stride;
-    u.stride = 1;
-    ctx->kernels->gemm(ctx, cdad_shape_rows(&call->out_shape[0]), C, R * S * O, image_matrix(call->in[0], &u),
-                       cdad_mat_rows(turned, C), call->out[0], C, NULL, 0,
-                       (char *)call->scratch + turned_bytes(w));
+    for (int64_t a = 0; a < call->attr[CDAD_STRIDE].i; a++)
+        for (int64_t b = 0; b < call->attr[CDAD_STRIDE].i; b++) {
+            const phase h = phase_h(call->attr, &call->in_shape[1], a), v = phase_w(call->attr, &call->in_shape[1], b);
+            if (h.n * v.n > 0)
+                run_phase(ctx, call, h, v);
+        }
     return CDAD_OK;
 }
 

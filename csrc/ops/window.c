@@ -35,6 +35,5 @@ cdad_unfold cdad_window_unfold(const cdad_attr *attr, const cdad_shape *x, const
                          .stride = attr[CDAD_STRIDE].i,
                          .pad_t = attr[CDAD_PAD_T].i,
                          .pad_l = attr[CDAD_PAD_L].i,
-                         .up = up,
-                         .dilate = 1};
+                         .up = up};
 }

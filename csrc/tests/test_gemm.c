@@ -26,10 +26,10 @@ static float unfolded(const cdad_unfold *u, const float *x, int64_t pixel, int64
     int64_t n = pixel / (u->P * u->Q), p = pixel / u->Q % u->P, q = pixel % u->Q;
     int64_t r = column / (u->S * u->C), s = column / u->C % u->S, c = column % u->C;
     int64_t h = p * u->stride + r - u->pad_t, w = q * u->stride + s - u->pad_l;
-    if (h < 0 || w < 0 || h % u->dilate || w % u->dilate)
+    if (h < 0 || w < 0)
         return 0.0f;
-    h = h / u->up / u->dilate;
-    w = w / u->up / u->dilate;
+    h /= u->up;
+    w /= u->up;
     return h < u->H && w < u->W ? x[((n * u->H + h) * u->W + w) * u->C + c] : 0.0f;
 }
 
@@ -104,14 +104,14 @@ static void test_plain(void) {
     cdad_free(b);
 }
 
-/*                        N  H   W   C   P   Q   R  S  stride pad_t pad_l up dilate */
+/*                        N  H   W   C   P   Q   R  S  stride pad_t pad_l up */
 static const cdad_unfold unfolds[] = {
-    {2, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1, 1},    {1, 8, 8, 52, 8, 8, 3, 3, 1, 1, 1, 1, 1},
-    {3, 10, 11, 17, 5, 6, 3, 3, 2, 0, 1, 1, 1}, {2, 6, 5, 33, 6, 5, 1, 1, 1, 0, 0, 1, 1},
-    {1, 13, 9, 3, 13, 9, 5, 3, 1, 2, 1, 1, 1},  {1, 14, 14, 3, 7, 7, 7, 7, 2, 3, 3, 1, 1},
-    {2, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2, 1},  {1, 5, 6, 40, 10, 12, 5, 3, 1, 2, 1, 2, 1},
-    {2, 4, 5, 5, 8, 10, 3, 3, 1, 1, 2, 1, 2},   {1, 5, 4, 36, 9, 7, 3, 3, 1, 1, 1, 1, 2},
-    {1, 2, 2, 8, 2, 2, 5, 5, 1, 2, 2, 1, 1},    {2, 3, 3, 48, 2, 2, 2, 2, 1, 0, 0, 1, 1},
+    {2, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1},    {1, 8, 8, 52, 8, 8, 3, 3, 1, 1, 1, 1},
+    {3, 10, 11, 17, 5, 6, 3, 3, 2, 0, 1, 1}, {2, 6, 5, 33, 6, 5, 1, 1, 1, 0, 0, 1},
+    {1, 13, 9, 3, 13, 9, 5, 3, 1, 2, 1, 1},  {1, 14, 14, 3, 7, 7, 7, 7, 2, 3, 3, 1},
+    {2, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2},  {1, 5, 6, 40, 10, 12, 5, 3, 1, 2, 1, 2},
+    {2, 9, 7, 5, 4, 5, 3, 2, 1, -1, -2, 1},  {1, 8, 9, 36, 5, 9, 1, 2, 1, -3, 0, 1},
+    {1, 2, 2, 8, 2, 2, 5, 5, 1, 2, 2, 1},    {2, 3, 3, 48, 2, 2, 2, 2, 1, 0, 0, 1},
 };
 enum { UNFOLDS = sizeof unfolds / sizeof *unfolds };
 
@@ -144,7 +144,7 @@ static void test_unfold(void) {
             cdad_free(owned[j]);
     }
     /* Many pixels, few weights: the gathered operand of a sum that is cut along k. */
-    cdad_unfold u = {4, 64, 64, 3, 64, 64, 3, 3, 1, 1, 1, 1, 1};
+    cdad_unfold u = {4, 64, 64, 3, 64, 64, 3, 3, 1, 1, 1, 1};
     int64_t pixels = u.N * u.P * u.Q;
     float *x = unit(pixels * u.C, 14), *dy = unit(pixels * 7, 15);
     check_values("unfolded B, sliced", 7, 27, pixels, plain(dy, 7, pixels, 1), (cdad_mat){x, 0, 0, &u}, 0, 0);
@@ -223,7 +223,7 @@ static void test_invariance(void) {
     cdad_free(C);
     cdad_free(part);
 
-    cdad_unfold u = {3, 12, 12, 48, 12, 12, 3, 3, 1, 1, 1, 1, 1}, one = u;
+    cdad_unfold u = {3, 12, 12, 48, 12, 12, 3, 3, 1, 1, 1, 1}, one = u;
     one.N = 1;
     int64_t O = 80, k = 9 * u.C, size = 12 * 12 * O;
     float *x = unit(3 * 144 * u.C, 36), *w = unit(O * k, 37), *y = floats(3 * size), *alone = floats(size);
@@ -318,10 +318,10 @@ static void test_depthwise_case(const cdad_unfold *u) {
 
 static void test_depthwise(void) {
     static const cdad_unfold cases[] = {
-        {2, 9, 7, 1, 9, 7, 3, 3, 1, 1, 1, 1, 1},    {2, 8, 9, 96, 8, 9, 5, 5, 1, 2, 2, 1, 1},
-        {3, 11, 10, 17, 6, 5, 3, 3, 2, 1, 1, 1, 1}, {2, 10, 12, 40, 5, 6, 5, 5, 2, 1, 1, 1, 1},
-        {1, 7, 7, 5, 4, 4, 3, 3, 2, 0, 1, 1, 1},    {2, 3, 2, 100, 3, 2, 5, 3, 1, 2, 1, 1, 1},
-        {1, 6, 6, 64, 2, 2, 3, 3, 3, 0, 0, 1, 1},   {2, 5, 5, 24, 3, 3, 3, 3, 1, 0, 0, 1, 1},
+        {2, 9, 7, 1, 9, 7, 3, 3, 1, 1, 1, 1},    {2, 8, 9, 96, 8, 9, 5, 5, 1, 2, 2, 1},
+        {3, 11, 10, 17, 6, 5, 3, 3, 2, 1, 1, 1}, {2, 10, 12, 40, 5, 6, 5, 5, 2, 1, 1, 1},
+        {1, 7, 7, 5, 4, 4, 3, 3, 2, 0, 1, 1},    {2, 3, 2, 100, 3, 2, 5, 3, 1, 2, 1, 1},
+        {1, 6, 6, 64, 2, 2, 3, 3, 3, 0, 0, 1},   {2, 5, 5, 24, 3, 3, 3, 3, 1, 0, 0, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         test_depthwise_case(&cases[i]);

@@ -75,13 +75,8 @@ INLINE void pack_plain(float *dst, int64_t width, const float *src, int64_t lane
 static inline int64_t source(int64_t at, int64_t extent, const cdad_unfold *u) {
     if (at < 0)
         return -1;
-    if (u->up > 1) {
+    if (u->up > 1)
         at /= u->up;
-    } else if (u->dilate > 1) {
-        if (at % u->dilate != 0)
-            return -1;
-        at /= u->dilate;
-    }
     return at < extent ? at : -1;
 }
 
@@ -99,7 +94,7 @@ INLINE void copy_run(float *dst, const float *src, int64_t n) {
 }
 
 /* n columns, from number `begin` of kernel row r on, of one row of the unfolded matrix, whose window begins
- * at (top, left) of `image`, for up = dilate = 1: taps side by side in a kernel row are so in the image. */
+ * at (top, left) of `image`, for up = 1: taps side by side in a kernel row are so in the image. */
 static void unfold_row(float *dst, const cdad_unfold *u, const float *image, int64_t top, int64_t left,
                        int64_t r, int64_t begin, int64_t n) {
     int64_t row = u->S * u->C;
@@ -141,7 +136,7 @@ static void unfold_a(float *dst, const cdad_unfold *u, const float *x, int64_t m
     for (int64_t i = rows; i < GEMM_MR; i++)
         lane[i] = zeros;
 
-    if (u->C <= SHORT_C && u->up == 1 && u->dilate == 1) {
+    if (u->C <= SHORT_C && u->up == 1) {
         float line[GEMM_MR][GEMM_KC];
         int64_t r = k0 / (u->S * u->C), begin = k0 % (u->S * u->C);
         for (int64_t i = 0; i < rows; i++) {
