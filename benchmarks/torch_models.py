@@ -1,0 +1,231 @@
+"""The models in plain PyTorch, as peers of the benchmarks: functions of a dict of parameters with the core's names.
+
+Layout and semantics are those of the original code (LDM's U-Net and autoencoder; the paper's anomaly-masked network):
+images and latents [N,C,H,W], attention by `scaled_dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+Params = dict[str, torch.Tensor]
+
+
+def from_core(weights: dict[str, np.ndarray]) -> Params:
+    """The core's parameters as leaves that want gradients; convolutions from [O,R,S,C] to [O,C,R,S]."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(w.transpose(0, 3, 1, 2) if w.ndim == 4 else w)).requires_grad_()
+        for name, w in weights.items()
+    }
+
+
+def conv(p: Params, name: str, x: torch.Tensor, stride: int = 1, padding: int = 0) -> torch.Tensor:
+    return F.conv2d(x, p[f"{name}.weight"], p.get(f"{name}.bias"), stride, padding)
+
+
+def linear(p: Params, name: str, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
+
+
+def group_norm(p: Params, name: str, x: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
+    return F.group_norm(x, groups, p[f"{name}.weight"], p[f"{name}.bias"], eps)
+
+
+def layer_norm(p: Params, name: str, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"], 1e-5)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """q [N,T,C], k and v [N,S,C] -> [N,T,C]; ``mask`` [T,S] is true where a query sees a key."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def tokens(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def image_of(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return x.transpose(1, 2).reshape(like.shape)
+
+
+# ---- U-Net ------------------------------------------------------------------------------------------------
+
+
+def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:
+    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2))
+    angles = t[:, None].float() * frequencies[None]
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+def res_block(p: Params, name: str, x: torch.Tensor, emb: torch.Tensor, groups: int) -> torch.Tensor:
+    h = conv(p, f"{name}.in_layers.2", F.silu(group_norm(p, f"{name}.in_layers.0", x, groups, 1e-5)), padding=1)
+    h = h + linear(p, f"{name}.emb_layers.1", F.silu(emb))[:, :, None, None]
+    h = conv(p, f"{name}.out_layers.3", F.silu(group_norm(p, f"{name}.out_layers.0", h, groups, 1e-5)), padding=1)
+    if f"{name}.skip_connection.weight" in p:
+        x = conv(p, f"{name}.skip_connection", x)
+    return x + h
+
+
+def spatial_transformer(p: Params, name: str, x: torch.Tensor, context: torch.Tensor | None, c: dict) -> torch.Tensor:
+    h = tokens(conv(p, f"{name}.proj_in", group_norm(p, f"{name}.norm", x, c["norm_groups"], 1e-6)))
+    block = f"{name}.transformer_blocks.0"
+    for attn, norm, other in (("attn1", "norm1", None), ("attn2", "norm2", context)):
+        if f"{block}.{attn}.to_q.weight" not in p:
+            continue
+        y = layer_norm(p, f"{block}.{norm}", h)
+        source = y if other is None else other
+        q = linear(p, f"{block}.{attn}.to_q", y)
+        k, v = (linear(p, f"{block}.{attn}.to_{side}", source) for side in "kv")
+        h = h + linear(p, f"{block}.{attn}.to_out.0", attend(q, k, v, c["num_heads"]))
+    y = linear(p, f"{block}.ff.net.0.proj", layer_norm(p, f"{block}.norm3", h))
+    value, gate = y.chunk(2, dim=-1)
+    h = h + linear(p, f"{block}.ff.net.2", value * F.gelu(gate))
+    return x + conv(p, f"{name}.proj_out", image_of(h, x))
+
+
+def unet(
+    p: Params, c: dict, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor | None, control: torch.Tensor
+) -> torch.Tensor:
+    """x [N,C,h,w], t [N], context [N,L,d], control [N,model_channels,h,w] -> prediction [N,C,h,w]."""
+    groups, levels, depth = c["norm_groups"], len(c["channel_mult"]), c["num_res_blocks"]
+    emb = linear(p, "unet.time_embed.0", timestep_embedding(t, c["model_channels"]))
+    emb = linear(p, "unet.time_embed.2", F.silu(emb))
+
+    def block(name: str, h: torch.Tensor, attention: bool) -> torch.Tensor:
+        h = res_block(p, f"{name}.0", h, emb, groups)
+        return spatial_transformer(p, f"{name}.1", h, context, c) if attention else h
+
+    h = conv(p, "unet.input_blocks.0.0", x, padding=1) + control
+    skips, index, scale = [h], 0, 1
+    for level in range(levels):
+        for _ in range(depth):
+            index += 1
+            h = block(f"unet.input_blocks.{index}", h, scale in c["attention_resolutions"])
+            skips.append(h)
+        if level < levels - 1:
+            index += 1
+            h = conv(p, f"unet.input_blocks.{index}.0.op", h, stride=2, padding=1)
+            skips.append(h)
+            scale *= 2
+    h = block("unet.middle_block", h, True)
+    h = res_block(p, "unet.middle_block.2", h, emb, groups)
+    for index in range(levels * (depth + 1)):
+        name, attention = f"unet.output_blocks.{index}", scale in c["attention_resolutions"]
+        h = block(name, torch.cat([h, skips.pop()], dim=1), attention)
+        if index % (depth + 1) == depth and scale > 1:
+            h = conv(p, f"{name}.{1 + attention}.conv", F.interpolate(h, scale_factor=2.0, mode="nearest"), padding=1)
+            scale //= 2
+    return conv(p, "unet.out.2", F.silu(group_norm(p, "unet.out.0", h, groups, 1e-5)), padding=1)
+
+
+# ---- anomaly-masked network -------------------------------------------------------------------------------
+
+
+def position_embedding(height: int, width: int, channels: int) -> torch.Tensor:
+    """DETR's sine embedding [1,H*W,C], normalised to 2 pi, y before x."""
+    half = channels // 2
+    y, x = (torch.arange(1, n + 1, dtype=torch.float64) / (n + 1e-6) * 2 * math.pi for n in (height, width))
+    waves = 10000 ** (2 * (torch.arange(half) // 2).double() / half)
+
+    def interleaved(position: torch.Tensor) -> torch.Tensor:
+        angle = position[:, None] / waves
+        return torch.where(torch.arange(half) % 2 == 1, angle.cos(), angle.sin())
+
+    grid_y = interleaved(y)[:, None].expand(height, width, half)
+    grid_x = interleaved(x)[None].expand(height, width, half)
+    return torch.cat([grid_y, grid_x], dim=-1).reshape(1, height * width, channels).float()
+
+
+def neighbour_mask(height: int, width: int, size: tuple[int, int]) -> torch.Tensor:
+    """[H*W,H*W], true where a token sees another: outside its own neighbourhood of ``size``."""
+    y, x = (a.flatten() for a in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    near = ((y[:, None] - y).abs() <= size[0] // 2) & ((x[:, None] - x).abs() <= size[1] // 2)
+    return ~near
+
+
+def amn_local(p: Params, c: dict, image: torch.Tensor) -> torch.Tensor:
+    """E_lo: image [N,3,H,W] in [0,1] -> [N,C,h,w]."""
+    h = 2 * image - 1
+    for i, stride in enumerate(c["strides"]):
+        h = F.silu(conv(p, f"amn.input_hint_block.{2 * i}", h, stride, 1))
+    return conv(p, f"amn.input_hint_block.{2 * len(c['strides'])}", h, padding=1)
+
+
+def amn_nonlocal(p: Params, c: dict, local: torch.Tensor) -> torch.Tensor:
+    """E_no: the transformer over E_lo's tokens."""
+    height, width = local.shape[2:]
+    place, mask = position_embedding(height, width, local.shape[1]), neighbour_mask(height, width, c["neighbor"])
+    x = tokens(local)
+    for i in range(c["n_layers"]):
+        layer = f"amn.encoder.layers.{i}"
+        q, k = (linear(p, f"{layer}.self_attn.{side}_proj", x + place) for side in "qk")
+        v = linear(p, f"{layer}.self_attn.v_proj", x)
+        x = layer_norm(p, f"{layer}.norm1", x + linear(p, f"{layer}.self_attn.out_proj", attend(q, k, v, c["num_heads"], mask)))
+        y = linear(p, f"{layer}.linear2", F.relu(linear(p, f"{layer}.linear1", x)))
+        x = layer_norm(p, f"{layer}.norm2", x + y)
+    return image_of(x, local)
+
+
+def training_losses(p: Params, config: dict, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L = L_CDM + L_amn, and both; ``batch``: latent, noise, image, perturbed, t, context (or None), and signal and
+    sigma [N,1,1,1] of its timesteps."""
+    local = amn_local(p, config["amn"], batch["image"])
+    control = amn_nonlocal(p, config["amn"], amn_local(p, config["amn"], batch["perturbed"]))
+    target = local
+    if config["amn_target"] == "normalized":
+        target = image_of(F.layer_norm(tokens(local), local.shape[1:2], eps=1e-5), local).detach()
+    amn = F.mse_loss(control, target)
+    noised = batch["signal"] * batch["latent"] + batch["sigma"] * batch["noise"]
+    prediction = unet(p, config["unet"], noised, batch["t"], batch["context"], control)
+    wanted = batch["noise"]
+    if config["prediction"] == "v":
+        wanted = batch["signal"] * batch["noise"] - batch["sigma"] * batch["latent"]
+    cdm = F.mse_loss(prediction, wanted)
+    return cdm + amn, cdm, amn
+
+
+# ---- KL autoencoder ---------------------------------------------------------------------------------------
+
+
+def vae_block(p: Params, name: str, x: torch.Tensor) -> torch.Tensor:
+    h = conv(p, f"{name}.conv1", F.silu(group_norm(p, f"{name}.norm1", x, 32, 1e-6)), padding=1)
+    h = conv(p, f"{name}.conv2", F.silu(group_norm(p, f"{name}.norm2", h, 32, 1e-6)), padding=1)
+    return h + (conv(p, f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in p else x)
+
+
+def vae_middle(p: Params, name: str, x: torch.Tensor) -> torch.Tensor:
+    x = vae_block(p, f"{name}.block_1", x)
+    h = group_norm(p, f"{name}.attn_1.norm", x, 32, 1e-6)
+    q, k, v = (tokens(conv(p, f"{name}.attn_1.{side}", h)) for side in "qkv")
+    x = x + conv(p, f"{name}.attn_1.proj_out", image_of(attend(q, k, v, 1), x))
+    return vae_block(p, f"{name}.block_2", x)
+
+
+def vae_encode(p: Params, c: dict, image: torch.Tensor) -> torch.Tensor:
+    """image [N,3,H,W] in [-1,1] -> moments [N,2*z_channels,H/f,W/f]."""
+    h = conv(p, "encoder.conv_in", image, padding=1)
+    for level in range(len(c["ch_mult"])):
+        for i in range(c["num_res_blocks"]):
+            h = vae_block(p, f"encoder.down.{level}.block.{i}", h)
+        if level < len(c["ch_mult"]) - 1:
+            h = conv(p, f"encoder.down.{level}.downsample.conv", F.pad(h, (0, 1, 0, 1)), stride=2)
+    h = vae_middle(p, "encoder.mid", h)
+    h = conv(p, "encoder.conv_out", F.silu(group_norm(p, "encoder.norm_out", h, 32, 1e-6)), padding=1)
+    return conv(p, "quant_conv", h)
+
+
+def vae_decode(p: Params, c: dict, latent: torch.Tensor) -> torch.Tensor:
+    """latent [N,z_channels,h,w] -> image [N,3,h*f,w*f] in [-1,1]."""
+    h = conv(p, "decoder.conv_in", conv(p, "post_quant_conv", latent), padding=1)
+    h = vae_middle(p, "decoder.mid", h)
+    for level in reversed(range(len(c["ch_mult"]))):
+        for i in range(c["num_res_blocks"] + 1):
+            h = vae_block(p, f"decoder.up.{level}.block.{i}", h)
+        if level > 0:
+            h = conv(p, f"decoder.up.{level}.upsample.conv", F.interpolate(h, scale_factor=2.0, mode="nearest"), padding=1)
+    return conv(p, "decoder.conv_out", F.silu(group_norm(p, "decoder.norm_out", h, 32, 1e-6)), padding=1)
