@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,18 @@ import pytest
 from cdad import _core, preset
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "torch_models.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TOLERANCE = 2e-5
 
 
-def load_peer():
-    spec = importlib.util.spec_from_file_location("torch_models", FILE)
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-peer = load_peer()
+peer, speed = load("torch_models"), load("run")
 
 
 def randomize(params: _core.Params, rng: np.random.Generator) -> None:
@@ -106,3 +107,19 @@ def test_kl_autoencoder():
     with torch.no_grad():
         assert error(encode.run(image)[0], to_core(peer.vae_encode(weights, config, to_torch(image)))) < TOLERANCE
         assert error(decode.run(latent)[0], to_core(peer.vae_decode(weights, config, to_torch(latent)))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["conv3x3_1280x8", "attention_1024x320", "group_norm_silu", "vae_decode", "amn_forward"])
+def test_both_sides_of_a_benchmark_compute_the_same(name):
+    sides = {side: speed.BENCHMARKS[name]()(side)() for side in ("cdad", "torch")}
+    assert error(sides["cdad"][0], to_core(sides["torch"])) < 5 * TOLERANCE
+
+
+def test_a_benchmark_writes_its_records(tmp_path, monkeypatch):
+    out = tmp_path / "records.json"
+    monkeypatch.setattr("sys.argv", ["run.py", "--quick", "--only", "group_norm_silu", "--json", str(out)])
+    assert speed.main() == 0
+    (record,) = json.loads(out.read_text())
+    assert set(record) == {"name", "value", "unit", "peer", "peer_value", "ratio", "command"}
+    assert record["name"] == "group_norm_silu" and record["value"] > 0 and record["peer_value"] > 0
+    assert record["ratio"] == pytest.approx(record["peer_value"] / record["value"])

@@ -1,0 +1,300 @@
+"""The core beside PyTorch on the CPU: same shapes, weights and float32, same number of threads, alternating.
+
+    python benchmarks/run.py [--only NAME ...] [--quick] [--rounds N] [--compile] [--threads N] [--json FILE]
+
+Every measurement runs in a process of its own, so that its peak memory is its own; the sides take turns, and the medians
+over all rounds are shown. The peer is eager PyTorch, or with ``--compile`` the better of eager and `torch.compile`.
+``--quick`` measures once for a short time. A ratio above 1 means that the core is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cdad
+from cdad import _core
+from cdad.results import format_table
+
+SEED = 0
+
+
+def torch_models():
+    """PyTorch and the peers' models; imported by the peers' processes only."""
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import torch_models as models
+
+    return torch, models
+
+
+def normal(*shape: int, stream: int = 0) -> np.ndarray:
+    return _core.random_normal(shape, SEED, stream)
+
+
+def to_torch(torch, array: np.ndarray):
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array))
+
+
+# ---- what is measured: (side) -> a function that does it once ---------------------------------------------------
+
+
+def one_op(op: str, shapes: list[tuple[int, ...]], attributes: dict[str, float], peer: Callable) -> Callable[[str], Callable]:
+    """A graph of one op on random inputs, against ``peer(torch, *tensors)``."""
+
+    def make(side: str) -> Callable[[], Any]:
+        arrays = [normal(*shape, stream=i) / np.float32(np.sqrt(shape[-1])) for i, shape in enumerate(shapes)]
+        if side == "cdad":
+            graph = _core.Graph()
+            values = [graph.input(str(i), shape) for i, shape in enumerate(shapes)]
+            program = graph.compile([graph.op(op, values, **attributes)[0]])
+            feeds = dict(zip(values, arrays, strict=True))
+            return lambda: program.run(feeds)
+        torch, _ = torch_models()
+        tensors = [to_torch(torch, array) for array in arrays]
+        return without_gradients(torch, side, lambda: peer(torch, *tensors))
+
+    return make
+
+
+def without_gradients(torch, side: str, run: Callable) -> Callable[[], Any]:
+    compiled = torch.compile(run) if side == "compiled" else run
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return compiled()
+
+    return call
+
+
+def conv3x3(channels: int, size: int, batch: int = 2) -> Callable[[str], Callable]:
+    same = {"pad_t": 1, "pad_l": 1, "pad_b": 1, "pad_r": 1}
+    shapes = [(batch, size, size, channels), (channels, 3, 3, channels), (channels,)]
+    return one_op("conv2d", shapes, same, lambda torch, x, w, b: torch.conv2d(x, w, b, padding=1))
+
+
+def attention(tokens: int, width: int, heads: int, batch: int = 2) -> Callable[[str], Callable]:
+    shapes = [(batch, tokens, width)] * 3
+    return one_op("attention", shapes, {"heads": heads}, lambda torch, q, k, v: torch_models()[1].attend(q, k, v, heads))
+
+
+def group_norm_silu(channels: int, size: int, batch: int = 2) -> Callable[[str], Callable]:
+    shapes = [(batch, size, size, channels), (channels,), (channels,)]
+    return one_op(
+        "group_norm",
+        shapes,
+        {"groups": 32, "eps": 1e-5, "silu": 1},
+        lambda torch, x, w, b: torch.nn.functional.silu(torch.nn.functional.group_norm(x, 32, w, b, 1e-5)),
+    )
+
+
+def network(kind: str, config: dict, size: tuple[int, int], inputs: list[np.ndarray], peer: Callable) -> Callable:
+    """One of the core's networks with random weights, against ``peer(models, params, *tensors)``."""
+
+    def make(side: str) -> Callable[[], Any]:
+        params = _core.Params()
+        net = _core.Network(params, kind, config, len(inputs[0]), size)
+        params.allocate(SEED)
+        if side == "cdad":
+            return lambda: net.run(*inputs)
+        torch, models = torch_models()
+        weights = models.from_core({name: params[name] for name in params.shapes()})
+        tensors = [to_torch(torch, array) for array in inputs]
+        del net, params
+        return without_gradients(torch, side, lambda: peer(models, weights, *tensors))
+
+    return make
+
+
+def denoiser_forward(preset: str, batch: int) -> Callable[[str], Callable]:
+    config = cdad.preset(preset)
+    core, side = config.denoiser(), config.latent_size
+    x, t = normal(batch, side, side, config.autoencoder.latent_channels), np.full(batch, 500, np.float32)
+    control = normal(batch, side, side, config.unet.model_channels, stream=1)
+    inputs = [x, t, control]
+    if config.unet.context_dim:
+        inputs.append(normal(batch, config.unet.context_length, config.unet.context_dim, stream=2))
+
+    def peer(models, weights, x, t, control, context=None):
+        return models.unet(weights, core["unet"], x, t, context, control)
+
+    return network("unet", core, (side, side), inputs, peer)
+
+
+def amn_forward(preset: str, batch: int) -> Callable[[str], Callable]:
+    config = cdad.preset(preset)
+    core, size = config.denoiser(), config.image_size
+
+    def peer(models, weights, image):
+        return models.amn_nonlocal(weights, core["amn"], models.amn_local(weights, core["amn"], image))
+
+    return network("condition", core, (size, size), [normal(batch, size, size, 3)], peer)
+
+
+def vae(part: str, size: int) -> Callable[[str], Callable]:
+    config = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4, "norm_groups": 32}
+    side, channels = (size, 3) if part == "encode" else (size // 8, 4)
+
+    def peer(models, weights, x):
+        return (models.vae_encode if part == "encode" else models.vae_decode)(weights, config, x)
+
+    return network(f"vae_{part}", config, (side, side), [normal(1, side, side, channels)], peer)
+
+
+def train_step(preset: str, batch: int) -> Callable[[str], Callable]:
+    config = cdad.preset(preset).updated({"training.batch_size": batch, "training.clip_norm": 0.0})
+    core, side, size = config.denoiser(), config.latent_size, config.image_size
+
+    def make(side_name: str) -> Callable[[], Any]:
+        latent = normal(batch, side, side, config.autoencoder.latent_channels)
+        image, perturbed = (normal(batch, size, size, 3, stream=i) * 0.2 + 0.5 for i in (1, 2))
+        context = None
+        if config.unet.context_dim:
+            context = normal(batch, config.unet.context_length, config.unet.context_dim, stream=3)
+        params = _core.Params()
+        if side_name == "cdad":
+            trainer = _core.Trainer(params, core, batch, config.optimizer(), SEED)
+            return lambda: trainer.step(latent, image, perturbed, context)
+        _core.Sampler(params, core, 1)  # for the parameters alone
+        params.allocate(SEED)
+        torch, models = torch_models()
+        weights = models.from_core({name: params[name] for name in params.shapes()})
+        del params
+        t = config.training
+        optimizer = torch.optim.AdamW(
+            list(weights.values()), t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay, foreach=True
+        )
+        tensors = {"latent": latent, "image": image, "perturbed": perturbed, "noise": normal(*latent.shape, stream=4)}
+        given = {name: to_torch(torch, array) for name, array in tensors.items()}
+        given |= {"t": torch.full((batch,), 500), "context": None if context is None else torch.from_numpy(context)}
+        given |= {name: torch.full((batch, 1, 1, 1), 0.5**0.5) for name in ("signal", "sigma")}
+
+        def losses():
+            return models.training_losses(weights, core, given)
+
+        if side_name == "compiled":
+            losses = torch.compile(losses)
+
+        def step() -> float:
+            optimizer.zero_grad(set_to_none=True)
+            loss = losses()[0]
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+    return make
+
+
+BENCHMARKS: dict[str, Callable[[], Callable[[str], Callable]]] = {
+    "small_train_step": lambda: train_step("small", 8),
+    "conv3x3_320x32": lambda: conv3x3(320, 32),
+    "conv3x3_1280x8": lambda: conv3x3(1280, 8),
+    "attention_1024x320": lambda: attention(1024, 320, 8),
+    "group_norm_silu": lambda: group_norm_silu(320, 32),
+    "vae_encode": lambda: vae("encode", 256),
+    "vae_decode": lambda: vae("decode", 256),
+    "amn_forward": lambda: amn_forward("sd15", 1),
+    "sd15_forward": lambda: denoiser_forward("sd15", 1),
+    "sd15_train_step": lambda: train_step("sd15", 1),
+}
+# Peak memory of these is a record of its own.
+MEMORY = {"sd15_train_step": "sd15_train_peak_memory", "small_train_step": "small_train_peak_memory"}
+
+
+# ---- measuring --------------------------------------------------------------------------------------------
+
+
+def measure(name: str, side: str, threads: int, seconds: float) -> dict[str, Any]:
+    """In this process: the times of runs that together take at least ``seconds`` (at least 3 runs), and the peak."""
+    _core.set_threads(threads)
+    if side != "cdad":
+        torch, _ = torch_models()
+        torch.set_num_threads(threads)
+    run = BENCHMARKS[name]()(side)
+    run()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 1000):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return {"times": times, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def spawn(name: str, side: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--worker", name, side, "--threads", str(arguments.threads)]
+    if arguments.quick:
+        command.append("--quick")
+    here = str(Path(cdad.__file__).resolve().parents[1])  # the workers measure the package that this process has
+    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": here}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(name: str, arguments: argparse.Namespace, command: str) -> list[dict[str, Any]]:
+    sides = ["cdad", "torch", "compiled"] if arguments.compile else ["cdad", "torch"]
+    found: dict[str, list[dict]] = {side: [] for side in sides}
+    for _ in range(1 if arguments.quick else arguments.rounds):
+        for side in sides:
+            found[side].append(spawn(name, side, arguments))
+    seconds = {side: statistics.median(t for run in runs for t in run["times"]) for side, runs in found.items()}
+    peak = {side: statistics.median(run["peak"] for run in runs) for side, runs in found.items()}
+    best = min(sides[1:], key=seconds.__getitem__)
+    label = {"torch": "PyTorch, eager", "compiled": "PyTorch, compiled"}[best]
+
+    def record(name: str, value: float, unit: str, peer: float) -> dict[str, Any]:
+        return {"name": name, "value": value, "unit": unit, "peer": label, "peer_value": peer, "ratio": peer / value,
+                "command": command}  # fmt: skip
+
+    records = [record(name, 1e3 * seconds["cdad"], "ms", 1e3 * seconds[best])]
+    if name in MEMORY:
+        records.append(record(MEMORY[name], peak["cdad"] / 2**20, "MiB", peak[best] / 2**20))
+    return records
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME", default=list(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json")
+    parser.add_argument("--worker", nargs=2, metavar=("NAME", "SIDE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(measure(*arguments.worker, arguments.threads, 0.5 if arguments.quick else 3.0)))
+        return 0
+    command = shlex.join(["python", *sys.argv])
+    records: list[dict[str, Any]] = []
+    for name in arguments.only:
+        found = compare(name, arguments, command)
+        records += found
+        for r in found:
+            print(f"{r['name']}: {r['value']:.2f} {r['unit']}, {r['peer']} {r['peer_value']:.2f}, ratio {r['ratio']:.2f}", flush=True)
+        if arguments.json:  # after each: what an interrupted run has measured is not lost
+            Path(arguments.json).write_text(json.dumps(records, indent=1) + "\n")
+    columns = ["name", "value", "unit", "peer", "peer_value", "ratio"]
+    print("\n" + format_table(records, columns, digits=2))
+    info = _core.build_info()
+    print(f"{platform.machine()}, {arguments.threads} threads, {info['isa']}, Python {platform.python_version()}, NumPy {np.__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
