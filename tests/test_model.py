@@ -112,7 +112,7 @@ def test_an_increment_leaves_old_features_alone(first, products):
     """X_old dW = 0 to rounding under AdamW, and what has no basis is frozen (paper, Eq. 7 and 8)."""
     before, bases = weights(first), dict(first.bases)
     first.fit_task([products["steel"]], progress=False)
-    moved = 0
+    moved = {"narrow": 0, "wide": 0}
     for name, old in before.items():
         change = first.params[name] - old
         if name not in bases:
@@ -122,11 +122,12 @@ def test_an_increment_leaves_old_features_alone(first, products):
         dW = change.reshape(len(change), -1).astype(np.float64)
         if np.linalg.norm(dW) == 0:
             continue
-        moved += 1
+        # the optimiser takes the narrower of a basis and its complement
+        moved["narrow" if 2 * U.shape[1] <= len(U) else "wide"] += 1
         # each of the steps rounds the weights: 1 / 2^24 of their size
         rounding = 8 * 2.0**-24 * np.linalg.norm(old)
         assert np.linalg.norm(dW @ U) <= 1e-5 * np.linalg.norm(dW) + rounding, name
-    assert moved > 20
+    assert moved["narrow"] > 5 and moved["wide"] > 5, moved
     for name, U in first.bases.items():
         k = bases[name].shape[1]
         assert np.array_equal(U[:, :k], bases[name]), "earlier directions stay bit by bit"

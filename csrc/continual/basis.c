@@ -27,9 +27,9 @@ int64_t cdad_energy_rank(const double *energies, int64_t n, double before, doubl
     return k > 0 || n == 0 ? k : 1;
 }
 
-/* Householder vectors of the old basis: Q's first k columns span it, the others its orthogonal complement. */
-static cdad_status factor_old(const float *U_old, int64_t d, int64_t k, double **reflectors, double **tau,
-                              cdad_error *err) {
+/* Householder vectors of a basis: Q's first k columns span it, the others its orthogonal complement. */
+static cdad_status factor(const float *U, int64_t d, int64_t k, double **reflectors, double **tau,
+                          cdad_error *err) {
     double *A;
     int64_t count;
     CDAD_TRY(cdad_size_mul(d, k, &count, err));
@@ -38,16 +38,16 @@ static cdad_status factor_old(const float *U_old, int64_t d, int64_t k, double *
     A = *reflectors;
     for (int64_t i = 0; i < d; i++)
         for (int64_t j = 0; j < k; j++) {
-            const float x = U_old[i * k + j];
+            const float x = U[i * k + j];
             CDAD_FAIL_IF(!isfinite(x), err, CDAD_NOT_FINITE,
-                         "old basis: row %" PRId64 ", column %" PRId64 " is %g", i, j, (double)x);
+                         "basis: row %" PRId64 ", column %" PRId64 " is %g", i, j, (double)x);
             A[i + j * d] = (double)x;
         }
     CDAD_TRY(cdad_qr(A, d, k, *tau, err));
     for (int64_t j = 0; j < k; j++) /* the basis is orthonormal exactly when |R| = I */
         for (int64_t i = 0; i <= j; i++)
             CDAD_FAIL_IF(!(fabs(fabs(A[i + j * d]) - (i == j)) <= ORTHONORMAL_TOLERANCE), err, CDAD_INVALID,
-                         "old basis: columns %" PRId64 " and %" PRId64
+                         "basis: columns %" PRId64 " and %" PRId64
                          " are not orthonormal (off by %.2g, limit %.2g)",
                          i, j, fabs(fabs(A[i + j * d]) - (i == j)), ORTHONORMAL_TOLERANCE);
     return CDAD_OK;
@@ -77,7 +77,7 @@ cdad_status cdad_basis_extend(double *G, int64_t d, double gamma, const float *U
     for (int64_t i = 0; i < d; i++)
         total += G[i * d + i];
     if (k_old > 0) {
-        CDAD_TRY_DONE(factor_old(U_old, d, k_old, &reflectors, &tau, err));
+        CDAD_TRY_DONE(factor(U_old, d, k_old, &reflectors, &tau, err));
         /* In the coordinates of Q the residual is the trailing block of Q^T G Q. */
         CDAD_TRY_DONE(cdad_qr_apply('L', 'T', reflectors, k_old, tau, G, d, d, err));
         CDAD_TRY_DONE(cdad_qr_apply('R', 'N', reflectors, k_old, tau, G, d, d, err));
@@ -116,6 +116,32 @@ cdad_status cdad_basis_extend(double *G, int64_t d, double gamma, const float *U
 done:
     cdad_eigen_reset(&eigen);
     cdad_free(V);
+    cdad_free(tau);
+    cdad_free(reflectors);
+    return status;
+}
+
+cdad_status cdad_basis_complement(const float *U, int64_t d, int64_t k, float **Q, cdad_error *err) {
+    cdad_status status;
+    const int64_t rest = d - k;
+    double *reflectors = NULL, *tau = NULL, *C = NULL;
+    int64_t count;
+    *Q = NULL;
+    CDAD_FAIL_IF(k < 0 || k >= d, err, CDAD_SHAPE, "basis: %" PRId64 " columns, expected 0 to %" PRId64, k, d - 1);
+    CDAD_TRY_DONE(cdad_size_mul(d, rest, &count, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&C, count * (int64_t)sizeof *C, err));
+    for (int64_t j = 0; j < rest; j++) /* Q's last columns are its product with the last unit vectors */
+        C[j * d + k + j] = 1;
+    if (k > 0) {
+        CDAD_TRY_DONE(factor(U, d, k, &reflectors, &tau, err));
+        CDAD_TRY_DONE(cdad_qr_apply('L', 'N', reflectors, k, tau, C, d, rest, err));
+    }
+    CDAD_TRY_DONE(cdad_alloc((void **)Q, count * (int64_t)sizeof **Q, err));
+    for (int64_t i = 0; i < d; i++)
+        for (int64_t j = 0; j < rest; j++)
+            (*Q)[i * rest + j] = (float)C[j * d + i];
+done:
+    cdad_free(C);
     cdad_free(tau);
     cdad_free(reflectors);
     return status;

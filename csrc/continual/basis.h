@@ -30,4 +30,8 @@ CDAD_MUST_USE cdad_status cdad_basis_extend(double *G, int64_t d, double gamma, 
                                             int64_t k_old, float **U, int64_t *k, double *energy,
                                             cdad_error *err);
 
+/* *Q [d,d-k] row major, orthonormal: the complement of U [d,k], 0 <= k < d, so that I - U U^T = Q Q^T. Freed by
+ * cdad_free; NULL on failure. Errors of U as above. */
+CDAD_MUST_USE cdad_status cdad_basis_complement(const float *U, int64_t d, int64_t k, float **Q, cdad_error *err);
+
 #endif

@@ -17,15 +17,15 @@ cdad_status cdad_project_scratch(const cdad_context *ctx, int64_t O, int64_t d, 
 }
 
 void cdad_project(const cdad_context *ctx, float *dW, int64_t O, const float *U, int64_t d, int64_t k,
-                  void *scratch) {
+                  cdad_projection_side side, void *scratch) {
     const cdad_kernels *kernels = ctx->kernels;
-    float *inside = scratch; /* [O,k]: -dW U */
+    const int off = side == CDAD_PROJECT_OFF;
+    float *inside = scratch; /* [O,k] */
     void *gemm_scratch = (char *)scratch + cdad_align_up(O * k * (int64_t)sizeof(float));
     const cdad_mat basis = {.data = U, .rs = k, .cs = 1}, basis_t = {.data = U, .rs = 1, .cs = k};
     const cdad_mat update = {.data = dW, .rs = d, .cs = 1}, coefficients = {.data = inside, .rs = k, .cs = 1};
-    if (k == 0)
-        return;
     kernels->gemm(ctx, O, k, d, update, basis, inside, k, NULL, 0, gemm_scratch);
-    kernels->affine(ctx, inside, inside, O * k, -1, 0);
-    kernels->gemm(ctx, O, d, k, coefficients, basis_t, dW, d, NULL, 1, gemm_scratch);
+    if (off)
+        kernels->affine(ctx, inside, inside, O * k, -1, 0);
+    kernels->gemm(ctx, O, d, k, coefficients, basis_t, dW, d, NULL, off, gemm_scratch);
 }

@@ -1,10 +1,12 @@
 /* AdamW with projection. */
 #include "optim/adamw.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
 #include "base/memory.h"
+#include "continual/basis.h"
 #include "continual/projection.h"
 #include "kernels/kernels.h"
 
@@ -15,6 +17,8 @@ void cdad_optimizer_free(cdad_optimizer *o) {
     cdad_free(o->m);
     cdad_free(o->v);
     cdad_free(o->ema);
+    for (int64_t i = 0; o->protection && i < o->params->n; i++)
+        cdad_free(o->protection[i].complement);
     cdad_free(o->protection);
     cdad_free(o->scratch);
     cdad_free(o);
@@ -53,14 +57,22 @@ done:
 /* A weight [O, ...] as a matrix of O rows. */
 static int64_t row_width(const cdad_param *p) { return p->count / p->shape.dim[0]; }
 
-cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, cdad_protection how, cdad_error *err) {
+cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U, int64_t rank,
+                                   cdad_error *err) {
     const int64_t i = cdad_params_find(o->params, param);
     CDAD_FAIL_IF(i < 0, err, CDAD_INVALID, "the model has no parameter %s", param);
-    CDAD_FAIL_IF(how.basis && o->params->items[i].shape.ndim < 2, err, CDAD_INVALID,
+    CDAD_FAIL_IF(U && o->params->items[i].shape.ndim < 2, err, CDAD_INVALID,
                  "%s is no weight matrix: it cannot have a basis", param);
-    CDAD_FAIL_IF(how.basis && (how.rank < 0 || how.rank > row_width(&o->params->items[i])), err, CDAD_SHAPE,
-                 "%s: a basis of rank %lld for features of width %lld", param, (long long)how.rank,
-                 (long long)row_width(&o->params->items[i]));
+    const int64_t d = row_width(&o->params->items[i]);
+    CDAD_FAIL_IF(U && (rank < 0 || rank > d), err, CDAD_SHAPE, "%s: a basis of rank %" PRId64 " for features of width %" PRId64,
+                 param, rank, d);
+    cdad_protection how = {.frozen = frozen, .basis = U, .rank = rank};
+    if (U && rank < d && rank > d - rank) {
+        CDAD_TRY(cdad_basis_complement(U, d, rank, &how.complement, err));
+        how.basis = how.complement;
+        how.rank = d - rank;
+    }
+    cdad_free(o->protection[i].complement);
     o->protection[i] = how;
     return CDAD_OK;
 }
@@ -112,7 +124,8 @@ static void project(cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
     const cdad_param *p = &o->params->items[i];
     const cdad_protection *q = &o->protection[i];
     if (q->basis && q->rank > 0)
-        cdad_project(ctx, o->grads + p->offset, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
+        cdad_project(ctx, o->grads + p->offset, p->shape.dim[0], q->basis, row_width(p), q->rank,
+                     q->complement ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF, o->scratch);
 }
 
 /* Adds the step to the profile: weight, gradient and both moments are read and written, projections are products. */

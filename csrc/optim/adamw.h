@@ -17,11 +17,13 @@ typedef struct cdad_optimizer_config {
     cdad_projection_mode projection;
 } cdad_optimizer_config;
 
-/* How a parameter is treated. U [d,k], row-major, is borrowed: it must outlive its use. */
+/* How a parameter is treated. Updates of a weight with a basis U [d,k] go off its span. A basis of more than half of
+ * the space is replaced by its complement, the narrower one, onto which updates go. */
 typedef struct cdad_protection {
     int frozen;
-    const float *basis;
+    const float *basis; /* [d,rank], row major, or NULL: borrowed, or `complement` */
     int64_t rank;
+    float *complement; /* owned, or NULL */
 } cdad_protection;
 
 typedef struct cdad_optimizer {
@@ -40,8 +42,10 @@ CDAD_MUST_USE cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_pa
                                              const cdad_optimizer_config *config, cdad_error *err);
 void cdad_optimizer_free(cdad_optimizer *o); /* NULL is allowed */
 
-CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, cdad_protection how,
-                                                 cdad_error *err);
+/* U [d,rank], row major, orthonormal, or NULL, is borrowed: it must outlive its use. A failure leaves the parameter's
+ * protection as it was. */
+CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U,
+                                                 int64_t rank, cdad_error *err);
 /* Forgets the moments, as at the start of a task. */
 void cdad_optimizer_reset(cdad_optimizer *o);
 

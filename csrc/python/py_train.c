@@ -174,7 +174,6 @@ static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) 
     int frozen = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen))
         return NULL;
-    cdad_protection how = {.frozen = frozen};
     PyArrayObject *U = NULL;
     if (basis != Py_None) {
         const int64_t i = cdad_params_find(p, name);
@@ -189,15 +188,19 @@ static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) 
             Py_DECREF(U);
             return NULL;
         }
-        how.basis = cdad_py_data(U);
-        how.rank = PyArray_DIM(U, 1);
     }
+    const int64_t rank = U ? PyArray_DIM(U, 1) : 0;
     cdad_error err = {0};
+    cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_status status = cdad_optimizer_protect(cdad_trainer_optimizer(self->trainer), name, how, &err);
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_optimizer_protect(cdad_trainer_optimizer(self->trainer), name, frozen, cdad_py_data(U), rank, &err);
+    Py_END_ALLOW_THREADS
     int kept = 0;
     if (status == CDAD_OK)
         kept = PyDict_SetItemString(self->bases, name, U ? (PyObject *)U : Py_None);
+    if (kept < 0) /* nobody keeps the basis alive: it goes again, which cannot fail */
+        (void)!cdad_optimizer_protect(cdad_trainer_optimizer(self->trainer), name, frozen, NULL, 0, &err);
     PyThread_release_lock(self->lock);
     Py_XDECREF(U);
     if (status != CDAD_OK)

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "base/philox.h"
+#include "continual/basis.h"
 #include "continual/projection.h"
 #include "continual/stream.h"
 #include "check.h"
@@ -86,6 +87,27 @@ static double energy_share(const float *X, int64_t rows, int64_t d, const float 
             total += (double)X[i * d + j] * (double)X[i * d + j];
     }
     return inside / total;
+}
+
+/* Q spans what U leaves free: going onto Q gives `off`, which is `dW` [O,d] gone off U. */
+static void check_complement(const cdad_context *ctx, const float *U, int64_t d, int64_t k, const float *dW,
+                             const float *off, int64_t O) {
+    float *Q, *onto;
+    int64_t bytes;
+    void *scratch;
+    CHECK_OK(cdad_basis_complement(U, d, k, &Q, err));
+    CHECK(orthonormality(Q, d, d - k) <= 1e-6, "complement: %g", orthonormality(Q, d, d - k));
+    CHECK_OK(cdad_project_scratch(ctx, O, d, d - k, &bytes, err));
+    CHECK_OK(cdad_alloc(&scratch, bytes, err));
+    CHECK_OK(cdad_alloc((void **)&onto, O * d * (int64_t)sizeof *onto, err));
+    memcpy(onto, dW, (size_t)(O * d) * sizeof *onto);
+    cdad_project(ctx, onto, O, Q, d, d - k, CDAD_PROJECT_ONTO, scratch);
+    for (int64_t i = 0; i < O * d; i++)
+        CHECK(fabsf(onto[i] - off[i]) < 3e-6f, "rank %" PRId64 ", element %" PRId64 ": %g, off the basis %g", k, i,
+              (double)onto[i], (double)off[i]);
+    cdad_free(onto);
+    cdad_free(scratch);
+    cdad_free(Q);
 }
 
 /* G of odd blocks, three layouts and any number of threads is X^T X; d spans two tiles. */
@@ -233,7 +255,7 @@ static void test_tasks(const cdad_context *ctx, cdad_stream_method method) {
     void *scratch;
     CHECK_OK(cdad_project_scratch(ctx, O, D, k, &bytes, err));
     CHECK_OK(cdad_alloc(&scratch, bytes, err));
-    cdad_project(ctx, dW, O, U, D, k, scratch);
+    cdad_project(ctx, dW, O, U, D, k, CDAD_PROJECT_OFF, scratch);
     CHECK(energy_share(dW, O, D, U, k, k) < 1e-11, "inside the basis: %g",
           sqrt(energy_share(dW, O, D, U, k, k)));
     double lost = 0, inside = 0;
@@ -261,6 +283,7 @@ static void test_tasks(const cdad_context *ctx, cdad_stream_method method) {
         CHECK(with <= (1 - gamma + 1e-6) * x2 * w2 && with < 0.05 * without, "task %d: %g of %g", t, with,
               without);
     }
+    check_complement(ctx, U, D, k, before, dW, O);
     cdad_free(scratch);
     cdad_free(dW);
     cdad_free(before);
@@ -269,7 +292,7 @@ static void test_tasks(const cdad_context *ctx, cdad_stream_method method) {
         cdad_free(X[t]);
 }
 
-/* Features inside the old basis up to rounding see exactly zero updates; k = 0 is the identity. */
+/* Features inside the old basis up to rounding see exactly zero updates; an empty basis takes nothing. */
 static void test_projection(const cdad_context *ctx) {
     enum { D = 40, ROWS = 30, RANK = 5, O = 7 };
     float *X = low_rank(ROWS, D, RANK, 1, 50), *dW = normal(O * D, 51), *before = normal(O * D, 51), *U;
@@ -283,9 +306,12 @@ static void test_projection(const cdad_context *ctx) {
           energy);
     CHECK_OK(cdad_project_scratch(ctx, O, D, k, &bytes, err));
     CHECK_OK(cdad_alloc(&scratch, bytes, err));
-    cdad_project(ctx, dW, O, U, D, 0, scratch);
+    cdad_project(ctx, dW, O, U, D, 0, CDAD_PROJECT_OFF, scratch);
     CHECK(!memcmp(dW, before, O * D * sizeof *dW), "no basis, and yet projected");
-    cdad_project(ctx, dW, O, U, D, k, scratch);
+    check_complement(ctx, U, D, 0, dW, dW, O);
+    float *Q;
+    CHECK_FAILS(CDAD_SHAPE, "expected 0 to 39", cdad_basis_complement(U, D, D, &Q, err));
+    cdad_project(ctx, dW, O, U, D, k, CDAD_PROJECT_OFF, scratch);
     for (int64_t r = 0; r < ROWS; r++)
         for (int64_t o = 0; o < O; o++) {
             double dot = 0, x2 = 0, w2 = 0;

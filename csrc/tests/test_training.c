@@ -160,15 +160,18 @@ static void free_state(state *s) {
 static void test_failing_steps(const cdad_denoiser_config *c, const cdad_context *ctx, const cdad_context *other) {
     const batch b = make_batch();
     batch bad = b;
-    const float basis[8] = {[2] = 1.0f}; /* a protected weight: the optimiser needs scratch */
-    const cdad_protection protection = {.basis = basis, .rank = 1};
-    const char *const weight = "amn.encoder.layers.0.linear1.weight";
+    /* Protected weights: the optimiser needs scratch, and room for the complement of the wider basis. */
+    const float narrow[8] = {[2] = 1.0f}, wide[8 * 6] = {0, [6] = 1, [12 + 1] = 1, [18 + 2] = 1, [24 + 3] = 1, [30 + 4] = 1, [42 + 5] = 1};
+    const char *const weight = "amn.encoder.layers.0.linear1.weight", *const other_weight = "amn.encoder.layers.0.self_attn.k_proj.weight";
     model m, undisturbed;
     cdad_step_result r = {0}, want = {0};
     CHECK_OK(new_model(&undisturbed, c, ctx, err));
     EACH_ALLOCATION_FAILS(new_model(&m, c, ctx, err), !m.trainer && !m.params);
-    CHECK_OK(cdad_optimizer_protect(cdad_trainer_optimizer(m.trainer), weight, protection, err));
-    CHECK_OK(cdad_optimizer_protect(cdad_trainer_optimizer(undisturbed.trainer), weight, protection, err));
+    cdad_optimizer *const o = cdad_trainer_optimizer(m.trainer), *const p = cdad_trainer_optimizer(undisturbed.trainer);
+    CHECK_OK(cdad_optimizer_protect(o, weight, 0, narrow, 1, err));
+    CHECK_OK(cdad_optimizer_protect(p, weight, 0, narrow, 1, err));
+    EACH_ALLOCATION_FAILS(cdad_optimizer_protect(o, other_weight, 0, wide, 6, err), 1);
+    CHECK_OK(cdad_optimizer_protect(p, other_weight, 0, wide, 6, err));
     CHECK_FAILS(CDAD_INVALID, "wants a context",
                 cdad_trainer_step(m.trainer, ctx, b.latent, b.image, b.perturbed, NULL, 1.0, &r, err));
     for (int i = 0; i < 3; i++) {
