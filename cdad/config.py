@@ -116,13 +116,14 @@ class TrainingConfig:
 class ContinualConfig:
     """Significant representations (paper, Eqs. 6 to 9). ``strategy``: "cdad" protects old tasks, "finetune" does
     not. ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
-    the representations are collected on."""
+    the representations are collected on: of too few, the basis misses directions that other normal images of the same
+    class use, and later tasks overwrite them (benchmarks/RESULTS.md)."""
 
     strategy: str = "cdad"
     method: str = "exact"
     gamma: float = 0.999
     projection: str = "update"
-    images: int = 8
+    images: int = 64
 
 
 @dataclass(frozen=True)
@@ -378,6 +379,7 @@ _DEMO = replace(
     preset="demo",
     autoencoder=AutoencoderConfig(kind="dct", latent_channels=32, downsampling=8),
     image_size=128,
+    continual=ContinualConfig(),
     unet=UNetConfig(model_channels=48, channel_mult=(1, 2), attention_resolutions=(1, 2), num_heads=3, norm_groups=16),
     amn=AMNConfig(hidden=(16, 16, 16, 32, 32, 64, 96), n_layers=3, num_heads=4, dim_feedforward=128),
     training=TrainingConfig(batch_size=8, steps=160, increment_steps=160, lr=1e-3, increment_lr=1e-3),
