@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -78,6 +81,11 @@ CASES = (
     Case("conv2d", ((2, 4, 5, 3), (2, 1, 1, 3), None), {"stride": 2}),
     Case("conv2d", ((2, 4, 4, 3), (5, 2, 2, 3), None), {"stride": 2}),
     Case("conv2d", ((2, 5, 4, 1), (1, 5, 3, 1), (1,)), pads(4, 2, 4, 2)),
+    Case("conv2d", ((2, 5, 7, 3), (4, 3, 3, 3), (4,)), {"winograd": 2} | SAME),
+    Case("conv2d", ((2, 5, 7, 3), (4, 3, 3, 3), (4,)), {"winograd": 4} | SAME),
+    Case("conv2d", ((2, 6, 5, 2), (3, 3, 3, 2), None), {"winograd": 2} | pads(0, 2, 1, 0)),
+    Case("conv2d", ((2, 6, 5, 2), (3, 3, 3, 2), None), {"winograd": 4} | pads(0, 2, 1, 0)),
+    Case("conv2d", ((2, 3, 4, 2), (3, 3, 3, 2), (3,)), {"winograd": 4, "upsample": 2} | SAME),
     Case("depthwise_conv2d", ((2, 5, 7, 3), (3, 3, 3), (3,)), SAME),
     Case("depthwise_conv2d", ((2, 6, 5, 5), (5, 3, 5), None), {"stride": 2} | pads(1, 0, 2, 1)),
     *(Case(op, ((2, 5, 13),), scale=4.0 if op == "relu6" else 2.0) for op in ACTIVATIONS),
@@ -131,6 +139,9 @@ LARGE = (
     Case("conv2d", ((BATCH, 17, 19, 33), (40, 3, 3, 33), (40,)), {"stride": 2} | SAME),
     Case("conv2d", ((BATCH, 9, 8, 24), (20, 3, 3, 24), (20,)), {"upsample": 2} | SAME),
     Case("conv2d", ((BATCH, 16, 16, 48), (70, 1, 1, 48), (70,))),
+    Case("conv2d", ((BATCH, 17, 19, 33), (40, 3, 3, 33), (40,)), {"winograd": 0} | SAME),
+    Case("conv2d", ((BATCH, 7, 9, 150), (70, 3, 3, 150), (70,)), {"winograd": 2} | SAME),
+    Case("conv2d", ((BATCH, 7, 9, 150), (70, 3, 3, 150), (70,)), {"winograd": 4} | SAME),
     Case("depthwise_conv2d", ((BATCH, 19, 17, 70), (5, 5, 70), (70,)), pads(2, 2, 2, 2)),
     *(Case(op, ((BATCH, 4099),), scale=3.0) for op in ACTIVATIONS),
     Case("sqrt", ((BATCH, 4099),), low=0.2),
@@ -321,6 +332,9 @@ BAD = (
     ("conv2d", (X, (5, 3, 3, 6)), {"upsample": 3}, "upsample is 3"),
     ("conv2d", (X, (5, 3, 3, 6)), {"upsample": 2, "stride": 2}, "stride 1, not 2"),
     ("conv2d", (X, (5, 3, 3, 6), (6,)), {}, r"bias is \[6\]"),
+    ("conv2d", (X, (5, 3, 3, 6)), {"winograd": 3}, "winograd is 3"),
+    ("conv2d", (X, (5, 1, 3, 6)), {"winograd": 4}, "wants a 3 x 3 kernel and stride 1, not 1 x 3 and 1"),
+    ("conv2d_grad_input", ((2, 2, 2, 5), (5, 3, 3, 6)), {"height": 4, "width": 4, "winograd": 6}, "winograd is 6"),
     ("conv2d_grad_input", ((2, 4, 4, 5), (5, 3, 3, 6)), {"height": 4, "width": 4}, r"\[2,2,2,5\] is wanted"),
     ("conv2d_grad_input", ((2, 4, 4, 5), (5, 3, 3, 6)), {}, "image of 0 x 0"),
     ("conv2d_grad_weight", ((2, 4, 4, 5), X), {"rows": 3, "cols": 3}, r"\[2,2,2,5\] is wanted"),
@@ -386,6 +400,40 @@ def test_wrong_arguments_are_refused(op, shapes, attrs, message):
     graph = _core.Graph()
     with pytest.raises(ValueError, match=rf"^{op}\b.*{message}"):
         add_op(graph, op, shapes, attrs)
+
+
+@pytest.mark.parametrize("size, channels, outputs", [(16, 64, 64), (10, 20, 300), (8, 320, 160)])
+def test_winograd_is_nearly_as_exact(size, channels, outputs, isa):
+    """The bound that csrc/ops/winograd.c gives: root mean square errors against float64, of values and gradients."""
+    shapes = ((2, size, size, channels), (outputs, 3, 3, channels), (outputs,))
+    errors = {}
+    for m in (0, 2, 4):
+        case = Case("conv2d", shapes, {"winograd": m} | SAME)
+        arrays = Case("conv2d", shapes, SAME).data()
+        want = case.reference(arrays)[0]
+        target = target_of(case, want.shape)
+        (y,), (dx, *_) = run_case(case, arrays, target)
+        dy = 2 * (y.astype(np.float64) - target) / target.size
+        turned = arrays[1].astype(np.float64)[:, ::-1, ::-1].transpose(3, 1, 2, 0)
+        errors[m] = [np.sqrt(np.mean((y - want) ** 2)), np.sqrt(np.mean((dx - reference.conv2d(dy, turned, **SAME)) ** 2))]
+    for two, four, direct in zip(errors[2], errors[4], errors[0]):
+        assert two <= 2 * direct
+        assert four <= 4 * direct
+
+
+@pytest.mark.parametrize("value, same_as", [("0", 0), ("1", 4), ("", 4)])
+def test_winograd_can_be_switched_off(value, same_as):
+    code = """import numpy as np; from cdad import _core
+shapes, same = [(1, 32, 32, 32), (32, 3, 3, 32)], dict(pad_t=1, pad_l=1, pad_b=1, pad_r=1)
+def run(**attrs):
+    graph = _core.Graph()
+    inputs = [graph.input(str(i), shape) for i, shape in enumerate(shapes)]
+    feeds = {v: _core.random_normal(shape, 0, i) for i, (v, shape) in enumerate(zip(inputs, shapes))}
+    return graph.compile(graph.op("conv2d", inputs, **same, **attrs)).run(feeds)[0]
+print([m for m in (0, 2, 4) if np.array_equal(run(), run(winograd=m))])"""
+    environment = os.environ | {"CDAD_WINOGRAD": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"[{same_as}]\n"
 
 
 def test_stop_gradient_ends_gradients():

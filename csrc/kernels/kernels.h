@@ -80,6 +80,13 @@ typedef struct cdad_kernels {
                  int64_t ldc, const float *bias, int accumulate, void *scratch);
     int64_t (*gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
 
+    /* y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, + bias (or NULL), by F(m x m, 3 x 3), m = 2
+     * or 4. Element (c, o) of w is the weight's tap (0, 0), tap (r, s) lies r*tap_r + s*tap_s floats further.
+     * scratch: winograd_scratch bytes. */
+    void (*winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
+                     const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
+    int64_t (*winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
+
     /* Depthwise: y[n,p,q,c] = bias[c] + sum_{r,s} x[n, p*stride+r-pad_t, q*stride+s-pad_l, c] * w[r,s,c]. */
     void (*depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float *bias,
                              const cdad_unfold *u);

@@ -9,11 +9,14 @@
 #include "base/memory.h"
 #include "ops/ops.h"
 #include "ops/window.h"
+#include "ops/winograd.h"
 
-enum { UPSAMPLE = CDAD_WINDOW_END, ROWS, COLS }; /* of conv2d; of grad_weight: also the kernel's size */
-enum { HEIGHT = CDAD_WINDOW_END, WIDTH };        /* of grad_input: the image's size */
+enum { UPSAMPLE = CDAD_WINDOW_END, WINOGRAD };     /* of conv2d */
+enum { HEIGHT = CDAD_WINDOW_END, WIDTH, TURNED_WINOGRAD }; /* of grad_input: the image's size */
+enum { ROWS = UPSAMPLE + 1, COLS };                /* of grad_weight: upsample, and the kernel's size */
 
-static const cdad_attr_spec conv2d_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_ATTRS_END};
+static const cdad_attr_spec conv2d_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
+                                              CDAD_ATTRS_END};
 
 static cdad_status check_upsample(const char *op, const cdad_attr *attr, cdad_error *err) {
     const int64_t up = attr[UPSAMPLE].i;
@@ -34,6 +37,7 @@ static cdad_status infer_conv2d(const cdad_infer *args, cdad_error *err) {
     if (b)
         CDAD_TRY(cdad_want_shape(b, cdad_shape_make(1, w->dim[0]), "conv2d", "bias", err));
     CDAD_TRY(check_upsample("conv2d", args->attr, err));
+    CDAD_TRY(cdad_winograd_check("conv2d", args->attr[WINOGRAD].i, w->dim[1], w->dim[2], args->attr[CDAD_STRIDE].i, err));
     const int64_t up = args->attr[UPSAMPLE].i;
     int64_t P, Q;
     CDAD_TRY(cdad_window_positions("conv2d", args->attr, x->dim[1] * up, x->dim[2] * up, w->dim[1], w->dim[2],
@@ -50,6 +54,7 @@ static cdad_status grad_of_input(cdad_graph *g, const cdad_node *node, cdad_valu
     memcpy(attr, node->attr, CDAD_WINDOW_END * sizeof *attr);
     attr[HEIGHT].i = x.dim[1] * up;
     attr[WIDTH].i = x.dim[2] * up;
+    attr[TURNED_WINOGRAD].i = node->attr[WINOGRAD].i;
     CDAD_TRY(
         cdad_graph_add(g, &cdad_op_conv2d_grad_input, 2, (cdad_value[]){dy, node->in[1]}, attr, dx, err));
     return up == 1 ? CDAD_OK : cdad_node_add(g, &cdad_op_upsample2x_grad, 1, dx, dx, err, NULL);
@@ -83,10 +88,17 @@ static cdad_mat image_matrix(const float *x, const cdad_unfold *u) {
     return plain ? cdad_mat_rows(x, u->C) : (cdad_mat){.data = x, .unfold = u};
 }
 
+/* A weight [O,R,S,C] as Winograd's kernel reads it. */
+static cdad_mat taps(const float *w, const cdad_shape *shape) {
+    return (cdad_mat){.data = w, .rs = 1, .cs = cdad_shape_span(shape, 1, 4)};
+}
+
 static int64_t scratch_conv2d(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *w = &args->in[1];
-    return kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[0], cdad_shape_span(w, 1, 4),
-                                 threads);
+    const cdad_unfold u = cdad_conv2d_unfold(args->attr, &args->in[0], w, &args->out[0]);
+    const int m = cdad_winograd_choose(args->attr[WINOGRAD].i, &u, w->dim[0]);
+    return m ? kernels->winograd_scratch(&u, w->dim[0], m, threads)
+             : kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[0], cdad_shape_span(w, 1, 4), threads);
 }
 
 cdad_unfold cdad_conv2d_unfold(const cdad_attr *attr, const cdad_shape *x, const cdad_shape *w,
@@ -99,8 +111,14 @@ static cdad_status run_conv2d(const cdad_context *ctx, const cdad_call *call, cd
     const cdad_shape *w = &call->in_shape[1];
     const cdad_unfold u = cdad_conv2d_unfold(call->attr, &call->in_shape[0], w, &call->out_shape[0]);
     const int64_t M = cdad_shape_rows(&call->out_shape[0]), O = w->dim[0], K = cdad_shape_span(w, 1, 4);
-    ctx->kernels->gemm(ctx, M, O, K, image_matrix(call->in[0], &u), cdad_mat_transposed(call->in[1], K),
-                       call->out[0], O, cdad_optional_data(call, 2), 0, call->scratch);
+    const int m = cdad_winograd_choose(call->attr[WINOGRAD].i, &u, O);
+    const float *bias = cdad_optional_data(call, 2);
+    if (m)
+        ctx->kernels->winograd(ctx, call->out[0], call->in[0], taps(call->in[1], w), 3 * u.C, u.C, bias, &u, O, m,
+                               call->scratch);
+    else
+        ctx->kernels->gemm(ctx, M, O, K, image_matrix(call->in[0], &u), cdad_mat_transposed(call->in[1], K),
+                           call->out[0], O, bias, 0, call->scratch);
     return CDAD_OK;
 }
 
@@ -119,7 +137,7 @@ const cdad_op cdad_op_conv2d = {
 
 /* dy [N,P,Q,O], w [O,R,S,C] -> dx [N,height,width,C] */
 static const cdad_attr_spec grad_input_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("height", 0),
-                                                  CDAD_INT("width", 0), CDAD_ATTRS_END};
+                                                  CDAD_INT("width", 0), CDAD_WINOGRAD_ATTR, CDAD_ATTRS_END};
 
 static cdad_status infer_grad_input(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *dy = &args->in[0], *w = &args->in[1];
@@ -129,6 +147,8 @@ static cdad_status infer_grad_input(const cdad_infer *args, cdad_error *err) {
     CDAD_FAIL_IF(H < 1 || W < 1, err, CDAD_INVALID, "conv2d_grad_input: an image of %lld x %lld",
                  (long long)H, (long long)W);
     int64_t P, Q;
+    CDAD_TRY(cdad_winograd_check("conv2d_grad_input", args->attr[TURNED_WINOGRAD].i, w->dim[1], w->dim[2],
+                                 args->attr[CDAD_STRIDE].i, err));
     CDAD_TRY(cdad_window_positions("conv2d_grad_input", args->attr, H, W, w->dim[1], w->dim[2], &P, &Q, err));
     CDAD_TRY(cdad_want_shape(dy, cdad_shape_make(4, dy->dim[0], P, Q, w->dim[0]), "conv2d_grad_input",
                              "gradient", err));
@@ -169,10 +189,26 @@ static int64_t phase_bytes(const cdad_shape *dy, const cdad_shape *w, const cdad
     return cdad_align_up(rows * w->dim[3] * (int64_t)sizeof(float));
 }
 
+/* The gradient dy as a phase unfolds it. */
+static cdad_unfold phase_unfold(const cdad_shape *dy, phase h, phase v) {
+    return (cdad_unfold){.N = dy->dim[0], .H = dy->dim[1], .W = dy->dim[2], .C = dy->dim[3], .P = h.n, .Q = v.n,
+                         .R = h.taps, .S = v.taps, .stride = 1, .pad_t = h.pad, .pad_l = v.pad, .up = 1};
+}
+
+/* 0: directly. Winograd's way is for one phase alone, and turns the weight as it reads it. */
+static int turned_winograd(const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *w, cdad_unfold *u) {
+    *u = phase_unfold(dy, phase_h(attr, w, 0), phase_w(attr, w, 0));
+    return attr[CDAD_STRIDE].i == 1 ? cdad_winograd_choose(attr[TURNED_WINOGRAD].i, u, w->dim[3]) : 0;
+}
+
 static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *dy = &args->in[0], *w = &args->in[1];
     const int64_t stride = args->attr[CDAD_STRIDE].i;
     int64_t most = 0;
+    cdad_unfold u;
+    const int m = turned_winograd(args->attr, dy, w, &u);
+    if (m)
+        return kernels->winograd_scratch(&u, w->dim[3], m, threads);
     for (int64_t a = 0; a < stride; a++)
         for (int64_t b = 0; b < stride; b++) {
             const phase h = phase_h(args->attr, w, a), v = phase_w(args->attr, w, b);
@@ -204,8 +240,7 @@ static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, p
     const int64_t H = call->attr[HEIGHT].i, W = call->attr[WIDTH].i;
     char *pixels = (char *)call->scratch + turned_bytes(w);
     float *dx = stride == 1 ? call->out[0] : (float *)pixels;
-    const cdad_unfold u = {.N = N, .H = dy->dim[1], .W = dy->dim[2], .C = O, .P = h.n, .Q = v.n, .R = h.taps,
-                           .S = v.taps, .stride = 1, .pad_t = h.pad, .pad_l = v.pad, .up = 1};
+    const cdad_unfold u = phase_unfold(dy, h, v);
     if (h.taps * v.taps == 0)
         memset(dx, 0, (size_t)(N * h.n * v.n * C) * sizeof *dx);
     else
@@ -220,9 +255,18 @@ static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, p
 
 static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
+    const cdad_shape *w = &call->in_shape[1];
+    const int64_t C = w->dim[3];
+    cdad_unfold u;
+    const int m = turned_winograd(call->attr, &call->in_shape[0], w, &u);
+    if (m) {
+        const cdad_mat turned = {.data = call->in[1] + 8 * C, .rs = cdad_shape_span(w, 1, 4), .cs = 1};
+        ctx->kernels->winograd(ctx, call->out[0], call->in[0], turned, -3 * C, -C, NULL, &u, C, m, call->scratch);
+        return CDAD_OK;
+    }
     for (int64_t a = 0; a < call->attr[CDAD_STRIDE].i; a++)
         for (int64_t b = 0; b < call->attr[CDAD_STRIDE].i; b++) {
-            const phase h = phase_h(call->attr, &call->in_shape[1], a), v = phase_w(call->attr, &call->in_shape[1], b);
+            const phase h = phase_h(call->attr, w, a), v = phase_w(call->attr, w, b);
             if (h.n * v.n > 0)
                 run_phase(ctx, call, h, v);
         }

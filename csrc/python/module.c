@@ -8,6 +8,7 @@
 #include "base/philox.h"
 #include "graph/op.h"
 #include "kernels/kernels.h"
+#include "ops/winograd.h"
 
 #define MAX_THREADS 256
 
@@ -279,8 +280,16 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static int init_context(void) {
-    const char *isa = getenv("CDAD_CPU_ISA"), *threads = getenv("CDAD_NUM_THREADS");
+    const char *isa = getenv("CDAD_CPU_ISA"), *threads = getenv("CDAD_NUM_THREADS"), *winograd = getenv("CDAD_WINOGRAD");
     cdad_error err = {0};
+    if (winograd && *winograd) {
+        if (strcmp(winograd, "0") && strcmp(winograd, "1")) {
+            PyErr_Format(PyExc_ImportError, "CDAD_WINOGRAD=%s: 0 or 1 is wanted", winograd);
+            return -1;
+        }
+        if (*winograd == '0')
+            cdad_winograd_disable();
+    }
     if (!profile && cdad_profile_new(&profile, &err) != CDAD_OK) {
         cdad_py_raise(&err);
         return -1;

@@ -7,6 +7,7 @@ int cdad_test_resample(void);
 int cdad_test_norm(void);
 int cdad_test_attention(void);
 int cdad_test_gemm(void);
+int cdad_test_winograd(void);
 int cdad_test_continual(void);
 int cdad_test_graph(void);
 int cdad_test_training(void);
@@ -21,6 +22,7 @@ static const struct {
     {"norm", cdad_test_norm},
     {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
+    {"winograd", cdad_test_winograd},
     {"continual", cdad_test_continual},
     {"graph", cdad_test_graph},
     {"training", cdad_test_training},

@@ -10,6 +10,8 @@ const cdad_kernels CDAD_K(kernels) = {
     .name = TEXT(CDAD_ISA),
     SLOT(gemm),
     SLOT(gemm_scratch),
+    SLOT(winograd),
+    SLOT(winograd_scratch),
     SLOT(depthwise_conv2d),
     SLOT(depthwise_conv2d_grad),
     SLOT(activation),

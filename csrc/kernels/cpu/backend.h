@@ -8,6 +8,9 @@
 void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
     *C, int64_t ldc, const float *bias, int accumulate, void *scratch);
 int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
+void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t
+    tap_s, const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
+int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
 void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float
     *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,

@@ -1,0 +1,323 @@
+/* 3x3 convolution of stride 1 by Winograd's minimal filtering F(m x m, 3 x 3), m = 2 or 4 (Lavin & Gray 2016):
+ * y = A^T [sum over channels of (G w G^T) * (B^T x B)] A, for tiles of m x m pixels of y, that is, (m+2)^2 products
+ * for 9 m^2.
+ *
+ * The points are 0, +-1 and infinity for m = 2; 0, +-3/4, +-3/2 and infinity for m = 4, whose errors are a third of
+ * those of the usual 0, +-1, +-2 (a search in the manner of Barabasz et al. 2020), and whose B and A are exact in
+ * binary.
+ *
+ * The sums over channels are the matrix product's own tiles, over panels that the transforms write: A's lanes are
+ * tiles of pixels, B's are output channels, one product for each of the (m+2)^2 places. Weights are transformed by
+ * groups of output channels, images by chunks of tiles, each as large as stays in cache; where there are so few tiles
+ * that a weight meets them all at once, it is transformed just before. A tile's result is one chain of operations on
+ * its own pixels, so its bits depend neither on the groups nor on the batch. */
+#include <stddef.h>
+
+#include "base/memory.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cpu/gemm.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    WINO_KC = 128,            /* channels of a block: it fixes the order of summation */
+    WINO_PLACES = 36,         /* at most */
+    WINO_STRIP = 4,           /* panels of tiles that share a weight's panel while it is in cache */
+    GROUP_BYTES = 24 << 20,   /* of transformed weights at once, unless one panel takes more */
+    CHUNK_BYTES = 8 << 20,    /* of transformed pixels at once, likewise */
+};
+
+typedef struct wino_job {
+    cdad_unfold u;
+    int64_t m, n;               /* pixels a side of a tile of y, of x */
+    int64_t down, across;       /* tiles of an image */
+    int64_t tiles, panels;      /* of the batch; panels of GEMM_MR tiles */
+    int64_t O, columns;         /* output channels, panels of GEMM_NR of them */
+    int64_t blocks;             /* of WINO_KC channels */
+    int64_t group, chunk;       /* columns and panels at once */
+    int fused;                  /* weights are transformed where they are used; `weights` is not there */
+    int64_t first_column, first_panel, n_columns, n_panels, strip, strips; /* now */
+    const float *x, *bias;
+    cdad_mat w;                 /* element (c, o) of tap (0, 0); the other taps are tap_r, tap_s further */
+    int64_t tap_r, tap_s;
+    float *y, *weights, *pixels, *own;
+    int64_t own_size;           /* floats */
+} wino_job;
+
+static const float zeros[WINO_KC];
+
+static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
+
+/* ---- the transforms of one row or column: `step` apart, in place of each other ---------------------------- */
+
+/* u = G w, 3 -> n */
+INLINE void filter_1d(int m, vf *u, const vf *w, int step) {
+    if (m == 2) {
+        const vf s = 0.5f * (w[0] + w[2 * step]), d = 0.5f * w[step];
+        u[0] = w[0];
+        u[step] = s + d;
+        u[2 * step] = s - d;
+        u[3 * step] = w[2 * step];
+        return;
+    }
+    const vf w0 = w[0], w1 = w[step], w2 = w[2 * step];
+    const vf s = (w0 + 0.5625f * w2) * (float)(-128.0 / 243), d = w1 * (float)(-96.0 / 243);
+    const vf t = (w0 + 2.25f * w2) * (float)(32.0 / 243), e = w1 * (float)(48.0 / 243);
+    u[0] = w0 * (float)(64.0 / 81);
+    u[step] = s + d;
+    u[2 * step] = s - d;
+    u[3 * step] = t + e;
+    u[4 * step] = t - e;
+    u[5 * step] = w2;
+}
+
+/* v = B^T x, n -> n */
+INLINE void image_1d(int m, vf *v, const vf *x, int step) {
+    const vf x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
+    if (m == 2) {
+        v[0] = x[0] - x2;
+        v[step] = x1 + x2;
+        v[2 * step] = x2 - x1;
+        v[3 * step] = x3 - x1;
+        return;
+    }
+    const vf x0 = x[0], x4 = x[4 * step], x5 = x[5 * step];
+    const vf s = x4 - 2.25f * x2, d = 0.75f * x3 - 1.6875f * x1;
+    const vf t = x4 - 0.5625f * x2, e = 1.5f * x3 - 0.84375f * x1;
+    v[0] = 1.265625f * x0 - 2.8125f * x2 + x4;
+    v[step] = s + d;
+    v[2 * step] = s - d;
+    v[3 * step] = t + e;
+    v[4 * step] = t - e;
+    v[5 * step] = 1.265625f * x1 - 2.8125f * x3 + x5;
+}
+
+/* y = A^T z, n -> m */
+INLINE void result_1d(int m, vf *y, const vf *z, int step) {
+    const vf s = z[step] + z[2 * step], d = z[step] - z[2 * step];
+    if (m == 2) {
+        y[0] = z[0] + s;
+        y[step] = d + z[3 * step];
+        return;
+    }
+    const vf t = z[3 * step] + z[4 * step], e = z[3 * step] - z[4 * step], last = z[5 * step];
+    y[0] = z[0] + s + t;
+    y[step] = 0.75f * d + 1.5f * e;
+    y[2 * step] = 0.5625f * s + 2.25f * t;
+    y[3 * step] = 0.421875f * d + 3.375f * e + last;
+}
+
+/* ---- weights: [column][block][place][channel][GEMM_NR] ----------------------------------------------------- */
+
+static int64_t block_length(const wino_job *j, int64_t block) { return min_i(WINO_KC, j->u.C - block * WINO_KC); }
+
+static float *weight_panel(const wino_job *j, int64_t column, int64_t block) {
+    return j->weights + (column * j->u.C + block * WINO_KC) * j->n * j->n * GEMM_NR;
+}
+
+INLINE void transform_weights(int m, float *to, const float *taps, int64_t kc) {
+    const int n = m + 2;
+    for (int64_t i = 0; i < kc * GEMM_NR; i += VL) {
+        vf w[9], t[3 * 6], u[36];
+        V_UNROLL for (int a = 0; a < 9; a++)
+            w[a] = v_load(taps + a * kc * GEMM_NR + i);
+        V_UNROLL for (int s = 0; s < 3; s++)
+            filter_1d(m, t + s, w + s, 3);
+        V_UNROLL for (int r = 0; r < n; r++)
+            filter_1d(m, u + r * n, t + r * 3, 1);
+        V_UNROLL for (int a = 0; a < n * n; a++)
+            v_store(to + a * kc * GEMM_NR + i, u[a]);
+    }
+}
+
+/* to: [place][channel][GEMM_NR]; taps: room for 9 [channel][GEMM_NR]. */
+static void transform_block(const wino_job *j, float *to, float *taps, int64_t o, int64_t block) {
+    const int64_t kc = block_length(j, block);
+    for (int64_t a = 0; a < 9; a++) {
+        cdad_mat w = j->w;
+        w.data += a / 3 * j->tap_r + a % 3 * j->tap_s;
+        CDAD_K(gemm_pack_b)(taps + a * kc * GEMM_NR, &w, o, min_i(GEMM_NR, j->O - o), block * WINO_KC, kc);
+    }
+    if (j->m == 2)
+        transform_weights(2, to, taps, kc);
+    else
+        transform_weights(4, to, taps, kc);
+}
+
+static void weights_task(void *arg, int64_t task, int worker) {
+    const wino_job *j = arg;
+    const int64_t column = task / j->blocks, block = task % j->blocks;
+    transform_block(j, weight_panel(j, column, block), j->own + worker * j->own_size,
+                    (j->first_column + column) * GEMM_NR, block);
+}
+
+/* ---- pixels: [panel][block][place][channel][GEMM_MR] -------------------------------------------------------- */
+
+static float *pixel_panel(const wino_job *j, int64_t panel, int64_t block, int64_t place) {
+    const int64_t places = j->n * j->n, kc = block_length(j, block);
+    return j->pixels + (panel * j->u.C + block * WINO_KC) * places * GEMM_MR + place * kc * GEMM_MR;
+}
+
+/* to[place * stride + c] for channels c < kc, from the n x n pixels that a tile reads. */
+INLINE void transform_pixels(int m, float *to, int64_t stride, const float *const *from, int64_t kc) {
+    const int n = m + 2;
+    for (int64_t c = 0; c < kc; c += VL) {
+        const int64_t count = min_i(VL, kc - c);
+        vf x[36], t[36];
+        V_UNROLL for (int s = 0; s < n; s++) {
+            V_UNROLL for (int r = 0; r < n; r++)
+                x[r * n + s] = v_load_n(from[r * n + s] + c, count);
+            image_1d(m, t + s, x + s, n);
+        }
+        V_UNROLL for (int r = 0; r < n; r++) {
+            image_1d(m, x + r * n, t + r * n, 1);
+            V_UNROLL for (int s = 0; s < n; s++)
+                v_store_n(to + (r * n + s) * stride + c, x[r * n + s], count);
+        }
+    }
+}
+
+static void pixels_task(void *arg, int64_t task, int worker) {
+    const wino_job *j = arg;
+    const cdad_unfold *u = &j->u;
+    const int64_t panel = task / j->blocks, block = task % j->blocks, kc = block_length(j, block), n = j->n;
+    const int64_t first = (j->first_panel + panel) * GEMM_MR, count = min_i(GEMM_MR, j->tiles - first);
+    float *rows = j->own + worker * j->own_size; /* [place][tile][channel] */
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t tile = first + i, across = tile % j->across, down = tile / j->across % j->down;
+        const float *image = j->x + tile / j->across / j->down * u->H * u->W * u->C + block * WINO_KC;
+        const float *from[WINO_PLACES];
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t s = 0; s < n; s++) {
+                const int64_t h = down * j->m + r - u->pad_t, w = across * j->m + s - u->pad_l;
+                const int inside = h >= 0 && w >= 0 && h < u->H * u->up && w < u->W * u->up;
+                from[r * n + s] = inside ? image + (h / u->up * u->W + w / u->up) * u->C : zeros;
+            }
+        if (j->m == 2)
+            transform_pixels(2, rows + i * kc, GEMM_MR * kc, from, kc);
+        else
+            transform_pixels(4, rows + i * kc, GEMM_MR * kc, from, kc);
+    }
+    for (int64_t place = 0; place < n * n; place++) {
+        const cdad_mat A = {.data = rows + place * GEMM_MR * kc, .rs = kc, .cs = 1};
+        CDAD_K(gemm_pack_a)(pixel_panel(j, panel, block, place), &A, 0, count, 0, kc);
+    }
+}
+
+/* ---- products and results ----------------------------------------------------------------------------------- */
+
+/* A tile's m x m pixels, as far as they are inside of y, for the channels o .. o+cols-1; z: [place] `stride` apart. */
+INLINE void transform_result(int m, const wino_job *j, int64_t tile, const float *z, int64_t stride, int64_t o,
+                             int64_t cols) {
+    const int n = m + 2;
+    const int64_t across = tile % j->across * m, down = tile / j->across % j->down * m;
+    const int64_t P = j->u.P, Q = j->u.Q, image = tile / j->across / j->down;
+    for (int64_t c = 0; c < cols; c += VL) {
+        const int64_t count = min_i(VL, cols - c);
+        const vf b = j->bias ? v_load_n(j->bias + o + c, count) : (vf){0};
+        vf in[36], t[4 * 6], out[16];
+        V_UNROLL for (int s = 0; s < n; s++) {
+            V_UNROLL for (int r = 0; r < n; r++)
+                in[r * n + s] = v_load(z + (r * n + s) * stride + c);
+            result_1d(m, t + s, in + s, n);
+        }
+        V_UNROLL for (int r = 0; r < m; r++) {
+            result_1d(m, out + r * m, t + r * n, 1);
+            V_UNROLL for (int s = 0; s < m; s++)
+                if (down + r < P && across + s < Q)
+                    v_store_n(j->y + ((image * P + down + r) * Q + across + s) * j->O + o + c, out[r * m + s] + b, count);
+        }
+    }
+}
+
+static void multiply_task(void *arg, int64_t task, int worker) {
+    const wino_job *j = arg;
+    const int64_t column = task / j->strips, places = j->n * j->n;
+    const int64_t p0 = task % j->strips * j->strip, p1 = min_i(j->n_panels, p0 + j->strip);
+    const int64_t o = (j->first_column + column) * GEMM_NR, cols = min_i(GEMM_NR, j->O - o);
+    const int64_t size = GEMM_MR * GEMM_NR, stride = WINO_STRIP * size;
+    float *sums = j->own + worker * j->own_size; /* [place][panel of the strip][GEMM_MR][GEMM_NR] */
+    float *fresh = sums + places * stride, *taps = fresh + places * GEMM_NR * min_i(WINO_KC, j->u.C);
+    for (int64_t block = 0; block < j->blocks; block++) {
+        const int64_t kc = block_length(j, block);
+        const float *b = j->fused ? fresh : weight_panel(j, column, block);
+        if (j->fused)
+            transform_block(j, fresh, taps, o, block);
+        for (int64_t place = 0; place < places; place++)
+            for (int64_t p = p0; p < p1; p++) {
+                const int64_t rows = min_i(GEMM_MR, j->tiles - (j->first_panel + p) * GEMM_MR);
+                CDAD_K(gemm_tile)(kc, pixel_panel(j, p, block, place), b + place * kc * GEMM_NR, rows, GEMM_NR,
+                                  sums + place * stride + (p - p0) * size, GEMM_NR, block > 0, NULL);
+            }
+    }
+    for (int64_t p = p0; p < p1; p++) {
+        const int64_t first = (j->first_panel + p) * GEMM_MR;
+        for (int64_t i = 0; i < min_i(GEMM_MR, j->tiles - first); i++) {
+            const float *z = sums + (p - p0) * size + i * GEMM_NR;
+            if (j->m == 2)
+                transform_result(2, j, first + i, z, stride, o, cols);
+            else
+                transform_result(4, j, first + i, z, stride, o, cols);
+        }
+    }
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------------ */
+
+static wino_job make_job(const cdad_unfold *u, int64_t O, int m) {
+    wino_job j = {.u = *u, .m = m, .n = m + 2, .O = O};
+    const int64_t places = j.n * j.n;
+    j.down = ceil_div(u->P, m);
+    j.across = ceil_div(u->Q, m);
+    j.tiles = u->N * j.down * j.across;
+    j.panels = ceil_div(j.tiles, GEMM_MR);
+    j.columns = ceil_div(O, GEMM_NR);
+    j.blocks = ceil_div(u->C, WINO_KC);
+    j.fused = j.panels <= WINO_STRIP;
+    j.group = j.fused ? j.columns : min_i(j.columns, max_i(1, GROUP_BYTES / bytes_of(places * u->C * GEMM_NR)));
+    j.chunk = j.fused ? j.panels : min_i(j.panels, max_i(1, CHUNK_BYTES / bytes_of(places * u->C * GEMM_MR)));
+    const int64_t kc = min_i(WINO_KC, u->C), sums = places * WINO_STRIP * GEMM_MR * GEMM_NR;
+    j.own_size = max_i(places * kc * GEMM_MR, j.fused ? sums + (places + 9) * kc * GEMM_NR : max_i(sums, 9 * kc * GEMM_NR));
+    j.own_size = bytes_of(j.own_size) / (int64_t)sizeof(float);
+    return j;
+}
+
+static int64_t weight_bytes(const wino_job *j) { return j->fused ? 0 : bytes_of(j->group * j->u.C * j->n * j->n * GEMM_NR); }
+static int64_t pixel_bytes(const wino_job *j) { return bytes_of(j->chunk * j->u.C * j->n * j->n * GEMM_MR); }
+
+int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads) {
+    const wino_job j = make_job(u, O, m);
+    return weight_bytes(&j) + pixel_bytes(&j) + threads * bytes_of(j.own_size);
+}
+
+void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
+                      const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch) {
+    wino_job j = make_job(u, O, m);
+    char *memory = scratch;
+    j.y = y;
+    j.x = x;
+    j.w = w;
+    j.tap_r = tap_r;
+    j.tap_s = tap_s;
+    j.bias = bias;
+    j.weights = (float *)memory;
+    j.pixels = (float *)(memory + weight_bytes(&j));
+    j.own = (float *)(memory + weight_bytes(&j) + pixel_bytes(&j));
+    const int whole = j.chunk == j.panels; /* then pixels are transformed once for all groups of weights */
+    for (j.first_column = 0; j.first_column < j.columns; j.first_column += j.group) {
+        j.n_columns = min_i(j.group, j.columns - j.first_column);
+        if (!j.fused)
+            cdad_pool_run(ctx->pool, j.n_columns * j.blocks, weights_task, &j);
+        for (j.first_panel = 0; j.first_panel < j.panels; j.first_panel += j.chunk) {
+            j.n_panels = min_i(j.chunk, j.panels - j.first_panel);
+            if (!whole || j.first_column == 0)
+                cdad_pool_run(ctx->pool, j.n_panels * j.blocks, pixels_task, &j);
+            j.strips = ceil_div(j.n_panels, WINO_STRIP);
+            j.strip = ceil_div(j.n_panels, j.strips);
+            cdad_pool_run(ctx->pool, j.strips * j.n_columns, multiply_task, &j);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+/* Where a convolution is computed by Winograd's minimal filtering, and where directly. */
+#ifndef CDAD_OPS_WINOGRAD_H
+#define CDAD_OPS_WINOGRAD_H
+
+#include "ops/support.h"
+
+/* The attribute of convolutions: -1 by the cost model, 0 directly, 2 or 4 by F(2x2,3x3) or F(4x4,3x3). */
+#define CDAD_WINOGRAD_ATTR CDAD_INT("winograd", -1)
+
+/* Directly from now on, wherever the attribute leaves it open. Before any graph is compiled. */
+void cdad_winograd_disable(void);
+
+/* The attribute is one of the above, and fits a kernel of R x S with this stride. */
+CDAD_MUST_USE cdad_status cdad_winograd_check(const char *op, int64_t attr, int64_t R, int64_t S, int64_t stride,
+                                              cdad_error *err);
+
+/* 0, 2 or 4; root mean square errors are at most 1, 2 and 4 times those of the direct sums. A function of a sample's own shape: the batch has no say, or its size would change bits. */
+int cdad_winograd_choose(int64_t attr, const cdad_unfold *u, int64_t O);
+
+#endif

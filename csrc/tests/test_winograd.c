@@ -1,0 +1,83 @@
+/* Winograd's convolution of every table against the direct one, at sizes that take several groups of weights and
+ * several chunks of pixels, and against itself at other batch sizes and thread counts. */
+#include "kernel_check.h"
+
+int cdad_test_winograd(void);
+
+typedef struct conv { /* w [O,3,3,C] */
+    cdad_unfold u;
+    int64_t O;
+    float *x, *w, *bias;
+} conv;
+
+static conv conv_new(cdad_unfold u, int64_t O) {
+    return (conv){.u = u, .O = O, .x = noise(u.N * u.H * u.W * u.C, 1, 0.0f, 1.0f),
+                  .w = noise(O * 9 * u.C, 2, 0.0f, 1.0f), .bias = noise(O, 3, 0.0f, 1.0f)};
+}
+static void conv_free(conv *c) {
+    cdad_free(c->x);
+    cdad_free(c->w);
+    cdad_free(c->bias);
+}
+
+static int64_t image_size(const conv *c) { return c->u.P * c->u.Q * c->O; }
+
+static float *winograd(const conv *c, int m, int threads) {
+    const cdad_context ctx = {.pool = pools[threads], .kernels = table};
+    const int64_t C = c->u.C;
+    float *y = floats(c->u.N * image_size(c));
+    void *scratch = zeros(table->winograd_scratch(&c->u, c->O, m, threads));
+    table->winograd(&ctx, y, c->x, (cdad_mat){.data = c->w, .rs = 1, .cs = 9 * C}, 3 * C, C, c->bias, &c->u, c->O, m,
+                    scratch);
+    cdad_free(scratch);
+    return y;
+}
+
+static float *direct(const conv *c) {
+    const cdad_context ctx = {.pool = pools[2], .kernels = table};
+    const int64_t M = c->u.N * c->u.P * c->u.Q, K = 9 * c->u.C;
+    float *y = floats(M * c->O);
+    void *scratch = zeros(table->gemm_scratch(M, c->O, K, 2));
+    table->gemm(&ctx, M, c->O, K, (cdad_mat){.data = c->x, .unfold = &c->u}, (cdad_mat){.data = c->w, .rs = 1, .cs = K},
+                y, c->O, c->bias, 0, scratch);
+    cdad_free(scratch);
+    return y;
+}
+
+static void check_case(cdad_unfold u, int64_t O) {
+    conv c = conv_new(u, O);
+    const int64_t n = u.N * image_size(&c);
+    float *y = direct(&c);
+    double *want = widen(y, n);
+    for (int m = 2; m <= 4; m += 2) {
+        float *all = winograd(&c, m, 2);
+        const double e = worst_rms(all, want, n);
+        CHECK(e < (m == 2 ? 5e-6 : 2e-5), "F(%d,3), %lldx%lldx%lld to %lld: error %.2g", m, (long long)u.H,
+              (long long)u.W, (long long)u.C, (long long)O, e);
+        for (int threads = 1; threads <= 4; threads += 3) {
+            float *again = winograd(&c, m, threads);
+            CHECK(same(again, all, n), "F(%d,3): other bits by %d threads", m, threads);
+            cdad_free(again);
+        }
+        conv last = c;
+        last.u.N = 1;
+        last.x += (u.N - 1) * u.H * u.W * u.C;
+        float *alone = winograd(&last, m, 1);
+        CHECK(same(alone, all + n - image_size(&c), image_size(&c)), "F(%d,3): an image alone has other bits", m);
+        cdad_free(alone);
+        cdad_free(all);
+    }
+    cdad_free(y);
+    cdad_free(want);
+    conv_free(&c);
+}
+
+static void test_table(void) {
+    /*                        N  H  W  C  P  Q   R  S  stride pad_t pad_l up */
+    check_case((cdad_unfold){2, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1}, 7);
+    check_case((cdad_unfold){3, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2}, 33);
+    check_case((cdad_unfold){1, 6, 9, 130, 5, 9, 3, 3, 1, 0, 2, 1}, 40);
+    check_case((cdad_unfold){2, 20, 20, 1200, 20, 20, 3, 3, 1, 1, 1, 1}, 150);
+}
+
+int cdad_test_winograd(void) { return on_every_table(test_table); }
