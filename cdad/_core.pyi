@@ -98,6 +98,7 @@ class Sampler:
         weights: ArrayLike | None = None,
         trace: bool = False,
         stop: int = 0,
+        twin: ArrayLike | None = None,
     ) -> Any: ...
     def start(
         self, latent: ArrayLike, streams: ArrayLike, seed: int, steps: int = 10, skip: int = 0

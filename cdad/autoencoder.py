@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _core
 from .config import AutoencoderConfig
+from .programs import Programs
 from .weights import load_tensors, strict_match, to_channels_last
 
 _FILES = {"tiny": 2, "vae": 1, "dct": 0}
@@ -26,8 +27,11 @@ class Autoencoder:
         self.params = _core.Params()
         latent = image_size // config.downsampling
         core = self.core_config()
-        self._encode = _core.Network(self.params, f"{config.kind}_encode", core, batch_size, (image_size, image_size))
-        self._decode = _core.Network(self.params, f"{config.kind}_decode", core, batch_size, (latent, latent))
+
+        def programs(part: str, side: int) -> Programs[_core.Network]:
+            return Programs(lambda n: _core.Network(self.params, f"{config.kind}_{part}", core, n, (side, side)), batch_size)
+
+        self._encode, self._decode = programs("encode", image_size), programs("decode", latent)
         self.params.allocate(0)
         if load:
             self._load()
@@ -112,27 +116,8 @@ class Autoencoder:
     def _mean(self, moments: np.ndarray) -> np.ndarray:
         return moments[..., : self.config.latent_channels]
 
-    def _run(self, network, arrays: np.ndarray, after=lambda x: x) -> np.ndarray:
-        return run_in_batches(lambda x: after(network.run(x)[0]), self.batch_size, arrays)
-
-
-def run_in_batches(fn, batch_size: int, *arrays: np.ndarray) -> np.ndarray:
-    """Call ``fn`` on batches of exactly ``batch_size`` (the last one filled by repeating its last sample) and
-    join the results. A sample's result does not depend on what stands beside it."""
-    n = len(arrays[0])
-    parts: list[np.ndarray] = []
-    for start in range(0, n, batch_size):
-        batch = [a[start : start + batch_size] for a in arrays]
-        kept = len(batch[0])
-        if kept < batch_size:
-            batch = [_fill(a, batch_size) for a in batch]
-        parts.append(fn(*batch)[:kept])
-    return np.concatenate(parts)
-
-
-def _fill(array: np.ndarray, batch_size: int) -> np.ndarray:
-    missing = batch_size - len(array)
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+    def _run(self, programs: Programs[_core.Network], arrays: np.ndarray, after=lambda x: x) -> np.ndarray:
+        return programs.run(lambda network, x: after(network.run(x)[0]), arrays)
 
 
 def stack_images(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:

@@ -7,7 +7,8 @@ import logging
 import numpy as np
 
 from . import _core
-from .autoencoder import Autoencoder, run_in_batches
+from .autoencoder import Autoencoder
+from .programs import Programs
 from .weights import strict_match
 from .weights.efficientnet import find_efficientnet_lite0, load_efficientnet_lite0
 
@@ -34,7 +35,7 @@ class FeatureDistance:
             tensors, self.mean, self.std = load_efficientnet_lite0()
             self.name = backbone
             self._params = _core.Params()
-            self._network = self._make("efficientnet_lite0", None, image_size)
+            self._networks = self._make("efficientnet_lite0", None, image_size)
             self._params.allocate(0)
             strict_match(
                 self._params.shapes(),
@@ -47,18 +48,15 @@ class FeatureDistance:
             self.name = f"autoencoder:{autoencoder.config.kind}"
             self._params = autoencoder.params
             kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
-            self._network = self._make(kind, autoencoder.core_config(), image_size)
+            self._networks = self._make(kind, autoencoder.core_config(), image_size)
 
-    def _make(self, kind: str, config: dict | None, image_size: int):
-        return _core.Network(
-            self._params, kind, config, self.batch_size, (image_size, image_size), distance=True
+    def _make(self, kind: str, config: dict | None, image_size: int) -> Programs[_core.Network]:
+        return Programs(
+            lambda n: _core.Network(self._params, kind, config, n, (image_size, image_size), distance=True), self.batch_size
         )
 
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Images a, b [N,H,W,3] in [0,1] -> distances [N,H,W,layers]."""
         a, b = (a - self.mean) / self.std, (b - self.mean) / self.std
 
-        def run(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-            return np.concatenate(self._network.run(x, y), axis=-1)
-
-        return run_in_batches(run, self.batch_size, a, b)
+        return self._networks.run(lambda network, x, y: np.concatenate(network.run(x, y), axis=-1), a, b)

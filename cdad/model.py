@@ -15,13 +15,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import _core
-from .autoencoder import Autoencoder, run_in_batches, stack_images
+from .autoencoder import Autoencoder, stack_images
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
 from .data import TrainingBatches, load_images, read_image
 from .data.records import ClassData
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
+from .programs import Programs
 from .scoring import Calibration, image_scores, score_maps
 from .strategies import make_strategy
 
@@ -77,7 +78,7 @@ class ContinualModel:
         self._features: FeatureDistance | None = None
         self.params = _core.Params()
         self._trainer = _core.Trainer(self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed)
-        self._sampler = _core.Sampler(self.params, c.denoiser(), batch)
+        self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.strategy = make_strategy(c.continual)
         self.bases: dict[str, np.ndarray] = {}
         self.calibrations: dict[str, Calibration] = {}
@@ -223,10 +224,11 @@ class ContinualModel:
         chosen = spread(paths, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)
-        start = self._sampler.start(latents, np.arange(batch), self.config.seed, steps=d.steps, skip=d.skip)
+        sampler = self._samplers.whole
+        start = sampler.start(latents, np.arange(batch), self.config.seed, steps=d.steps, skip=d.skip)
 
         def error(condition: np.ndarray) -> float:
-            x0 = self._sampler.denoise(condition, start, steps=d.steps, skip=d.skip, stop=1)
+            x0 = sampler.denoise(condition, start, steps=d.steps, skip=d.skip, stop=1)
             return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
 
         return error(images) / max(error(np.roll(images, 1, axis=0)), 1e-12)
@@ -236,12 +238,13 @@ class ContinualModel:
         (U [d, rank], share of the energy kept)}, taken while the sampler reconstructs a sample of their images."""
         c = self.config.continual
         paths = [p for data in classes for p in spread(data.train, c.images)]
-        collector = _core.Collector(self._sampler, c.method, c.gamma)
+        collector = _core.Collector(self._samplers.whole, c.method, c.gamma)
         batch = self.config.scoring.batch_size
         for start in tqdm(range(0, len(paths), batch), "representations", disable=not progress, leave=False):
             # A batch that is not full is filled from the first images: no sample counts as a repeat alone.
             chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
-            self._denoise(load_images(chosen, self.config.image_size), noise_seed=start)
+            images = load_images(chosen, self.config.image_size)
+            self._denoise(images, self.autoencoder.encode(images), noise_seed=start)
         return collector.bases(self.bases)
 
     def _calibrate(self, data: ClassData) -> Calibration | None:
@@ -298,29 +301,27 @@ class ContinualModel:
             return self.calibrations[class_name]
         return Calibration.pool(list(self.calibrations.values()))
 
-    def _denoise(self, images: np.ndarray, noise_seed: int) -> np.ndarray:
-        d, batch = self.config.diffusion, self.config.scoring.batch_size
-        latents = self.autoencoder.encode(images)
-        streams = np.full(batch, noise_seed, np.int64)
+    def _denoise(self, images: np.ndarray, latents: np.ndarray, noise_seed: int) -> np.ndarray:
+        d, seed = self.config.diffusion, self.config.seed
+        how = {"steps": d.steps, "skip": d.skip}
         weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
 
-        def run(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-            how = {"steps": d.steps, "skip": d.skip}
-            start = self._sampler.start(z, streams, self.config.seed, **how)
-            drawn = self._sampler.denoise(x, start, **how, stop=d.stop, weights=weights)
-            if d.stop == 0 or not d.mirrored:
-                return drawn
-            noise = self._sampler.start(np.zeros_like(z), streams, self.config.seed, **how)
-            return 0.5 * (drawn + self._sampler.denoise(x, start - 2 * noise, **how, stop=d.stop, weights=weights))
+        def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray) -> np.ndarray:
+            streams = np.full(len(z), noise_seed, np.int64)
+            start, twin = sampler.start(z, streams, seed, **how), None
+            if d.stop and d.mirrored:
+                twin = start - 2 * sampler.start(np.zeros_like(z), streams, seed, **how)
+            return sampler.denoise(x, start, **how, stop=d.stop, twin=twin, weights=weights)
 
-        return run_in_batches(run, batch, latents, images)
+        return self._samplers.run(run, latents, images)
 
     def _distances(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Feature distances [N,H,W,layers] between x^ = D(E(x)) and x-, and x- itself (paper, Eq. 1)."""
-        reference = self.autoencoder.decode(self.autoencoder.encode(images))
+        latents = self.autoencoder.encode(images)
+        reference = self.autoencoder.decode(latents)
         total, drawn = None, None
         for seed in range(self.config.scoring.noise_seeds):
-            x = self.autoencoder.decode(self._denoise(images, seed))
+            x = self.autoencoder.decode(self._denoise(images, latents, seed))
             distance = self.features(reference, x)
             total = distance if total is None else total + distance
             drawn = x if drawn is None else drawn

@@ -106,8 +106,10 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
 
     def predict() -> None:
         latents = autoencoder.encode(images)
-        start = sampler.start(latents, np.arange(batch), seed, **how)
-        drawn = sampler.denoise(images, start, context, **how, stop=d.stop)
+        start, twin = sampler.start(latents, np.arange(batch), seed, **how), None
+        if d.stop and d.mirrored:
+            twin = start - 2 * sampler.start(np.zeros_like(latents), np.arange(batch), seed, **how)
+        drawn = sampler.denoise(images, start, context, **how, stop=d.stop, twin=twin)
         features(autoencoder.decode(latents), autoencoder.decode(drawn))
 
     return _profile(predict, repeats, {"sampler": sampler.memory_bytes}, before)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdad.autoencoder import Autoencoder, run_in_batches
+from cdad.autoencoder import Autoencoder
 from cdad.config import AutoencoderConfig
 from cdad.data import load_images, render
 from cdad.errors import FormatError
@@ -133,14 +133,3 @@ def test_feature_distance(backbone, pictures):
     assert not same.any() and changed.shape[:3] == pictures.shape[:3]
     inside, far = changed[:, 16:32, 40:56].mean(), changed[:, 40:, :24].mean()
     assert inside > 10 * far
-
-
-def test_batches_are_filled_and_cut():
-    calls = []
-
-    def double(x):
-        calls.append(len(x))
-        return 2 * x
-
-    assert np.array_equal(run_in_batches(double, 4, np.arange(10.0)), 2 * np.arange(10.0))
-    assert calls == [4, 4, 4]

@@ -58,6 +58,16 @@ def test_mirrored_noise_cancels_what_the_network_lets_through(first_checkpoint, 
     assert spread(True) < 0.5 * spread(False)
 
 
+def test_a_twin_gives_the_mean_of_both_starts(first, images):
+    sampler, latents = first._samplers.whole, first.autoencoder.encode(images[:1]).repeat(first._samplers.batch_size, 0)
+    given = images[:1].repeat(len(latents), 0)
+    one, two = (sampler.start(latents, np.arange(len(latents)), seed) for seed in (1, 2))
+    for stop in (0, 2):
+        drawn = sampler.denoise(given, one, twin=two, stop=stop)
+        each = [sampler.denoise(given, start, stop=stop) for start in (one, two)]
+        assert np.array_equal(drawn, np.float32(0.5) * (each[0] + each[1]))
+
+
 def test_prediction_has_the_shapes_it_says(first, images):
     prediction = first.predict(images)
     assert prediction.scores.shape == (8,) and prediction.maps.shape == (8, 64, 64)

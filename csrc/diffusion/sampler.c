@@ -127,25 +127,22 @@ static cdad_status check_sampling(const cdad_sampling *how, cdad_error *err) {
     return CDAD_OK;
 }
 
-cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float *out, const float *image,
-                                 const float *start, const float *context, const cdad_sampling *how,
-                                 cdad_sampling_watch watch, void *watch_arg, cdad_error *err) {
-    int64_t timesteps[CDAD_MAX_TIMESTEPS];
+/* From one start, under the condition that was run last. *result stands until the next run. */
+static cdad_status denoise_from(cdad_sampler *s, const cdad_context *ctx, const float **result, const float *start,
+                                const float *context, const cdad_sampling *how, const int64_t *timesteps,
+                                cdad_sampling_watch watch, void *watch_arg, cdad_error *err) {
     const cdad_schedule *schedule = &s->config.schedule;
-    CDAD_TRY(check_sampling(how, err));
-    CDAD_TRY(cdad_ddim_timesteps(schedule, how->steps, timesteps, err));
-    CDAD_TRY(bind_weights(s, how->weights, err));
-    CDAD_TRY(run_condition(s, ctx, image, err));
     memcpy(s->state, start, (size_t)s->latent_count * sizeof(float));
-    const float *prediction = NULL;
-    for (int64_t i = how->steps - how->skip - 1, step = 0; i >= 0; i--, step++) {
+    const int64_t run = how->stop ? how->stop : how->steps - how->skip;
+    for (int64_t step = 0; step < run; step++) {
+        const int64_t i = how->steps - how->skip - 1 - step;
         if (how->uncond) {
             CDAD_TRY(run_unet(s, ctx, s->state, timesteps[i], how->uncond, err));
             memcpy(s->uncond_prediction, cdad_program_data(s->unet, s->prediction),
                    (size_t)s->latent_count * sizeof(float));
         }
         CDAD_TRY(run_unet(s, ctx, s->state, timesteps[i], context, err));
-        prediction = cdad_program_data(s->unet, s->prediction);
+        const float *prediction = cdad_program_data(s->unet, s->prediction);
         if (how->uncond) {
             const float g = (float)how->guidance;
             for (int64_t k = 0; k < s->latent_count; k++)
@@ -156,12 +153,27 @@ cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float
         ddim_step(s, prediction, schedule->alphas_cumprod[timesteps[i]], before);
         if (watch)
             watch(watch_arg, step, s->state, s->x0);
-        if (how->stop && step + 1 == how->stop) {
-            memcpy(out, s->x0, (size_t)s->latent_count * sizeof(float));
-            return CDAD_OK;
-        }
     }
-    memcpy(out, s->state, (size_t)s->latent_count * sizeof(float));
+    *result = how->stop ? s->x0 : s->state;
+    return CDAD_OK;
+}
+
+cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float *out, const float *image,
+                                 const float *start, const float *twin, const float *context, const cdad_sampling *how,
+                                 cdad_sampling_watch watch, void *watch_arg, cdad_error *err) {
+    int64_t timesteps[CDAD_MAX_TIMESTEPS];
+    CDAD_TRY(check_sampling(how, err));
+    CDAD_TRY(cdad_ddim_timesteps(&s->config.schedule, how->steps, timesteps, err));
+    CDAD_TRY(bind_weights(s, how->weights, err));
+    CDAD_TRY(run_condition(s, ctx, image, err));
+    const float *result;
+    CDAD_TRY(denoise_from(s, ctx, &result, start, context, how, timesteps, watch, watch_arg, err));
+    memcpy(out, result, (size_t)s->latent_count * sizeof(float));
+    if (!twin)
+        return CDAD_OK;
+    CDAD_TRY(denoise_from(s, ctx, &result, twin, context, how, timesteps, NULL, NULL, err));
+    for (int64_t k = 0; k < s->latent_count; k++)
+        out[k] = 0.5f * (out[k] + result[k]);
     return CDAD_OK;
 }
 

@@ -26,11 +26,12 @@ typedef struct cdad_sampling {
 /* Called after every step with x [N,h,w,c] and the predicted x0; `step` counts from 0. NULL: not called. */
 typedef void (*cdad_sampling_watch)(void *arg, int64_t step, const float *x, const float *x0);
 
-/* image [N,H,W,3], start x_T [N,h,w,c], context [N,L,d] or NULL -> out [N,h,w,c]. */
+/* image [N,H,W,3], start x_T [N,h,w,c], context [N,L,d] or NULL -> out [N,h,w,c]. With a second start `twin` (or NULL),
+ * out is the mean of what both give, under the one condition; only the first is watched. */
 CDAD_MUST_USE cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float *out,
-                                               const float *image, const float *start, const float *context,
-                                               const cdad_sampling *how, cdad_sampling_watch watch, void *watch_arg,
-                                               cdad_error *err);
+                                               const float *image, const float *start, const float *twin,
+                                               const float *context, const cdad_sampling *how,
+                                               cdad_sampling_watch watch, void *watch_arg, cdad_error *err);
 
 /* x_T = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise at the timestep from which `how` starts (the last one,
  * T - 1, when nothing is skipped). The noise of a sample depends on (seed, stream of the sample, element) only. */

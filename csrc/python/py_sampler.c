@@ -80,23 +80,27 @@ static void keep_step(void *arg, int64_t step, const float *x, const float *x0) 
 
 static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"image", "start", "context", "steps", "skip", "uncond", "guidance", "weights", "trace",
-                            "stop", NULL};
+                            "stop", "twin", NULL};
     py_sampler *self = (py_sampler *)o;
     const cdad_denoiser_config *c = &self->config;
-    PyObject *image_arg, *start_arg, *context_arg = Py_None, *uncond_arg = Py_None, *weights_arg = Py_None;
+    PyObject *image_arg, *start_arg, *context_arg = Py_None, *uncond_arg = Py_None, *weights_arg = Py_None,
+             *twin_arg = Py_None;
     PyObject *out = NULL, *xs = NULL, *x0s = NULL, *result = NULL;
-    PyArrayObject *image = NULL, *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL;
+    PyArrayObject *image = NULL, *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL,
+                  *twin = NULL;
     long long steps = 10, skip = 0, stop = 0;
     double guidance = 1.0;
     int want_trace = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOpL:denoise", names, &image_arg, &start_arg,
-                                     &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace, &stop))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOpLO:denoise", names, &image_arg, &start_arg,
+                                     &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace, &stop,
+                                     &twin_arg))
         return NULL;
     const cdad_shape z = latent_shape(self);
     const cdad_shape x = cdad_shape_make(4, self->n, c->image_h, c->image_w, (int64_t)3);
     const cdad_shape k = cdad_shape_make(3, self->n, c->context_length, c->unet.context_dim);
     const cdad_shape block = cdad_shape_make(1, self->params->params->total);
     if (!(image = cdad_py_floats(image_arg, &x, "image")) || !(start = cdad_py_floats(start_arg, &z, "start")) ||
+        (twin_arg != Py_None && !(twin = cdad_py_floats(twin_arg, &z, "twin"))) ||
         (context_arg != Py_None && !(context = cdad_py_floats(context_arg, &k, "context"))) ||
         (uncond_arg != Py_None && !(uncond = cdad_py_floats(uncond_arg, &k, "uncond"))) ||
         (weights_arg != Py_None && !(weights = cdad_py_floats(weights_arg, &block, "weights"))) ||
@@ -137,7 +141,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     const cdad_context ctx = cdad_py_context();
     Py_BEGIN_ALLOW_THREADS
     status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), cdad_py_data(image),
-                                  cdad_py_data(start), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
+                                  cdad_py_data(start), cdad_py_data(twin), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
                                   &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
@@ -148,6 +152,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
 done:
     Py_XDECREF(image);
     Py_XDECREF(start);
+    Py_XDECREF(twin);
     Py_XDECREF(context);
     Py_XDECREF(uncond);
     Py_XDECREF(weights);
@@ -313,8 +318,9 @@ done:
 static PyMethodDef sampler_methods[] = {
     {"denoise", (PyCFunction)(void (*)(void))sampler_denoise, METH_VARARGS | METH_KEYWORDS,
      "denoise($self, image, start, context=None, steps=10, skip=0, uncond=None, guidance=1.0, weights=None, "
-     "trace=False, stop=0)\n--\n\nDDIM from x_T = start under tau(image), or after stop > 0 steps the x0 predicted "
-     "there; with trace (out, x of every step, x0 of every step). The GIL is released."},
+     "trace=False, stop=0, twin=None)\n--\n\nDDIM from x_T = start under tau(image), or after stop > 0 steps the x0 "
+     "predicted there; with a second start the mean of both; with trace (out, x of every step, x0 of every step), of the "
+     "first. The GIL is released."},
     {"start", (PyCFunction)(void (*)(void))sampler_start, METH_VARARGS | METH_KEYWORDS,
      "start($self, latent, streams, seed, steps=10, skip=0)\n--\n\nx_T = q_sample(latent, T-1) with the noise of "
      "(seed, streams[i])."},

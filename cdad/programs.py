@@ -1,0 +1,53 @@
+"""One network's programs for batches of fixed sizes, and how any number of samples is cut into these."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import numpy as np
+
+P = TypeVar("P")
+
+
+class Programs(Generic[P]):
+    """A network compiled for batches of ``batch_size``, ``whole``, and, when it is first wanted, for one sample: a few
+    samples do not pay for a whole batch. A sample's result does not depend on what stands beside it.
+
+    ``make(n)`` compiles the network for batches of n.
+    """
+
+    def __init__(self, make: Callable[[int], P], batch_size: int):
+        self.batch_size = batch_size
+        self.whole = make(batch_size)
+        self._make, self._single, self._lock = make, None, threading.Lock()
+
+    @property
+    def single(self) -> P:
+        """The program for one sample."""
+        with self._lock:
+            if self._single is None:
+                self._single = self.whole if self.batch_size == 1 else self._make(1)
+        return self._single
+
+    def run(self, fn: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+        """``fn(program, *parts)`` of consecutive parts of the arrays, joined. The rest after the last whole batch goes
+        one by one, or, where it is more than half a batch, as a batch filled up with its last sample."""
+        n, size = len(arrays[0]), self.batch_size
+        parts: list[np.ndarray] = []
+        start = 0
+        while start < n:
+            if n - start > size // 2:
+                batch = [_fill(a[start : start + size], size) for a in arrays]
+                parts.append(fn(self.whole, *batch)[: n - start])
+                start += size
+            else:
+                parts.append(fn(self.single, *(a[start : start + 1] for a in arrays)))
+                start += 1
+        return np.concatenate(parts)
+
+
+def _fill(array: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(array)
+    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
