@@ -229,3 +229,71 @@ def vae_decode(p: Params, c: dict, latent: torch.Tensor) -> torch.Tensor:
         if level > 0:
             h = conv(p, f"decoder.up.{level}.upsample.conv", F.interpolate(h, scale_factor=2.0, mode="nearest"), padding=1)
     return conv(p, "decoder.conv_out", F.silu(group_norm(p, "decoder.norm_out", h, 32, 1e-6)), padding=1)
+
+
+# ---- image to score -----------------------------------------------------------------------------------------
+
+
+def dct_encode(basis: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """``basis`` [C,3,p,p]: orthonormal patches."""
+    return F.conv2d(image, basis, stride=basis.shape[-1])
+
+
+def dct_decode(basis: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    return F.conv_transpose2d(latent, basis, stride=basis.shape[-1]).clamp(0, 1)
+
+
+def same_padded(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
+    """TensorFlow's SAME padding: an odd rest goes to the end."""
+    height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def efficientnet_lite0(p: Params, image: torch.Tensor) -> list[torch.Tensor]:
+    """Features at strides 4, 8 and 16; batch norms are folded."""
+    h = F.relu6(conv(p, "stem", same_padded(image, 3, 2), 2))
+    features, block = [], 0
+    for repeats, kernel, stride, expand, out, kept in (
+        (1, 3, 1, 1, 16, False), (2, 3, 2, 6, 24, True), (2, 5, 2, 6, 40, True), (3, 3, 2, 6, 80, False),
+        (3, 5, 1, 6, 112, True),
+    ):  # fmt: skip
+        for k in range(repeats):
+            name, x, s = f"blocks.{block}", h, stride if k == 0 else 1
+            if expand > 1:
+                h = F.relu6(conv(p, f"{name}.expand", h))
+            depthwise = p[f"{name}.depthwise.weight"].permute(2, 0, 1)[:, None]
+            h = F.relu6(F.conv2d(same_padded(h, kernel, s), depthwise, p[f"{name}.depthwise.bias"], s, groups=len(depthwise)))
+            h = conv(p, f"{name}.project", h)
+            h = h + x if s == 1 and x.shape[1] == out else h
+            block += 1
+        if kept:
+            features.append(h)
+    return features
+
+
+def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian smoothing of [N,1,H,W]; as many taps as OpenCV takes."""
+    radius = (round(8 * sigma + 1) | 1) // 2
+    taps = torch.exp(-(torch.arange(-radius, radius + 1.0) ** 2) / (2 * sigma**2))
+    taps = taps / taps.sum()
+    maps = F.pad(maps, (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(maps, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+
+
+def image_scores(p: Params, config: dict, backbone: Params, given: dict, image: torch.Tensor) -> torch.Tensor:
+    """Scores [N] of images [N,3,H,W] by a one-step reconstruction from ``noise`` and its mirror at timestep T - 1, where
+    nothing of the image is left. ``given``: noise [1,C,h,w], basis, scale, shift of the latents, mean and std of the
+    backbone's input, sigma and top of the score."""
+    n = len(image)
+    control = amn_nonlocal(p, config["amn"], amn_local(p, config["amn"], image))
+    noise = given["noise"].expand(n, -1, -1, -1)
+    t = torch.full((2 * n,), config["num_train_timesteps"] - 1.0)
+    v = unet(p, config["unet"], torch.cat([noise, -noise]), t, None, torch.cat([control, control]))
+    x0 = -0.5 * (v[:n] + v[n:])
+    drawn = dct_decode(given["basis"], x0 * given["scale"] + given["shift"])
+    reference = dct_decode(given["basis"], dct_encode(given["basis"], image))
+    pairs = efficientnet_lite0(backbone, (torch.cat([reference, drawn]) - given["mean"]) / given["std"])
+    distances = [((f[:n] - f[n:]) ** 2).sum(1, keepdim=True) for f in pairs]
+    maps = sum(F.interpolate(d, image.shape[2:], mode="bilinear", align_corners=False) for d in distances) / len(distances)
+    flat = blurred(maps, given["sigma"]).flatten(1)
+    return flat.topk(max(1, round(given["top"] * flat.shape[1])), 1).values.mean(1)

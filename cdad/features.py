@@ -55,6 +55,10 @@ class FeatureDistance:
             lambda n: _core.Network(self._params, kind, config, n, (image_size, image_size), distance=True), self.batch_size
         )
 
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every weight of the backbone as a view (conv weights [O,R,S,C], depthwise [R,S,C])."""
+        return {name: self._params[name] for name in self._params.shapes()}
+
     def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Images a, b [N,H,W,3] in [0,1] -> distances [N,H,W,layers]."""
         a, b = (a - self.mean) / self.std, (b - self.mean) / self.std

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cdad import _core, preset
+from cdad.weights.efficientnet import find_efficientnet_lite0
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -113,6 +114,12 @@ def test_kl_autoencoder():
 def test_both_sides_of_a_benchmark_compute_the_same(name):
     sides = {side: speed.BENCHMARKS[name]()(side)() for side in ("cdad", "torch")}
     assert error(sides["cdad"][0], to_core(sides["torch"])) < 5 * TOLERANCE
+
+
+@pytest.mark.skipif(find_efficientnet_lite0() is None, reason="the backbone's weights are not installed")
+def test_image_to_score_computes_the_same():
+    mine, theirs = (speed.image_to_score(2)(side)() for side in ("cdad", "torch"))
+    assert mine == pytest.approx(theirs.numpy(), rel=1e-3)
 
 
 def test_a_benchmark_writes_its_records(tmp_path, monkeypatch):
