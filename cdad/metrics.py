@@ -1,7 +1,7 @@
 """Measures of anomaly detection, and of what continual learning forgets.
 
 Image and pixel level: area under the ROC curve (AUROC), average precision (AP; the paper's "AUPR") and area
-under the per-region overlap curve (AUPRO). All are exact: every distinct score is a threshold, and one sort
+under the per-region overlap curve (AUPRO). All are exact: every distinct score is a threshold, and one ranking
 of the scores serves all of them. Over tasks: the average after the last task and the forgetting measure.
 
 A measure that is not defined, because only one class is present, is nan with a ``RuntimeWarning``.
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
+from . import _core
+
 #: What :func:`evaluate_scores` returns, in the order of tables and files.
 MEASURES = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
@@ -25,27 +27,37 @@ _CONNECTIVITY[1] = True
 
 
 class _Ranking(NamedTuple):
-    """Scores in falling order, as counts above each distinct score."""
+    """What is above each distinct score of an anomalous element, highest first. Between two of these every curve here
+    is a straight line, so the normal elements, nearly all pixels, are not sorted but counted."""
 
-    order: np.ndarray           # [n] indices of the scores, highest first
-    ends: np.ndarray            # [k] place in `order` of the last score of each run of equal scores
-    true_positives: np.ndarray  # [k] anomalous elements that score at least as high, float64
-    false_positives: np.ndarray  # [k] the same for normal elements, float64
-
-    @property
-    def n_anomalous(self) -> float:
-        return self.true_positives[-1] if self.ends.size else 0.0
+    order: np.ndarray    # [p] places of the anomalous elements among themselves, highest first
+    ends: np.ndarray     # [k] place in `order` of the last element of each run of equal scores
+    above: np.ndarray    # [k] normal elements that score higher, float64
+    at_least: np.ndarray  # [k] normal elements that score as high or higher, float64
+    n_normal: int
 
     @property
-    def n_normal(self) -> float:
-        return self.false_positives[-1] if self.ends.size else 0.0
+    def n_anomalous(self) -> int:
+        return self.order.size
+
+    @property
+    def hits(self) -> np.ndarray:
+        """[k] anomalous elements that score as high or higher."""
+        return self.ends + 1.0
+
+    def corners(self, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(x, y): where the curve bends whose height is ``heights`` [k] at the distinct scores, over the number of
+        normal elements: level up to a score, rising with those elements that share it, level to the end."""
+        x = np.append(np.stack([self.above, self.at_least], 1).ravel(), self.n_normal)
+        y = np.append(np.stack([np.append(0.0, heights[:-1]), heights], 1).ravel(), heights[-1])
+        return x, y
 
     def defined(self, measure: str, unit: str) -> bool:
         """Whether both classes are present; warns where they are not."""
         if self.n_normal > 0 and self.n_anomalous > 0:
             return True
         warnings.warn(
-            f"{measure} is undefined with {self.n_normal:.0f} normal and {self.n_anomalous:.0f} anomalous "
+            f"{measure} is undefined with {self.n_normal} normal and {self.n_anomalous} anomalous "
             f"{unit}: both classes are needed", RuntimeWarning, stacklevel=4)
         return False
 
@@ -191,37 +203,35 @@ def evaluate_scores(labels: ArrayLike, scores: ArrayLike, masks: ArrayLike | Non
 def _auroc(ranking: _Ranking, measure: str, unit: str) -> float:
     if not ranking.defined(measure, unit):
         return float("nan")
-    area = _area(ranking.false_positives, ranking.true_positives)
-    return float(area / (ranking.n_normal * ranking.n_anomalous))
+    return _area(*ranking.corners(ranking.hits)) / (ranking.n_normal * ranking.n_anomalous)
 
 
 def _average_precision(ranking: _Ranking, measure: str, unit: str) -> float:
     if not ranking.defined(measure, unit):
         return float("nan")
-    hits = ranking.true_positives
-    precision = hits / (ranking.ends + 1)
+    hits = ranking.hits
+    precision = hits / (hits + ranking.at_least)
     return float(np.dot(np.diff(hits, prepend=0.0), precision) / ranking.n_anomalous)
 
 
 def _aupro(masks: np.ndarray, ranking: _Ranking, fpr_limit: float, measure: str) -> float:
     if not ranking.defined(measure, "pixels"):
         return float("nan")
-    regions, _ = ndimage.label(masks, structure=_CONNECTIVITY)
-    regions = regions.ravel()
-    weights = 1.0 / np.maximum(np.bincount(regions), 1)
-    weights[0] = 0.0  # label 0 is the normal pixels
+    defective = masks[masks.any((1, 2))]
+    regions = ndimage.label(defective, structure=_CONNECTIVITY)[0][defective]
+    weights = 1.0 / np.bincount(regions, minlength=1).clip(1)
     overlap = np.cumsum(weights[regions[ranking.order]])[ranking.ends]
     overlap /= overlap[-1]  # the whole sum is the number of regions, here with its own rounding
-    fpr = ranking.false_positives / ranking.n_normal
+    x, y = ranking.corners(overlap)
+    x /= ranking.n_normal
 
-    below = int(np.searchsorted(fpr, fpr_limit, side="right"))
-    x, y = fpr[:below], overlap[:below]
-    if below < fpr.size:  # the segment that crosses the limit; it starts at (0, 0) when it is the first
-        x0, y0 = (x[-1], y[-1]) if below else (0.0, 0.0)
-        share = (fpr_limit - x0) / (fpr[below] - x0)
-        x = np.append(x, fpr_limit)
-        y = np.append(y, y0 + share * (overlap[below] - y0))
-    return float(_area(x, y) / fpr_limit)
+    below = int(np.searchsorted(x, fpr_limit, side="right"))
+    if below < x.size:  # the segment that crosses the limit; it starts at (0, 0) when it is the first
+        x0, y0 = (x[below - 1], y[below - 1]) if below else (0.0, 0.0)
+        share = (fpr_limit - x0) / (x[below] - x0)
+        crossing = y0 + share * (y[below] - y0)
+        x, y = np.append(x[:below], fpr_limit), np.append(y[:below], crossing)
+    return _area(x, y) / fpr_limit
 
 
 def _area(x: np.ndarray, y: np.ndarray) -> float:
@@ -231,15 +241,15 @@ def _area(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _rank(labels: np.ndarray, scores: np.ndarray) -> _Ranking:
-    """Sort the scores once; labels is bool of the shape of scores."""
+    """labels is bool of the shape of scores."""
     labels, scores = labels.ravel(), scores.ravel()
-    order = np.argsort(scores)[::-1]
-    falling = scores[order]
-    ends = np.flatnonzero(falling[1:] != falling[:-1])
-    if scores.size:
-        ends = np.append(ends, scores.size - 1)
-    hits = np.cumsum(labels[order])[ends]
-    return _Ranking(order, ends, hits.astype(np.float64), (ends + 1 - hits).astype(np.float64))
+    anomalous = scores[labels].astype(np.float64)
+    order = np.argsort(anomalous)[::-1]
+    falling = anomalous[order]
+    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], [True] * (falling.size > 0)))
+    counts = _core.count_places(scores, labels, falling[ends][::-1])
+    reached = np.cumsum(counts[::-1]).astype(np.float64)  # from above: above a score, with those that share it, ...
+    return _Ranking(order, ends, reached[:-1:2], reached[1::2], int(reached[-1]))
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike, labels_name: str,

@@ -11,7 +11,7 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cdad import metrics
+from cdad import _core, metrics
 
 SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -202,3 +202,16 @@ def test_inputs_are_not_written():
     masks, maps = defects(np.random.default_rng(4))
     masks.flags.writeable = maps.flags.writeable = False
     metrics.evaluate_scores(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), masks, maps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_places_are_counted_as_sorting_would(dtype):
+    rng = np.random.default_rng(5)
+    values, skip = (100 * rng.standard_normal(5000)).astype(dtype), rng.random(5000) < 0.3
+    marks = np.unique(np.append(values[:200], [7, 1000])).astype(np.float64)
+    kept = np.sort(values[~skip].astype(np.float64))
+    edges = np.stack([np.searchsorted(kept, marks, "left"), np.searchsorted(kept, marks, "right")], 1).ravel()
+    wanted = np.diff(np.concatenate([[0], edges, [kept.size]]))
+    np.testing.assert_array_equal(_core.count_places(values, skip, marks), wanted)
+    with pytest.raises(ValueError, match="5000 values but 4999 flags"):
+        _core.count_places(values, skip[1:], marks)

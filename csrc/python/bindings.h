@@ -62,6 +62,7 @@ int cdad_py_add_network(PyObject *module);
 int cdad_py_add_train(PyObject *module);
 int cdad_py_add_sampler(PyObject *module);
 int cdad_py_add_stream(PyObject *module);
+int cdad_py_add_metrics(PyObject *module);
 
 /* Makes a heap type, adds it to the module, and keeps it in *type for type checks (may be NULL). */
 int cdad_py_add_type(PyObject *module, PyType_Spec *spec, PyObject **type);

@@ -9,6 +9,7 @@ int cdad_test_attention(void);
 int cdad_test_gemm(void);
 int cdad_test_winograd(void);
 int cdad_test_continual(void);
+int cdad_test_places(void);
 int cdad_test_graph(void);
 int cdad_test_training(void);
 
@@ -24,6 +25,7 @@ static const struct {
     {"gemm", cdad_test_gemm},
     {"winograd", cdad_test_winograd},
     {"continual", cdad_test_continual},
+    {"places", cdad_test_places},
     {"graph", cdad_test_graph},
     {"training", cdad_test_training},
 };
