@@ -1,6 +1,9 @@
-/* Runs every C test; each returns its number of failed checks. */
+/* Runs every C test; each returns its number of failed checks. `--counted NAME REPEATS` runs one case of counted.c. */
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
+int cdad_counted(const char *name, int repeats);
 int cdad_test_base(void);
 int cdad_test_kernels(void);
 int cdad_test_resample(void);
@@ -30,7 +33,9 @@ static const struct {
     {"training", cdad_test_training},
 };
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc == 4 && strcmp(argv[1], "--counted") == 0)
+        return cdad_counted(argv[2], atoi(argv[3])) != 0;
     int failed = 0;
     const int n = (int)(sizeof tests / sizeof *tests);
     for (int i = 0; i < n; i++) {
