@@ -110,29 +110,12 @@ static inline float max_of(const float *s, int64_t n) {
     return max;
 }
 
-/* e^x for x <= 0: no overflow to mind, and zero where it would be denormal. NaN for NaN. */
-static inline vf exp_below(vf x) {
-    const vf low = v_set1(-87.0f), c = v_max(x, low), magic = v_set1(12582912.0f);
-    const vf shifted = c * 1.44269504f + magic, n = shifted - magic;
-    vf r = c - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    p = (vf)((vi)p + ((vi)shifted << 23)); /* times 2^n: the low bits of `shifted` hold n */
-    p = v_select(x < low, (vf){0}, p);
-    return v_select(x == x, p, x);
-}
-
 /* s = exp(s - max), zero where s is -inf; returns the sum. max_of may miss a NaN: here it comes out. */
 static inline float softmax_of(float *s, int64_t n, float max) {
     const float shift = max == -INFINITY ? 0.0f : max;
     vf sum = {0};
     for (int64_t k = 0; k < n; k += VL) {
-        const vf p = exp_below(v_load(s + k) - shift);
+        const vf p = v_exp_below(v_load(s + k) - shift);
         v_store(s + k, p);
         sum = sum + p;
     }

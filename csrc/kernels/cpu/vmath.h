@@ -9,25 +9,38 @@ static inline vf v_copysign(vf magnitude, vf sign) {
     return (vf)(((vi)magnitude & 0x7fffffff) | ((vi)sign & ~0x7fffffff));
 }
 
-/* e^x, at most 2 ulp; 0 below the smallest denormal, inf above the largest float, NaN for NaN. */
-static inline vf v_exp(vf x) {
-    const vf high = v_set1(88.7228390f), low = v_set1(-104.0f);
-    const vf c = v_min(v_max(x, low), high); /* NaN becomes a bound here, and NaN again at the end */
-    const vf magic = v_set1(12582912.0f);    /* 1.5 * 2^23: adding it rounds to an integer */
-    const vf n = (c * 1.44269504f + magic) - magic;
-    vf r = c - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
+/* e^c = p * 2^n with p near one, for c that neither e^c nor 2^n overflows at. */
+static inline vf v_exp_parts(vf c, vi *n) {
+    const vf magic = v_set1(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    const vf whole = (c * 1.44269504f + magic) - magic;
+    vf r = c - whole * 0.693359375f;
+    r = r - whole * -2.12194440e-4f;
     vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    /* times 2^n in two steps, so that denormals come out */
-    const vi k = __builtin_convertvector(n, vi), half = k >> 1;
-    p = p * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
+    *n = __builtin_convertvector(whole, vi);
+    return p * (r * r) + r + 1.0f;
+}
+
+/* e^x, at most 2 ulp; 0 below the smallest denormal, inf above the largest float, NaN for NaN. */
+static inline vf v_exp(vf x) {
+    const vf high = v_set1(88.7228390f), low = v_set1(-104.0f);
+    vi n;
+    vf p = v_exp_parts(v_min(v_max(x, low), high), &n); /* NaN becomes a bound here, and NaN again at the end */
+    const vi half = n >> 1;                             /* times 2^n in two steps, so that denormals come out */
+    p = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
     p = v_select(x > high, v_set1(__builtin_inff()), p);
     return v_select(x == x, p, x);
+}
+
+/* e^x for x <= 0: no overflow to mind, and 0 below -87, where it would soon be denormal. NaN for NaN. */
+static inline vf v_exp_below(vf x) {
+    const vf low = v_set1(-87.0f);
+    vi n;
+    const vf p = v_exp_parts(v_max(x, low), &n);
+    return v_select(x == x, v_select(x < low, (vf){0}, (vf)((vi)p + (n << 23))), x);
 }
 
 /* 1 / (1 + e^-x), at most 4 ulp; 0 below -88.7 */
