@@ -8,6 +8,7 @@
 #define BLOCK 64 /* channels that are summed side by side */
 #define ROWS 64  /* rows that are summed in float before they go into a double */
 #define WIDTH 32 /* channels that a group norm task has at least: whole cache lines */
+#define WIDEST 256
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -21,34 +22,54 @@ typedef struct group_job {
     int silu;
 } group_job;
 
+/* Whole groups, and whole vectors of any instruction set where groups are not too wide for that. */
 static int64_t task_width(int64_t C, int64_t G) {
     const int64_t per = C / G;
-    return min64(C, (WIDTH + per - 1) / per * per);
+    int64_t whole = per;
+    while (whole % 16)
+        whole += per;
+    const int64_t unit = whole <= WIDEST ? whole : per;
+    return min64(C, (WIDTH + unit - 1) / unit * unit);
 }
 
 static int64_t group_tasks(const group_job *j) { return j->N * ((j->C + j->width - 1) / j->width); }
 
-/* sum[k] = sum over rows of (x[r, k] - shift[k])^power, power 1 or 2; w <= BLOCK columns, row stride C. */
-static void column_sums(double *sum, const float *x, const float *shift, int64_t rows, int64_t C, int64_t w,
-                        int power) {
-    for (int64_t k = 0; k < w; k++)
+/* sum[k] = sum over rows of (x[r, k] - shift[k])^power for n vectors of columns, the last one of `lanes` columns. */
+static inline __attribute__((always_inline)) void vector_sums(int n, double *sum, const float *x, const float *shift,
+                                                              int64_t rows, int64_t C, int64_t lanes, int power) {
+    float part[BLOCK];
+    for (int64_t k = 0; k < (n - 1) * VL + lanes; k++)
         sum[k] = 0.0;
     for (int64_t begin = 0; begin < rows; begin += ROWS) {
-        float part[BLOCK] = {0};
         const int64_t end = min64(rows, begin + ROWS);
-        if (power == 1)
-            for (int64_t r = begin; r < end; r++)
-                for (int64_t k = 0; k < w; k++)
-                    part[k] += x[r * C + k];
-        else
-            for (int64_t r = begin; r < end; r++)
-                for (int64_t k = 0; k < w; k++) {
-                    const float d = x[r * C + k] - shift[k];
-                    part[k] += d * d;
+        vf acc[4];
+        V_UNROLL for (int i = 0; i < n; i++)
+            acc[i] = (vf){0};
+        for (int64_t r = begin; r < end; r++) {
+            V_UNROLL for (int i = 0; i < n; i++) {
+                vf v = n > 1 ? v_load(x + r * C + i * VL) : v_load_n(x + r * C, lanes);
+                if (power == 2) {
+                    v -= v_load(shift + i * VL);
+                    v *= v;
                 }
-        for (int64_t k = 0; k < w; k++)
+                acc[i] += v;
+            }
+        }
+        V_UNROLL for (int i = 0; i < n; i++)
+            v_store(part + i * VL, acc[i]);
+        for (int64_t k = 0; k < (n - 1) * VL + lanes; k++)
             sum[k] += (double)part[k];
     }
+}
+
+/* The same for w <= BLOCK columns; shift has BLOCK of them. */
+static inline __attribute__((always_inline)) void column_sums(double *sum, const float *x, const float *shift,
+                                                              int64_t rows, int64_t C, int64_t w, int power) {
+    int64_t k = 0;
+    for (; k + 4 * VL <= w; k += 4 * VL)
+        vector_sums(4, sum + k, x + k, shift + k, rows, C, VL, power);
+    for (; k < w; k += VL)
+        vector_sums(1, sum + k, x + k, shift + k, rows, C, min64(VL, w - k), power);
 }
 
 /* totals[g] = sum over the channels of group g of this task, by column_sums. */
@@ -59,27 +80,32 @@ static void group_sums(const group_job *j, double *totals, const float *x, const
         totals[g] = 0.0;
     for (int64_t c = 0; c < w; c += BLOCK) {
         double sum[BLOCK];
-        float shift[BLOCK];
+        float shift[BLOCK] = {0};
         const int64_t b = min64(BLOCK, w - c);
         for (int64_t k = 0; k < b && mean; k++)
             shift[k] = mean[(c + k) / per];
-        column_sums(sum, x + c, shift, j->HW, j->C, b, power);
+        if (power == 1)
+            column_sums(sum, x + c, shift, j->HW, j->C, b, 1);
+        else
+            column_sums(sum, x + c, shift, j->HW, j->C, b, 2);
         for (int64_t k = 0; k < b; k++)
             totals[(c + k) / per] += sum[k];
     }
 }
 
+static inline vf normalized(vf x, const float *a, const float *b, int silu) {
+    const vf v = x * v_load(a) + v_load(b);
+    return silu ? v * v_sigmoid(v) : v;
+}
+
 /* y = x * a + b by channels, then SiLU; w channels of one row. */
 static inline void normalize_row(float *y, const float *x, const float *a, const float *b, int64_t w,
                                  int silu) {
-    for (int64_t k = 0; k < w; k += VL) {
-        const int64_t m = min64(VL, w - k);
-        vf v = v_load_n(x + k, m);
-        v = v * v_load(a + k) + v_load(b + k);
-        if (silu)
-            v = v * v_sigmoid(v);
-        v_store_n(y + k, v, m);
-    }
+    int64_t k = 0;
+    for (; k + VL <= w; k += VL)
+        v_store(y + k, normalized(v_load(x + k), a + k, b + k, silu));
+    if (k < w)
+        v_store_n(y + k, normalized(v_load_n(x + k, w - k), a + k, b + k, silu), w - k);
 }
 
 static void group_norm_task(void *arg, int64_t task, int worker) {

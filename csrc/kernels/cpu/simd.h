@@ -8,6 +8,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #define CDAD_CAT2(a, b) a##_##b
 #define CDAD_CAT(a, b) CDAD_CAT2(a, b)
@@ -47,8 +50,17 @@ static inline vf v_first_n(vf v, int64_t n) {
 }
 /* mask ? a : b, mask lanes all ones or zero (the result of a comparison). */
 static inline vf v_select(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+/* a > b ? a : b, and a < b ? a : b: b where one is NaN, as the instructions have it. */
+#if defined(__AVX512F__) && CDAD_VBYTES == 64
+static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__) && CDAD_VBYTES == 32
+static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 static inline vf v_max(vf a, vf b) { return v_select(a > b, a, b); }
 static inline vf v_min(vf a, vf b) { return v_select(a < b, a, b); }
+#endif
 /* Sum of the lanes, by halves: a fixed tree. */
 static inline float v_sum(vf v) {
     float x[CDAD_VBYTES / 4];

@@ -43,8 +43,12 @@ static inline vf v_exp_below(vf x) {
     return v_select(x == x, v_select(x < low, (vf){0}, (vf)((vi)p + (n << 23))), x);
 }
 
-/* 1 / (1 + e^-x), at most 4 ulp; 0 below -88.7 */
-static inline vf v_sigmoid(vf x) { return 1.0f / (1.0f + v_exp(-x)); }
+/* 1 / (1 + e^-x), at most 4 ulp; 0 below -88.4. A NaN gets through v_min and v_max as their second operand. */
+static inline vf v_sigmoid(vf x) {
+    vi n;
+    const vf p = v_exp_parts(v_max(v_set1(-87.0f), v_min(v_set1(88.9f), -x)), &n);
+    return 1.0f / (1.0f + p * (vf)((n + 127) << 23)); /* n = 128, the most: infinity */
+}
 
 /* erf, at most 2 ulp (two polynomials, joined at 0.921875). */
 static inline vf v_erf(vf x) {
