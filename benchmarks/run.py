@@ -36,7 +36,9 @@ def torch_models():
     """PyTorch and the peers' models; imported by the peers' processes only."""
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent))
+    here = str(Path(__file__).parent)
+    if here not in sys.path:  # once: torch.compile compiles again where sys.path has changed
+        sys.path.insert(0, here)
     import torch_models as models
 
     return torch, models
