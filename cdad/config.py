@@ -117,7 +117,7 @@ class ContinualConfig:
     """Significant representations (paper, Eqs. 6 to 9). ``strategy``: "cdad" protects old tasks, "finetune" does
     not. ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
     the representations are collected on: of too few, the basis misses directions that other normal images of the same
-    class use, and later tasks overwrite them (benchmarks/RESULTS.md)."""
+    class use, and nothing keeps later tasks from changing what is done with them (benchmarks/RESULTS.md)."""
 
     strategy: str = "cdad"
     method: str = "exact"

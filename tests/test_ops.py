@@ -158,6 +158,10 @@ LARGE = (
         {"heads": 2, "grid_h": 11, "grid_w": 13, "mask_h": 7, "mask_w": 7},
         per_sample=(0, 1, 2),
     ),
+    # several blocks of queries and of keys, the last ones not full; also under a mask, and wider than a block of sums
+    Case("attention", ((BATCH, 390, 20), *((BATCH, 530, 20),) * 2), {"heads": 2}, scale=2.0, per_sample=(0, 1, 2)),
+    Case("attention", ((BATCH, 323, 8),) * 3, {"grid_h": 17, "grid_w": 19, "mask_h": 5, "mask_w": 5}, per_sample=(0, 1, 2)),
+    Case("attention", ((BATCH, 20, 400), *((BATCH, 30, 400),) * 2), per_sample=(0, 1, 2)),
     Case("upsample2x", ((BATCH, 9, 11, 21),)),
     Case("resize_bilinear", ((BATCH, 9, 11, 21),), {"h": 20, "w": 30}),
     Case("concat", ((BATCH, 99, 37), (BATCH, 99, 50)), per_sample=(0, 1)),
@@ -400,6 +404,31 @@ def test_wrong_arguments_are_refused(op, shapes, attrs, message):
     graph = _core.Graph()
     with pytest.raises(ValueError, match=rf"^{op}\b.*{message}"):
         add_op(graph, op, shapes, attrs)
+
+
+@pytest.mark.parametrize("mask", [{}, {"grid_h": 17, "grid_w": 18, "mask_h": 5, "mask_w": 5}], ids=["all", "masked"])
+def test_attention_gradients_over_several_blocks(mask, isa):
+    """Too large for differences: against the formulas in float64, which test_gradients checks on small shapes."""
+    case = Case("attention", ((2, 306, 12),) * 3, {"heads": 2, **mask}, scale=1.5)
+    arrays = case.data()
+    want = case.reference(arrays)[0]
+    target = target_of(case, want.shape)
+    _, got = run_case(case, arrays, target)
+    q, k, v, dy = (
+        a.astype(np.float64).reshape(2, 306, 2, 6).transpose(0, 2, 1, 3)
+        for a in (*arrays, 2 * (want - target) / target.size)
+    )
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(6)
+    if mask:
+        row, column = np.divmod(np.arange(306), 18)
+        near = (abs(row[:, None] - row) <= 2) & (abs(column[:, None] - column) <= 2)
+        scores[..., near] = -np.inf
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    dp = dy @ v.transpose(0, 1, 3, 2)
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / np.sqrt(6)
+    for g, g_want in zip(got, (ds @ k, ds.transpose(0, 1, 3, 2) @ q, p.transpose(0, 1, 3, 2) @ dy)):
+        assert_close(g, g_want.transpose(0, 2, 1, 3).reshape(2, 306, 12), case.grad_tol)
 
 
 @pytest.mark.parametrize("size, channels, outputs", [(16, 64, 64), (10, 20, 300), (8, 320, 160)])

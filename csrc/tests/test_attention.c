@@ -180,7 +180,7 @@ static cdad_attention_dims dims(int64_t T, int64_t S, int64_t L, int64_t D, int6
 static void test_values(void) {
     static const int64_t shapes[][5] = {{1, 1, 1, 1, 0},    {7, 5, 2, 4, 1},   {5, 77, 2, 40, 0},
                                         {66, 65, 1, 5, 3},  {9, 13, 1, 80, 0}, {3, 19, 1, 160, 2},
-                                        {64, 64, 1, 32, 0}, {2, 200, 3, 17, 0}};
+                                        {64, 64, 1, 32, 0}, {2, 200, 3, 17, 0}, {205, 270, 1, 5, 0}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         check_case(dims(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], shapes[i][4]));
 }

@@ -2,9 +2,9 @@
  * y = A^T [sum over channels of (G w G^T) * (B^T x B)] A, for tiles of m x m pixels of y, that is, (m+2)^2 products
  * for 9 m^2.
  *
- * The points are 0, +-1 and infinity for m = 2; 0, +-3/4, +-3/2 and infinity for m = 4, whose errors are a third of
- * those of the usual 0, +-1, +-2 (a search in the manner of Barabasz et al. 2020), and whose B and A are exact in
- * binary.
+ * The points are 0, +-1 and infinity for m = 2; 0, +-3/4, +-3/2 and infinity for m = 4: of six sets tried the one with the
+ * smallest errors, half of those of the usual 0, +-1, +-2, and with B and A exact in binary. (How points change errors:
+ * Barabasz et al. 2020.)
  *
  * The sums over channels are the matrix product's own tiles, over panels that the transforms write: A's lanes are
  * tiles of pixels, B's are output channels, one product for each of the (m+2)^2 places. Weights are transformed by
