@@ -40,7 +40,7 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
     s->image = cdad_image_input(&b, c, "image", s->n);
     s->tau = cdad_condition_build(&b, c, s->image);
     CDAD_TRY(b.status);
-    CDAD_TRY(cdad_program_new(&s->condition, s->condition_graph, 1, &s->tau, 0, NULL, ctx, err));
+    CDAD_TRY(cdad_program_new(&s->condition, s->condition_graph, 1, &s->tau, NULL, ctx, err));
 
     CDAD_TRY(cdad_graph_new(&s->unet_graph, err));
     cdad_builder_init(&b, s->unet_graph, s->params, err);
@@ -51,7 +51,7 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
                                   cdad_shape_make(4, s->n, c->latent_h, c->latent_w, c->unet.model_channels));
     s->prediction = cdad_unet_build(&b, &c->unet, s->x, s->t, s->context, s->control);
     CDAD_TRY(b.status);
-    return cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, 0, NULL, ctx, err);
+    return cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, NULL, ctx, err);
 }
 
 cdad_status cdad_sampler_new(cdad_sampler **out, const cdad_denoiser_config *c, cdad_params *params, int64_t n,

@@ -23,6 +23,12 @@ typedef struct step {
     void *tap_arg;
 } step;
 
+typedef struct handover {
+    cdad_value value;
+    int64_t number; /* in the options */
+    int64_t step;   /* after which it happens; -1: before the first */
+} handover;
+
 struct cdad_program {
     const cdad_graph *g;
     place *places; /* [n_values] */
@@ -35,6 +41,10 @@ struct cdad_program {
     int64_t arena_bytes, scratch_bytes;
     const struct cdad_kernels *kernels; /* for which scratch was sized */
     int threads;
+    handover *handovers; /* [n_handovers], in the order of their steps */
+    int64_t n_handovers;
+    cdad_handover_fn hand_to;
+    void *hand_to_arg;
 };
 
 void cdad_program_free(cdad_program *p) {
@@ -43,19 +53,26 @@ void cdad_program_free(cdad_program *p) {
     cdad_free(p->places);
     cdad_free(p->data);
     cdad_free(p->steps);
+    cdad_free(p->handovers);
     cdad_free(p->arena);
     cdad_free(p->scratch);
     cdad_free(p);
 }
 
-/* Keeps the nodes that the outputs need, in order. */
-static cdad_status select_nodes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs, cdad_error *err) {
+static cdad_status use(cdad_program *p, cdad_value v, const char *what, int64_t i, cdad_error *err) {
+    CDAD_FAIL_IF(v < 0 || v >= p->n_values, err, CDAD_INVALID, "%s %lld is no value of the graph", what, (long long)i);
+    p->places[v].used = 1;
+    return CDAD_OK;
+}
+
+/* Keeps the nodes that the outputs and handovers need, in order. */
+static cdad_status select_nodes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs,
+                                const cdad_program_options *options, cdad_error *err) {
     const cdad_graph *g = p->g;
-    for (int64_t i = 0; i < n_outputs; i++) {
-        CDAD_FAIL_IF(outputs[i] < 0 || outputs[i] >= g->n_values, err, CDAD_INVALID,
-                     "output %lld is no value of the graph", (long long)i);
-        p->places[outputs[i]].used = 1;
-    }
+    for (int64_t i = 0; i < n_outputs; i++)
+        CDAD_TRY(use(p, outputs[i], "output", i, err));
+    for (int64_t i = 0; i < options->n_handovers; i++)
+        CDAD_TRY(use(p, options->handovers[i].value, "handover", i, err));
     for (int64_t k = g->n_nodes - 1; k >= 0; k--) {
         const cdad_node *node = &g->nodes[k];
         int used = 0;
@@ -108,8 +125,16 @@ static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_e
     return CDAD_OK;
 }
 
+static int earlier(const void *a, const void *b) {
+    const handover *x = a, *y = b;
+    if (x->step != y->step)
+        return x->step < y->step ? -1 : 1;
+    return x->number < y->number ? -1 : x->number > y->number;
+}
+
 /* First and last use of every value, before any memory is shared. */
-static void find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs) {
+static cdad_status find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs,
+                                  const cdad_program_options *options, cdad_error *err) {
     const cdad_graph *g = p->g;
     for (int64_t v = 0; v < p->n_values; v++) {
         place *q = &p->places[v];
@@ -126,8 +151,18 @@ static void find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad_value 
         for (int j = 0; j < node->op->n_out; j++)
             p->places[node->out[j]].first = p->places[node->out[j]].last = t;
     }
+    CDAD_TRY(cdad_alloc((void **)&p->handovers, options->n_handovers * (int64_t)sizeof *p->handovers, err));
+    for (int64_t i = 0; i < options->n_handovers; i++) {
+        const cdad_handover *h = &options->handovers[i];
+        place *q = &p->places[h->value];
+        if (h->spares != CDAD_NONE && p->places[h->spares].last > q->last)
+            q->last = p->places[h->spares].last;
+        p->handovers[p->n_handovers++] = (handover){.value = h->value, .number = i, .step = q->last};
+    }
+    qsort(p->handovers, (size_t)p->n_handovers, sizeof *p->handovers, earlier);
     for (int64_t i = 0; i < n_outputs; i++)
         p->places[outputs[i]].last = p->n_steps; /* readable after the run */
+    return CDAD_OK;
 }
 
 /* Lets views share, and in-place ops take over, the memory of input 0. */
@@ -220,20 +255,21 @@ static void resolve(cdad_program *p) {
 }
 
 cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs, const cdad_value *outputs,
-                             int64_t n_external, const cdad_value *external, const cdad_context *ctx,
-                             cdad_error *err) {
+                             const cdad_program_options *options, const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_program *p = NULL;
+    const cdad_program_options none = {0};
+    options = options ? options : &none;
     *out = NULL;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p, sizeof *p, err));
     p->g = g;
     p->n_values = g->n_values;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->places, p->n_values * (int64_t)sizeof *p->places, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->data, p->n_values * (int64_t)sizeof *p->data, err));
-    CDAD_TRY_DONE(select_nodes(p, n_outputs, outputs, err));
-    for (int64_t i = 0; i < n_external; i++)
-        p->places[external[i]].external = 1;
-    find_lifetimes(p, n_outputs, outputs);
+    CDAD_TRY_DONE(select_nodes(p, n_outputs, outputs, options, err));
+    for (int64_t i = 0; i < options->n_external; i++)
+        p->places[options->external[i]].external = 1;
+    CDAD_TRY_DONE(find_lifetimes(p, n_outputs, outputs, options, err));
     share_memory(p);
     CDAD_TRY_DONE(pack_arena(p, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&p->arena, p->arena_bytes, err));
@@ -332,6 +368,21 @@ static cdad_status run_step(cdad_program *p, const step *s, const cdad_context *
     return record(g, node, ctx, &call, start, err);
 }
 
+void cdad_program_hand_to(cdad_program *p, cdad_handover_fn fn, void *arg) {
+    p->hand_to = fn;
+    p->hand_to_arg = arg;
+}
+
+/* Those that are due after step t, of which `next` is the first; moves it on. */
+static cdad_status hand_over(const cdad_program *p, int64_t t, int64_t *next, const cdad_context *ctx, cdad_error *err) {
+    for (; *next < p->n_handovers && p->handovers[*next].step <= t; ++*next) {
+        const handover *h = &p->handovers[*next];
+        if (p->hand_to)
+            CDAD_TRY(p->hand_to(p->hand_to_arg, ctx, h->number, p->data[h->value], err));
+    }
+    return CDAD_OK;
+}
+
 cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
     for (int64_t v = 0; v < p->n_values; v++) {
         const cdad_value_info *info = &p->g->values[v];
@@ -343,8 +394,11 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
     CDAD_TRY(plan_scratch(p, ctx, err));
     resolve(p);
     double polled = cdad_clock();
+    int64_t next = 0;
+    CDAD_TRY(hand_over(p, -1, &next, ctx, err));
     for (int64_t t = 0; t < p->n_steps; t++) {
         CDAD_TRY(run_step(p, &p->steps[t], ctx, err));
+        CDAD_TRY(hand_over(p, t, &next, ctx, err));
         if (!ctx->poll)
             continue;
         const double now = cdad_clock();

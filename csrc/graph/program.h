@@ -10,12 +10,27 @@ typedef struct cdad_program cdad_program;
 typedef cdad_status (*cdad_tap_fn)(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
                                    const cdad_shape *shape, cdad_error *err);
 
+/* A value that is handed over while the program runs, as soon as no later node reads it or the parameter `spares`,
+ * which may be written from then on. Its memory then serves other values. */
+typedef struct cdad_handover {
+    cdad_value value, spares;
+} cdad_handover;
+
+/* data is the value of handover number i. */
+typedef cdad_status (*cdad_handover_fn)(void *arg, const cdad_context *ctx, int64_t i, const float *data,
+                                        cdad_error *err);
+
+typedef struct cdad_program_options {
+    int64_t n_external, n_handovers;
+    const cdad_value *external;     /* of the outputs, those without a place in the arena: they must be bound */
+    const cdad_handover *handovers; /* values that need not be outputs */
+} cdad_program_options;
+
 /* Plans `outputs` of `g`, which must outlive the program and not grow after. Outputs live in the arena until the
- * next run unless memory is bound to them before it (parameter gradients are). Values in `external` (a subset
- * of the outputs) get no place in the arena: they must be bound. */
+ * next run. `options` may be NULL. */
 CDAD_MUST_USE cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs,
-                                           const cdad_value *outputs, int64_t n_external,
-                                           const cdad_value *external, const cdad_context *ctx, cdad_error *err);
+                                           const cdad_value *outputs, const cdad_program_options *options,
+                                           const cdad_context *ctx, cdad_error *err);
 void cdad_program_free(cdad_program *p); /* NULL is allowed */
 
 /* Binds the memory of an input, a parameter or an external output. It is only read, except for outputs. */
@@ -27,6 +42,9 @@ int cdad_program_uses(const cdad_program *p, cdad_value v);
 /* Runs the tap before every node that reads param `weight` as input 1. fn NULL removes it. */
 CDAD_MUST_USE cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg,
                                            cdad_error *err);
+
+/* Who is handed the values of the options' handovers in the runs that follow; fn NULL: nobody. */
+void cdad_program_hand_to(cdad_program *p, cdad_handover_fn fn, void *arg);
 
 CDAD_MUST_USE cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err);
 

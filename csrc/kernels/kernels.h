@@ -64,11 +64,12 @@ typedef struct cdad_attention_dims {
     float scale;
 } cdad_attention_dims;
 
-/* One parameter's AdamW step (Loshchilov & Hutter 2019): see adamw_update. */
+/* One parameter's AdamW step (Loshchilov & Hutter 2019) and moving average: see adamw. */
 typedef struct cdad_adamw {
     float lr, beta1, beta2, eps, weight_decay;
     float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
     float grad_scale;   /* multiplies the gradient first: clipping */
+    float ema_decay;
 } cdad_adamw;
 
 typedef struct cdad_kernels {
@@ -168,14 +169,13 @@ typedef struct cdad_kernels {
     /* Sum of squares of n floats in double, by fixed tiles of 65536; *finite = 0 when a value is NaN or inf. */
     double (*sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite);
 
-    /* m = b1*m + (1-b1)*g', v = b2*v + (1-b2)*g'^2 with g' = g * grad_scale,
-     * du = -lr * ((m / bias1) / (sqrt(v / bias2) + eps) + weight_decay * w): the update, not yet applied. du may be g. */
-    void (*adamw_update)(const cdad_context *ctx, float *du, float *m, float *v, const float *w, const float *g,
-                         int64_t n, const cdad_adamw *h);
-    /* w += du */
-    void (*add_to)(const cdad_context *ctx, float *w, const float *du, int64_t n);
-    /* e = decay * e + (1 - decay) * w */
-    void (*lerp_to)(const cdad_context *ctx, float *e, const float *w, int64_t n, float decay);
+    /* m = b1*m + (1-b1)*g', v = b2*v + (1-b2)*g'^2 with g' = g * grad_scale; the update is
+     * du = -lr * ((m / bias1) / (sqrt(v / bias2) + eps) + weight_decay * w). It goes to du (which may be g), or, with
+     * du NULL, into w and e as by add_to. */
+    void (*adamw)(const cdad_context *ctx, float *w, float *m, float *v, float *e, float *du, const float *g, int64_t n,
+                  const cdad_adamw *h);
+    /* w += du; e = ema_decay * e + (1 - ema_decay) * w. du or e may be NULL: nothing is added, there is no average. */
+    void (*add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);
 } cdad_kernels;
 
 /* The best table that this processor and operating system support, or the one named by `name` ("portable",

@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -39,7 +40,8 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o, sizeof *o, err));
     o->config = *config;
     o->params = params;
-    CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->grads, bytes, err));
+    if (config->clip_norm > 0)
+        CDAD_TRY_DONE(cdad_optimizer_block(o, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->m, bytes, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->v, bytes, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
@@ -52,6 +54,10 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
 done:
     cdad_optimizer_free(o);
     return status;
+}
+
+cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err) {
+    return o->grads ? CDAD_OK : cdad_alloc_zero((void **)&o->grads, o->params->total * (int64_t)sizeof(float), err);
 }
 
 /* A weight [O, ...] as a matrix of O rows. */
@@ -84,17 +90,20 @@ void cdad_optimizer_reset(cdad_optimizer *o) {
     o->age = 0;
 }
 
-static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, cdad_error *err) {
-    int64_t most = 0;
+/* Scratch for the projections and, where gradients come one by one, for the largest of those that are projected. */
+static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, int one_by_one, cdad_error *err) {
+    int64_t most = 0, largest = 0;
     for (int64_t i = 0; i < o->params->n; i++) {
         const cdad_param *p = &o->params->items[i];
         int64_t bytes = 0;
         if (!o->protection[i].basis)
             continue;
         CDAD_TRY(cdad_project_scratch(ctx, p->shape.dim[0], row_width(p), o->protection[i].rank, &bytes, err));
-        if (bytes > most)
-            most = bytes;
+        most = bytes > most ? bytes : most;
+        largest = p->count > largest ? p->count : largest;
     }
+    o->update_offset = cdad_align_up(most);
+    most = o->update_offset + (one_by_one ? largest * (int64_t)sizeof(float) : 0);
     if (most <= o->scratch_bytes)
         return CDAD_OK;
     cdad_free(o->scratch);
@@ -105,80 +114,128 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, c
     return CDAD_OK;
 }
 
-/* The norm of all gradients that will be used, summed parameter by parameter. */
-static cdad_status gradient_norm(const cdad_optimizer *o, const cdad_context *ctx, double *norm, cdad_error *err) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < o->params->n; i++) {
-        const cdad_param *p = &o->params->items[i];
-        if (o->protection[i].frozen)
-            continue;
-        int finite = 1;
-        sum += ctx->kernels->sum_squares(ctx, o->grads + p->offset, p->count, &finite);
-        CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", p->name);
-    }
-    *norm = sqrt(sum);
-    return CDAD_OK;
+static int is_projected(const cdad_optimizer *o, int64_t i) {
+    return o->protection[i].basis && o->protection[i].rank > 0;
 }
 
-static void project(cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
+static void project(cdad_optimizer *o, const cdad_context *ctx, int64_t i, float *dW) {
     const cdad_param *p = &o->params->items[i];
     const cdad_protection *q = &o->protection[i];
-    if (q->basis && q->rank > 0)
-        cdad_project(ctx, o->grads + p->offset, p->shape.dim[0], q->basis, row_width(p), q->rank,
+    if (is_projected(o, i))
+        cdad_project(ctx, dW, p->shape.dim[0], q->basis, row_width(p), q->rank,
                      q->complement ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF, o->scratch);
 }
 
-/* Adds the step to the profile: weight, gradient and both moments are read and written, projections are products. */
-static cdad_status record(const cdad_optimizer *o, const cdad_context *ctx, double start, cdad_error *err) {
-    cdad_event event = {.op = "optimizer", .start = start, .seconds = cdad_clock() - start};
-    for (int64_t i = 0; i < o->params->n; i++) {
-        const cdad_param *p = &o->params->items[i];
-        if (o->protection[i].frozen)
-            continue;
-        event.bytes += 8 * p->count * (int64_t)sizeof(float);
-        if (o->protection[i].basis)
-            event.flops += 4.0 * (double)p->count * (double)o->protection[i].rank *
-                           (o->config.projection == CDAD_PROJECT_UPDATE ? 2.0 : 1.0);
+/* Adds parameter i's (already projected) gradient to the sum of squares. */
+static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
+    int finite = 1;
+    const double squares = ctx->kernels->sum_squares(ctx, grad, o->params->items[i].count, &finite);
+    CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", o->params->items[i].name);
+    o->squares += squares;
+    return CDAD_OK;
+}
+
+/* AdamW's numbers for the step that runs. */
+static cdad_adamw numbers(const cdad_optimizer *o, double grad_scale) {
+    const cdad_optimizer_config *c = &o->config;
+    const double t = (double)(o->age + 1);
+    return (cdad_adamw){.lr = (float)(c->lr * o->lr_scale),
+                        .beta1 = (float)c->beta1,
+                        .beta2 = (float)c->beta2,
+                        .eps = (float)c->eps,
+                        .weight_decay = (float)c->weight_decay,
+                        .bias1 = (float)(1.0 - pow((double)(float)c->beta1, t)), /* of the betas that the kernel uses */
+                        .bias2 = (float)(1.0 - pow((double)(float)c->beta2, t)),
+                        .grad_scale = (float)grad_scale,
+                        .ema_decay = (float)c->ema_decay};
+}
+
+/* Moves parameter i and its average by its (already projected) gradient; du: room for a projected update, or `grad`. */
+static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *du, cdad_adamw h) {
+    const cdad_param *p = &o->params->items[i];
+    const int64_t at = p->offset;
+    float *w = o->params->values + at, *e = o->ema ? o->ema + at : NULL;
+    if (o->protection[i].frozen) {
+        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
+    } else if (!o->protection[i].basis || o->config.projection != CDAD_PROJECT_UPDATE) {
+        ctx->kernels->adamw(ctx, w, o->m + at, o->v + at, e, NULL, grad, p->count, &h);
+    } else {
+        h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
+        ctx->kernels->adamw(ctx, w, o->m + at, o->v + at, NULL, du, grad, p->count, &h);
+        project(o, ctx, i, du);
+        ctx->kernels->add_to(ctx, w, e, du, p->count, h.ema_decay);
     }
+}
+
+/* Adds what was done with parameter i to an event: weight and both moments are read and written, the gradient read,
+ * projections are products. */
+static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
+    const cdad_param *p = &o->params->items[i];
+    if (o->protection[i].frozen)
+        return;
+    event->bytes += 7 * p->count * (int64_t)sizeof(float);
+    if (o->protection[i].basis)
+        event->flops += 4.0 * (double)p->count * (double)o->protection[i].rank *
+                        (o->config.projection == CDAD_PROJECT_UPDATE ? 2.0 : 1.0);
+}
+
+cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
+    CDAD_FAIL_IF(o->config.clip_norm > 0, err, CDAD_INVALID, "clipping wants all gradients at once");
+    o->squares = 0.0;
+    o->lr_scale = lr_scale;
+    return reserve_scratch(o, ctx, 1, err);
+}
+
+cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
+                               cdad_error *err) {
+    const cdad_param *p = &o->params->items[i];
+    float *own = (float *)((char *)o->scratch + o->update_offset);
+    cdad_event event = {.op = "optimizer", .start = cdad_clock()};
+    if (!o->protection[i].frozen) {
+        if (is_projected(o, i)) {
+            memcpy(own, grad, (size_t)p->count * sizeof *own);
+            project(o, ctx, i, own);
+            grad = own;
+        }
+        CDAD_TRY(measure(o, ctx, i, grad, err));
+    }
+    move(o, ctx, i, grad, own, numbers(o, 1.0));
+    if (!ctx->profile)
+        return CDAD_OK;
+    event.seconds = cdad_clock() - event.start;
+    snprintf(event.name, sizeof event.name, "%s", p->name);
+    cdad_shape_text(&p->shape, event.shape);
+    count_work(o, i, &event);
     return cdad_profile_add(ctx->profile, &event, err);
+}
+
+void cdad_optimizer_end(cdad_optimizer *o, double *grad_norm) {
+    *grad_norm = sqrt(o->squares);
+    o->age++;
+    o->step++;
 }
 
 cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, double *grad_norm,
                                 cdad_error *err) {
-    const cdad_optimizer_config *c = &o->config;
-    const cdad_kernels *k = ctx->kernels;
-    const double start = cdad_clock();
-    CDAD_TRY(reserve_scratch(o, ctx, err));
-    for (int64_t i = 0; i < o->params->n; i++)
-        if (!o->protection[i].frozen)
-            project(o, ctx, i);
-    CDAD_TRY(gradient_norm(o, ctx, grad_norm, err));
-    const double scale = c->clip_norm > 0 && *grad_norm > c->clip_norm ? c->clip_norm / *grad_norm : 1.0;
-    const double t = (double)++o->age;
-    o->step++;
-    const cdad_adamw base = {.lr = (float)(c->lr * lr_scale),
-                             .beta1 = (float)c->beta1,
-                             .beta2 = (float)c->beta2,
-                             .eps = (float)c->eps,
-                             .weight_decay = (float)c->weight_decay,
-                             .bias1 = (float)(1.0 - pow((double)(float)c->beta1, t)), /* of the betas that the kernel uses */
-                             .bias2 = (float)(1.0 - pow((double)(float)c->beta2, t)),
-                             .grad_scale = (float)scale};
-    for (int64_t i = 0; i < o->params->n; i++) {
-        const cdad_param *p = &o->params->items[i];
+    const cdad_params *params = o->params;
+    const double clip = o->config.clip_norm;
+    cdad_event event = {.op = "optimizer", .start = cdad_clock()};
+    o->squares = 0.0;
+    o->lr_scale = lr_scale;
+    CDAD_TRY(reserve_scratch(o, ctx, 0, err));
+    for (int64_t i = 0; i < params->n; i++) {
         if (o->protection[i].frozen)
             continue;
-        const int protect_update = o->protection[i].basis && c->projection == CDAD_PROJECT_UPDATE;
-        cdad_adamw h = base;
-        if (protect_update)
-            h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
-        float *w = o->params->values + p->offset, *g = o->grads + p->offset;
-        k->adamw_update(ctx, g, o->m + p->offset, o->v + p->offset, w, g, p->count, &h);
-        if (protect_update)
-            project(o, ctx, i);
-        k->add_to(ctx, w, g, p->count);
+        project(o, ctx, i, o->grads + params->items[i].offset);
+        CDAD_TRY(measure(o, ctx, i, o->grads + params->items[i].offset, err));
     }
-    if (o->ema)
-        k->lerp_to(ctx, o->ema, o->params->values, o->params->total, (float)c->ema_decay);
-    return ctx->profile ? record(o, ctx, start, err) : CDAD_OK;
+    const double norm = sqrt(o->squares);
+    const cdad_adamw h = numbers(o, clip > 0 && norm > clip ? clip / norm : 1.0);
+    for (int64_t i = 0; i < params->n; i++) {
+        move(o, ctx, i, o->grads + params->items[i].offset, o->grads + params->items[i].offset, h);
+        count_work(o, i, &event);
+    }
+    cdad_optimizer_end(o, grad_norm);
+    event.seconds = cdad_clock() - event.start;
+    return ctx->profile ? cdad_profile_add(ctx->profile, &event, err) : CDAD_OK;
 }

@@ -29,11 +29,14 @@ typedef struct cdad_protection {
 typedef struct cdad_optimizer {
     cdad_optimizer_config config;
     const cdad_params *params;
-    float *grads, *m, *v; /* blocks in the layout of params->values */
-    float *ema;           /* likewise, or NULL */
+    float *m, *v;                /* blocks in the layout of params->values */
+    float *ema;                  /* likewise, or NULL */
+    float *grads;                /* likewise, or NULL where gradients are used as they come: cdad_optimizer_block */
     cdad_protection *protection; /* [params->n] */
-    void *scratch;
-    int64_t scratch_bytes;
+    void *scratch;               /* of a projection, then a gradient that is used as it comes */
+    int64_t scratch_bytes, update_offset;
+    double squares;              /* of the gradients of this step so far */
+    double lr_scale;             /* of this step */
     int64_t step; /* finished steps */
     int64_t age;  /* of them since the moments were last forgotten: for AdamW's bias correction */
 } cdad_optimizer;
@@ -49,9 +52,23 @@ CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *
 /* Forgets the moments, as at the start of a task. */
 void cdad_optimizer_reset(cdad_optimizer *o);
 
+/* The block that holds all gradients at once: there from the start where clipping needs their norm first, else made by
+ * the first call. */
+CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err);
+
 /* One step with learning rate config.lr * lr_scale from o->grads, which are overwritten. *grad_norm is the norm
  * before clipping. A gradient that is not finite fails with its parameter's name and changes nothing. */
 CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                               double *grad_norm, cdad_error *err);
+
+/* The same step parameter by parameter, for gradients that are used as they come, in any order; without clipping, whose
+ * factor is known only when all are there. Nothing is allocated between begin and end. */
+CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
+                                               cdad_error *err);
+/* Parameter i; the gradient is only read. One that is not finite fails with the parameter's name: this parameter is as
+ * before. */
+CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
+                                             cdad_error *err);
+void cdad_optimizer_end(cdad_optimizer *o, double *grad_norm);
 
 #endif

@@ -205,7 +205,7 @@ static PyObject *graph_compile(PyObject *o, PyObject *arg) {
     if (p->n_outputs < 0)
         goto fail;
     const cdad_context ctx = cdad_py_context();
-    if (cdad_program_new(&p->program, self->g, p->n_outputs, p->outputs, 0, NULL, &ctx, &err) != CDAD_OK) {
+    if (cdad_program_new(&p->program, self->g, p->n_outputs, p->outputs, NULL, &ctx, &err) != CDAD_OK) {
         cdad_py_raise(&err);
         goto fail;
     }

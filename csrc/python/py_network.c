@@ -191,7 +191,7 @@ static int build(py_network *self, const char *kind, int is_distance) {
     if (b.status != CDAD_OK)
         goto raise;
     const cdad_context ctx = cdad_py_context();
-    if (cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, 0, NULL, &ctx, &err) ==
+    if (cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, NULL, &ctx, &err) ==
         CDAD_OK)
         return 0;
 raise:

@@ -261,14 +261,15 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     const long long block = (long long)opt->params->total * (long long)sizeof(float);
     return Py_BuildValue("{s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
                          (long long)cdad_trainer_scratch_bytes(t), "parameters", block, "optimizer",
-                         block * (opt->ema ? 4 : 3));
+                         block * (2 + (opt->ema != NULL) + (opt->grads != NULL)));
 }
 
 static PyMethodDef trainer_methods[] = {
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
      "step($self, latent, image, perturbed, context=None, lr_scale=1.0)\n--\n\nOne training step; returns (loss, "
      "L_CDM, L_amn, gradient norm). The GIL is released. TrainingError where something is not finite: weights are "
-     "then as before."},
+     "then as before, unless the message says that a part was updated (gradients that are not clipped are used as "
+     "they come)."},
     {"gradients", (PyCFunction)(void (*)(void))trainer_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients($self, latent, image, perturbed, noise, timesteps, context=None)\n--\n\n(loss, L_CDM, L_amn, "
      "{name: gradient}) without an update."},

@@ -91,7 +91,8 @@ static inline int64_t check_program(const cdad_graph *g, const cdad_context *ctx
                                     int64_t n_outputs, const cdad_value *outputs, int64_t n_external,
                                     const char *what) {
     cdad_program *p = NULL;
-    CHECK_OK(cdad_program_new(&p, g, n_outputs, outputs, n_external, outputs, ctx, err));
+    const cdad_program_options options = {.n_external = n_external, .external = outputs};
+    CHECK_OK(cdad_program_new(&p, g, n_outputs, outputs, &options, ctx, err));
     if (!p)
         return 0;
     for (uint64_t seed = 1; seed <= 2; seed++) {
@@ -120,6 +121,53 @@ static inline int64_t check_program(const cdad_graph *g, const cdad_context *ctx
     }
     const int64_t bytes = cdad_program_arena_bytes(p);
     cdad_program_free(p);
+    return bytes;
+}
+
+typedef struct hand_check {
+    const cdad_handover *handovers;
+    float **want, **held;
+    const cdad_graph *g;
+    int64_t handed;
+} hand_check;
+
+/* What is handed over is right, and what it spares can be ruined. */
+static inline cdad_status check_handed(void *arg, const cdad_context *ctx, int64_t i, const float *data,
+                                       cdad_error *err) {
+    hand_check *c = arg;
+    const cdad_handover *h = &c->handovers[i];
+    (void)ctx;
+    (void)err;
+    CHECK(same(data, c->want[h->value], count_of(c->g, h->value)), "handover %" PRId64 " is wrong", i);
+    for (int64_t k = 0; k < count_of(c->g, h->spares); k++)
+        c->held[h->spares][k] = NAN;
+    c->handed++;
+    return CDAD_OK;
+}
+
+/* A program of `output` with handovers gives them and the output as evaluate() does, though each parameter that a
+ * handover spares is ruined by then. Returns the bytes of the arena. */
+static inline int64_t check_handovers(const cdad_graph *g, const cdad_context *ctx, cdad_value output, int64_t n,
+                                      const cdad_handover *handovers) {
+    cdad_program *p = NULL;
+    hand_check c = {.handovers = handovers, .g = g, .want = evaluate(g, ctx, 1),
+                    .held = zeros(g->n_values * (int64_t)sizeof *c.held)};
+    const cdad_program_options options = {.n_handovers = n, .handovers = handovers};
+    CHECK_OK(cdad_program_new(&p, g, 1, &output, &options, ctx, err));
+    for (int64_t v = 0; v < g->n_values; v++)
+        if (is_bound(g, v)) {
+            c.held[v] = floats(count_of(g, (cdad_value)v));
+            memcpy(c.held[v], c.want[v], (size_t)count_of(g, (cdad_value)v) * sizeof(float));
+            CHECK_OK(cdad_program_bind(p, (cdad_value)v, c.held[v], err));
+        }
+    cdad_program_hand_to(p, check_handed, &c);
+    CHECK_OK(cdad_program_run(p, ctx, err));
+    CHECK(c.handed == n, "%" PRId64 " of %" PRId64 " values are handed over", c.handed, n);
+    CHECK(same(cdad_program_data(p, output), c.want[output], count_of(g, output)), "the output is wrong");
+    const int64_t bytes = cdad_program_arena_bytes(p);
+    cdad_program_free(p);
+    free_values(g, c.held);
+    free_values(g, c.want);
     return bytes;
 }
 

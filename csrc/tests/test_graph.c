@@ -93,7 +93,7 @@ static void test_backward(const cdad_context *ctx) {
     CHECK(grads[1] == CDAD_NONE, "a gradient of what the loss does not depend on");
     cdad_program *p = NULL;
     const cdad_value outputs[] = {grads[0], grads[2], grads[3]};
-    CHECK_OK(cdad_program_new(&p, g, 3, outputs, 0, NULL, ctx, err));
+    CHECK_OK(cdad_program_new(&p, g, 3, outputs, NULL, ctx, err));
     const float data[4] = {1.0f, -2.0f, 0.5f, 3.0f}, zeros4[4] = {0};
     CHECK_OK(cdad_program_bind(p, x, data, err));
     CHECK_OK(cdad_program_bind(p, zero, zeros4, err));
@@ -205,7 +205,7 @@ static void test_random_graphs(const cdad_context *ctx, const cdad_context *othe
 
 static int64_t arena_of(const cdad_graph *g, cdad_value output, const cdad_context *ctx) {
     cdad_program *p = NULL;
-    CHECK_OK(cdad_program_new(&p, g, 1, &output, 0, NULL, ctx, err));
+    CHECK_OK(cdad_program_new(&p, g, 1, &output, NULL, ctx, err));
     const int64_t bytes = p ? cdad_program_arena_bytes(p) : -1;
     cdad_program_free(p);
     return bytes;
@@ -235,9 +235,14 @@ static void test_binding(const cdad_context *ctx) {
     const cdad_value y = node(g, "silu", x, CDAD_NONE), view = reshape(g, y, 4, 1), z = node(g, "tanh", view, CDAD_NONE);
     const cdad_value unread = node(g, "silu", idle, CDAD_NONE), outputs[] = {view, z, x, reshape(g, x, 4, 1)};
     CHECK_FAILS(CDAD_INVALID, "output 0 is no value",
-                cdad_program_new(&p, g, 1, (cdad_value[]){99}, 0, NULL, ctx, err));
+                cdad_program_new(&p, g, 1, (cdad_value[]){99}, NULL, ctx, err));
+    CHECK_FAILS(CDAD_INVALID, "handover 0 is no value",
+                cdad_program_new(&p, g, 1, outputs,
+                                 &(cdad_program_options){.n_handovers = 1, .handovers = &(cdad_handover){99, CDAD_NONE}},
+                                 ctx, err));
     CHECK(!p, "a program in spite of an error");
-    CHECK_OK(cdad_program_new(&p, g, 4, outputs, 1, outputs, ctx, err));
+    const cdad_program_options options = {.n_external = 1, .external = outputs};
+    CHECK_OK(cdad_program_new(&p, g, 4, outputs, &options, ctx, err));
     CHECK(cdad_program_nodes(p) == 4, "%" PRId64 " nodes; 4 are needed", cdad_program_nodes(p));
     CHECK(cdad_program_uses(p, y) && !cdad_program_uses(p, idle) && !cdad_program_uses(p, -1) &&
               !cdad_program_uses(p, 99),
@@ -312,7 +317,7 @@ static void test_taps_and_polls(const cdad_context *ctx) {
     const cdad_value y = node(g, "linear", x, w), h = node(g, "silu", y, CDAD_NONE), z = node(g, "linear", h, w);
     const cdad_value loss = node(g, "mse", z, x);
     CHECK_OK(cdad_graph_backward(g, loss, 2, (cdad_value[]){x, w}, grads, err));
-    CHECK_OK(cdad_program_new(&p, g, 2, grads, 0, NULL, ctx, err));
+    CHECK_OK(cdad_program_new(&p, g, 2, grads, NULL, ctx, err));
     float **want = evaluate(g, ctx, 5);
     CHECK_OK(cdad_program_bind(p, x, want[x], err));
     CHECK_OK(cdad_program_bind(p, w, want[w], err));
@@ -429,7 +434,7 @@ static cdad_status build_and_run(const cdad_context *ctx, const float *x_data, c
     }
     CDAD_TRY_DONE(cdad_node_add(g, &cdad_op_mse, 2, (cdad_value[]){y, x}, &loss, err, NULL));
     CDAD_TRY_DONE(cdad_graph_backward(g, loss, 1, &w, &grad, err));
-    CDAD_TRY_DONE(cdad_program_new(&p, g, 1, &grad, 1, &grad, ctx, err));
+    CDAD_TRY_DONE(cdad_program_new(&p, g, 1, &grad, &(cdad_program_options){.n_external = 1, .external = &grad}, ctx, err));
     CDAD_TRY_DONE(cdad_program_bind(p, x, x_data, err));
     CDAD_TRY_DONE(cdad_program_bind(p, w, w_data, err));
     CDAD_TRY_DONE(cdad_program_bind(p, grad, dw, err));
@@ -452,7 +457,7 @@ static void test_no_memory(const cdad_context *ctx, const cdad_context *other) {
     cdad_graph *g = new_graph();
     cdad_program *p = NULL;
     const cdad_value a = input(g, "a", SHAPE(4, 3)), b = input(g, "b", SHAPE(3, 3)), y = node(g, "linear", a, b);
-    CHECK_OK(cdad_program_new(&p, g, 1, &y, 0, NULL, ctx, err));
+    CHECK_OK(cdad_program_new(&p, g, 1, &y, NULL, ctx, err));
     CHECK_OK(cdad_program_bind(p, a, x, err));
     CHECK_OK(cdad_program_bind(p, b, w, err));
     CHECK_OK(cdad_program_run(p, ctx, err));

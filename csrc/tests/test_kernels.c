@@ -181,9 +181,9 @@ static void test_linear(void) {
             if (kind == 0)
                 table->affine(ctx, y, y, BIG, 1.7f, -0.3f);
             else if (kind == 1)
-                table->lerp_to(ctx, y, w, BIG, 0.9f);
+                table->add_to(ctx, w, y, NULL, BIG, 0.9f);
             else
-                table->add_to(ctx, y, w, BIG);
+                table->add_to(ctx, y, NULL, w, BIG, 0.9f);
             CHECK(threads == 1 || same(y, first, BIG), "linear kernel %d: %d threads change it", kind,
                   threads);
             memcpy(first, y, sizeof(float) * BIG);
@@ -399,7 +399,7 @@ static void test_adamw(void) {
         memcpy(s[0], g, sizeof(float) * BIG);
         memcpy(s[1], m, sizeof(float) * BIG);
         memcpy(s[2], v, sizeof(float) * BIG);
-        table->adamw_update(ctx, s[0], s[1], s[2], w, s[0], BIG, &h); /* du in place of g */
+        table->adamw(ctx, w, s[1], s[2], NULL, s[0], s[0], BIG, &h); /* du in place of g */
         for (int k = 0; k < 3; k++) {
             const double error = worst(s[k], want + k * BIG, BIG, k == 0 ? 1e-2 : 1e-1);
             CHECK(error < 5e-7, "adamw result %d: error %.2g", k, error);
@@ -410,10 +410,33 @@ static void test_adamw(void) {
             cdad_free(s[k]);
     })
     const cdad_context one = {.kernels = table};
-    table->adamw_update(&one, g + 5, m + 5, v + 5, w + 5, g + 5, 9, &h);
+    table->adamw(&one, w + 5, m + 5, v + 5, NULL, g + 5, g + 5, 9, &h);
     CHECK(same(g + 5, state[0][0] + 5, 9) && same(m + 5, state[0][1] + 5, 9) &&
               same(v + 5, state[0][2] + 5, 9),
           "adamw depends on the place");
+    /* An update that is applied at once is the one that is given out. */
+    float *e = noise(BIG, 17, 0.0f, 1.0f), *du = floats(BIG), *w2 = floats(BIG), *e2 = floats(BIG);
+    cdad_adamw averaged = h;
+    averaged.ema_decay = 0.9f;
+    memcpy(w2, w, sizeof(float) * BIG);
+    memcpy(e2, e, sizeof(float) * BIG);
+    memcpy(m, state[0][1], sizeof(float) * BIG);
+    memcpy(v, state[0][2], sizeof(float) * BIG);
+    table->adamw(&one, w2, m, v, NULL, du, g, BIG, &averaged);
+    table->add_to(&one, w2, e2, du, BIG, 0.9f);
+    table->adamw(&one, w, state[0][1], state[0][2], e, NULL, g, BIG, &averaged);
+    CHECK(same(w, w2, BIG) && same(e, e2, BIG) && same(m, state[0][1], BIG) && same(v, state[0][2], BIG),
+          "an update applied at once is another");
+    for (int64_t i = 0; i < BIG; i++)
+        want[i] = (double)w[i];
+    table->add_to(&one, w, e, NULL, BIG, 0.5f);
+    for (int64_t i = 0; i < BIG; i++)
+        want[BIG + i] = 0.5 * ((double)e2[i] + (double)w2[i]);
+    CHECK(worst(w, want, BIG, 1.0) == 0.0 && worst(e, want + BIG, BIG, 1.0) < 3e-7, "an average without an update");
+    cdad_free(e);
+    cdad_free(du);
+    cdad_free(w2);
+    cdad_free(e2);
     for (int k = 0; k < 3; k++)
         cdad_free(state[0][k]);
     cdad_free(w);

@@ -92,6 +92,13 @@ static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, co
         for (int64_t i = 0; i < g->n_values; i++)
             sum += g->values[i].kind == CDAD_VALUE_NODE ? count_of(g, (cdad_value)i) * (int64_t)sizeof(float) : 0;
         CHECK(arena > 0 && arena < sum / 3, "an arena of %" PRId64 " bytes for values of %" PRId64, arena, sum);
+        cdad_handover *handovers = zeros(n * (int64_t)sizeof *handovers);
+        for (int64_t i = 0; i < n; i++)
+            handovers[i] = (cdad_handover){.value = outputs[i], .spares = wanted[i]};
+        const int64_t handing = check_handovers(g, ctx, v.loss, n, handovers);
+        const int64_t keeping = check_program(g, ctx, other, n + 2, outputs, 0, "all gradients in the arena");
+        CHECK(handing < keeping, "handing gradients over takes %" PRId64 " bytes, keeping them %" PRId64, handing, keeping);
+        cdad_free(handovers);
         cdad_free(wanted);
         cdad_free(outputs);
     }
@@ -110,15 +117,20 @@ static void free_model(model *m) {
     *m = (model){0};
 }
 
-static cdad_status new_model(model *m, const cdad_denoiser_config *c, const cdad_context *ctx, cdad_error *err) {
+static cdad_status new_model_by(model *m, const cdad_denoiser_config *c, const cdad_optimizer_config *how,
+                                const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     *m = (model){0};
     CDAD_TRY_DONE(cdad_params_new(&m->params, err));
-    CDAD_TRY_DONE(cdad_trainer_new(&m->trainer, c, m->params, BATCH, &adamw, 5, ctx, err));
+    CDAD_TRY_DONE(cdad_trainer_new(&m->trainer, c, m->params, BATCH, how, 5, ctx, err));
 done:
     if (status != CDAD_OK)
         free_model(m);
     return status;
+}
+
+static cdad_status new_model(model *m, const cdad_denoiser_config *c, const cdad_context *ctx, cdad_error *err) {
+    return new_model_by(m, c, &adamw, ctx, err);
 }
 
 static cdad_status step(model *m, const batch *b, const cdad_context *ctx, cdad_step_result *r, cdad_error *err) {
@@ -194,6 +206,92 @@ static void test_failing_steps(const cdad_denoiser_config *c, const cdad_context
     free_model(&undisturbed);
 }
 
+static int stop(void *arg) {
+    ++*(int *)arg;
+    return 1;
+}
+
+static float *parameter(const model *m, const char *name, int64_t *count) {
+    const int64_t i = cdad_params_find(m->params, name);
+    *count = m->params->items[i].count;
+    return m->params->values + m->params->items[i].offset;
+}
+
+/* Gradients that are used as they come give the bits of a step that has them all at once and clips nothing. */
+static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cdad_context *ctx) {
+    const batch b = make_batch();
+    batch large = b;
+    const float narrow[8] = {[2] = 1.0f}, wide[8 * 6] = {0, [6] = 1, [12 + 1] = 1, [18 + 2] = 1, [24 + 3] = 1, [30 + 4] = 1, [42 + 5] = 1};
+    cdad_optimizer_config how = adamw;
+    model models[2];
+    cdad_step_result r[2] = {{0}};
+    int polled = 0;
+    for (int kind = 0; kind < 3; kind++) { /* 2: the paper's projection, of the gradient */
+        how.projection = kind == 2 ? CDAD_PROJECT_GRADIENT : CDAD_PROJECT_UPDATE;
+        for (int i = 0; i < 2; i++) {
+            how.clip_norm = i ? 0 : 1e30;
+            CHECK_OK(new_model_by(&models[i], c, &how, ctx, err));
+            cdad_optimizer *const o = cdad_trainer_optimizer(models[i].trainer);
+            CHECK((o->grads == NULL) == i, "a block of gradients");
+            if (kind == 0)
+                continue;
+            CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.linear1.weight", 0, narrow, 1, err));
+            CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.self_attn.k_proj.weight", 0, wide, 6, err));
+            CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.linear1.bias", 1, NULL, 0, err));
+        }
+        for (int k = 0; k < 3; k++) {
+            for (int i = 0; i < 2; i++)
+                CHECK_OK(step(&models[i], &b, ctx, &r[i], err));
+            state want = save_state(&models[0]);
+            CHECK(same_state(&models[1], &want) && r[0].loss == r[1].loss, "kind %d, step %d: another result", kind, k);
+            CHECK(fabs(r[0].grad_norm - r[1].grad_norm) < 1e-12 * r[0].grad_norm, "gradient norm %.17g, %.17g is wanted",
+                  r[1].grad_norm, r[0].grad_norm);
+            free_state(&want);
+        }
+        free_model(&models[0]);
+        if (kind < 2)
+            free_model(&models[1]);
+    }
+    model *const m = &models[1];
+    CHECK(!cdad_trainer_optimizer(m->trainer)->grads, "a block of gradients");
+    state before = save_state(m);
+    batch bad = b;
+    bad.latent[0] = NAN;
+    CHECK_FAILS(CDAD_NOT_FINITE, "the loss is not finite", step(m, &bad, ctx, &r[0], err));
+    CHECK(same_state(m, &before), "a loss that is not finite changes the model");
+    EACH_ALLOCATION_FAILS(step(m, &b, ctx, &r[0], err), same_state(m, &before));
+    free_state(&before);
+
+    /* A gradient of infinity beside finite losses: the last convolution has huge weights, but is given zeros. */
+    int64_t n;
+    memset(parameter(m, "unet.out.0.weight", &n), 0, sizeof(float) * 8);
+    memset(parameter(m, "unet.out.0.bias", &n), 0, sizeof(float) * 8);
+    float *w = parameter(m, "unet.out.2.weight", &n);
+    for (int64_t i = 0; i < n; i++)
+        w[i] = 1e38f;
+    for (int i = 0; i < LATENT; i++)
+        large.latent[i] *= 1e5f;
+    CHECK_FAILS(CDAD_NOT_FINITE, "a part of the weights was updated already: go on from a checkpoint: the gradient of unet.",
+                step(m, &large, ctx, &r[0], err));
+    free_model(m);
+
+    /* A step can be stopped, but not in the midst of its updates. */
+    how.clip_norm = 0;
+    CHECK_OK(new_model_by(m, c, &how, ctx, err));
+    cdad_context stopped = *ctx;
+    stopped.poll = stop;
+    stopped.poll_arg = &polled;
+    cdad_error err = {0};
+    before = save_state(m);
+    const cdad_status status = step(m, &b, &stopped, &r[0], &err);
+    state after = save_state(m);
+    CHECK(status == CDAD_OK ? after.step == 1 : status == CDAD_CANCELLED && same_state(m, &before),
+          "stopped: %s", err.message);
+    free_state(&before);
+    free_state(&after);
+    free_model(m);
+}
+
 int cdad_test_training(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
@@ -201,6 +299,7 @@ int cdad_test_training(void) {
     cdad_denoiser_config c = small_config();
     test_plan(&c, &ctx, &other);
     test_failing_steps(&c, &ctx, &other);
+    test_gradients_as_they_come(&c, &other);
     c.unet.context_dim = 0;
     c.prediction = CDAD_PREDICT_EPSILON;
     CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, 0, err));

@@ -14,6 +14,9 @@ struct cdad_trainer {
     cdad_program *program;
     cdad_training_graph values;
     cdad_optimizer *optimizer;
+    int64_t *handed; /* as they come: the parameter of each gradient; NULL: gradients go into the optimiser's block */
+    const cdad_context *ctx; /* of the step that runs */
+    int64_t used;            /* gradients that it has used */
     int64_t n;
     uint64_t seed;
     float *noise, *t, *signal, *sigma;
@@ -26,6 +29,7 @@ void cdad_trainer_free(cdad_trainer *t) {
     cdad_program_free(t->program);
     cdad_graph_free(t->graph);
     cdad_optimizer_free(t->optimizer);
+    cdad_free(t->handed);
     cdad_free(t->noise);
     cdad_free(t->t);
     cdad_free(t->signal);
@@ -38,40 +42,57 @@ cdad_optimizer *cdad_trainer_optimizer(cdad_trainer *t) { return t->optimizer; }
 int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->program); }
 int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) { return cdad_program_scratch_bytes(t->program); }
 
-/* Plans the losses and the gradient of every parameter; gradients go straight into the optimiser's block. */
+/* Where the optimiser's block holds the gradient of parameter i. */
+static float *gradient_block(const cdad_trainer *t, int64_t i) {
+    return t->optimizer->grads + t->params->items[i].offset;
+}
+
+/* Plans the losses and the gradient of every parameter. Where clipping needs them all at once, gradients go straight
+ * into the optimiser's block; else they are handed over one by one, and never exist all at once. */
 static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *err) {
     cdad_graph *g = t->graph;
     const cdad_training_graph *v = &t->values;
     cdad_status status = CDAD_OK;
-    cdad_value *wanted = NULL, *grads = NULL, *outputs = NULL;
-    int64_t n = 0, n_out = 0;
-    CDAD_TRY_DONE(cdad_alloc((void **)&wanted, g->n_values * (int64_t)sizeof *wanted, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&grads, g->n_values * (int64_t)sizeof *grads, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&outputs, (g->n_values + 3) * (int64_t)sizeof *outputs, err));
+    cdad_value *wanted = NULL, *outputs = NULL;
+    cdad_handover *handovers = NULL;
+    int64_t n = 0;
+    for (int64_t i = 0; i < g->n_values; i++)
+        n += g->values[i].kind == CDAD_VALUE_PARAM;
+    CDAD_TRY_DONE(cdad_alloc((void **)&wanted, n * (int64_t)sizeof *wanted, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&outputs, (n + 3) * (int64_t)sizeof *outputs, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&handovers, n * (int64_t)sizeof *handovers, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&t->handed, n * (int64_t)sizeof *t->handed, err));
+    n = 0;
     for (int64_t i = 0; i < g->n_values; i++)
         if (g->values[i].kind == CDAD_VALUE_PARAM)
             wanted[n++] = (cdad_value)i;
+    cdad_value *const grads = outputs + 3;
+    outputs[0] = v->loss;
+    outputs[1] = v->loss_cdm;
+    outputs[2] = v->loss_amn;
     CDAD_TRY_DONE(cdad_graph_backward(g, v->loss, n, wanted, grads, err));
     for (int64_t i = 0; i < n; i++) {
         if (grads[i] == CDAD_NONE) {
             status = cdad_fail(err, CDAD_INVALID, "the loss does not depend on %s", g->values[wanted[i]].name);
             goto done;
         }
-        outputs[n_out++] = grads[i];
+        t->handed[i] = cdad_params_find(t->params, g->values[wanted[i]].name);
+        handovers[i] = (cdad_handover){.value = grads[i], .spares = wanted[i]};
     }
-    outputs[n_out++] = v->loss;
-    outputs[n_out++] = v->loss_cdm;
-    outputs[n_out++] = v->loss_amn;
-    CDAD_TRY_DONE(cdad_program_new(&t->program, g, n_out, outputs, n, grads, ctx, err));
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t p = cdad_params_find(t->params, g->values[wanted[i]].name);
-        CDAD_TRY_DONE(cdad_program_bind(t->program, grads[i], t->optimizer->grads + t->params->items[p].offset, err));
+    if (t->optimizer->grads) {
+        const cdad_program_options all = {.n_external = n, .external = grads};
+        CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + 3, outputs, &all, ctx, err));
+        for (int64_t i = 0; i < n; i++)
+            CDAD_TRY_DONE(cdad_program_bind(t->program, grads[i], gradient_block(t, t->handed[i]), err));
+    } else {
+        const cdad_program_options one_by_one = {.n_handovers = n, .handovers = handovers};
+        CDAD_TRY_DONE(cdad_program_new(&t->program, g, 3, outputs, &one_by_one, ctx, err));
     }
     CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, g, t->program, err));
 done:
     cdad_free(wanted);
-    cdad_free(grads);
     cdad_free(outputs);
+    cdad_free(handovers);
     return status;
 }
 
@@ -121,9 +142,19 @@ static cdad_status set_timesteps(cdad_trainer *t, const int64_t *timesteps, cdad
     return CDAD_OK;
 }
 
-cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
-                                   const float *perturbed, const float *context, const float *noise,
-                                   const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
+static cdad_status read_losses(const cdad_trainer *t, cdad_step_result *result, cdad_error *err) {
+    result->loss = cdad_program_data(t->program, t->values.loss)[0];
+    result->loss_cdm = cdad_program_data(t->program, t->values.loss_cdm)[0];
+    result->loss_amn = cdad_program_data(t->program, t->values.loss_amn)[0];
+    CDAD_FAIL_IF(!isfinite(result->loss), err, CDAD_NOT_FINITE, "the loss is not finite (L_CDM %g, L_amn %g)",
+                 result->loss_cdm, result->loss_amn);
+    return CDAD_OK;
+}
+
+/* Losses and gradients; `to` is handed the gradients where they come one by one. */
+static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
+                       const float *perturbed, const float *context, const float *noise, const int64_t *timesteps,
+                       cdad_handover_fn to, cdad_step_result *result, cdad_error *err) {
     const cdad_training_graph *v = &t->values;
     cdad_program *p = t->program;
     CDAD_TRY(set_timesteps(t, timesteps, err));
@@ -138,13 +169,41 @@ cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, con
         CDAD_FAIL_IF(!context, err, CDAD_INVALID, "this model wants a context");
         CDAD_TRY(cdad_program_bind(p, v->context, context, err));
     }
+    cdad_program_hand_to(p, to, t);
     CDAD_TRY(cdad_program_run(p, ctx, err));
-    result->loss = cdad_program_data(p, v->loss)[0];
-    result->loss_cdm = cdad_program_data(p, v->loss_cdm)[0];
-    result->loss_amn = cdad_program_data(p, v->loss_amn)[0];
-    CDAD_FAIL_IF(!isfinite(result->loss), err, CDAD_NOT_FINITE, "the loss is not finite (L_CDM %g, L_amn %g)",
-                 result->loss_cdm, result->loss_amn);
+    return read_losses(t, result, err);
+}
+
+static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
+    const cdad_trainer *t = arg;
+    (void)ctx;
+    (void)err;
+    memcpy(gradient_block(t, t->handed[i]), grad, (size_t)t->params->items[t->handed[i]].count * sizeof *grad);
     return CDAD_OK;
+}
+
+cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
+                                   const float *perturbed, const float *context, const float *noise,
+                                   const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
+    CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
+    return run(t, ctx, latent, image, perturbed, context, noise, timesteps, keep_gradient, result, err);
+}
+
+/* Gradients come after the losses, so that losses that are not finite change nothing. */
+static cdad_status use_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
+    cdad_trainer *t = arg;
+    cdad_step_result losses;
+    if (t->used == 0)
+        CDAD_TRY(read_losses(t, &losses, err));
+    CDAD_TRY(cdad_optimizer_use(t->optimizer, ctx, t->handed[i], grad, err));
+    t->used++;
+    return CDAD_OK;
+}
+
+/* Not between a step's first update and its last. */
+static int poll_before_updates(void *arg) {
+    const cdad_trainer *t = arg;
+    return t->used == 0 && t->ctx->poll(t->ctx->poll_arg);
 }
 
 cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
@@ -162,6 +221,23 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
     cdad_random_normal(t->noise, t->n * per, t->seed, noise_stream, first * per);
-    CDAD_TRY(cdad_trainer_gradients(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, result, err));
-    return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
+    if (t->optimizer->config.clip_norm > 0) {
+        CDAD_TRY(run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, NULL, result, err));
+        return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
+    }
+    cdad_context whole = *ctx;
+    if (ctx->poll) {
+        whole.poll = poll_before_updates;
+        whole.poll_arg = t;
+    }
+    t->ctx = ctx;
+    t->used = 0;
+    CDAD_TRY(cdad_optimizer_begin(t->optimizer, ctx, lr_scale, err));
+    const cdad_status status = run(t, &whole, latent, image, perturbed, context, t->noise, t->timesteps, use_gradient,
+                                   result, err);
+    if (status != CDAD_OK && t->used > 0)
+        return cdad_fail_in(err, "a part of the weights was updated already: go on from a checkpoint");
+    if (status == CDAD_OK)
+        cdad_optimizer_end(t->optimizer, &result->grad_norm);
+    return status;
 }

@@ -20,8 +20,10 @@ void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
 cdad_optimizer *cdad_trainer_optimizer(cdad_trainer *t);
 
 /* latent [N,h,w,c] of the clean images x, image x and perturbed x~ [N,H,W,3], context [N,L,d] or NULL. Timesteps
- * and noise depend on (seed, number of the step, sample's place in the batch) only. Losses or gradients that are
- * not finite fail (CDAD_NOT_FINITE) and leave weights and moments as they were. */
+ * and noise depend on (seed, number of the step, sample's place in the batch) only. Losses that are not finite fail
+ * (CDAD_NOT_FINITE) and leave weights and moments as they were, and so do gradients where they are clipped. Without
+ * clipping each gradient is used as soon as it is there, so that all of them never exist at once: one that is not finite
+ * fails when others were used already, and the message says so. */
 CDAD_MUST_USE cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent,
                                             const float *image, const float *perturbed, const float *context,
                                             double lr_scale, cdad_step_result *result, cdad_error *err);

@@ -38,7 +38,6 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(mse),
     SLOT(mse_grad),
     SLOT(sum_squares),
-    SLOT(adamw_update),
+    SLOT(adamw),
     SLOT(add_to),
-    SLOT(lerp_to),
 };

@@ -145,30 +145,6 @@ void CDAD_K(affine)(const cdad_context *ctx, float *y, const float *x, int64_t n
     cdad_pool_run(ctx->pool, tiles_of(n), affine_task, &job);
 }
 
-static void add_task(void *arg, int64_t task, int worker) {
-    const unary_job *j = arg;
-    const int64_t begin = task * TILE, end = min64(j->n, begin + TILE);
-    (void)worker;
-    EACH(begin, end, STORE(j->y, LOAD(j->y) + LOAD(j->x));)
-}
-
-void CDAD_K(add_to)(const cdad_context *ctx, float *w, const float *du, int64_t n) {
-    unary_job job = {.y = w, .x = du, .n = n};
-    cdad_pool_run(ctx->pool, tiles_of(n), add_task, &job);
-}
-
-static void lerp_task(void *arg, int64_t task, int worker) {
-    const unary_job *j = arg;
-    const int64_t begin = task * TILE, end = min64(j->n, begin + TILE);
-    (void)worker;
-    EACH(begin, end, { const vf e = LOAD(j->y); STORE(j->y, e + (LOAD(j->x) - e) * j->a); })
-}
-
-void CDAD_K(lerp_to)(const cdad_context *ctx, float *e, const float *w, int64_t n, float decay) {
-    unary_job job = {.y = e, .x = w, .n = n, .a = 1.0f - decay};
-    cdad_pool_run(ctx->pool, tiles_of(n), lerp_task, &job);
-}
-
 typedef struct geglu_job {
     float *y;
     const float *x, *dy;

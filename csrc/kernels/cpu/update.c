@@ -3,39 +3,67 @@
 
 #include "kernels/cpu/backend.h"
 
-#define TILE 16384
+#define TILE 4096 /* its update fits an L1 cache */
 #define SUM_TILE 65536
 #define SUM_TILES 256 /* side by side */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct update_job {
-    float *du, *m, *v;
-    const float *w, *g;
+    float *w, *m, *v, *e, *du;
+    const float *g;
     int64_t n;
     cdad_adamw h;
 } update_job;
 
-/* Scalar code on purpose: the compiler makes vectors of it, and square root and division round the same. */
+/* Scalar code on purpose: the compiler makes vectors of it, and square root and division round the same. A tile's
+ * loops are apart, as its data stay in cache. */
+static void add_tile(float *restrict w, float *restrict e, const float *restrict du, int64_t n, float ema_decay) {
+    const float rest = 1.0f - ema_decay;
+    for (int64_t i = 0; du && i < n; i++)
+        w[i] += du[i];
+    for (int64_t i = 0; e && i < n; i++)
+        e[i] += rest * (w[i] - e[i]);
+}
+
 static void adamw_task(void *arg, int64_t task, int worker) {
     const update_job *j = arg;
     const cdad_adamw h = j->h;
     const float rest1 = 1.0f - h.beta1, rest2 = 1.0f - h.beta2;
+    const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
+    float *restrict m = j->m + begin, *restrict v = j->v + begin, *w = j->w + begin, du[TILE];
+    const float *restrict g = j->g + begin;
     (void)worker;
-    for (int64_t i = task * TILE; i < min64(j->n, (task + 1) * TILE); i++) {
-        const float g = j->g[i] * h.grad_scale;
-        const float m = h.beta1 * j->m[i] + rest1 * g, v = h.beta2 * j->v[i] + rest2 * (g * g);
-        j->m[i] = m;
-        j->v[i] = v;
-        const float step = (m / h.bias1) / (sqrtf(v / h.bias2) + h.eps);
-        j->du[i] = -h.lr * (h.weight_decay * j->w[i] + step);
+    for (int64_t i = 0; i < n; i++) {
+        const float scaled = g[i] * h.grad_scale;
+        m[i] = h.beta1 * m[i] + rest1 * scaled;
+        v[i] = h.beta2 * v[i] + rest2 * (scaled * scaled);
+        const float step = (m[i] / h.bias1) / (sqrtf(v[i] / h.bias2) + h.eps);
+        du[i] = -h.lr * (h.weight_decay * w[i] + step);
     }
+    if (j->du)
+        memcpy(j->du + begin, du, (size_t)n * sizeof *du);
+    else
+        add_tile(w, j->e ? j->e + begin : NULL, du, n, h.ema_decay);
 }
 
-void CDAD_K(adamw_update)(const cdad_context *ctx, float *du, float *m, float *v, const float *w,
-                          const float *g, int64_t n, const cdad_adamw *h) {
-    update_job job = {.du = du, .m = m, .v = v, .w = w, .g = g, .n = n, .h = *h};
+void CDAD_K(adamw)(const cdad_context *ctx, float *w, float *m, float *v, float *e, float *du, const float *g,
+                   int64_t n, const cdad_adamw *h) {
+    update_job job = {.w = w, .m = m, .v = v, .e = e, .du = du, .g = g, .n = n, .h = *h};
     cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, adamw_task, &job);
+}
+
+static void add_task(void *arg, int64_t task, int worker) {
+    const update_job *j = arg;
+    const int64_t begin = task * TILE;
+    (void)worker;
+    add_tile(j->w + begin, j->e ? j->e + begin : NULL, j->du ? j->du + begin : NULL, min64(j->n - begin, TILE),
+             j->h.ema_decay);
+}
+
+void CDAD_K(add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay) {
+    update_job job = {.w = w, .e = e, .du = (float *)(uintptr_t)du, .n = n, .h = {.ema_decay = ema_decay}};
+    cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, add_task, &job);
 }
 
 typedef struct sum_job {
