@@ -339,6 +339,7 @@ BAD = (
     ("conv2d", (X, (5, 3, 3, 6)), {"winograd": 3}, "winograd is 3"),
     ("conv2d", (X, (5, 1, 3, 6)), {"winograd": 4}, "wants a 3 x 3 kernel and stride 1, not 1 x 3 and 1"),
     ("conv2d_grad_input", ((2, 2, 2, 5), (5, 3, 3, 6)), {"height": 4, "width": 4, "winograd": 6}, "winograd is 6"),
+    ("conv2d_grad_weight", ((2, 2, 2, 5), (2, 4, 4, 6)), {"rows": 3, "cols": 3, "winograd": 6}, "winograd is 6"),
     ("conv2d_grad_input", ((2, 4, 4, 5), (5, 3, 3, 6)), {"height": 4, "width": 4}, r"\[2,2,2,5\] is wanted"),
     ("conv2d_grad_input", ((2, 4, 4, 5), (5, 3, 3, 6)), {}, "image of 0 x 0"),
     ("conv2d_grad_weight", ((2, 4, 4, 5), X), {"rows": 3, "cols": 3}, r"\[2,2,2,5\] is wanted"),
@@ -441,10 +442,14 @@ def test_winograd_is_nearly_as_exact(size, channels, outputs, isa):
         arrays = Case("conv2d", shapes, SAME).data()
         want = case.reference(arrays)[0]
         target = target_of(case, want.shape)
-        (y,), (dx, *_) = run_case(case, arrays, target)
+        (y,), (dx, dw, *_) = run_case(case, arrays, target)
         dy = 2 * (y.astype(np.float64) - target) / target.size
         turned = arrays[1].astype(np.float64)[:, ::-1, ::-1].transpose(3, 1, 2, 0)
-        errors[m] = [np.sqrt(np.mean((y - want) ** 2)), np.sqrt(np.mean((dx - reference.conv2d(dy, turned, **SAME)) ** 2))]
+        seen = np.pad(arrays[0].astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(seen, (size, size), axis=(1, 2))
+        dw_want = np.einsum("npqo,nrscpq->orsc", dy, windows, optimize=True)
+        found = ((y, want), (dx, reference.conv2d(dy, turned, **SAME)), (dw, dw_want))
+        errors[m] = [np.sqrt(np.mean((a - b) ** 2)) for a, b in found]
     for two, four, direct in zip(errors[2], errors[4], errors[0]):
         assert two <= 2 * direct
         assert four <= 4 * direct

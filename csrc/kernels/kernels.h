@@ -88,6 +88,11 @@ typedef struct cdad_kernels {
                      const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
     int64_t (*winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
 
+    /* dw [O,3,3,C] of such a convolution, from dy [N,P,Q,O]. Sums run over the batch by tiles in a fixed order. */
+    void (*winograd_grad)(const cdad_context *ctx, float *dw, const float *x, const float *dy, const cdad_unfold *u,
+                          int64_t O, int m, void *scratch);
+    int64_t (*winograd_grad_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
+
     /* Depthwise: y[n,p,q,c] = bias[c] + sum_{r,s} x[n, p*stride+r-pad_t, q*stride+s-pad_l, c] * w[r,s,c]. */
     void (*depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float *bias,
                              const cdad_unfold *u);

@@ -13,7 +13,7 @@
 
 enum { UPSAMPLE = CDAD_WINDOW_END, WINOGRAD };     /* of conv2d */
 enum { HEIGHT = CDAD_WINDOW_END, WIDTH, TURNED_WINOGRAD }; /* of grad_input: the image's size */
-enum { ROWS = UPSAMPLE + 1, COLS };                /* of grad_weight: upsample, and the kernel's size */
+enum { ROWS = WINOGRAD + 1, COLS };                /* of grad_weight: those of conv2d, and the kernel's size */
 
 static const cdad_attr_spec conv2d_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
                                               CDAD_ATTRS_END};
@@ -64,7 +64,7 @@ static cdad_status grad_of_weight(cdad_graph *g, const cdad_node *node, cdad_val
                                   cdad_error *err) {
     const cdad_shape w = *cdad_graph_shape(g, node->in[1]);
     cdad_attr attr[CDAD_MAX_ATTRS] = {0};
-    memcpy(attr, node->attr, (UPSAMPLE + 1) * sizeof *attr);
+    memcpy(attr, node->attr, ROWS * sizeof *attr);
     attr[ROWS].i = w.dim[1];
     attr[COLS].i = w.dim[2];
     return cdad_graph_add(g, &cdad_op_conv2d_grad_weight, 2, (cdad_value[]){dy, node->in[0]}, attr, dw, err);
@@ -287,7 +287,7 @@ const cdad_op cdad_op_conv2d_grad_input = {
 };
 
 /* dy [N,P,Q,O], x [N,H,W,C] -> dw [O,rows,cols,C] */
-static const cdad_attr_spec grad_weight_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1),
+static const cdad_attr_spec grad_weight_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
                                                    CDAD_INT("rows", 0), CDAD_INT("cols", 0), CDAD_ATTRS_END};
 
 static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
@@ -298,6 +298,7 @@ static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
     CDAD_TRY(check_upsample("conv2d_grad_weight", args->attr, err));
     CDAD_FAIL_IF(R < 1 || S < 1, err, CDAD_INVALID, "conv2d_grad_weight: a kernel of %lld x %lld",
                  (long long)R, (long long)S);
+    CDAD_TRY(cdad_winograd_check("conv2d_grad_weight", args->attr[WINOGRAD].i, R, S, args->attr[CDAD_STRIDE].i, err));
     int64_t P, Q;
     CDAD_TRY(cdad_window_positions("conv2d_grad_weight", args->attr, x->dim[1] * up, x->dim[2] * up, R, S, &P,
                                    &Q, err));
@@ -307,20 +308,32 @@ static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
     return CDAD_OK;
 }
 
+/* 0: directly. */
+static int grad_weight_winograd(const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *x, const cdad_shape *dw,
+                                cdad_unfold *u) {
+    *u = cdad_window_unfold(attr, x, dy, dw->dim[1], dw->dim[2], attr[UPSAMPLE].i);
+    return cdad_winograd_choose_grad(attr[WINOGRAD].i, u, dw->dim[0]);
+}
+
 static int64_t scratch_grad_weight(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *dw = &args->out[0];
-    return kernels->gemm_scratch(dw->dim[0], cdad_shape_span(dw, 1, 4), cdad_shape_rows(&args->in[0]),
-                                 threads);
+    cdad_unfold u;
+    const int m = grad_weight_winograd(args->attr, &args->in[0], &args->in[1], dw, &u);
+    return m ? kernels->winograd_grad_scratch(&u, dw->dim[0], m, threads)
+             : kernels->gemm_scratch(dw->dim[0], cdad_shape_span(dw, 1, 4), cdad_shape_rows(&args->in[0]), threads);
 }
 
 static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
     const cdad_shape *dy = &call->in_shape[0], *dw = &call->out_shape[0];
-    const cdad_unfold u = cdad_window_unfold(call->attr, &call->in_shape[1], dy, dw->dim[1], dw->dim[2],
-                                             call->attr[UPSAMPLE].i);
     const int64_t O = dw->dim[0], K = cdad_shape_span(dw, 1, 4);
-    ctx->kernels->gemm(ctx, O, K, cdad_shape_rows(dy), cdad_mat_transposed(call->in[0], O),
-                       image_matrix(call->in[1], &u), call->out[0], K, NULL, 0, call->scratch);
+    cdad_unfold u;
+    const int m = grad_weight_winograd(call->attr, dy, &call->in_shape[1], dw, &u);
+    if (m)
+        ctx->kernels->winograd_grad(ctx, call->out[0], call->in[1], call->in[0], &u, O, m, call->scratch);
+    else
+        ctx->kernels->gemm(ctx, O, K, cdad_shape_rows(dy), cdad_mat_transposed(call->in[0], O),
+                           image_matrix(call->in[1], &u), call->out[0], K, NULL, 0, call->scratch);
     return CDAD_OK;
 }
 

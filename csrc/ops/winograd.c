@@ -1,9 +1,14 @@
 /* The choice between direct convolution and Winograd's, by what each costs. */
 #include "ops/winograd.h"
 
-/* Fitted to times of both on AVX-512 (benchmarks/RESULTS.md). */
-#define PIXEL_COST 20.0 /* a transformed element of x or y */
-#define WEIGHT_COST 3.0 /* a transformed weight, by each of the samples that share it (about five) */
+/* In multiply-adds of a well-fed product, fitted to times on AVX-512 (benchmarks/RESULTS.md). */
+typedef struct costs {
+    double pixel;  /* a transformed element of x or y */
+    double weight; /* of a weight: transformed, by each of the samples that share it (about five) */
+} costs;
+
+static const costs forward = {.pixel = 20.0, .weight = 3.0};
+static const costs gradient = {.pixel = 40.0, .weight = 16.0}; /* a weight's gradient is transformed once */
 
 static int disabled;
 
@@ -18,19 +23,25 @@ cdad_status cdad_winograd_check(const char *op, int64_t attr, int64_t R, int64_t
     return CDAD_OK;
 }
 
-/* Of F(m x m, 3 x 3) for a sample, in multiply-adds of a well-fed product: the products, and the transforms. */
-static double cost(const cdad_unfold *u, int64_t O, int64_t m) {
+/* Of F(m x m, 3 x 3) for so many samples: the products, and the transforms of pixels and of weights. */
+static double cost(const cdad_unfold *u, int64_t O, int64_t m, double samples, const costs *each) {
     const double C = (double)u->C, places = (double)((m + 2) * (m + 2));
-    const double tiles = (double)(((u->P + m - 1) / m) * ((u->Q + m - 1) / m));
-    return places * (tiles * C * (double)O + PIXEL_COST * tiles * (C + (double)O) + WEIGHT_COST * C * (double)O);
+    const double tiles = samples * (double)(((u->P + m - 1) / m) * ((u->Q + m - 1) / m));
+    return places * (tiles * C * (double)O + each->pixel * tiles * (C + (double)O) + each->weight * C * (double)O);
 }
 
-int cdad_winograd_choose(int64_t attr, const cdad_unfold *u, int64_t O) {
+static int choose(int64_t attr, const cdad_unfold *u, int64_t O, double samples, const costs *each) {
     if (attr >= 0)
         return (int)attr;
     if (disabled || u->R != 3 || u->S != 3 || u->stride != 1)
         return 0;
-    const double direct = 9.0 * (double)(u->P * u->Q) * (double)u->C * (double)O;
-    const double two = cost(u, O, 2), four = cost(u, O, 4);
+    const double direct = 9.0 * samples * (double)(u->P * u->Q) * (double)u->C * (double)O;
+    const double two = cost(u, O, 2, samples, each), four = cost(u, O, 4, samples, each);
     return direct <= two && direct <= four ? 0 : two < four ? 2 : 4;
+}
+
+int cdad_winograd_choose(int64_t attr, const cdad_unfold *u, int64_t O) { return choose(attr, u, O, 1.0, &forward); }
+
+int cdad_winograd_choose_grad(int64_t attr, const cdad_unfold *u, int64_t O) {
+    return choose(attr, u, O, (double)u->N, &gradient);
 }

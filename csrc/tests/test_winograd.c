@@ -1,5 +1,5 @@
 /* Winograd's convolution of every table against the direct one, at sizes that take several groups of weights and
- * several chunks of pixels, and against itself at other batch sizes and thread counts. */
+ * several chunks of pixels, and against itself at other batch sizes and thread counts; so are gradients of weights. */
 #include "kernel_check.h"
 
 int cdad_test_winograd(void);
@@ -72,7 +72,50 @@ static void check_case(cdad_unfold u, int64_t O) {
     conv_free(&c);
 }
 
+/* The gradient of the weight by Winograd (m > 0) or directly. */
+static float *weight_gradient(const conv *c, const float *dy, int m, int threads) {
+    const cdad_context ctx = {.pool = pools[threads], .kernels = table};
+    const int64_t M = c->u.N * c->u.P * c->u.Q, K = 9 * c->u.C;
+    float *dw = floats(c->O * K);
+    void *scratch = zeros(m ? table->winograd_grad_scratch(&c->u, c->O, m, threads)
+                            : table->gemm_scratch(c->O, K, M, threads));
+    if (m)
+        table->winograd_grad(&ctx, dw, c->x, dy, &c->u, c->O, m, scratch);
+    else
+        table->gemm(&ctx, c->O, K, M, (cdad_mat){.data = dy, .rs = 1, .cs = c->O},
+                    (cdad_mat){.data = c->x, .unfold = &c->u}, dw, K, NULL, 0, scratch);
+    cdad_free(scratch);
+    return dw;
+}
+
+static void check_gradient(cdad_unfold u, int64_t O) {
+    conv c = conv_new(u, O);
+    const int64_t n = O * 9 * u.C;
+    float *dy = noise(u.N * image_size(&c), 4, 0.0f, 1.0f), *dw = weight_gradient(&c, dy, 0, 2);
+    double *want = widen(dw, n);
+    for (int m = 2; m <= 4; m += 2) {
+        float *all = weight_gradient(&c, dy, m, 2);
+        const double e = worst_rms(all, want, n);
+        CHECK(e < (m == 2 ? 5e-6 : 2e-5), "gradient by F(%d,3), %lldx%lldx%lld to %lld: error %.2g", m, (long long)u.H,
+              (long long)u.W, (long long)u.C, (long long)O, e);
+        for (int threads = 1; threads <= 4; threads += 3) {
+            float *again = weight_gradient(&c, dy, m, threads);
+            CHECK(same(again, all, n), "gradient by F(%d,3): other bits by %d threads", m, threads);
+            cdad_free(again);
+        }
+        cdad_free(all);
+    }
+    cdad_free(dy);
+    cdad_free(dw);
+    cdad_free(want);
+    conv_free(&c);
+}
+
 static void test_table(void) {
+    check_gradient((cdad_unfold){2, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1}, 7);
+    check_gradient((cdad_unfold){3, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2}, 61);
+    check_gradient((cdad_unfold){1, 6, 9, 130, 5, 9, 3, 3, 1, 0, 2, 1}, 40);
+    check_gradient((cdad_unfold){4, 41, 37, 300, 41, 37, 3, 3, 1, 1, 1, 1}, 150); /* several chunks and blocks */
     /*                        N  H  W  C  P  Q   R  S  stride pad_t pad_l up */
     check_case((cdad_unfold){2, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1}, 7);
     check_case((cdad_unfold){3, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2}, 33);

@@ -12,6 +12,8 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(gemm_scratch),
     SLOT(winograd),
     SLOT(winograd_scratch),
+    SLOT(winograd_grad),
+    SLOT(winograd_grad_scratch),
     SLOT(depthwise_conv2d),
     SLOT(depthwise_conv2d_grad),
     SLOT(activation),

@@ -2,10 +2,6 @@
  * y = A^T [sum over channels of (G w G^T) * (B^T x B)] A, for tiles of m x m pixels of y, that is, (m+2)^2 products
  * for 9 m^2.
  *
- * The points are 0, +-1 and infinity for m = 2; 0, +-3/4, +-3/2 and infinity for m = 4: of six sets tried the one with the
- * smallest errors, half of those of the usual 0, +-1, +-2, and with B and A exact in binary. (How points change errors:
- * Barabasz et al. 2020.)
- *
  * The sums over channels are the matrix product's own tiles, over panels that the transforms write: A's lanes are
  * tiles of pixels, B's are output channels, one product for each of the (m+2)^2 places. Weights are transformed by
  * groups of output channels, images by chunks of tiles, each as large as stays in cache; where there are so few tiles
@@ -16,12 +12,10 @@
 #include "base/memory.h"
 #include "kernels/cpu/backend.h"
 #include "kernels/cpu/gemm.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/cpu/winograd.h"
 
 enum {
     WINO_KC = 128,            /* channels of a block: it fixes the order of summation */
-    WINO_PLACES = 36,         /* at most */
     WINO_STRIP = 4,           /* panels of tiles that share a weight's panel while it is in cache */
     GROUP_BYTES = 24 << 20,   /* of transformed weights at once, unless one panel takes more */
     CHUNK_BYTES = 8 << 20,    /* of transformed pixels at once, likewise */
@@ -46,69 +40,7 @@ typedef struct wino_job {
 
 static const float zeros[WINO_KC];
 
-static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
-
-/* ---- the transforms of one row or column: `step` apart, in place of each other ---------------------------- */
-
-/* u = G w, 3 -> n */
-INLINE void filter_1d(int m, vf *u, const vf *w, int step) {
-    if (m == 2) {
-        const vf s = 0.5f * (w[0] + w[2 * step]), d = 0.5f * w[step];
-        u[0] = w[0];
-        u[step] = s + d;
-        u[2 * step] = s - d;
-        u[3 * step] = w[2 * step];
-        return;
-    }
-    const vf w0 = w[0], w1 = w[step], w2 = w[2 * step];
-    const vf s = (w0 + 0.5625f * w2) * (float)(-128.0 / 243), d = w1 * (float)(-96.0 / 243);
-    const vf t = (w0 + 2.25f * w2) * (float)(32.0 / 243), e = w1 * (float)(48.0 / 243);
-    u[0] = w0 * (float)(64.0 / 81);
-    u[step] = s + d;
-    u[2 * step] = s - d;
-    u[3 * step] = t + e;
-    u[4 * step] = t - e;
-    u[5 * step] = w2;
-}
-
-/* v = B^T x, n -> n */
-INLINE void image_1d(int m, vf *v, const vf *x, int step) {
-    const vf x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
-    if (m == 2) {
-        v[0] = x[0] - x2;
-        v[step] = x1 + x2;
-        v[2 * step] = x2 - x1;
-        v[3 * step] = x3 - x1;
-        return;
-    }
-    const vf x0 = x[0], x4 = x[4 * step], x5 = x[5 * step];
-    const vf s = x4 - 2.25f * x2, d = 0.75f * x3 - 1.6875f * x1;
-    const vf t = x4 - 0.5625f * x2, e = 1.5f * x3 - 0.84375f * x1;
-    v[0] = 1.265625f * x0 - 2.8125f * x2 + x4;
-    v[step] = s + d;
-    v[2 * step] = s - d;
-    v[3 * step] = t + e;
-    v[4 * step] = t - e;
-    v[5 * step] = 1.265625f * x1 - 2.8125f * x3 + x5;
-}
-
-/* y = A^T z, n -> m */
-INLINE void result_1d(int m, vf *y, const vf *z, int step) {
-    const vf s = z[step] + z[2 * step], d = z[step] - z[2 * step];
-    if (m == 2) {
-        y[0] = z[0] + s;
-        y[step] = d + z[3 * step];
-        return;
-    }
-    const vf t = z[3 * step] + z[4 * step], e = z[3 * step] - z[4 * step], last = z[5 * step];
-    y[0] = z[0] + s + t;
-    y[step] = 0.75f * d + 1.5f * e;
-    y[2 * step] = 0.5625f * s + 2.25f * t;
-    y[3 * step] = 0.421875f * d + 3.375f * e + last;
-}
 
 /* ---- weights: [column][block][place][channel][GEMM_NR] ----------------------------------------------------- */
 
@@ -161,41 +93,14 @@ static float *pixel_panel(const wino_job *j, int64_t panel, int64_t block, int64
     return j->pixels + (panel * j->u.C + block * WINO_KC) * places * GEMM_MR + place * kc * GEMM_MR;
 }
 
-/* to[place * stride + c] for channels c < kc, from the n x n pixels that a tile reads. */
-INLINE void transform_pixels(int m, float *to, int64_t stride, const float *const *from, int64_t kc) {
-    const int n = m + 2;
-    for (int64_t c = 0; c < kc; c += VL) {
-        const int64_t count = min_i(VL, kc - c);
-        vf x[36], t[36];
-        V_UNROLL for (int s = 0; s < n; s++) {
-            V_UNROLL for (int r = 0; r < n; r++)
-                x[r * n + s] = v_load_n(from[r * n + s] + c, count);
-            image_1d(m, t + s, x + s, n);
-        }
-        V_UNROLL for (int r = 0; r < n; r++) {
-            image_1d(m, x + r * n, t + r * n, 1);
-            V_UNROLL for (int s = 0; s < n; s++)
-                v_store_n(to + (r * n + s) * stride + c, x[r * n + s], count);
-        }
-    }
-}
-
 static void pixels_task(void *arg, int64_t task, int worker) {
     const wino_job *j = arg;
-    const cdad_unfold *u = &j->u;
     const int64_t panel = task / j->blocks, block = task % j->blocks, kc = block_length(j, block), n = j->n;
     const int64_t first = (j->first_panel + panel) * GEMM_MR, count = min_i(GEMM_MR, j->tiles - first);
     float *rows = j->own + worker * j->own_size; /* [place][tile][channel] */
     for (int64_t i = 0; i < count; i++) {
-        const int64_t tile = first + i, across = tile % j->across, down = tile / j->across % j->down;
-        const float *image = j->x + tile / j->across / j->down * u->H * u->W * u->C + block * WINO_KC;
         const float *from[WINO_PLACES];
-        for (int64_t r = 0; r < n; r++)
-            for (int64_t s = 0; s < n; s++) {
-                const int64_t h = down * j->m + r - u->pad_t, w = across * j->m + s - u->pad_l;
-                const int inside = h >= 0 && w >= 0 && h < u->H * u->up && w < u->W * u->up;
-                from[r * n + s] = inside ? image + (h / u->up * u->W + w / u->up) * u->C : zeros;
-            }
+        tile_pixels(from, &j->u, j->x + block * WINO_KC, (int)j->m, first + i, zeros);
         if (j->m == 2)
             transform_pixels(2, rows + i * kc, GEMM_MR * kc, from, kc);
         else
