@@ -92,7 +92,9 @@ class DiffusionConfig:
 class TrainingConfig:
     """Optimisation. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
     class of the task. ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
-    steps, at its end, over which it falls to zero by a cosine. ``timestep_focus``: the share of training timesteps drawn
+    steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
+    does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as the
+    weights take). ``timestep_focus``: the share of training timesteps drawn
     from the noise levels that the sampler visits; the others are uniform."""
 
     batch_size: int = 8

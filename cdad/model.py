@@ -124,7 +124,8 @@ class ContinualModel:
         ``task``: {class: image paths}, `ClassData`, a list of them, or the paths of one class. ``checkpoint``: a
         file that is written every ``checkpoint_seconds`` and at the end; after a load, the same call goes on where
         it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
-        is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step).
+        is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step, unless the
+        message says that a part was updated: with ``training.clip_norm`` 0 gradients are used as they come).
         """
         if not self._fitting.acquire(blocking=False):
             raise RuntimeError("model is training")

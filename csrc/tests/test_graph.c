@@ -228,6 +228,21 @@ static void test_arena(const cdad_context *ctx) {
     cdad_graph_free(g);
 }
 
+/* A parameter that is read after its gradient is there is not spared before. */
+static void test_handovers(const cdad_context *ctx) {
+    cdad_graph *g = new_graph();
+    const cdad_value x = input(g, "x", SHAPE(4, 3));
+    cdad_value w, y, loss, late, both, grad;
+    CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)3, (int64_t)3), &w, err));
+    CHECK_OK(cdad_node_add(g, &cdad_op_linear, 2, (cdad_value[]){x, w}, &y, err, NULL));
+    CHECK_OK(cdad_node_add(g, &cdad_op_mse, 2, (cdad_value[]){y, x}, &loss, err, NULL));
+    CHECK_OK(cdad_graph_backward(g, loss, 1, &w, &grad, err));
+    late = node(g, "tanh", w, CDAD_NONE);
+    both = node(g, "add", late, late);
+    check_handovers(g, ctx, both, 1, &(cdad_handover){.value = grad, .spares = w});
+    cdad_graph_free(g);
+}
+
 static void test_binding(const cdad_context *ctx) {
     cdad_graph *g = new_graph();
     cdad_program *p = NULL;
@@ -478,6 +493,7 @@ int cdad_test_graph(void) {
     test_backward(&ctx);
     test_random_graphs(&ctx, &other);
     test_arena(&ctx);
+    test_handovers(&ctx);
     test_binding(&ctx);
     test_taps_and_polls(&ctx);
     test_any_op(&ctx);

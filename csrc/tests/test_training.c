@@ -1,5 +1,6 @@
 /* The training graph of a small denoiser, and steps with it: planned memory, failing allocations, cancellation. */
 #include <math.h>
+#include <time.h>
 
 #include "graph_check.h"
 #include "train/trainer.h"
@@ -206,9 +207,18 @@ static void test_failing_steps(const cdad_denoiser_config *c, const cdad_context
     free_model(&undisturbed);
 }
 
-static int stop(void *arg) {
-    ++*(int *)arg;
+static int stop(void *unused) {
+    (void)unused;
     return 1;
+}
+
+static const cdad_kernels *usual;
+
+/* So slow that there is time to ask for a stop after every update. */
+static void slow_adamw(const cdad_context *ctx, float *w, float *m, float *v, float *e, float *du, const float *g,
+                       int64_t n, const cdad_adamw *h) {
+    nanosleep(&(struct timespec){.tv_nsec = 25000000}, NULL);
+    usual->adamw(ctx, w, m, v, e, du, g, n, h);
 }
 
 static float *parameter(const model *m, const char *name, int64_t *count) {
@@ -225,7 +235,6 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
     cdad_optimizer_config how = adamw;
     model models[2];
     cdad_step_result r[2] = {{0}};
-    int polled = 0;
     for (int kind = 0; kind < 3; kind++) { /* 2: the paper's projection, of the gradient */
         how.projection = kind == 2 ? CDAD_PROJECT_GRADIENT : CDAD_PROJECT_UPDATE;
         for (int i = 0; i < 2; i++) {
@@ -279,8 +288,10 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
     how.clip_norm = 0;
     CHECK_OK(new_model_by(m, c, &how, ctx, err));
     cdad_context stopped = *ctx;
+    cdad_kernels slow = *(usual = ctx->kernels);
+    slow.adamw = slow_adamw;
+    stopped.kernels = &slow;
     stopped.poll = stop;
-    stopped.poll_arg = &polled;
     cdad_error err = {0};
     before = save_state(m);
     const cdad_status status = step(m, &b, &stopped, &r[0], &err);
