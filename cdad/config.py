@@ -93,8 +93,8 @@ class TrainingConfig:
     """Optimisation. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
     class of the task. ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
     steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
-    does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as the
-    weights take). ``timestep_focus``: the share of training timesteps drawn
+    does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as
+    the weights take). ``first_moment``: "bfloat16" keeps AdamW's first moment in half the memory. ``timestep_focus``: the share of training timesteps drawn
     from the noise levels that the sampler visits; the others are uniform."""
 
     batch_size: int = 8
@@ -107,6 +107,7 @@ class TrainingConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    first_moment: str = "float32"
     ema_decay: float = 0.0
     warmup: int = 50
     decay: float = 0.5
@@ -228,6 +229,7 @@ class Config:
             "clip_norm": t.clip_norm,
             "ema_decay": t.ema_decay,
             "projection": self.continual.projection,
+            "first_moment": t.first_moment,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -333,6 +335,7 @@ def _check(config: Config) -> None:
     if config.diffusion.zero_terminal_snr and config.diffusion.prediction == "epsilon":
         raise ValueError("diffusion.zero_terminal_snr wants diffusion.prediction 'v': noise alone tells nothing of x0")
     choice("amn.target", config.amn.target, "as_written", "normalized")
+    choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
     choice("continual.strategy", config.continual.strategy, "cdad", "finetune")
     choice("continual.method", config.continual.method, "exact", "isvd")
     choice("continual.projection", config.continual.projection, "update", "gradient")

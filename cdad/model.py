@@ -379,8 +379,19 @@ class ContinualModel:
             self.calibrations[name] = Calibration.from_tensors(parts) if parts else None
         for block, values in section("optimizer/").items():
             if block != "ema" or self.config.training.ema_decay > 0:
-                self._trainer.block(block)[...] = values
+                target = self._trainer.block(block)
+                target[...] = _as_moment(values, target.dtype)
         self._trainer.n_steps, self._trainer.age = state["steps"], state["age"]
+
+
+def _as_moment(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A moment that was kept as float32, or as the bits of bfloat16 (uint16), in the way in which it is kept now."""
+    if values.dtype == dtype:
+        return values
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    bits = values.view(np.uint32)
+    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest even
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:

@@ -351,8 +351,8 @@ def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | 
     return "\n".join([title, *text] if title else text)
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Replace a file as a whole: a crash leaves the old content or the new, never a part.
+def write_atomically(path: str | os.PathLike, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Replace a file as a whole: a crash leaves the old content or the new, never a part. ``content`` may come in parts.
 
     Raises:
         OSError: writing, syncing or renaming failed; the old file is untouched and no temporary one stays.
@@ -361,7 +361,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

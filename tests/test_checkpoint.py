@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ TENSORS = {
     "b": np.array([np.pi, -0.0]),
     "c": np.arange(5),
     "d": np.zeros((0, 3), np.uint8),
+    "e": np.arange(3, dtype=np.uint16),
 }
 STATE = {"step": 3, "ledger": [{"classes": ["a"]}]}
 
@@ -36,6 +38,21 @@ def same(tensors) -> bool:
 def test_round_trip(path):
     tensors, state = load_checkpoint(path)
     assert same(tensors) and state == STATE
+
+
+def test_safetensors_reads_it(path):
+    from safetensors.numpy import load_file
+
+    assert same(load_file(path))
+
+
+def test_writing_holds_no_second_copy(tmp_path):
+    big = {"a": np.ones(1 << 22, np.float32)}
+    tracemalloc.start()
+    save_checkpoint(tmp_path / "big", big, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < big["a"].nbytes / 4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])

@@ -70,6 +70,7 @@ typedef struct cdad_adamw {
     float bias1, bias2; /* 1 - beta1^t, 1 - beta2^t */
     float grad_scale;   /* multiplies the gradient first: clipping */
     float ema_decay;
+    int m_is_bf16;      /* m is bfloat16 [n] (uint16_t), rounded to nearest even, instead of float */
 } cdad_adamw;
 
 typedef struct cdad_kernels {
@@ -177,7 +178,7 @@ typedef struct cdad_kernels {
     /* m = b1*m + (1-b1)*g', v = b2*v + (1-b2)*g'^2 with g' = g * grad_scale; the update is
      * du = -lr * ((m / bias1) / (sqrt(v / bias2) + eps) + weight_decay * w). It goes to du (which may be g), or, with
      * du NULL, into w and e as by add_to. */
-    void (*adamw)(const cdad_context *ctx, float *w, float *m, float *v, float *e, float *du, const float *g, int64_t n,
+    void (*adamw)(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g, int64_t n,
                   const cdad_adamw *h);
     /* w += du; e = ema_decay * e + (1 - ema_decay) * w. du or e may be NULL: nothing is added, there is no average. */
     void (*add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);

@@ -42,7 +42,7 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     o->params = params;
     if (config->clip_norm > 0)
         CDAD_TRY_DONE(cdad_optimizer_block(o, err));
-    CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->m, bytes, err));
+    CDAD_TRY_DONE(cdad_alloc_zero(&o->m, params->total * cdad_optimizer_m_size(config), err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->v, bytes, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
     if (config->ema_decay > 0) {
@@ -85,7 +85,7 @@ cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int fro
 
 void cdad_optimizer_reset(cdad_optimizer *o) {
     const size_t bytes = (size_t)o->params->total * sizeof(float);
-    memset(o->m, 0, bytes);
+    memset(o->m, 0, (size_t)(o->params->total * cdad_optimizer_m_size(&o->config)));
     memset(o->v, 0, bytes);
     o->age = 0;
 }
@@ -147,7 +147,8 @@ static cdad_adamw numbers(const cdad_optimizer *o, double grad_scale) {
                         .bias1 = (float)(1.0 - pow((double)(float)c->beta1, t)), /* of the betas that the kernel uses */
                         .bias2 = (float)(1.0 - pow((double)(float)c->beta2, t)),
                         .grad_scale = (float)grad_scale,
-                        .ema_decay = (float)c->ema_decay};
+                        .ema_decay = (float)c->ema_decay,
+                        .m_is_bf16 = c->bf16_first_moment};
 }
 
 /* Moves parameter i and its average by its (already projected) gradient; du: room for a projected update, or `grad`. */
@@ -155,13 +156,14 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     const cdad_param *p = &o->params->items[i];
     const int64_t at = p->offset;
     float *w = o->params->values + at, *e = o->ema ? o->ema + at : NULL;
+    void *m = (char *)o->m + at * cdad_optimizer_m_size(&o->config);
     if (o->protection[i].frozen) {
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else if (!o->protection[i].basis || o->config.projection != CDAD_PROJECT_UPDATE) {
-        ctx->kernels->adamw(ctx, w, o->m + at, o->v + at, e, NULL, grad, p->count, &h);
+        ctx->kernels->adamw(ctx, w, m, o->v + at, e, NULL, grad, p->count, &h);
     } else {
         h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
-        ctx->kernels->adamw(ctx, w, o->m + at, o->v + at, NULL, du, grad, p->count, &h);
+        ctx->kernels->adamw(ctx, w, m, o->v + at, NULL, du, grad, p->count, &h);
         project(o, ctx, i, du);
         ctx->kernels->add_to(ctx, w, e, du, p->count, h.ema_decay);
     }
@@ -173,7 +175,7 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     const cdad_param *p = &o->params->items[i];
     if (o->protection[i].frozen)
         return;
-    event->bytes += 7 * p->count * (int64_t)sizeof(float);
+    event->bytes += p->count * (5 * (int64_t)sizeof(float) + 2 * cdad_optimizer_m_size(&o->config));
     if (o->protection[i].basis)
         event->flops += 4.0 * (double)p->count * (double)o->protection[i].rank *
                         (o->config.projection == CDAD_PROJECT_UPDATE ? 2.0 : 1.0);

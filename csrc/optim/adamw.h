@@ -15,6 +15,7 @@ typedef struct cdad_optimizer_config {
     double clip_norm; /* of the whole gradient; 0: no clipping */
     double ema_decay; /* 0: no moving average */
     cdad_projection_mode projection;
+    int bf16_first_moment; /* m is kept as bfloat16: a sixth less memory for weights and moments */
 } cdad_optimizer_config;
 
 /* How a parameter is treated. Updates of a weight with a basis U [d,k] go off its span. A basis of more than half of
@@ -29,7 +30,8 @@ typedef struct cdad_protection {
 typedef struct cdad_optimizer {
     cdad_optimizer_config config;
     const cdad_params *params;
-    float *m, *v;                /* blocks in the layout of params->values */
+    void *m;                     /* blocks in the layout of params->values: float, or uint16_t holding bfloat16 */
+    float *v;
     float *ema;                  /* likewise, or NULL */
     float *grads;                /* likewise, or NULL where gradients are used as they come: cdad_optimizer_block */
     cdad_protection *protection; /* [params->n] */
@@ -40,6 +42,11 @@ typedef struct cdad_optimizer {
     int64_t step; /* finished steps */
     int64_t age;  /* of them since the moments were last forgotten: for AdamW's bias correction */
 } cdad_optimizer;
+
+/* Bytes of an element of m. */
+static inline int64_t cdad_optimizer_m_size(const cdad_optimizer_config *c) {
+    return c->bf16_first_moment ? sizeof(uint16_t) : sizeof(float);
+}
 
 CDAD_MUST_USE cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params,
                                              const cdad_optimizer_config *config, cdad_error *err);

@@ -218,7 +218,7 @@ done:
 }
 
 int cdad_py_optimizer_config(PyObject *dict, cdad_optimizer_config *c) {
-    static const char *const projections[2] = {"gradient", "update"};
+    static const char *const projections[2] = {"gradient", "update"}, *const moments[2] = {"float32", "bfloat16"};
     int projection;
     const field fields[] = {
         {"lr", FIELD_FLOAT, &c->lr, NULL, 0},
@@ -229,6 +229,7 @@ int cdad_py_optimizer_config(PyObject *dict, cdad_optimizer_config *c) {
         {"clip_norm", FIELD_FLOAT, &c->clip_norm, NULL, 0},
         {"ema_decay", FIELD_FLOAT, &c->ema_decay, NULL, 0},
         {"projection", FIELD_CHOICE, &projection, (void *)(uintptr_t)projections, 0},
+        {"first_moment", FIELD_CHOICE, &c->bf16_first_moment, (void *)(uintptr_t)moments, 0},
     };
     if (read_fields(dict, "optimizer", fields, COUNT(fields)) < 0)
         return -1;

@@ -213,14 +213,13 @@ static PyObject *trainer_block(PyObject *o, PyObject *arg) {
     const char *name = PyUnicode_AsUTF8(arg);
     if (!name)
         return NULL;
-    float *data = strcmp(name, "m") == 0     ? opt->m
-                  : strcmp(name, "v") == 0   ? opt->v
-                  : strcmp(name, "ema") == 0 ? opt->ema
-                                             : NULL;
+    const int is_m = strcmp(name, "m") == 0;
+    void *data = is_m ? opt->m : strcmp(name, "v") == 0 ? opt->v : strcmp(name, "ema") == 0 ? opt->ema : NULL;
     if (!data)
         return PyErr_Format(PyExc_ValueError, "there is no block '%s' ('m', 'v', or 'ema' where ema_decay > 0)", name);
     npy_intp n = (npy_intp)opt->params->total;
-    PyObject *a = PyArray_SimpleNewFromData(1, &n, NPY_FLOAT32, data);
+    const int type = is_m && opt->config.bf16_first_moment ? NPY_UINT16 : NPY_FLOAT32;
+    PyObject *a = PyArray_SimpleNewFromData(1, &n, type, data);
     if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
         Py_CLEAR(a);
     return a;
@@ -261,7 +260,8 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     const long long block = (long long)opt->params->total * (long long)sizeof(float);
     return Py_BuildValue("{s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
                          (long long)cdad_trainer_scratch_bytes(t), "parameters", block, "optimizer",
-                         block * (2 + (opt->ema != NULL) + (opt->grads != NULL)));
+                         block * (1 + (opt->ema != NULL) + (opt->grads != NULL)) +
+                             (long long)(opt->params->total * cdad_optimizer_m_size(&opt->config)));
 }
 
 static PyMethodDef trainer_methods[] = {
@@ -278,7 +278,8 @@ static PyMethodDef trainer_methods[] = {
      "basis [d, rank], or freezes the parameter, or (neither) frees it."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
     {"block", trainer_block, METH_O,
-     "block($self, name, /)\n--\n\nA writable view of the moments 'm' and 'v' or of the moving average 'ema'."},
+     "block($self, name, /)\n--\n\nA writable view of the moments 'm' and 'v' or of the moving average 'ema'; of 'm' "
+     "the bits of bfloat16 as uint16 where first_moment is \"bfloat16\"."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef trainer_getset[] = {

@@ -433,6 +433,29 @@ static void test_adamw(void) {
     for (int64_t i = 0; i < BIG; i++)
         want[BIG + i] = 0.5 * ((double)e2[i] + (double)w2[i]);
     CHECK(worst(w, want, BIG, 1.0) == 0.0 && worst(e, want + BIG, BIG, 1.0) < 3e-7, "an average without an update");
+    /* A first moment in bfloat16: the same from the float that it stands for, then rounded to nearest even. */
+    uint16_t *half = zeros(sizeof(uint16_t) * BIG);
+    averaged.m_is_bf16 = 1;
+    for (int64_t i = 0; i < BIG; i++) {
+        half[i] = (uint16_t)(0x3c00 + i % 777 + (i % 2 << 15));
+        const uint32_t bits = (uint32_t)half[i] << 16;
+        memcpy(m + i, &bits, sizeof bits);
+    }
+    memcpy(state[0][1], v, sizeof(float) * BIG);
+    table->adamw(&one, w, half, v, NULL, w2, g, BIG, &averaged);
+    averaged.m_is_bf16 = 0;
+    table->adamw(&one, w, m, state[0][1], NULL, du, g, BIG, &averaged);
+    CHECK(same(w2, du, BIG) && same(v, state[0][1], BIG), "a first moment in bfloat16 gives another update");
+    for (int64_t i = 0; i < BIG; i++) {
+        const uint32_t kept = (uint32_t)half[i] << 16;
+        float back, other;
+        memcpy(&back, &kept, sizeof back);
+        const uint32_t neighbour = kept + (fabsf(back) < fabsf(m[i]) ? 0x10000 : -0x10000);
+        memcpy(&other, &neighbour, sizeof other);
+        const float near = fabsf(back - m[i]), far = fabsf(other - m[i]);
+        CHECK(near < far || (near == far && half[i] % 2 == 0), "%.9g is rounded to %.9g", (double)m[i], (double)back);
+    }
+    cdad_free(half);
     cdad_free(e);
     cdad_free(du);
     cdad_free(w2);

@@ -3,14 +3,15 @@
 
 #include "kernels/cpu/backend.h"
 
-#define TILE 4096 /* its update fits an L1 cache */
+#define TILE 2048 /* its update fits an L1 cache */
 #define SUM_TILE 65536
 #define SUM_TILES 256 /* side by side */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct update_job {
-    float *w, *m, *v, *e, *du;
+    float *w, *v, *e, *du;
+    void *m;
     const float *g;
     int64_t n;
     cdad_adamw h;
@@ -26,14 +27,33 @@ static void add_tile(float *restrict w, float *restrict e, const float *restrict
         e[i] += rest * (w[i] - e[i]);
 }
 
+/* bfloat16 is the upper half of a float. */
+static void widen(float *restrict to, const uint16_t *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(to + i, &bits, sizeof bits);
+    }
+}
+
+static void round_to_bf16(uint16_t *restrict to, const float *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
 static void adamw_task(void *arg, int64_t task, int worker) {
     const update_job *j = arg;
     const cdad_adamw h = j->h;
     const float rest1 = 1.0f - h.beta1, rest2 = 1.0f - h.beta2;
     const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
-    float *restrict m = j->m + begin, *restrict v = j->v + begin, *w = j->w + begin, du[TILE];
+    float wide[TILE], du[TILE];
+    float *restrict m = h.m_is_bf16 ? wide : (float *)j->m + begin, *restrict v = j->v + begin, *w = j->w + begin;
     const float *restrict g = j->g + begin;
     (void)worker;
+    if (h.m_is_bf16)
+        widen(wide, (uint16_t *)j->m + begin, n);
     for (int64_t i = 0; i < n; i++) {
         const float scaled = g[i] * h.grad_scale;
         m[i] = h.beta1 * m[i] + rest1 * scaled;
@@ -41,13 +61,15 @@ static void adamw_task(void *arg, int64_t task, int worker) {
         const float step = (m[i] / h.bias1) / (sqrtf(v[i] / h.bias2) + h.eps);
         du[i] = -h.lr * (h.weight_decay * w[i] + step);
     }
+    if (h.m_is_bf16)
+        round_to_bf16((uint16_t *)j->m + begin, wide, n);
     if (j->du)
         memcpy(j->du + begin, du, (size_t)n * sizeof *du);
     else
         add_tile(w, j->e ? j->e + begin : NULL, du, n, h.ema_decay);
 }
 
-void CDAD_K(adamw)(const cdad_context *ctx, float *w, float *m, float *v, float *e, float *du, const float *g,
+void CDAD_K(adamw)(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g,
                    int64_t n, const cdad_adamw *h) {
     update_job job = {.w = w, .m = m, .v = v, .e = e, .du = du, .g = g, .n = n, .h = *h};
     cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, adamw_task, &job);
