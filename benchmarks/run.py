@@ -157,8 +157,10 @@ def vae(part: str, size: int) -> Callable[[str], Callable]:
     return network(f"vae_{part}", config, (side, side), [normal(1, side, side, channels)], peer)
 
 
-def train_step(preset: str, batch: int) -> Callable[[str], Callable]:
-    config = cdad.preset(preset).updated({"training.batch_size": batch, "training.clip_norm": 0.0})
+def train_step(preset: str, batch: int, first_moment: str = "float32") -> Callable[[str], Callable]:
+    config = cdad.preset(preset).updated(
+        {"training.batch_size": batch, "training.clip_norm": 0.0, "training.first_moment": first_moment}
+    )
     core, side, size = config.denoiser(), config.latent_size, config.image_size
 
     def make(side_name: str) -> Callable[[], Any]:
@@ -289,6 +291,7 @@ BENCHMARKS: dict[str, Callable[[], Callable[[str], Callable]]] = {
     "amn_forward": lambda: amn_forward("sd15", 1),
     "sd15_forward": lambda: denoiser_forward("sd15", 1),
     "sd15_train_step": lambda: train_step("sd15", 1),
+    "sd15_train_step_bf16_moment": lambda: train_step("sd15", 1, "bfloat16"),  # the peer's moments are float32
     "image_to_score": lambda: image_to_score(1),
     "images_to_scores_8": lambda: image_to_score(8),
     "aupro_1000": lambda: aupro(1000),
@@ -296,7 +299,11 @@ BENCHMARKS: dict[str, Callable[[], Callable[[str], Callable]]] = {
 LOOPS = {"aupro_1000"}  # the peer is not PyTorch
 LABELS = {"torch": "PyTorch, eager", "compiled": "PyTorch, compiled", "loops": "loops by scikit-image"}
 # Peak memory of these is a record of its own.
-MEMORY = {"sd15_train_step": "sd15_train_peak_memory", "small_train_step": "small_train_peak_memory"}
+MEMORY = {
+    "sd15_train_step": "sd15_train_peak_memory",
+    "sd15_train_step_bf16_moment": "sd15_train_peak_memory_bf16_moment",
+    "small_train_step": "small_train_peak_memory",
+}
 
 
 # ---- measuring --------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ struct cdad_pool {
     pthread_mutex_t lock;        /* guards what follows */
     pthread_cond_t wake, finished;
     worker *workers; /* [threads - 1] */
-    int n_started, idle, stop;
+    int n_started, stop;
+    atomic_int idle;        /* changed under lock, watched by a spinning caller */
     atomic_uint generation; /* of the job; changed under lock, watched by spinning workers */
     cdad_task_fn fn;        /* the job, changed under lock while every worker is idle */
     void *arg;
@@ -140,6 +141,8 @@ void cdad_pool_run(cdad_pool *pool, int64_t n_tasks, cdad_task_fn fn, void *arg)
     pthread_mutex_unlock(&pool->lock);
     run_tasks(pool, 0);
     /* Every task is taken; those still running are with workers that are not idle. */
+    for (int i = 0; i < SPIN_ROUNDS && atomic_load_explicit(&pool->idle, memory_order_relaxed) < pool->n_started; i++)
+        cpu_relax();
     pthread_mutex_lock(&pool->lock);
     wait_until_idle(pool);
     pthread_mutex_unlock(&pool->lock);

@@ -20,7 +20,8 @@ enum {
     TASKS = 16,                /* strips aimed at */
     STRIP = 160,               /* lanes of a strip at most: STRIP * GEMM_KC floats stay in an L2 cache */
     SHARED_BYTES = 64 << 20,   /* of the operand that is packed for all, unless one block of k takes more */
-    SERIAL_PRODUCTS = 1 << 19, /* fewer multiply-adds are not worth waking threads for */
+    SERIAL_PRODUCTS = 1 << 19, /* fewer multiply-adds are not worth waking threads for, */
+    SERIAL_FLOATS = 1 << 15,   /* nor are fewer packed floats */
     SLICES = 16,               /* of K at most, */
     FEWEST_SLICES = 8,         /* and at least, or strips would share the work better */
     SLICE_BLOCKS = 4,          /* blocks of K in a slice at least */
@@ -217,7 +218,8 @@ void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad
     job.own_size = bytes_of(strip_size(p)) / (int64_t)sizeof(float);
     do {
         job.k1 = min_i(K, job.k0 + p->depth);
-        cdad_pool_run(pool, ceil_div(p->others, p->other_width), pack_shared_panel, &job);
+        cdad_pool_run(p->padded * (job.k1 - job.k0) < SERIAL_FLOATS ? NULL : pool, ceil_div(p->others, p->other_width),
+                      pack_shared_panel, &job);
         cdad_pool_run(pool, p->strips, run_strip, &job);
         job.k0 = job.k1;
     } while (job.k0 < K);
