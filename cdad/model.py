@@ -197,25 +197,19 @@ class ContinualModel:
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
         with bar:
-            while self.progress["step"] < steps:
-                epoch, start = divmod(self.progress["step"], len(batches))
-                for batch in batches.epoch(epoch, start):
-                    began, step = time.monotonic(), self.progress["step"]
-                    scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
-                    losses = self._trainer.step(
-                        latents[batch.index], batch.image, batch.perturbed, lr_scale=scale
-                    )
-                    self.progress["step"] += 1
-                    self.progress["seconds"] += time.monotonic() - began
-                    bar.update()
-                    bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
-                    if callback is not None:
-                        callback(StepReport(index, step, steps, *losses, scale))
-                    if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-                        self.save(checkpoint)
-                        saved = time.monotonic()
-                    if self.progress["step"] >= steps:
-                        break
+            for batch in batches.steps(self.progress["step"], steps):
+                began, step = time.monotonic(), self.progress["step"]
+                scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
+                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, lr_scale=scale)
+                self.progress["step"] += 1
+                self.progress["seconds"] += time.monotonic() - began
+                bar.update()
+                bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
+                if callback is not None:
+                    callback(StepReport(index, step, steps, *losses, scale))
+                if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
 
     def _condition_ratio(self, paths: Sequence[Path]) -> float:
         """The error of x0 as predicted at the sampler's first timestep under the image's own condition, over that
