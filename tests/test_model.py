@@ -69,7 +69,7 @@ def test_a_twin_gives_the_mean_of_both_starts(first, images):
 
 
 @pytest.mark.parametrize("changes", [{"diffusion.stop": 0}, {"diffusion.steps": 2}, {"diffusion.stop": 2}])
-def test_another_sampler_draws_otherwise_and_is_calibrated_again(first_checkpoint, quick_config, products, images, changes):
+def test_another_sampler_is_calibrated_again(first_checkpoint, quick_config, products, images, changes):
     stored = quick_config.updated({"diffusion.steps": 3, "diffusion.stop": 1, "diffusion.zero_terminal_snr": False})
     before = ContinualModel.load(first_checkpoint, stored)
     model = ContinualModel.load(first_checkpoint, stored.updated(changes))

@@ -59,7 +59,9 @@ static inline int64_t place_of(const place_job *j, double x) {
     return 2 * at + (j->marks[at] == x);
 }
 
-static inline double value_at(const place_job *j, int64_t i) { return j->floats ? (double)j->floats[i] : j->doubles[i]; }
+static inline double value_at(const place_job *j, int64_t i) {
+    return j->floats ? (double)j->floats[i] : j->doubles[i];
+}
 
 static inline uint16_t group_of(const place_job *j, double x, unsigned char skip) {
     int32_t group = bin_of(j, x) / GROUP;
