@@ -41,6 +41,11 @@ class Autoencoder:
         if not isinstance(config.shift_scale, str):
             self.scale[:] = 1.0 / config.shift_scale
 
+    @property
+    def memory_bytes(self) -> int:
+        """Planned bytes of encoding and decoding a batch, without the weights."""
+        return self._encode.whole.memory_bytes + self._decode.whole.memory_bytes
+
     def core_config(self) -> dict:
         """The configuration as the core takes it."""
         c = self.config

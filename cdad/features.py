@@ -55,6 +55,11 @@ class FeatureDistance:
             lambda n: _core.Network(self._params, kind, config, n, (image_size, image_size), distance=True), self.batch_size
         )
 
+    @property
+    def memory_bytes(self) -> int:
+        """Planned bytes of comparing a batch, without the weights."""
+        return self._networks.whole.memory_bytes
+
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight of the backbone as a view (conv weights [O,R,S,C], depthwise [R,S,C])."""
         return {name: self._params[name] for name in self._params.shapes()}

@@ -198,25 +198,19 @@ class ContinualModel:
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
         with bar:
-            while self.progress["step"] < steps:
-                epoch, start = divmod(self.progress["step"], len(batches))
-                for batch in batches.epoch(epoch, start):
-                    began, step = time.monotonic(), self.progress["step"]
-                    scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
-                    losses = self._trainer.step(
-                        latents[batch.index], batch.image, batch.perturbed, lr_scale=scale
-                    )
-                    self.progress["step"] += 1
-                    self.progress["seconds"] += time.monotonic() - began
-                    bar.update()
-                    bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
-                    if callback is not None:
-                        callback(StepReport(index, step, steps, *losses, scale))
-                    if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-                        self.save(checkpoint)
-                        saved = time.monotonic()
-                    if self.progress["step"] >= steps:
-                        break
+            for batch in batches.steps(self.progress["step"], steps):
+                began, step = time.monotonic(), self.progress["step"]
+                scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
+                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, lr_scale=scale)
+                self.progress["step"] += 1
+                self.progress["seconds"] += time.monotonic() - began
+                bar.update()
+                bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
+                if callback is not None:
+                    callback(StepReport(index, step, steps, *losses, scale))
+                if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
 
     def _condition_ratio(self, paths: Sequence[Path]) -> float:
         """The error of x0 as predicted at the sampler's first timestep under the image's own condition, over that
@@ -248,6 +242,16 @@ class ContinualModel:
             self._denoise(images, self.autoencoder.encode(images), noise_seed=start)
         return collector.bases(self.bases)
 
+    def recalibrate(self, classes: Sequence[ClassData]) -> None:
+        """Measure the calibrations of these classes again, on their normal training images: what another sampler or
+        backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
+        ValueError: a class that was not learned; RuntimeError: the model is training."""
+        if self._fitting.locked():
+            raise RuntimeError("model is training")
+        for data in classes:
+            self._check_learned(data.name)
+        self.calibrations |= {data.name: self._calibrate(data) for data in classes}
+
     def _calibrate(self, data: ClassData) -> Calibration | None:
         if not self.config.scoring.calibrate:
             return None
@@ -274,8 +278,8 @@ class ContinualModel:
             raise RuntimeError("model is training")
         if not self.ledger:
             raise RuntimeError("the model has learned no task yet")
-        if class_name is not None and class_name not in self.classes:
-            raise ValueError(f"class {class_name!r} was not learned; known: {', '.join(self.classes)}")
+        if class_name is not None:
+            self._check_learned(class_name)
         size, chunk = self.config.image_size, 4 * self.config.scoring.batch_size
         if isinstance(images, np.ndarray) and images.ndim == 3:
             images = images[None]
@@ -294,6 +298,10 @@ class ContinualModel:
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
         return Prediction(scores, joined, np.concatenate(reconstructions))
+
+    def _check_learned(self, class_name: str) -> None:
+        if class_name not in self.classes:
+            raise ValueError(f"class {class_name!r} was not learned; known: {', '.join(self.classes)}")
 
     def _calibration(self, class_name: str | None) -> Calibration | None:
         if not self.config.scoring.calibrate:
@@ -353,7 +361,8 @@ class ContinualModel:
     @classmethod
     def load(cls, path: str | os.PathLike, config: Config | None = None) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
-        another strategy or training schedule). CheckpointError: damaged, or of another model."""
+        another strategy or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
+        CheckpointError: damaged, or of another model."""
         tensors, state = load_checkpoint(path)
         model = cls(config or Config.from_dict(state["config"]), _load_weights=False)
         model._restore(tensors, state, path)

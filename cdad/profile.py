@@ -112,7 +112,9 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
         drawn = sampler.denoise(images, start, context, **how, stop=d.stop, twin=twin)
         features(autoencoder.decode(latents), autoencoder.decode(drawn))
 
-    return _profile(predict, repeats, {"sampler": sampler.memory_bytes}, before)
+    parts = {"sampler": sampler, "autoencoder": autoencoder, "backbone": features}
+    planned = {name: part.memory_bytes for name, part in parts.items()}
+    return _profile(predict, repeats, planned, before)
 
 
 def _inputs(config: Config, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -138,6 +140,7 @@ def _profile(run: Callable[[], None], repeats: int, planned: dict[str, int], bef
             walls.append(time.perf_counter() - began)
         finally:
             recorded.append(_core.profile_stop())
+    measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     return Profile(
         statistics.median(walls),
         _sum(recorded, lambda op, weight, shape: op),
@@ -145,7 +148,7 @@ def _profile(run: Callable[[], None], repeats: int, planned: dict[str, int], bef
         tuple(recorded[-1]),
         _peak(),
         planned,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
+        measured,
     )
 
 

@@ -595,6 +595,29 @@ class TestTrainingBatches:
         assert order(5, 0) == order(5, 0)
         assert order(5, 0) != order(5, 1) and order(5, 0) != order(6, 0)
 
+    def test_steps_run_through_the_epochs(self, classes):
+        loader = make_loader(classes)
+        joined = [batch for epoch in range(4) for batch in loader.epoch(epoch)]
+        for first, last in ((0, 12), (2, 4), (5, 11), (7, 7)):
+            assert_equal_batches(loader.steps(first, last), joined[first:last])
+        with pytest.raises(ValueError, match="first is -1"):
+            loader.steps(-1, 3)
+
+    def test_the_next_epoch_is_made_ahead(self, classes, monkeypatch):
+        loader = make_loader(classes, prefetch=2)
+        original, next_epoch = loader._make, threading.Event()
+
+        def make(epoch, step):
+            if epoch == 1:
+                next_epoch.set()
+            return original(epoch, step)
+
+        monkeypatch.setattr(loader, "_make", make)
+        batches = loader.steps(0, 6)
+        assert [next(batches).step for _ in range(2)] == [0, 1]
+        assert next_epoch.wait(timeout=10)
+        batches.close()
+
     def test_bits_do_not_depend_on_workers_prefetch_cache_or_start(self, classes):
         reference = list(make_loader(classes).epoch(2))
         for options in (
@@ -694,10 +717,10 @@ class TestTrainingBatches:
         loader = make_loader(classes, batch_size=1, workers=2, prefetch=10)
         original, go_on, made = loader._make, threading.Event(), []
 
-        def make(epoch, order, step):
+        def make(epoch, step):
             assert step == 0 or go_on.wait(timeout=10)
             made.append(step)
-            return original(epoch, order, step)
+            return original(epoch, step)
 
         monkeypatch.setattr(loader, "_make", make)
         batches = loader.epoch(0)

@@ -94,6 +94,29 @@ def test_a_twin_gives_the_mean_of_both_starts(first, images):
         assert np.array_equal(drawn, np.float32(0.5) * (each[0] + each[1]))
 
 
+@pytest.mark.parametrize("changes", [{"diffusion.stop": 0}, {"diffusion.steps": 2}, {"diffusion.stop": 2}])
+def test_another_sampler_is_calibrated_again(first_checkpoint, quick_config, products, images, changes):
+    stored = quick_config.updated({"diffusion.steps": 3, "diffusion.stop": 1, "diffusion.zero_terminal_snr": False})
+    before = ContinualModel.load(first_checkpoint, stored)
+    model = ContinualModel.load(first_checkpoint, stored.updated(changes))
+    drawn = model.predict(images).reconstructions
+    assert not np.array_equal(drawn, before.predict(images).reconstructions)
+    model.recalibrate([products["gear"]])
+    assert not np.array_equal(model.calibrations["gear"].layers, before.calibrations["gear"].layers)
+    assert np.array_equal(model.calibrations["cloth"].layers, before.calibrations["cloth"].layers)
+    with pytest.raises(ValueError, match="steel.*not learned"):
+        model.recalibrate([products["gear"], products["steel"]])
+
+
+def test_recalibrating_measures_what_learning_did(first, products):
+    learned = dict(first.calibrations)
+    first.calibrations = dict.fromkeys(FIRST)
+    first.recalibrate([products[name] for name in FIRST])
+    for name in FIRST:
+        assert np.array_equal(first.calibrations[name].layers, learned[name].layers)
+        assert np.array_equal(first.calibrations[name].mean, learned[name].mean)
+
+
 def test_prediction_has_the_shapes_it_says(first, images):
     prediction = first.predict(images)
     assert prediction.scores.shape == (8,) and prediction.maps.shape == (8, 64, 64)
@@ -273,6 +296,8 @@ def test_training_twice_at_once_is_refused(first, products, images):
                 refused.append(str(error))
             with pytest.raises(RuntimeError, match="model is training"):
                 first.predict(images)
+            with pytest.raises(RuntimeError, match="model is training"):
+                first.recalibrate([products["gear"]])
 
     first.fit_task([products["steel"]], progress=False, callback=during)
     assert started.is_set() and refused == ["model is training"]

@@ -66,6 +66,9 @@ def test_the_nodes_explain_the_time(run):
     assert sum(c.calls for c in result.ops) == sum(c.calls for c in result.nodes) == len(result.events)
     assert ("optimizer" in {c.name for c in result.ops}) == (run is profile_training)
     assert all(size > 0 for size in result.planned.values()) and result.peak > 1e9
+    training = {"arena", "scratch", "parameters", "optimizer"}
+    prediction = {"sampler", "autoencoder", "backbone"}
+    assert set(result.planned) == (training if run is profile_training else prediction)
 
 
 def test_command(tmp_path, capsys):

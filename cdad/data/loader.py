@@ -94,18 +94,25 @@ class TrainingBatches:
         """
         if not 0 <= start_step <= len(self):
             raise ValueError(f"start_step is {start_step}, expected 0..{len(self)}")
-        return self._run(epoch, self._order(epoch), start_step)
+        return self._run((epoch, step) for step in range(start_step, len(self)))
 
-    def _run(self, epoch: int, order: np.ndarray, start_step: int) -> Iterator[Batch]:
+    def steps(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield the batches of the steps ``first`` to ``last`` - 1, counted through all epochs: those of `epoch` 0, 1
+        and so on, but the next epoch's are made ahead too, so that short epochs do not wait for their first batch."""
+        if first < 0:
+            raise ValueError(f"first is {first}, expected at least 0")
+        return self._run(divmod(step, len(self)) for step in range(first, last))
+
+    def _run(self, places: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+        """``places``: epoch and step of each batch."""
         # A bounded window of futures: the pool works on what is ahead while the consumer trains.
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cdad-data")
         try:
-            steps = iter(range(start_step, len(self)))
-            ahead = deque(pool.submit(self._make, epoch, order, s) for s in islice(steps, self._prefetch))
+            ahead = deque(pool.submit(self._make, *place) for place in islice(places, self._prefetch))
             while ahead:
                 batch = ahead.popleft().result()
                 # Refill before handing over: the consumer is about to be busy.
-                ahead.extend(pool.submit(self._make, epoch, order, s) for s in islice(steps, 1))
+                ahead.extend(pool.submit(self._make, *place) for place in islice(places, 1))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -115,7 +122,8 @@ class TrainingBatches:
         sequence = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
         return np.random.Generator(np.random.Philox(sequence)).permutation(len(self.paths))
 
-    def _make(self, epoch: int, order: np.ndarray, step: int) -> Batch:
+    def _make(self, epoch: int, step: int) -> Batch:
+        order = self._order(epoch)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size) % len(order)
         index = order[places].astype(np.int64)
         image = np.empty((self.batch_size, *self.image_size, 3), np.float32)

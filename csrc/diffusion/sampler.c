@@ -158,10 +158,21 @@ static cdad_status denoise_from(cdad_sampler *s, const cdad_context *ctx, const 
     return CDAD_OK;
 }
 
+/* Whether both sides of the guidance have the same context, bit for bit: it is the identity then. */
+static int is_unguided(const cdad_sampler *s, const float *context, const float *uncond) {
+    const int64_t count = s->n * s->config.context_length * s->config.unet.context_dim;
+    return context && uncond && memcmp(context, uncond, (size_t)count * sizeof(float)) == 0;
+}
+
 cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float *out, const float *image,
-                                 const float *start, const float *twin, const float *context, const cdad_sampling *how,
-                                 cdad_sampling_watch watch, void *watch_arg, cdad_error *err) {
+                                 const float *start, const float *twin, const float *context,
+                                 const cdad_sampling *given, cdad_sampling_watch watch, void *watch_arg,
+                                 cdad_error *err) {
     int64_t timesteps[CDAD_MAX_TIMESTEPS];
+    cdad_sampling sampling = *given;
+    const cdad_sampling *how = &sampling;
+    if (is_unguided(s, context, given->uncond))
+        sampling.uncond = NULL;
     CDAD_TRY(check_sampling(how, err));
     CDAD_TRY(cdad_ddim_timesteps(&s->config.schedule, how->steps, timesteps, err));
     CDAD_TRY(bind_weights(s, how->weights, err));

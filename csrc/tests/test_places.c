@@ -8,7 +8,7 @@
 
 int cdad_test_places(void);
 
-/* n values of which every third is skipped; some hit marks. Spread 0: all values and marks are near one. */
+/* n values of which every third is skipped; some hit marks, some are infinite. Spread 0: all values and marks are near one. */
 static void check_case(int64_t n, int64_t k, double spread, int as_floats, int threads) {
     cdad_pool *pool;
     double *values = doubles(n), *marks = doubles(k + 1);
@@ -25,6 +25,8 @@ static void check_case(int64_t n, int64_t k, double spread, int as_floats, int t
         values[i] = spread > 0 ? spread * u * (double)(k * k) : 1.0 + DBL_EPSILON * floor(u * (double)k);
         if (k && i % 5 == 0)
             values[i] = marks[state % (uint32_t)k];
+        if (i % 31 == 4)
+            values[i] = i % 2 ? INFINITY : -INFINITY;
         floats_[i] = (float)values[i];
         skip[i] = i % 3 == 0;
         const double x = as_floats ? (double)floats_[i] : values[i];
