@@ -32,6 +32,12 @@ typedef struct cdad_mat {
     const cdad_unfold *unfold; /* NULL for a plain matrix */
 } cdad_mat;
 
+/* Where pixels are written: the channels of pixel (n, p, q) begin at data[n*image + p*row + q*pixel]. */
+typedef struct cdad_pixels {
+    float *data;
+    int64_t image, row, pixel;
+} cdad_pixels;
+
 typedef enum {
     CDAD_ACT_SILU,      /* x * sigmoid(x) */
     CDAD_ACT_RELU,
@@ -86,6 +92,17 @@ typedef struct cdad_kernels {
     void (*winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
                      const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
     int64_t (*winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
+
+    /* y = convolution of x (as `u` unfolds it, up = 1), O channels, + bias (or NULL), without unfolding: for few channels.
+     * Element (k, o) of the plain matrix w is what column k of the unfolded x is multiplied by for channel o.
+     * scratch: narrow_conv2d_scratch bytes. */
+    void (*narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float *bias,
+                          const cdad_unfold *u, int64_t O, void *scratch);
+    int64_t (*narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads);
+    /* dw [O,R,S,C] = gradient of the dense weight, from dy [N,P,Q,O]. */
+    void (*narrow_conv2d_grad_weight)(const cdad_context *ctx, float *dw, const float *dy, const float *x,
+                                      const cdad_unfold *u, int64_t O, void *scratch);
+    int64_t (*narrow_conv2d_grad_weight_scratch)(const cdad_unfold *u, int64_t O, int threads);
 
     /* Depthwise: y[n,p,q,c] = bias[c] + sum_{r,s} x[n, p*stride+r-pad_t, q*stride+s-pad_l, c] * w[r,s,c]. */
     void (*depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float *bias,

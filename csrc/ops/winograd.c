@@ -1,9 +1,13 @@
 /* The choice between direct convolution and Winograd's, by what each costs. */
 #include "ops/winograd.h"
 
+#include "ops/narrow.h"
+
 /* Fitted to times of both on AVX-512 (benchmarks/RESULTS.md). */
 #define PIXEL_COST 20.0 /* a transformed element of x or y */
 #define WEIGHT_COST 3.0 /* a transformed weight, by each of the samples that share it (about five) */
+/* Up to this many input times output channels the narrow convolution is faster: Winograd's products are too short. */
+#define NARROW_PRODUCTS 256
 
 static int disabled;
 
@@ -29,6 +33,8 @@ int cdad_winograd_choose(int64_t attr, const cdad_unfold *u, int64_t O) {
     if (attr >= 0)
         return (int)attr;
     if (disabled || u->R != 3 || u->S != 3 || u->stride != 1)
+        return 0;
+    if (u->C * O <= NARROW_PRODUCTS && cdad_narrow_choose(u, O))
         return 0;
     const double direct = 9.0 * (double)(u->P * u->Q) * (double)u->C * (double)O;
     const double two = cost(u, O, 2), four = cost(u, O, 4);

@@ -11,6 +11,12 @@ int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
 void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t
     tap_s, const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
 int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
+void CDAD_K(narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float
+    *bias, const cdad_unfold *u, int64_t O, void *scratch);
+int64_t CDAD_K(narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads);
+void CDAD_K(narrow_conv2d_grad_weight)(const cdad_context *ctx, float *dw, const float *dy, const float *x,
+    const cdad_unfold *u, int64_t O, void *scratch);
+int64_t CDAD_K(narrow_conv2d_grad_weight_scratch)(const cdad_unfold *u, int64_t O, int threads);
 void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float
     *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
