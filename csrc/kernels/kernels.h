@@ -93,13 +93,12 @@ typedef struct cdad_kernels {
                      const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
     int64_t (*winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
 
-    /* y = convolution of x (as `u` unfolds it, up = 1), O channels, + bias (or NULL), without unfolding: for few channels.
-     * Element (k, o) of the plain matrix w is what column k of the unfolded x is multiplied by for channel o.
-     * scratch: narrow_conv2d_scratch bytes. */
+    /* y = convolution of x (as `u` would unfold it, up = 1), O channels, + bias (or NULL): the product with w, plain,
+     * [R*S*C, O], without unfolding, for few channels. scratch: narrow_conv2d_scratch bytes. */
     void (*narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float *bias,
                           const cdad_unfold *u, int64_t O, void *scratch);
     int64_t (*narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads);
-    /* dw [O,R,S,C] = gradient of the dense weight, from dy [N,P,Q,O]. */
+    /* dw [O,R,S,C] of the above, from dy [N,P,Q,O]. scratch: narrow_conv2d_grad_weight_scratch bytes. */
     void (*narrow_conv2d_grad_weight)(const cdad_context *ctx, float *dw, const float *dy, const float *x,
                                       const cdad_unfold *u, int64_t O, void *scratch);
     int64_t (*narrow_conv2d_grad_weight_scratch)(const cdad_unfold *u, int64_t O, int threads);

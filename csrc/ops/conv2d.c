@@ -187,8 +187,8 @@ static phase phase_w(const cdad_attr *attr, const cdad_shape *w, int64_t first) 
     return phase_of(first, attr[WIDTH].i, w->dim[2], attr[CDAD_STRIDE].i, attr[CDAD_PAD_L].i);
 }
 
-/* Scratch holds the turned weight, then what the narrow convolution wants, or a phase's pixels (where there is more than
- * one phase) and what the product wants. */
+/* Scratch holds the turned weight, then what the narrow convolution wants, or a phase's pixels (where there is more
+ * than one phase) and what the product wants. */
 static int64_t turned_bytes(const cdad_shape *w) {
     return cdad_align_up(cdad_shape_count(w) * (int64_t)sizeof(float));
 }

@@ -112,7 +112,8 @@ static void check_case(cdad_unfold u, int64_t O) {
     CHECK(close_gaps(&c, y) == 0, "%lldx%lldx%lld to %lld: wrote between the pixels", (long long)u.H, (long long)u.W,
           (long long)u.C, (long long)O);
     const double e = worst_rms(y, y_want, n), dw_e = worst_rms(dw, dw_want, O * c.K);
-    CHECK(e < 5e-6, "%lldx%lldx%lld to %lld: error %.2g", (long long)u.H, (long long)u.W, (long long)u.C, (long long)O, e);
+    CHECK(e < 5e-6, "%lldx%lldx%lld to %lld: error %.2g", (long long)u.H, (long long)u.W, (long long)u.C,
+          (long long)O, e);
     CHECK(dw_e < 2e-5, "%lldx%lldx%lld to %lld: error of dw %.2g", (long long)u.H, (long long)u.W, (long long)u.C,
           (long long)O, dw_e);
     cdad_free(y);
@@ -129,7 +130,7 @@ static void test_table(void) {
     check_case((cdad_unfold){2, 11, 50, 5, 5, 24, 3, 3, 2, 0, 0, 1}, 5);    /* the last column and row are not read */
     check_case((cdad_unfold){2, 7, 25, 16, 9, 27, 5, 3, 1, 3, 2, 1}, 40);
     check_case((cdad_unfold){2, 8, 30, 7, 6, 27, 2, 1, 1, -1, -2, 1}, 33);  /* begins inside of the image */
-    check_case((cdad_unfold){2, 3, 3, 5, 6, 20, 3, 3, 1, 2, 9, 1}, 17);     /* pixels and rows that read nothing of it */
+    check_case((cdad_unfold){2, 3, 3, 5, 6, 20, 3, 3, 1, 2, 9, 1}, 17);     /* pixels and rows read nothing of it */
     check_case((cdad_unfold){2, 4, 2, 2, 4, 3, 3, 5, 1, 1, 2, 1}, 3);       /* a kernel wider than the image */
     check_case((cdad_unfold){2, 5, 40, 24, 5, 40, 1, 1, 1, 0, 0, 1}, 32);
     check_case((cdad_unfold){2, 40, 16, 2, 40, 16, 3, 3, 1, 1, 1, 1}, 8);   /* several groups of rows a slice */

@@ -43,17 +43,26 @@ static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
 
-/* sums[k][lane] += sum over pixels of x[k] * dy[lane], k < elements. */
-INLINE void sum_tile(int elements, int vectors, const segment *s, const segment *end, int64_t k0, int64_t o, int64_t dy_step,
-                     float *sums, int64_t lanes) {
+/* sums[k][lane] += sum over the segments' pixels of x[k0 + k] * dy[o + lane]. */
+typedef struct weight_tile {
+    const segment *first, *end;
+    int64_t k0, o, lanes; /* lanes: floats from row to row of sums, and from pixel to pixel of dy */
+    float *sums;
+} weight_tile;
+
+typedef void (*tile_fn)(const weight_tile *t);
+
+INLINE void sum_tile(int elements, int vectors, const weight_tile *t) {
+    const int64_t lanes = t->lanes;
     vf acc[GEMM_MR][2];
     V_UNROLL for (int k = 0; k < elements; k++) {
         V_UNROLL for (int v = 0; v < vectors; v++)
             acc[k][v] = (vf){0};
     }
-    for (; s < end; s++) {
-        const float *x = s->x + k0, *dy = s->dy + o;
-        for (const float *last = dy + s->pixels * dy_step; dy < last; dy += dy_step, x += s->step) {
+    for (const segment *s = t->first; s < t->end; s++) {
+        const int64_t step = s->step;
+        const float *x = s->x + t->k0, *dy = s->dy + t->o;
+        for (const float *end = dy + s->pixels * lanes; dy < end; dy += lanes, x += step) {
             vf d[2];
             V_UNROLL for (int v = 0; v < vectors; v++)
                 d[v] = v_load(dy + v * VL);
@@ -64,6 +73,7 @@ INLINE void sum_tile(int elements, int vectors, const segment *s, const segment 
             }
         }
     }
+    float *sums = t->sums;
     V_UNROLL for (int k = 0; k < elements; k++) {
         V_UNROLL for (int v = 0; v < vectors; v++) {
             float *to = sums + k * lanes + v * VL;
@@ -72,14 +82,8 @@ INLINE void sum_tile(int elements, int vectors, const segment *s, const segment 
     }
 }
 
-typedef void (*tile_fn)(const segment *s, const segment *end, int64_t k0, int64_t o, int64_t dy_step, float *sums,
-                        int64_t lanes);
-
-#define DEFINE_TILE(elements, vectors)                                                                            \
-    static void tile_##elements##x##vectors(const segment *s, const segment *end, int64_t k0, int64_t o,          \
-                                            int64_t dy_step, float *sums, int64_t lanes) {                        \
-        sum_tile(elements, vectors, s, end, k0, o, dy_step, sums, lanes);                                         \
-    }
+#define DEFINE_TILE(elements, vectors) \
+    static void tile_##elements##x##vectors(const weight_tile *t) { sum_tile(elements, vectors, t); }
 #define DEFINE_TILES(elements) DEFINE_TILE(elements, 1) DEFINE_TILE(elements, 2)
 DEFINE_TILES(1)
 DEFINE_TILES(2)
@@ -114,13 +118,13 @@ static int64_t edges_bytes(const grad_job *j) {
     return bytes_of(j->group * (j->u.Q - (j->q1 - j->q0)) * j->run);
 }
 
-/* Copies what the pixels [q, end) of a row read of the image's row h, with zeros beside it; appends their segment. */
-static segment *copy_edge(const grad_job *j, segment *s, float **edges, const float *row, const float *dy, int64_t dy_step,
-                          int64_t q, int64_t end) {
+/* Copies what the pixels [q, end) read of the image's `row`, with zeros beside it, to *edges; appends their segment. */
+static segment *copy_edge(const grad_job *j, segment *s, float **edges, const float *row, const float *dy, int64_t q,
+                          int64_t end) {
     const cdad_unfold *u = &j->u;
     if (q == end)
         return s;
-    *s = (segment){.x = *edges, .dy = dy + q * dy_step, .step = j->run, .pixels = end - q};
+    *s = (segment){.x = *edges, .dy = dy + q * j->lanes, .step = j->run, .pixels = end - q};
     for (; q < end; q++, *edges += j->run) {
         const int64_t left = q * u->stride - u->pad_l;
         const int64_t from = min_i(u->S, max_i(0, -left)), to = max_i(from, min_i(u->S, u->W - left));
@@ -130,20 +134,20 @@ static segment *copy_edge(const grad_job *j, segment *s, float **edges, const fl
     return s + 1;
 }
 
-/* Kernel row r of rows [row, end) of dy, whose copy (or dy itself) begins at `dy`. */
-static segment *find_segments(const grad_job *j, segment *s, float *edges, const float *dy, int64_t dy_step, int64_t r,
-                              int64_t row, int64_t end) {
+/* What rows [row, end) of dy read of kernel row r; their gradients, `lanes` a pixel, are at dy. Returns the end. */
+static segment *find_segments(const grad_job *j, segment *s, float *edges, const float *dy, int64_t r, int64_t row,
+                              int64_t end) {
     const cdad_unfold *u = &j->u;
-    for (; row < end; row++, dy += u->Q * dy_step) {
+    for (; row < end; row++, dy += u->Q * j->lanes) {
         const int64_t h = row % u->P * u->stride + r - u->pad_t;
         if (h < 0 || h >= u->H)
             continue;
         const float *image_row = j->x + (row / u->P * u->H + h) * u->W * u->C;
-        s = copy_edge(j, s, &edges, image_row, dy, dy_step, 0, j->q0);
+        s = copy_edge(j, s, &edges, image_row, dy, 0, j->q0);
         if (j->q0 < j->q1)
-            *s++ = (segment){.x = image_row + (j->q0 * u->stride - u->pad_l) * u->C, .dy = dy + j->q0 * dy_step,
+            *s++ = (segment){.x = image_row + (j->q0 * u->stride - u->pad_l) * u->C, .dy = dy + j->q0 * j->lanes,
                              .step = u->stride * u->C, .pixels = j->q1 - j->q0};
-        s = copy_edge(j, s, &edges, image_row, dy, dy_step, j->q1, u->Q);
+        s = copy_edge(j, s, &edges, image_row, dy, j->q1, u->Q);
     }
     return s;
 }
@@ -162,13 +166,16 @@ static void sum_group(const grad_job *j, char *own, float *sums, int64_t row, in
     }
     const int64_t pieces = ceil_div(j->run, GEMM_MR);
     for (int64_t r = 0; r < u->R; r++) {
-        const segment *last = find_segments(j, segments, edges, dy, j->lanes, r, row, end);
+        weight_tile t = {.first = segments, .lanes = j->lanes};
+        t.end = find_segments(j, segments, edges, dy, r, row, end);
         for (int64_t piece = 0; piece < pieces; piece++) {
-            const int64_t k0 = piece * j->run / pieces, elements = (piece + 1) * j->run / pieces - k0;
-            for (int64_t o = 0, vectors; o < j->lanes; o += vectors * VL) {
-                vectors = min_i(2, (j->lanes - o) / VL);
-                tiles[elements - 1][vectors - 1](segments, last, k0, o, j->lanes, sums + (r * j->run + k0) * j->lanes + o,
-                                                 j->lanes);
+            t.k0 = piece * j->run / pieces;
+            const int64_t elements = (piece + 1) * j->run / pieces - t.k0;
+            int64_t vectors;
+            for (t.o = 0; t.o < j->lanes; t.o += vectors * VL) {
+                vectors = min_i(2, (j->lanes - t.o) / VL);
+                t.sums = sums + (r * j->run + t.k0) * j->lanes + t.o;
+                tiles[elements - 1][vectors - 1](&t);
             }
         }
     }
