@@ -1,9 +1,9 @@
 /* The choice of convolution straight from the image.
  *
- * Unfolding costs about as much as 16 to 20 multiply-adds an element, whatever there is to multiply it by. That is saved
+ * Unfolding costs about as much as 16 to 20 multiply-adds an element, whatever there is to multiply it by. It is saved
  * where there are few output channels, or few input channels, whose short runs are slow to copy. With more of both, the
- * rows and weights that a tile reads no longer stay in the first-level cache; short rows are mostly edge. The bounds are
- * by times of both ways on AVX-512, within them 1.05 to 3.8 times as fast. */
+ * rows and weights that a tile reads no longer stay in the first-level cache; short rows are mostly edge. The bounds
+ * are by times of both ways on AVX-512, within them 1.05 to 3.8 times as fast. */
 #include "ops/narrow.h"
 
 enum {
