@@ -32,6 +32,12 @@ typedef struct cdad_mat {
     const cdad_unfold *unfold; /* NULL for a plain matrix */
 } cdad_mat;
 
+/* Where pixels are written: the channels of pixel (n, p, q) begin at data[n*image + p*row + q*pixel]. */
+typedef struct cdad_pixels {
+    float *data;
+    int64_t image, row, pixel;
+} cdad_pixels;
+
 typedef enum {
     CDAD_ACT_SILU,      /* x * sigmoid(x) */
     CDAD_ACT_RELU,
@@ -93,6 +99,16 @@ typedef struct cdad_kernels {
     void (*winograd_grad)(const cdad_context *ctx, float *dw, const float *x, const float *dy, const cdad_unfold *u,
                           int64_t O, int m, void *scratch);
     int64_t (*winograd_grad_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
+
+    /* y = convolution of x (as `u` would unfold it, up = 1), O channels, + bias (or NULL): the product with w, plain,
+     * [R*S*C, O], without unfolding, for few channels. scratch: narrow_conv2d_scratch bytes. */
+    void (*narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float *bias,
+                          const cdad_unfold *u, int64_t O, void *scratch);
+    int64_t (*narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads);
+    /* dw [O,R,S,C] of the above, from dy [N,P,Q,O]. scratch: narrow_conv2d_grad_weight_scratch bytes. */
+    void (*narrow_conv2d_grad_weight)(const cdad_context *ctx, float *dw, const float *dy, const float *x,
+                                      const cdad_unfold *u, int64_t O, void *scratch);
+    int64_t (*narrow_conv2d_grad_weight_scratch)(const cdad_unfold *u, int64_t O, int threads);
 
     /* Depthwise: y[n,p,q,c] = bias[c] + sum_{r,s} x[n, p*stride+r-pad_t, q*stride+s-pad_l, c] * w[r,s,c]. */
     void (*depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float *bias,

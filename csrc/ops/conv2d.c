@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "ops/narrow.h"
 #include "ops/ops.h"
 #include "ops/window.h"
 #include "ops/winograd.h"
@@ -88,6 +89,11 @@ static cdad_mat image_matrix(const float *x, const cdad_unfold *u) {
     return plain ? cdad_mat_rows(x, u->C) : (cdad_mat){.data = x, .unfold = u};
 }
 
+/* y [N,P,Q,O] */
+static cdad_pixels dense_pixels(float *y, const cdad_unfold *u, int64_t O) {
+    return (cdad_pixels){.data = y, .image = u->P * u->Q * O, .row = u->Q * O, .pixel = O};
+}
+
 /* A weight [O,R,S,C] as Winograd's kernel reads it. */
 static cdad_mat taps(const float *w, const cdad_shape *shape) {
     return (cdad_mat){.data = w, .rs = 1, .cs = cdad_shape_span(shape, 1, 4)};
@@ -97,6 +103,8 @@ static int64_t scratch_conv2d(const cdad_infer *args, const struct cdad_kernels 
     const cdad_shape *w = &args->in[1];
     const cdad_unfold u = cdad_conv2d_unfold(args->attr, &args->in[0], w, &args->out[0]);
     const int m = cdad_winograd_choose(args->attr[WINOGRAD].i, &u, w->dim[0]);
+    if (!m && cdad_narrow_choose(&u, w->dim[0]))
+        return kernels->narrow_conv2d_scratch(&u, w->dim[0], threads);
     return m ? kernels->winograd_scratch(&u, w->dim[0], m, threads)
              : kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[0], cdad_shape_span(w, 1, 4), threads);
 }
@@ -116,6 +124,9 @@ static cdad_status run_conv2d(const cdad_context *ctx, const cdad_call *call, cd
     if (m)
         ctx->kernels->winograd(ctx, call->out[0], call->in[0], taps(call->in[1], w), 3 * u.C, u.C, bias, &u, O, m,
                                call->scratch);
+    else if (cdad_narrow_choose(&u, O))
+        ctx->kernels->narrow_conv2d(ctx, dense_pixels(call->out[0], &u, O), call->in[0],
+                                    cdad_mat_transposed(call->in[1], K), bias, &u, O, call->scratch);
     else
         ctx->kernels->gemm(ctx, M, O, K, image_matrix(call->in[0], &u), cdad_mat_transposed(call->in[1], K),
                            call->out[0], O, bias, 0, call->scratch);
@@ -176,8 +187,8 @@ static phase phase_w(const cdad_attr *attr, const cdad_shape *w, int64_t first) 
     return phase_of(first, attr[WIDTH].i, w->dim[2], attr[CDAD_STRIDE].i, attr[CDAD_PAD_L].i);
 }
 
-/* Scratch holds the turned weight, then a phase's pixels (where there is more than one phase), then what the product
- * wants. */
+/* Scratch holds the turned weight, then what the narrow convolution wants, or a phase's pixels (where there is more
+ * than one phase) and what the product wants. */
 static int64_t turned_bytes(const cdad_shape *w) {
     return cdad_align_up(cdad_shape_count(w) * (int64_t)sizeof(float));
 }
@@ -212,11 +223,16 @@ static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kern
     for (int64_t a = 0; a < stride; a++)
         for (int64_t b = 0; b < stride; b++) {
             const phase h = phase_h(args->attr, w, a), v = phase_w(args->attr, w, b);
-            const int64_t bytes = kernels->gemm_scratch(dy->dim[0] * h.n * v.n, w->dim[3],
-                                                        h.taps * v.taps * w->dim[0], threads);
+            const int64_t C = w->dim[3];
+            u = phase_unfold(dy, h, v);
+            const int64_t bytes =
+                cdad_narrow_choose(&u, C)
+                    ? kernels->narrow_conv2d_scratch(&u, C, threads)
+                    : phase_bytes(dy, w, args->attr) +
+                          kernels->gemm_scratch(u.N * u.P * u.Q, C, u.R * u.S * u.C, threads);
             most = bytes > most ? bytes : most;
         }
-    return turned_bytes(w) + phase_bytes(dy, w, args->attr) + most;
+    return turned_bytes(w) + most;
 }
 
 /* w [O,R,S,C] -> the phase's part of it, turned by 180 degrees: [h.taps,v.taps,O,C]. */
@@ -241,6 +257,13 @@ static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, p
     char *pixels = (char *)call->scratch + turned_bytes(w);
     float *dx = stride == 1 ? call->out[0] : (float *)pixels;
     const cdad_unfold u = phase_unfold(dy, h, v);
+    if (cdad_narrow_choose(&u, C)) {
+        const cdad_pixels to = {.data = call->out[0] + (h.first * W + v.first) * C, .image = H * W * C,
+                                .row = stride * W * C, .pixel = stride * C};
+        ctx->kernels->narrow_conv2d(ctx, to, call->in[0], cdad_mat_rows(turned_weight(ctx, call, h, v), C), NULL, &u, C,
+                                    pixels);
+        return;
+    }
     if (h.taps * v.taps == 0)
         memset(dx, 0, (size_t)(N * h.n * v.n * C) * sizeof *dx);
     else
@@ -317,10 +340,14 @@ static int grad_weight_winograd(const cdad_attr *attr, const cdad_shape *dy, con
 
 static int64_t scratch_grad_weight(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *dw = &args->out[0];
+    const int64_t O = dw->dim[0];
     cdad_unfold u;
     const int m = grad_weight_winograd(args->attr, &args->in[0], &args->in[1], dw, &u);
-    return m ? kernels->winograd_grad_scratch(&u, dw->dim[0], m, threads)
-             : kernels->gemm_scratch(dw->dim[0], cdad_shape_span(dw, 1, 4), cdad_shape_rows(&args->in[0]), threads);
+    if (m)
+        return kernels->winograd_grad_scratch(&u, O, m, threads);
+    return cdad_narrow_choose_grad_weight(&u, O)
+               ? kernels->narrow_conv2d_grad_weight_scratch(&u, O, threads)
+               : kernels->gemm_scratch(O, cdad_shape_span(dw, 1, 4), cdad_shape_rows(&args->in[0]), threads);
 }
 
 static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
@@ -331,6 +358,8 @@ static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *cal
     const int m = grad_weight_winograd(call->attr, dy, &call->in_shape[1], dw, &u);
     if (m)
         ctx->kernels->winograd_grad(ctx, call->out[0], call->in[1], call->in[0], &u, O, m, call->scratch);
+    else if (cdad_narrow_choose_grad_weight(&u, O))
+        ctx->kernels->narrow_conv2d_grad_weight(ctx, call->out[0], call->in[0], call->in[1], &u, O, call->scratch);
     else
         ctx->kernels->gemm(ctx, O, K, cdad_shape_rows(dy), cdad_mat_transposed(call->in[0], O),
                            image_matrix(call->in[1], &u), call->out[0], K, NULL, 0, call->scratch);

@@ -1,14 +1,21 @@
 /* The choice between direct convolution and Winograd's, by what each costs. */
 #include "ops/winograd.h"
 
+#include "ops/narrow.h"
+
 /* In multiply-adds of a well-fed product, fitted to times on AVX-512 (benchmarks/RESULTS.md). */
 typedef struct costs {
     double pixel;  /* a transformed element of x or y */
     double weight; /* of a weight: transformed, by each of the samples that share it (about five) */
+    /* Up to so many input times output channels the narrow convolution, where it is chosen, is faster: Winograd's
+     * products are too short. */
+    int64_t narrow;
+    int (*is_narrow)(const cdad_unfold *u, int64_t O);
 } costs;
 
-static const costs forward = {.pixel = 20.0, .weight = 3.0};
-static const costs gradient = {.pixel = 40.0, .weight = 16.0}; /* a weight's gradient is transformed once */
+static const costs forward = {.pixel = 20.0, .weight = 3.0, .narrow = 256, .is_narrow = cdad_narrow_choose};
+static const costs gradient = {.pixel = 40.0, .weight = 16.0, /* transformed once */
+                               .narrow = 1024, .is_narrow = cdad_narrow_choose_grad_weight};
 
 static int disabled;
 
@@ -34,6 +41,8 @@ static int choose(int64_t attr, const cdad_unfold *u, int64_t O, double samples,
     if (attr >= 0)
         return (int)attr;
     if (disabled || u->R != 3 || u->S != 3 || u->stride != 1)
+        return 0;
+    if (u->C * O <= each->narrow && each->is_narrow(u, O))
         return 0;
     const double direct = 9.0 * samples * (double)(u->P * u->Q) * (double)u->C * (double)O;
     const double two = cost(u, O, 2, samples, each), four = cost(u, O, 4, samples, each);

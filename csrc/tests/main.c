@@ -11,6 +11,7 @@ int cdad_test_norm(void);
 int cdad_test_attention(void);
 int cdad_test_gemm(void);
 int cdad_test_winograd(void);
+int cdad_test_conv_narrow(void);
 int cdad_test_continual(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
@@ -27,6 +28,7 @@ static const struct {
     {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
     {"winograd", cdad_test_winograd},
+    {"conv_narrow", cdad_test_conv_narrow},
     {"continual", cdad_test_continual},
     {"places", cdad_test_places},
     {"graph", cdad_test_graph},

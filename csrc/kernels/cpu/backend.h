@@ -14,6 +14,12 @@ int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int thr
 void CDAD_K(winograd_grad)(const cdad_context *ctx, float *dw, const float *x, const float *dy, const cdad_unfold
     *u, int64_t O, int m, void *scratch);
 int64_t CDAD_K(winograd_grad_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
+void CDAD_K(narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float
+    *bias, const cdad_unfold *u, int64_t O, void *scratch);
+int64_t CDAD_K(narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads);
+void CDAD_K(narrow_conv2d_grad_weight)(const cdad_context *ctx, float *dw, const float *dy, const float *x,
+    const cdad_unfold *u, int64_t O, void *scratch);
+int64_t CDAD_K(narrow_conv2d_grad_weight_scratch)(const cdad_unfold *u, int64_t O, int threads);
 void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x, const float *w, const float
     *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,

@@ -1,0 +1,199 @@
+/* Convolution of few channels, straight from the image: where unfolding would cost as much as the products.
+ *
+ * Lanes are output channels. A tile is a run of pixels of one row of y, its sums held in registers; each element that
+ * the pixels read is broadcast, times the vector of its weights. In an image of channels last, a kernel row reads one
+ * run of S*C floats, a pixel's run `stride` pixels after the one before. Rows outside of the image are left out; tiles
+ * that reach past its left or right edge read a copy with zeros around it.
+ *
+ * A pixel is one chain of multiply-adds, the bias first, then in the order of (r, s, c): its bits do not depend on the
+ * tile that it is in. */
+#include <stddef.h>
+
+#include "base/memory.h"
+#include "kernels/cpu/backend.h"
+#include "kernels/cpu/gemm.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    SERIAL_PRODUCTS = 1 << 19,          /* fewer multiply-adds are not worth waking threads for */
+    TRIPLE = 3,                         /* pixels by one pointer: a load adds 0, 1 or 2 steps to it for nothing */
+    LEVELS = CDAD_VBYTES == 64 ? 4 : 3, /* tiles are 1, 2, 4, .. triples long; of two vectors, all but the longest */
+};
+
+typedef struct narrow_job {
+    cdad_unfold u;
+    const float *x;
+    cdad_pixels y;
+    int64_t O, blocks;    /* blocks of GEMM_NR output channels */
+    const float *weights; /* [block][r, s, c][GEMM_NR] */
+    const float *bias;    /* [block][GEMM_NR] */
+    float *patches;       /* one for each worker */
+    int64_t patch_size;   /* floats */
+    int64_t longest;      /* level of the longest tile of the widest block */
+} narrow_job;
+
+/* What a tile reads and writes. */
+typedef struct narrow_tile {
+    const float *x;    /* of the first pixel */
+    int64_t rows, row; /* kernel rows inside of the image, floats from one to the next */
+    int64_t run, step; /* floats that a pixel reads of a row, floats from pixel to pixel */
+    const float *w, *bias;
+    float *y;
+    int64_t pixel;     /* floats from pixel to pixel of y */
+} narrow_tile;
+
+typedef void (*tile_fn)(const narrow_tile *t);
+
+static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
+
+/* TRIPLE * triples pixels of `vectors` vectors of channels. */
+INLINE void sum_tile(int triples, int vectors, const narrow_tile *t) {
+    const int64_t step = t->step;
+    const float *w = t->w;
+    vf acc[1 << (LEVELS - 1)][TRIPLE][2];
+    V_UNROLL for (int a = 0; a < triples; a++) {
+        V_UNROLL for (int i = 0; i < TRIPLE; i++) {
+            V_UNROLL for (int v = 0; v < vectors; v++)
+                acc[a][i][v] = v_load(t->bias + v * VL);
+        }
+    }
+    for (int64_t r = 0; r < t->rows; r++) {
+        const float *x[1 << (LEVELS - 1)];
+        V_UNROLL for (int a = 0; a < triples; a++)
+            x[a] = t->x + r * t->row + TRIPLE * a * step;
+        for (const float *end = w + t->run * GEMM_NR; w < end; w += GEMM_NR) {
+            vf wv[2];
+            V_UNROLL for (int v = 0; v < vectors; v++)
+                wv[v] = v_load(w + v * VL);
+            V_UNROLL for (int a = 0; a < triples; a++) {
+                V_UNROLL for (int i = 0; i < TRIPLE; i++) {
+                    const vf xv = v_set1(x[a][i * step]);
+                    V_UNROLL for (int v = 0; v < vectors; v++)
+                        acc[a][i][v] += xv * wv[v];
+                }
+                x[a]++;
+            }
+        }
+    }
+    float *y = t->y;
+    const int64_t pixel = t->pixel;
+    V_UNROLL for (int a = 0; a < triples; a++) {
+        V_UNROLL for (int i = 0; i < TRIPLE; i++) {
+            V_UNROLL for (int v = 0; v < vectors; v++)
+                v_store(y + (TRIPLE * a + i) * pixel + v * VL, acc[a][i][v]);
+        }
+    }
+}
+
+#define DEFINE_TILE(triples, vectors) \
+    static void tile_##triples##x##vectors(const narrow_tile *t) { sum_tile(triples, vectors, t); }
+DEFINE_TILE(1, 1)
+DEFINE_TILE(1, 2)
+DEFINE_TILE(2, 1)
+DEFINE_TILE(2, 2)
+DEFINE_TILE(4, 1)
+#if CDAD_VBYTES == 64
+DEFINE_TILE(4, 2)
+DEFINE_TILE(8, 1)
+#endif
+
+static const tile_fn tiles[LEVELS][2] = {
+    {tile_1x1, tile_1x2},
+    {tile_2x1, tile_2x2},
+#if CDAD_VBYTES == 64
+    {tile_4x1, tile_4x2},
+    {tile_8x1, NULL},
+#else
+    {tile_4x1, NULL},
+#endif
+};
+
+/* Lets the tile read a copy of `width` pixels from column `left` of the image on, with zeros outside of it. */
+static void read_padded(narrow_tile *t, const narrow_job *j, const float *row, int64_t left, int64_t width,
+                        float *patch) {
+    const int64_t C = j->u.C, from = min_i(width, max_i(0, -left)), to = max_i(from, min_i(width, j->u.W - left));
+    for (int64_t r = 0; r < t->rows; r++, row += t->row) {
+        float *copy = patch + r * width * C;
+        memset(copy, 0, (size_t)(from * C) * sizeof *copy);
+        memcpy(copy + from * C, row + (left + from) * C, (size_t)((to - from) * C) * sizeof *copy);
+        memset(copy + to * C, 0, (size_t)((width - to) * C) * sizeof *copy);
+    }
+    t->x = patch;
+    t->row = width * C;
+}
+
+/* Task: one row of y. */
+static void run_row(void *arg, int64_t task, int worker) {
+    const narrow_job *j = arg;
+    const cdad_unfold *u = &j->u;
+    const int64_t n = task / u->P, p = task % u->P, top = p * u->stride - u->pad_t, run = u->S * u->C;
+    const int64_t r0 = min_i(u->R, max_i(0, -top)), r1 = max_i(r0, min_i(u->R, u->H - top));
+    const float *row = j->x + (n * u->H + top + r0) * u->W * u->C;
+    int64_t level = j->longest;
+    for (int64_t q = 0; q < u->Q;) {
+        while (1 << level > ceil_div(u->Q - q, TRIPLE))
+            level--;
+        const int64_t pixels = TRIPLE << level, count = min_i(u->Q - q, pixels);
+        const int64_t left = q * u->stride - u->pad_l, width = (pixels - 1) * u->stride + u->S;
+        narrow_tile t = {.rows = r1 - r0, .row = u->W * u->C, .run = run, .step = u->stride * u->C};
+        if (left >= 0 && left + width <= u->W)
+            t.x = row + left * u->C;
+        else
+            read_padded(&t, j, row, left, width, j->patches + worker * j->patch_size);
+        for (int64_t b = 0; b < j->blocks; b++) {
+            t.w = j->weights + (b * u->R + r0) * run * GEMM_NR;
+            t.bias = j->bias + b * GEMM_NR;
+            const int64_t cols = min_i(GEMM_NR, j->O - b * GEMM_NR), vectors = ceil_div(cols, VL);
+            float *y = j->y.data + n * j->y.image + p * j->y.row + q * j->y.pixel + b * GEMM_NR;
+            const int whole = count == pixels && cols == vectors * VL;
+            float sums[(TRIPLE << (LEVELS - 1)) * GEMM_NR];
+            t.y = whole ? y : sums;
+            t.pixel = whole ? j->y.pixel : GEMM_NR;
+            tiles[level][vectors - 1](&t);
+            for (int64_t i = 0; !whole && i < count; i++)
+                memcpy(y + i * j->y.pixel, sums + i * GEMM_NR, (size_t)cols * sizeof *y);
+        }
+        q += count;
+    }
+}
+
+static narrow_job make_job(const cdad_unfold *u, int64_t O) {
+    narrow_job j = {.u = *u, .O = O, .blocks = ceil_div(O, GEMM_NR)};
+    j.longest = LEVELS - (O > VL ? 2 : 1);
+    j.patch_size = bytes_of(u->R * (((TRIPLE << j.longest) - 1) * u->stride + u->S) * u->C) / (int64_t)sizeof(float);
+    return j;
+}
+
+static int64_t weights_bytes(const narrow_job *j) { return bytes_of(j->blocks * j->u.R * j->u.S * j->u.C * GEMM_NR); }
+static int64_t bias_bytes(const narrow_job *j) { return bytes_of(j->blocks * GEMM_NR); }
+
+int64_t CDAD_K(narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads) {
+    const narrow_job j = make_job(u, O);
+    return weights_bytes(&j) + bias_bytes(&j) + threads * bytes_of(j.patch_size);
+}
+
+void CDAD_K(narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float *bias,
+                           const cdad_unfold *u, int64_t O, void *scratch) {
+    narrow_job j = make_job(u, O);
+    const int64_t K = u->R * u->S * u->C;
+    float *weights = scratch, *padded_bias = (float *)((char *)scratch + weights_bytes(&j));
+    for (int64_t b = 0; b < j.blocks; b++)
+        for (int64_t k = 0; k < K; k += GEMM_KC) {
+            const int64_t cols = min_i(GEMM_NR, O - b * GEMM_NR);
+            CDAD_K(gemm_pack_b)(weights + (b * K + k) * GEMM_NR, &w, b * GEMM_NR, cols, k, min_i(GEMM_KC, K - k));
+        }
+    memset(padded_bias, 0, (size_t)bias_bytes(&j));
+    if (bias)
+        memcpy(padded_bias, bias, (size_t)O * sizeof *bias);
+    j.x = x;
+    j.y = y;
+    j.weights = weights;
+    j.bias = padded_bias;
+    j.patches = (float *)((char *)padded_bias + bias_bytes(&j));
+    cdad_pool *pool = u->N * u->P * u->Q * K * O < SERIAL_PRODUCTS ? NULL : ctx->pool;
+    cdad_pool_run(pool, u->N * u->P, run_row, &j);
+}
