@@ -215,3 +215,16 @@ void CDAD_K(gemm_pack_b)(float *panel, const cdad_mat *B, int64_t n0, int64_t co
     else
         pack_plain(panel, GEMM_NR, B->data + k0 * B->rs + n0 * B->cs, B->cs, B->rs, cols, kc);
 }
+
+void CDAD_K(gemm_unpack)(float *to, int64_t rs, const float *panel, int64_t lanes, int64_t kc) {
+    const int64_t i4 = lanes / 4 * 4, k4 = kc / 4 * 4;
+    for (int64_t i = 0; i < i4; i += 4)
+        for (int64_t k = 0; k < k4; k += 4) {
+            const float *from = panel + k * GEMM_NR + i;
+            transpose4(to + i * rs + k, rs, load4(from), load4(from + GEMM_NR), load4(from + 2 * GEMM_NR),
+                       load4(from + 3 * GEMM_NR), 4);
+        }
+    for (int64_t i = 0; i < lanes; i++)
+        for (int64_t k = i < i4 ? k4 : 0; k < kc; k++)
+            to[i * rs + k] = panel[k * GEMM_NR + i];
+}
