@@ -187,7 +187,7 @@ static void test_values(void) {
 
 static void test_mask(void) {
     static const int64_t masks[][4] = {{7, 9, 3, 5}, {9, 9, 7, 7}, {4, 3, 1, 1},
-                                       {3, 3, 3, 3}, {3, 4, 9, 9}, {1, 5, 1, 3}};
+                                       {3, 3, 3, 3}, {3, 4, 9, 9}, {1, 5, 1, 3}, {18, 17, 5, 7}};
     for (size_t i = 0; i < sizeof masks / sizeof *masks; i++) {
         const int64_t tokens = masks[i][0] * masks[i][1];
         cdad_attention_dims d = dims(tokens, tokens, 2, 6, 1);
@@ -212,6 +212,32 @@ static void test_large_scores(void) {
     run(&one, &a, d, 0, 1);
     CHECK(same(a.out, a.v + 149 * d.D, d.D) && a.lse[0] == 14900.0f * d.scale,
           "the largest score does not win");
+    free_data(&a);
+}
+
+/* A key whose score is x below the largest, and which alone has a value, has the weight e^-x / (1 + e^-x). */
+static void test_small_weights(void) {
+    enum { rows = 1000 };
+    cdad_attention_dims d = dims(rows, 2, 1, 1, 0);
+    attention_data a = make_data(&d);
+    const cdad_context one = {.kernels = table};
+    const float key[] = {0.0f, -1.0f}, value[] = {0.0f, 1.0f};
+    memcpy(a.k, key, sizeof key);
+    memcpy(a.v, value, sizeof value);
+    for (int t = 0; t < rows; t++)
+        a.q[t] = (float)t * 0.0871f;
+    run(&one, &a, d, 0, 1);
+    double off = 0.0; /* beyond what x times a rounded log2(e), rounded, gives */
+    for (int t = 0; t < rows; t++) {
+        const double p = exp(-(double)a.q[t]), want = p / (1.0 + p);
+        off = fmax(off, fabs(a.out[t] / want - 1.0) - (double)a.q[t] * 1.25 * 0x1p-24);
+    }
+    CHECK(off < 3.5e-7, "small weights are %.2g off", off);
+    a.q[0] = 88.0f;
+    a.q[1] = 1e30f;
+    run(&one, &a, d, 0, 1);
+    CHECK(a.out[0] == 0.0f && a.out[1] == 0.0f, "weights below the smallest: %g, %g", (double)a.out[0],
+          (double)a.out[1]);
     free_data(&a);
 }
 
@@ -242,6 +268,7 @@ int cdad_test_attention(void) {
     on_every_table(test_values);
     on_every_table(test_mask);
     on_every_table(test_large_scores);
+    on_every_table(test_small_weights);
     on_every_table(test_not_finite);
     return failures;
 }

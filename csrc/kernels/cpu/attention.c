@@ -1,6 +1,8 @@
 /* Attention by blocks of queries and keys, forward (online softmax) and backward (probabilities recomputed from lse;
- * Dao et al. 2022): the T x S matrix is never written. The products are the matrix product's own tiles; the neighbour
- * mask is computed where a block meets it. */
+ * Dao et al. 2022): the T x S matrix is never written. The products are the matrix product's own tiles. A panel of
+ * scores has GEMM_NR lanes and is, as the tiles write it, the B of the next product: forward the lanes are queries, so
+ * that maximum and sum over the keys run down the panel, and o^T = v^T p^T; backward they are keys, dv^T = dout^T p
+ * and dk^T = q^T ds, and ds alone is transposed, for dq^T = k^T ds^T. */
 #include <math.h>
 
 #include "base/memory.h"
@@ -8,26 +10,25 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/vmath.h"
 
-enum {
-    KEYS = 256,            /* of a block: at most GEMM_KC, a multiple of GEMM_NR */
-    QUERIES = 16 * GEMM_MR /* of a block: forward, of a task; at most GEMM_KC */
-};
+enum { KEYS = 192, QUERIES = 192 }; /* of a block; forward, a block of queries is a task */
+_Static_assert(KEYS <= GEMM_KC && KEYS % GEMM_MR == 0 && KEYS % GEMM_NR == 0, "a block is whole panels");
+_Static_assert(QUERIES <= GEMM_KC && QUERIES % GEMM_MR == 0 && QUERIES % GEMM_NR == 0, "a block is whole panels");
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-static inline int64_t padded(int64_t n) { return round_up(n, GEMM_NR); }
 
-/* A worker's scratch, in floats. Forward: q, keys and values as panels, scores [GEMM_MR,KEYS] and their panel,
- * o [QUERIES,Dp], max and sum [QUERIES]. Backward: k, v as panels and k as rows, q and dout as panels and as rows,
- * p and ds [QUERIES,KEYS] and a panel of them, dq [QUERIES,Dp], dk and dv [S,Dp], delta [QUERIES]. */
+/* A worker's scratch, in floats; Dm and Ds are D rounded up to whole panels of A, and to what the tiles write.
+ * Forward: queries and keys by rows, values by columns, a panel of scores, o^T [QUERIES/GEMM_NR,Ds,GEMM_NR], max and
+ * sum [QUERIES]. Backward: k and v by rows, k by columns, dk^T and dv^T, q, dout and out by rows, q and dout by
+ * columns, panels of p and ds, ds^T [QUERIES/GEMM_NR,KEYS,GEMM_NR], dq^T, delta [QUERIES]. */
 static int64_t forward_floats(const cdad_attention_dims *d) {
-    const int64_t D = d->D, Dp = padded(D);
-    return QUERIES * D + KEYS * (D + Dp) + 2 * GEMM_MR * KEYS + QUERIES * (Dp + 2);
+    const int64_t D = d->D, Dm = round_up(D, GEMM_MR), Ds = round_up(D, GEMM_STEP);
+    return QUERIES * (D + Ds + 2) + KEYS * (D + Dm + GEMM_NR);
 }
 static int64_t backward_floats(const cdad_attention_dims *d) {
-    const int64_t D = d->D, Dp = padded(D), Sp = padded(d->S);
-    return Sp * (2 * D + 3 * Dp) + QUERIES * (2 * D + 3 * Dp + 2 * KEYS + 1) + GEMM_MR * max64(KEYS, QUERIES);
+    const int64_t D = d->D, Dm = round_up(D, GEMM_MR), Ds = round_up(D, GEMM_STEP), Sp = round_up(d->S, GEMM_NR);
+    return Sp * (2 * D + Dm + 2 * Ds) + QUERIES * (3 * D + 2 * Dm + Ds + 2 * GEMM_NR + KEYS + 1);
 }
 
 int64_t CDAD_K(attention_scratch)(const cdad_attention_dims *d, int threads) {
@@ -43,39 +44,47 @@ typedef struct job {
     int64_t worker_bytes, q_tiles;
 } job;
 
-/* ---- panels of [n, D] matrices with rows rs apart: lanes are rows (as A, or as B), or columns --------------- */
+/* ---- panels of [n, D] matrices with rows rs apart ------------------------------------------------------------ */
 
-static void pack_queries(float *to, const float *from, int64_t rs, int64_t n, int64_t D) {
+/* Lanes are rows, steps are columns: for products over D. */
+static void pack_rows_a(float *to, const float *from, int64_t rs, int64_t n, int64_t D) {
     const cdad_mat A = {.data = from, .rs = rs, .cs = 1};
     for (int64_t i = 0; i < n; i += GEMM_MR)
         for (int64_t c = 0; c < D; c += GEMM_KC)
             CDAD_K(gemm_pack_a)(to + i * D + c * GEMM_MR, &A, i, min64(GEMM_MR, n - i), c, min64(GEMM_KC, D - c));
 }
-
-static void pack_keys(float *to, const float *from, int64_t rs, int64_t n, int64_t D) {
+static void pack_rows_b(float *to, const float *from, int64_t rs, int64_t n, int64_t D) {
     const cdad_mat B = {.data = from, .rs = 1, .cs = rs};
     for (int64_t i = 0; i < n; i += GEMM_NR)
         for (int64_t c = 0; c < D; c += GEMM_KC)
             CDAD_K(gemm_pack_b)(to + i * D + c * GEMM_NR, &B, i, min64(GEMM_NR, n - i), c, min64(GEMM_KC, D - c));
 }
 
-/* n <= GEMM_KC */
-static void pack_rows(float *to, const float *from, int64_t rs, int64_t n, int64_t D) {
-    const cdad_mat B = {.data = from, .rs = rs, .cs = 1};
-    for (int64_t c = 0; c < D; c += GEMM_NR)
-        CDAD_K(gemm_pack_b)(to + c * n, &B, c, min64(GEMM_NR, D - c), 0, n);
+/* Lanes are columns, steps are rows, n <= GEMM_KC: for products over the tokens. */
+static void pack_columns(float *to, const float *from, int64_t rs, int64_t n, int64_t D) {
+    const cdad_mat A = {.data = from, .rs = 1, .cs = rs};
+    for (int64_t c = 0; c < D; c += GEMM_MR)
+        CDAD_K(gemm_pack_a)(to + c * n, &A, c, min64(GEMM_MR, D - c), 0, n);
 }
 
-/* s [GEMM_MR, KEYS] = the queries of a panel times n keys */
-static void scores_of(float *s, const float *queries, const float *keys, int64_t n, int64_t D) {
-    for (int64_t k = 0; k < n; k += GEMM_NR)
-        CDAD_K(gemm_tile)(D, queries, keys + k * D, GEMM_MR, GEMM_NR, s + k, KEYS, 0, NULL);
+/* s [n, GEMM_NR] = n packed rows times a panel of `lanes` rows; n is rounded up to GEMM_STEP. */
+static void scores_of(float *s, const float *rows, const float *panel, int64_t n, int64_t lanes, int64_t D) {
+    for (int64_t i = 0; i < n; i += GEMM_MR)
+        CDAD_K(gemm_tile)(D, rows + i * D, panel, min64(GEMM_MR, round_up(n - i, GEMM_STEP)),
+                          min64(GEMM_NR, round_up(lanes, VL)), s + i * GEMM_NR, GEMM_NR, 0, NULL);
 }
 
-/* to [rows, Dp] += a panel with n steps times the packed rows [n, D] */
-static void accumulate(float *to, const float *panel, int64_t rows, const float *packed, int64_t n, int64_t D) {
-    for (int64_t c = 0; c < D; c += GEMM_NR)
-        CDAD_K(gemm_tile)(n, panel, packed + c * n, rows, min64(GEMM_NR, round_up(D - c, VL)), to + c, padded(D), 1, NULL);
+/* to [Ds, GEMM_NR] += n packed columns times a panel of n steps */
+static void accumulate(float *to, const float *columns, const float *panel, int64_t n, int64_t lanes, int64_t D) {
+    for (int64_t c = 0; c < D; c += GEMM_MR)
+        CDAD_K(gemm_tile)(n, columns + c * n, panel, min64(GEMM_MR, round_up(D - c, GEMM_STEP)),
+                          min64(GEMM_NR, round_up(lanes, VL)), to + c * GEMM_NR, GEMM_NR, 1, NULL);
+}
+
+/* n rows rs apart, from panels of [Ds, GEMM_NR]. */
+static void store_rows(float *to, int64_t rs, const float *from, int64_t n, int64_t D) {
+    for (int64_t i = 0; i < n; i += GEMM_NR)
+        CDAD_K(gemm_unpack)(to + i * rs, rs, from + i * round_up(D, GEMM_STEP), min64(GEMM_NR, n - i), D);
 }
 
 static void scale_all(float *x, int64_t n, float scale) {
@@ -85,41 +94,87 @@ static void scale_all(float *x, int64_t n, float scale) {
 
 /* ---- softmax ------------------------------------------------------------------------------------------------- */
 
-/* Sets to -inf what query t does not see of the keys s0 .. s0+n-1, up to a whole number of vectors. */
-static void mask_scores(float *s, const cdad_attention_dims *d, int64_t t, int64_t s0, int64_t n) {
-    for (int64_t k = n; k < round_up(n, VL); k++)
-        s[k] = -INFINITY;
+/* Sets to -inf where tokens row0 .. row0+n-1 do not see those in the lanes, from lane0 on: which is mutual. */
+static void mask_scores(float *s, const cdad_attention_dims *d, int64_t row0, int64_t n, int64_t lane0) {
     if (d->mask_h <= 0)
         return;
-    const int64_t W = d->grid_w, y = t / W, x = t % W;
-    const int64_t y0 = max64(0, y - d->mask_h / 2), y1 = min64(d->grid_h - 1, y + d->mask_h / 2);
-    const int64_t x0 = max64(0, x - d->mask_w / 2), x1 = min64(W - 1, x + d->mask_w / 2);
-    for (int64_t row = y0; row <= y1; row++)
-        for (int64_t k = max64(row * W + x0, s0); k <= min64(row * W + x1, s0 + n - 1); k++)
-            s[k - s0] = -INFINITY;
-}
-
-static inline float max_of(const float *s, int64_t n) {
-    vf m = v_load(s);
-    for (int64_t k = VL; k < n; k += VL)
-        m = v_max(m, v_load(s + k));
-    float lane[CDAD_VBYTES / 4], max = -INFINITY;
-    v_store(lane, m);
-    for (int64_t k = 0; k < VL; k++)
-        max = lane[k] > max ? lane[k] : max;
-    return max;
-}
-
-/* s = exp(s - max), zero where s is -inf; returns the sum. max_of may miss a NaN: here it comes out. */
-static inline float softmax_of(float *s, int64_t n, float max) {
-    const float shift = max == -INFINITY ? 0.0f : max;
-    vf sum = {0};
-    for (int64_t k = 0; k < n; k += VL) {
-        const vf p = v_exp_below(v_load(s + k) - shift);
-        v_store(s + k, p);
-        sum = sum + p;
+    typedef uint32_t vu __attribute__((vector_size(CDAD_VBYTES)));
+    const int64_t W = d->grid_w;
+    const int32_t up = (int32_t)min64(d->mask_h / 2, d->grid_h), left = (int32_t)min64(d->mask_w / 2, W);
+    vi ys[2], xs[2];
+    int32_t lane_y[GEMM_NR], lane_x[GEMM_NR], y = (int32_t)(lane0 / W), x = (int32_t)(lane0 % W);
+    for (int i = 0; i < GEMM_NR; i++) {
+        lane_y[i] = y;
+        lane_x[i] = x;
+        if (++x == W) {
+            x = 0;
+            y++;
+        }
     }
-    return v_sum(sum);
+    memcpy(ys, lane_y, sizeof ys);
+    memcpy(xs, lane_x, sizeof xs);
+    const int64_t first = max64(row0, (lane_y[0] - up) * W), end = min64(row0 + n, (y + up + 1) * W);
+    for (int64_t t = first; t < end;) {
+        const int32_t row = (int32_t)(t / W);
+        const int64_t row_end = min64(end, (row + 1) * W);
+        vu near[2]; /* of lanes within reach of this row of the grid, the column; of others, one that none reaches */
+        V_UNROLL for (int j = 0; j < 2; j++) {
+            const vi reached = (ys[j] >= row - up) & (ys[j] <= row + up);
+            near[j] = (vu)((xs[j] & reached) | (INT32_MIN & ~reached));
+        }
+        for (; t < row_end; t++) {
+            V_UNROLL for (int j = 0; j < 2; j++) {
+                float *at = s + (t - row0) * GEMM_NR + j * VL;
+                const vi hidden = (vi)(near[j] - (uint32_t)(t - row * W - left) <= (uint32_t)(2 * left));
+                v_store(at, v_select(hidden, v_set1(-INFINITY), v_load(at)));
+            }
+        }
+    }
+}
+
+/* What is subtracted before the exponential: zero where nothing was seen, whose exponentials are then zero. */
+static inline vf shift_of(vf max) { return v_select(max == -INFINITY, (vf){0}, max); }
+
+/* s = e^(s - max) by lanes over n keys; brings max, sum and o^T [Ds, GEMM_NR] up to date. */
+static void softmax_block(float *s, int64_t n, float *max, float *sum, float *o, int64_t Ds) {
+    vf before[2], now[2], shift[2], alpha[2], total[2];
+    V_UNROLL for (int j = 0; j < 2; j++)
+        before[j] = now[j] = v_load(max + j * VL);
+    for (int64_t k = 0; k < n; k++) {
+        V_UNROLL for (int j = 0; j < 2; j++)
+            now[j] = v_max(v_load(s + k * GEMM_NR + j * VL), now[j]); /* leaves a NaN out: it comes out below */
+    }
+    V_UNROLL for (int j = 0; j < 2; j++) {
+        shift[j] = shift_of(now[j]);
+        alpha[j] = v_exp_below(before[j] - shift[j]);
+        total[j] = (vf){0};
+        v_store(max + j * VL, now[j]);
+    }
+    for (int64_t k = 0; k < n; k++) {
+        V_UNROLL for (int j = 0; j < 2; j++) {
+            float *at = s + k * GEMM_NR + j * VL;
+            const vf p = v_exp_below(v_load(at) - shift[j]);
+            v_store(at, p);
+            total[j] += p;
+        }
+    }
+    V_UNROLL for (int j = 0; j < 2; j++)
+        v_store(sum + j * VL, v_load(sum + j * VL) * alpha[j] + total[j]);
+    for (int64_t c = 0; c < Ds; c++) {
+        V_UNROLL for (int j = 0; j < 2; j++) {
+            float *at = o + c * GEMM_NR + j * VL;
+            v_store(at, v_load(at) * alpha[j]);
+        }
+    }
+}
+
+/* o^T [Ds, GEMM_NR] by lanes over sum; zero where nothing was seen */
+static void divide(float *o, const float *sum, int64_t Ds) {
+    for (int64_t j = 0; j < GEMM_NR; j += VL) {
+        const vf total = v_load(sum + j), scale = v_select(total == 0.0f, (vf){0}, 1.0f / total);
+        for (int64_t c = 0; c < Ds; c++)
+            v_store(o + c * GEMM_NR + j, v_load(o + c * GEMM_NR + j) * scale);
+    }
 }
 
 /* ---- forward --------------------------------------------------------------------------------------------------- */
@@ -127,46 +182,34 @@ static inline float softmax_of(float *s, int64_t n, float max) {
 static void forward_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const cdad_attention_dims *d = j->d;
-    const int64_t D = d->D, Dp = padded(D), tile = task % j->q_tiles, nl = task / j->q_tiles;
+    const int64_t D = d->D, Ds = round_up(D, GEMM_STEP), tile = task % j->q_tiles, nl = task / j->q_tiles;
     const int64_t n = nl / d->L, l = nl % d->L, t0 = tile * QUERIES, nq = min64(QUERIES, d->T - t0);
     float *queries = (float *)(j->scratch + worker * j->worker_bytes), *keys = queries + QUERIES * D;
-    float *values = keys + KEYS * D, *s = values + KEYS * Dp, *panel = s + GEMM_MR * KEYS;
-    float *o = panel + GEMM_MR * KEYS, *max = o + QUERIES * Dp, *sum = max + QUERIES;
-    pack_queries(queries, j->q + (n * d->T + t0) * d->q_rs + l * D, d->q_rs, nq, D);
-    scale_all(queries, round_up(nq, GEMM_MR) * D, d->scale);
-    memset(o, 0, (size_t)(QUERIES * Dp) * sizeof(float));
-    for (int64_t i = 0; i < nq; i++) {
+    float *values = keys + KEYS * D, *s = values + KEYS * round_up(D, GEMM_MR), *o = s + KEYS * GEMM_NR;
+    float *max = o + QUERIES * Ds, *sum = max + QUERIES;
+    pack_rows_b(queries, j->q + (n * d->T + t0) * d->q_rs + l * D, d->q_rs, nq, D);
+    scale_all(queries, round_up(nq, GEMM_NR) * D, d->scale);
+    memset(o, 0, (size_t)(QUERIES * Ds) * sizeof(float));
+    for (int64_t i = 0; i < QUERIES; i++) {
         max[i] = -INFINITY;
         sum[i] = 0.0f;
     }
     for (int64_t s0 = 0; s0 < d->S; s0 += KEYS) {
-        const int64_t seen = min64(KEYS, d->S - s0), lanes = round_up(seen, VL);
-        pack_keys(keys, j->k + (n * d->S + s0) * d->k_rs + l * D, d->k_rs, seen, D);
-        pack_rows(values, j->v + (n * d->S + s0) * d->v_rs + l * D, d->v_rs, seen, D);
-        for (int64_t i0 = 0; i0 < nq; i0 += GEMM_MR) {
-            const int64_t rows = min64(GEMM_MR, nq - i0);
-            scores_of(s, queries + i0 * D, keys, seen, D);
-            for (int64_t i = i0; i < i0 + rows; i++) {
-                float *row = s + (i - i0) * KEYS;
-                mask_scores(row, d, t0 + i, s0, seen);
-                const float m = max_of(row, lanes), before = max[i], now = m > before ? m : before;
-                const float alpha = before == -INFINITY ? 0.0f : expf(before - now);
-                max[i] = now;
-                sum[i] = sum[i] * alpha + softmax_of(row, lanes, now);
-                scale_all(o + i * Dp, round_up(D, VL), alpha);
-            }
-            const cdad_mat p = {.data = s, .rs = KEYS, .cs = 1};
-            CDAD_K(gemm_pack_a)(panel, &p, 0, rows, 0, seen);
-            accumulate(o + i0 * Dp, panel, GEMM_MR, values, seen, D);
+        const int64_t seen = min64(KEYS, d->S - s0);
+        pack_rows_a(keys, j->k + (n * d->S + s0) * d->k_rs + l * D, d->k_rs, seen, D);
+        pack_columns(values, j->v + (n * d->S + s0) * d->v_rs + l * D, d->v_rs, seen, D);
+        for (int64_t i = 0; i < nq; i += GEMM_NR) {
+            scores_of(s, keys, queries + i * D, seen, nq - i, D);
+            mask_scores(s, d, s0, seen, t0 + i);
+            softmax_block(s, seen, max + i, sum + i, o + i * Ds, Ds);
+            accumulate(o + i * Ds, values, s, seen, nq - i, D);
         }
     }
-    for (int64_t i = 0; i < nq; i++) {
-        const float total = sum[i], scale = total == 0.0f ? 0.0f : 1.0f / total;
-        float *out = j->out + (n * d->T + t0 + i) * d->L * D + l * D;
-        for (int64_t c = 0; c < D; c++)
-            out[c] = o[i * Dp + c] * scale;
-        j->lse[nl * d->T + t0 + i] = total == 0.0f ? -INFINITY : max[i] + logf(total);
-    }
+    for (int64_t i = 0; i < nq; i += GEMM_NR)
+        divide(o + i * Ds, sum + i, Ds);
+    store_rows(j->out + (n * d->T + t0) * d->L * D + l * D, d->L * D, o, nq, D);
+    for (int64_t i = 0; i < nq; i++)
+        j->lse[nl * d->T + t0 + i] = sum[i] == 0.0f ? -INFINITY : max[i] + logf(sum[i]);
 }
 
 static job make_job(const cdad_attention_dims *d, void *scratch, int64_t floats) {
@@ -189,82 +232,83 @@ void CDAD_K(attention)(const cdad_context *ctx, float *out, float *lse, const fl
 
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
-static float dot(const float *a, const float *b, int64_t n) {
-    vf sum = {0};
-    for (int64_t i = 0; i < n; i += VL)
-        sum = sum + v_load_n(a + i, min64(VL, n - i)) * v_load_n(b + i, min64(VL, n - i));
-    return v_sum(sum);
+/* delta[i] = dot product of rows i of two matrices by packed rows */
+static void row_dots(float *delta, const float *a, const float *b, int64_t n, int64_t D) {
+    for (int64_t i = 0; i < n; i += GEMM_MR) {
+        float sum[GEMM_MR] = {0};
+        for (int64_t c = i * D; c < (i + GEMM_MR) * D; c += GEMM_MR)
+            V_UNROLL for (int r = 0; r < GEMM_MR; r++)
+                sum[r] += a[c + r] * b[c + r];
+        memcpy(delta + i, sum, sizeof sum);
+    }
 }
 
-static void copy_rows(float *dst, int64_t rs, const float *src, int64_t n, int64_t D) {
-    for (int64_t i = 0; i < n; i++)
-        memcpy(dst + i * rs, src + i * padded(D), (size_t)D * sizeof(float));
-}
-
-/* to [keys, Dp] += x^T [keys, nq] times the packed rows [nq, D]; x has rows KEYS apart. */
-static void accumulate_transposed(float *to, const float *x, float *panel, int64_t keys, const float *packed, int64_t nq,
-                                  int64_t D) {
-    const cdad_mat A = {.data = x, .rs = 1, .cs = KEYS};
-    for (int64_t k = 0; k < keys; k += GEMM_MR) {
-        const int64_t rows = min64(GEMM_MR, keys - k);
-        CDAD_K(gemm_pack_a)(panel, &A, k, rows, 0, nq);
-        accumulate(to + k * padded(D), panel, rows, packed, nq, D);
+/* s becomes p = e^(s - lse) and dp becomes ds / scale = p * (dp - delta); rows are n queries. Not inlined: only in a
+ * function of its own do the exponential's constants stay in registers. */
+static __attribute__((noinline)) void probabilities(float *s, float *dp, int64_t n, const float *lse,
+                                                    const float *delta) {
+    for (int64_t i = 0; i < n; i++) {
+        const vf shift = shift_of(v_set1(lse[i])), mean = v_set1(delta[i]);
+        V_UNROLL for (int j = 0; j < 2; j++) {
+            float *at = s + i * GEMM_NR + j * VL, *g = dp + i * GEMM_NR + j * VL;
+            const vf p = v_exp_below(v_load(at) - shift);
+            v_store(at, p);
+            v_store(g, p * (v_load(g) - mean));
+        }
     }
 }
 
 static void backward_task(void *arg, int64_t task, int worker) {
     const job *j = arg;
     const cdad_attention_dims *d = j->d;
-    const int64_t D = d->D, Dp = padded(D), S = d->S, Sp = padded(S), wide = d->L * D;
-    const int64_t n = task / d->L, l = task % d->L;
+    const int64_t D = d->D, Dm = round_up(D, GEMM_MR), Ds = round_up(D, GEMM_STEP), S = d->S;
+    const int64_t Sp = round_up(S, GEMM_NR), wide = d->L * D, n = task / d->L, l = task % d->L;
     float *keys = (float *)(j->scratch + worker * j->worker_bytes), *values = keys + Sp * D;
-    float *key_rows = values + Sp * D, *dk = key_rows + Sp * Dp, *dv = dk + Sp * Dp;
-    float *queries = dv + Sp * Dp, *grads = queries + QUERIES * D, *query_rows = grads + QUERIES * D;
-    float *grad_rows = query_rows + QUERIES * Dp, *dq = grad_rows + QUERIES * Dp, *p = dq + QUERIES * Dp;
-    float *ds = p + QUERIES * KEYS, *delta = ds + QUERIES * KEYS, *panel = delta + QUERIES;
-    const float *k = j->k + n * S * d->k_rs + l * D, *v = j->v + n * S * d->v_rs + l * D;
-    pack_keys(keys, k, d->k_rs, S, D);
-    pack_keys(values, v, d->v_rs, S, D);
+    float *key_columns = values + Sp * D, *dk = key_columns + Sp * Dm, *dv = dk + Sp * Ds, *queries = dv + Sp * Ds;
+    float *grads = queries + QUERIES * D, *outs = grads + QUERIES * D, *query_columns = outs + QUERIES * D;
+    float *grad_columns = query_columns + QUERIES * Dm, *p = grad_columns + QUERIES * Dm, *ds = p + QUERIES * GEMM_NR;
+    float *turned = ds + QUERIES * GEMM_NR, *dq = turned + QUERIES * KEYS, *delta = dq + QUERIES * Ds;
+    const float *k = j->k + n * S * d->k_rs + l * D;
+    pack_rows_b(keys, k, d->k_rs, S, D);
+    pack_rows_b(values, j->v + n * S * d->v_rs + l * D, d->v_rs, S, D);
     for (int64_t s0 = 0; s0 < S; s0 += KEYS)
-        pack_rows(key_rows + s0 * Dp, k + s0 * d->k_rs, d->k_rs, min64(KEYS, S - s0), D);
-    memset(dk, 0, (size_t)(2 * Sp * Dp) * sizeof(float));
+        pack_columns(key_columns + s0 * Dm, k + s0 * d->k_rs, d->k_rs, min64(KEYS, S - s0), D);
+    scale_all(key_columns, S * Dm, d->scale);
+    memset(dk, 0, (size_t)(2 * Sp * Ds) * sizeof(float));
     for (int64_t t = 0; t < d->T; t += QUERIES) {
-        const int64_t nq = min64(QUERIES, d->T - t);
-        const float *q = j->q + (n * d->T + t) * d->q_rs + l * D, *out = j->o + (n * d->T + t) * wide + l * D;
-        const float *dout = j->dout + (n * d->T + t) * wide + l * D;
-        pack_queries(queries, q, d->q_rs, nq, D);
+        const int64_t nq = min64(QUERIES, d->T - t), at = (n * d->T + t) * wide + l * D;
+        const float *q = j->q + (n * d->T + t) * d->q_rs + l * D, *dout = j->dout + at;
+        pack_rows_a(queries, q, d->q_rs, nq, D);
+        pack_columns(query_columns, q, d->q_rs, nq, D);
         scale_all(queries, round_up(nq, GEMM_MR) * D, d->scale);
-        pack_queries(grads, dout, wide, nq, D);
-        pack_rows(query_rows, q, d->q_rs, nq, D);
-        pack_rows(grad_rows, dout, wide, nq, D);
-        memset(dq, 0, (size_t)(QUERIES * Dp) * sizeof(float));
-        for (int64_t i = 0; i < nq; i++)
-            delta[i] = dot(out + i * wide, dout + i * wide, D);
+        scale_all(query_columns, nq * Dm, d->scale);
+        pack_rows_a(grads, dout, wide, nq, D);
+        pack_columns(grad_columns, dout, wide, nq, D);
+        pack_rows_a(outs, j->o + at, wide, nq, D);
+        row_dots(delta, outs, grads, nq, D);
+        memset(dq, 0, (size_t)(QUERIES * Ds) * sizeof(float));
         for (int64_t s0 = 0; s0 < S; s0 += KEYS) {
             const int64_t seen = min64(KEYS, S - s0);
-            for (int64_t i0 = 0; i0 < nq; i0 += GEMM_MR) {
-                scores_of(p + i0 * KEYS, queries + i0 * D, keys + s0 * D, seen, D);
-                scores_of(ds + i0 * KEYS, grads + i0 * D, values + s0 * D, seen, D);
+            for (int64_t k0 = 0; k0 < seen; k0 += GEMM_NR) {
+                const int64_t lane0 = s0 + k0;
+                scores_of(p, queries, keys + lane0 * D, nq, S - lane0, D);
+                scores_of(ds, grads, values + lane0 * D, nq, S - lane0, D);
+                mask_scores(p, d, t, nq, lane0);
+                probabilities(p, ds, nq, j->stats + task * d->T + t, delta);
+                accumulate(dv + lane0 * Ds, grad_columns, p, nq, S - lane0, D);
+                accumulate(dk + lane0 * Ds, query_columns, ds, nq, S - lane0, D);
+                const cdad_mat B = {.data = ds, .rs = 1, .cs = GEMM_NR};
+                for (int64_t i = 0; i < nq; i += GEMM_NR)
+                    CDAD_K(gemm_pack_b)(turned + i * KEYS + k0 * GEMM_NR, &B, i, min64(GEMM_NR, nq - i), 0,
+                                        min64(GEMM_NR, seen - k0));
             }
-            for (int64_t i = 0; i < nq; i++) {
-                float *row = p + i * KEYS, *g = ds + i * KEYS;
-                mask_scores(row, d, t + i, s0, seen);
-                softmax_of(row, round_up(seen, VL), j->stats[task * d->T + t + i]);
-                for (int64_t c = 0; c < seen; c += VL)
-                    v_store(g + c, v_load(row + c) * (v_load(g + c) - delta[i]) * d->scale);
-            }
-            for (int64_t i0 = 0; i0 < nq; i0 += GEMM_MR) {
-                const cdad_mat A = {.data = ds + i0 * KEYS, .rs = KEYS, .cs = 1};
-                CDAD_K(gemm_pack_a)(panel, &A, 0, min64(GEMM_MR, nq - i0), 0, seen);
-                accumulate(dq + i0 * Dp, panel, GEMM_MR, key_rows + s0 * Dp, seen, D);
-            }
-            accumulate_transposed(dk + s0 * Dp, ds, panel, seen, query_rows, nq, D);
-            accumulate_transposed(dv + s0 * Dp, p, panel, seen, grad_rows, nq, D);
+            for (int64_t i = 0; i < nq; i += GEMM_NR)
+                accumulate(dq + i * Ds, key_columns + s0 * Dm, turned + i * KEYS, seen, nq - i, D);
         }
-        copy_rows(j->dq + (n * d->T + t) * wide + l * D, wide, dq, nq, D);
+        store_rows(j->dq + at, wide, dq, nq, D);
     }
-    copy_rows(j->dk + n * S * wide + l * D, wide, dk, S, D);
-    copy_rows(j->dv + n * S * wide + l * D, wide, dv, S, D);
+    store_rows(j->dk + n * S * wide + l * D, wide, dk, S, D);
+    store_rows(j->dv + n * S * wide + l * D, wide, dv, S, D);
 }
 
 void CDAD_K(attention_grad)(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q,

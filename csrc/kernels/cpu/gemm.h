@@ -19,6 +19,9 @@ void CDAD_K(gemm_pack_a)(float *panel, const cdad_mat *A, int64_t m0, int64_t ro
 /* Packs columns n0 .. n0+cols-1 (1 <= cols <= GEMM_NR), k0 .. k0+kc-1 of B. */
 void CDAD_K(gemm_pack_b)(float *panel, const cdad_mat *B, int64_t n0, int64_t cols, int64_t k0, int64_t kc);
 
+/* to[i*rs + k] = element (i, k) of a panel of GEMM_NR lanes, i < lanes, k < kc. */
+void CDAD_K(gemm_unpack)(float *to, int64_t rs, const float *panel, int64_t lanes, int64_t kc);
+
 /* C[i,j] (+)= sum_k a[k,i] * b[k,j], then + bias[j] unless bias is NULL; i < rows, j < cols. The sum is one
  * chain of multiply-adds from zero in the order of k, whatever rows and cols are. */
 void CDAD_K(gemm_tile)(int64_t kc, const float *a, const float *b, int64_t rows, int64_t cols, float *C,

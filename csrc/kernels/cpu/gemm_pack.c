@@ -50,6 +50,19 @@ INLINE void interleave(float *dst, int64_t width, const float *const *lane, int6
             dst[i] = lane[i][k];
 }
 
+/* Runs are short: a call of memcpy would cost more than the copy. */
+INLINE void copy_run(float *dst, const float *src, int64_t n) {
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        memcpy(dst + i, src + i, 4 * sizeof(float));
+    if (n & 2) {
+        memcpy(dst + i, src + i, 2 * sizeof(float));
+        i += 2;
+    }
+    if (n & 1)
+        dst[i] = src[i];
+}
+
 /* Element (lane, k) is src[lane*lane_stride + k*k_stride]. */
 INLINE void pack_plain(float *dst, int64_t width, const float *src, int64_t lane_stride, int64_t k_stride,
                        int64_t lanes, int64_t kc) {
@@ -61,6 +74,10 @@ INLINE void pack_plain(float *dst, int64_t width, const float *src, int64_t lane
     } else if (lane_stride == 1 && lanes == width) {
         for (int64_t k = 0; k < kc; k++)
             memcpy(dst + k * width, src + k * k_stride, (size_t)width * sizeof(float));
+    } else if (lane_stride == 1) {
+        memset(dst, 0, (size_t)(kc * width) * sizeof(float));
+        for (int64_t k = 0; k < kc; k++)
+            copy_run(dst + k * width, src + k * k_stride, lanes);
     } else {
         for (int64_t k = 0; k < kc; k++, dst += width) {
             for (int64_t i = 0; i < lanes; i++)
@@ -78,19 +95,6 @@ static inline int64_t source(int64_t at, int64_t extent, const cdad_unfold *u) {
     if (u->up > 1)
         at /= u->up;
     return at < extent ? at : -1;
-}
-
-/* Runs are short: a call of memcpy would cost more than the copy. */
-INLINE void copy_run(float *dst, const float *src, int64_t n) {
-    int64_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        memcpy(dst + i, src + i, 4 * sizeof(float));
-    if (n & 2) {
-        memcpy(dst + i, src + i, 2 * sizeof(float));
-        i += 2;
-    }
-    if (n & 1)
-        dst[i] = src[i];
 }
 
 /* n columns, from number `begin` of kernel row r on, of one row of the unfolded matrix, whose window begins
@@ -210,4 +214,17 @@ void CDAD_K(gemm_pack_b)(float *panel, const cdad_mat *B, int64_t n0, int64_t co
         unfold_b(panel, B->unfold, B->data, n0, cols, k0, kc);
     else
         pack_plain(panel, GEMM_NR, B->data + k0 * B->rs + n0 * B->cs, B->cs, B->rs, cols, kc);
+}
+
+void CDAD_K(gemm_unpack)(float *to, int64_t rs, const float *panel, int64_t lanes, int64_t kc) {
+    const int64_t i4 = lanes / 4 * 4, k4 = kc / 4 * 4;
+    for (int64_t i = 0; i < i4; i += 4)
+        for (int64_t k = 0; k < k4; k += 4) {
+            const float *from = panel + k * GEMM_NR + i;
+            transpose4(to + i * rs + k, rs, load4(from), load4(from + GEMM_NR), load4(from + 2 * GEMM_NR),
+                       load4(from + 3 * GEMM_NR), 4);
+        }
+    for (int64_t i = 0; i < lanes; i++)
+        for (int64_t k = i < i4 ? k4 : 0; k < kc; k++)
+            to[i * rs + k] = panel[k * GEMM_NR + i];
 }
