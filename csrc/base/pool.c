@@ -60,7 +60,8 @@ static void after_fork_in_child(void) {
     pthread_mutex_init(&pools_lock, NULL);
     for (cdad_pool *pool = pools; pool; pool = pool->next_pool) {
         init_locks(pool);
-        pool->n_started = pool->idle = 0;
+        pool->n_started = 0;
+        atomic_store(&pool->idle, 0);
     }
 }
 static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
