@@ -24,8 +24,9 @@ void cdad_project(const cdad_context *ctx, float *dW, int64_t O, const float *U,
     void *gemm_scratch = (char *)scratch + cdad_align_up(O * k * (int64_t)sizeof(float));
     const cdad_mat basis = {.data = U, .rs = k, .cs = 1}, basis_t = {.data = U, .rs = 1, .cs = k};
     const cdad_mat update = {.data = dW, .rs = d, .cs = 1}, coefficients = {.data = inside, .rs = k, .cs = 1};
-    kernels->gemm(ctx, O, k, d, update, basis, inside, k, NULL, 0, gemm_scratch);
+    kernels->gemm(ctx, O, k, d, update, basis, inside, k, NULL, gemm_scratch);
     if (off)
         kernels->affine(ctx, inside, inside, O * k, -1, 0);
-    kernels->gemm(ctx, O, d, k, coefficients, basis_t, dW, d, NULL, off, gemm_scratch);
+    const cdad_epilogue with = {.accumulate = off};
+    kernels->gemm(ctx, O, d, k, coefficients, basis_t, dW, d, &with, gemm_scratch);
 }

@@ -54,6 +54,8 @@ typedef struct cdad_call {
     const cdad_shape *out_shape;
     const cdad_attr *attr;
     void *scratch;
+    const float *sum; /* of CDAD_OP_EPILOGUE: what to add to output 0, of its shape; or NULL */
+    int act;          /* and what to apply to that, a cdad_activation */
 } cdad_call;
 
 struct cdad_graph;
@@ -63,7 +65,8 @@ enum {
     CDAD_OP_NO_GRAD = 1,  /* has no gradient rule: it is never on a path that wants one */
     CDAD_OP_IN_PLACE = 2, /* output 0 may take over the memory of input 0 when nobody else reads it */
     CDAD_OP_VIEW = 4,     /* output 0 has the same elements as input 0, and shares its memory if it can */
-    CDAD_OP_STOP = 8      /* gradients end here by intent */
+    CDAD_OP_STOP = 8,     /* gradients end here by intent */
+    CDAD_OP_EPILOGUE = 16 /* takes over a following sum and activation (graph/fuse.h): cdad_call.sum and .act */
 };
 
 typedef struct cdad_op {
@@ -71,6 +74,7 @@ typedef struct cdad_op {
     int min_in, max_in, n_out;
     unsigned flags;
     const cdad_attr_spec *attrs; /* NULL: none */
+    int activation;              /* elementwise: the cdad_activation that it applies to its input; 0: another op */
 
     /* Checks shapes and attributes, fills in the output shapes. All checks live here. */
     cdad_status (*infer)(const cdad_infer *args, cdad_error *err);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "graph/fuse.h"
 
 #define POLL_SECONDS 0.02
 
@@ -17,11 +18,10 @@ typedef struct place {
     unsigned char used, external;
 } place;
 
-typedef struct step {
-    int64_t node;
-    cdad_tap_fn tap;
-    void *tap_arg;
-} step;
+typedef struct tap {
+    cdad_tap_fn fn; /* NULL: none */
+    void *arg;
+} tap;
 
 typedef struct handover {
     cdad_value value;
@@ -34,7 +34,8 @@ struct cdad_program {
     place *places; /* [n_values] */
     float **data;  /* [n_values]: where a value is */
     int64_t n_values;
-    step *steps;
+    cdad_step *steps;
+    tap *taps; /* [n_steps] */
     int64_t n_steps;
     char *arena;
     char *scratch;
@@ -53,26 +54,37 @@ void cdad_program_free(cdad_program *p) {
     cdad_free(p->places);
     cdad_free(p->data);
     cdad_free(p->steps);
+    cdad_free(p->taps);
     cdad_free(p->handovers);
     cdad_free(p->arena);
     cdad_free(p->scratch);
     cdad_free(p);
 }
 
-static cdad_status use(cdad_program *p, cdad_value v, const char *what, int64_t i, cdad_error *err) {
+static cdad_status use(cdad_program *p, unsigned char *kept, cdad_value v, const char *what, int64_t i,
+                       cdad_error *err) {
     CDAD_FAIL_IF(v < 0 || v >= p->n_values, err, CDAD_INVALID, "%s %lld is no value of the graph", what, (long long)i);
-    p->places[v].used = 1;
+    p->places[v].used = kept[v] = 1;
     return CDAD_OK;
 }
 
-/* Keeps the nodes that the outputs and handovers need, in order. */
-static cdad_status select_nodes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs,
+/* Of a step: the value of input i, or, past the node's inputs, of what is added. */
+static cdad_value input_of(const cdad_graph *g, const cdad_step *s, int i) {
+    const cdad_node *node = &g->nodes[s->node];
+    return i < node->n_in ? node->in[i] : s->sum;
+}
+static cdad_value output_of(const cdad_graph *g, const cdad_step *s, int j) {
+    return j == 0 ? s->out : g->nodes[s->node].out[j];
+}
+
+/* Keeps the nodes that the outputs and handovers need, in order, merged where that can be; kept [n_values], zero. */
+static cdad_status select_nodes(cdad_program *p, unsigned char *kept, int64_t n_outputs, const cdad_value *outputs,
                                 const cdad_program_options *options, cdad_error *err) {
     const cdad_graph *g = p->g;
     for (int64_t i = 0; i < n_outputs; i++)
-        CDAD_TRY(use(p, outputs[i], "output", i, err));
+        CDAD_TRY(use(p, kept, outputs[i], "output", i, err));
     for (int64_t i = 0; i < options->n_handovers; i++)
-        CDAD_TRY(use(p, options->handovers[i].value, "handover", i, err));
+        CDAD_TRY(use(p, kept, options->handovers[i].value, "handover", i, err));
     for (int64_t k = g->n_nodes - 1; k >= 0; k--) {
         const cdad_node *node = &g->nodes[k];
         int used = 0;
@@ -91,8 +103,14 @@ static cdad_status select_nodes(cdad_program *p, int64_t n_outputs, const cdad_v
     int64_t at = 0;
     for (int64_t k = 0; k < g->n_nodes; k++)
         if (p->places[g->nodes[k].out[0]].used)
-            p->steps[at++].node = k;
-    return CDAD_OK;
+            p->steps[at++] = (cdad_step){.node = k, .out = g->nodes[k].out[0], .sum = CDAD_NONE};
+    CDAD_TRY(cdad_fuse(g, p->steps, &p->n_steps, kept, err));
+    for (int64_t v = 0; v < g->n_values; v++) /* what lay between merged steps is computed no more */
+        p->places[v].used &= g->values[v].kind != CDAD_VALUE_NODE;
+    for (int64_t t = 0; t < p->n_steps; t++)
+        for (int j = 0; j < g->nodes[p->steps[t].node].op->n_out; j++)
+            p->places[output_of(g, &p->steps[t], j)].used = 1;
+    return cdad_alloc_zero((void **)&p->taps, p->n_steps * (int64_t)sizeof *p->taps, err);
 }
 
 /* The most scratch that a step wants with these kernels and so many threads. */
@@ -144,12 +162,13 @@ static cdad_status find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad
         q->bytes = cdad_align_up(cdad_shape_count(&g->values[v].shape) * (int64_t)sizeof(float));
     }
     for (int64_t t = 0; t < p->n_steps; t++) {
-        const cdad_node *node = &g->nodes[p->steps[t].node];
-        for (int i = 0; i < node->n_in; i++)
-            if (node->in[i] != CDAD_NONE)
-                p->places[node->in[i]].last = t;
+        const cdad_step *s = &p->steps[t];
+        const cdad_node *node = &g->nodes[s->node];
+        for (int i = 0; i <= node->n_in; i++)
+            if (input_of(g, s, i) != CDAD_NONE)
+                p->places[input_of(g, s, i)].last = t;
         for (int j = 0; j < node->op->n_out; j++)
-            p->places[node->out[j]].first = p->places[node->out[j]].last = t;
+            p->places[output_of(g, s, j)].first = p->places[output_of(g, s, j)].last = t;
     }
     CDAD_TRY(cdad_alloc((void **)&p->handovers, options->n_handovers * (int64_t)sizeof *p->handovers, err));
     for (int64_t i = 0; i < options->n_handovers; i++) {
@@ -169,11 +188,12 @@ static cdad_status find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad
 static void share_memory(cdad_program *p) {
     const cdad_graph *g = p->g;
     for (int64_t t = 0; t < p->n_steps; t++) {
-        const cdad_node *node = &g->nodes[p->steps[t].node];
+        const cdad_step *s = &p->steps[t];
+        const cdad_node *node = &g->nodes[s->node];
         const unsigned flags = node->op->flags;
         if (!(flags & (CDAD_OP_VIEW | CDAD_OP_IN_PLACE)))
             continue;
-        place *out = &p->places[node->out[0]];
+        place *out = &p->places[s->out];
         place *root = &p->places[p->places[node->in[0]].root];
         if (out->external || out->bytes != root->bytes)
             continue;
@@ -258,6 +278,7 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
                              const cdad_program_options *options, const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_program *p = NULL;
+    unsigned char *kept = NULL;
     const cdad_program_options none = {0};
     options = options ? options : &none;
     *out = NULL;
@@ -266,7 +287,8 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     p->n_values = g->n_values;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->places, p->n_values * (int64_t)sizeof *p->places, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->data, p->n_values * (int64_t)sizeof *p->data, err));
-    CDAD_TRY_DONE(select_nodes(p, n_outputs, outputs, options, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&kept, p->n_values, err));
+    CDAD_TRY_DONE(select_nodes(p, kept, n_outputs, outputs, options, err));
     for (int64_t i = 0; i < options->n_external; i++)
         p->places[options->external[i]].external = 1;
     CDAD_TRY_DONE(find_lifetimes(p, n_outputs, outputs, options, err));
@@ -278,6 +300,7 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     *out = p;
     p = NULL;
 done:
+    cdad_free(kept);
     cdad_program_free(p);
     return status;
 }
@@ -305,8 +328,7 @@ cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn,
         const cdad_node *node = &p->g->nodes[p->steps[t].node];
         if (node->n_in < 2 || node->in[1] != weight || (node->op->flags & CDAD_OP_NO_GRAD))
             continue;
-        p->steps[t].tap = fn;
-        p->steps[t].tap_arg = arg;
+        p->taps[t] = (tap){fn, arg};
         found = 1;
     }
     CDAD_FAIL_IF(!found, err, CDAD_INVALID, "no node of this program reads the weight (value %d)", weight);
@@ -329,6 +351,7 @@ static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad
         out[j] = call->out_shape[j];
         elements += cdad_shape_count(&out[j]);
     }
+    elements += call->sum ? cdad_shape_count(&out[0]) : 0;
     event.bytes = elements * (int64_t)sizeof(float);
     cdad_shape_text(&out[0], event.shape);
     if (node->op->flops)
@@ -337,8 +360,9 @@ static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad
     return cdad_profile_add(ctx->profile, &event, err);
 }
 
-static cdad_status run_step(cdad_program *p, const step *s, const cdad_context *ctx, cdad_error *err) {
+static cdad_status run_step(cdad_program *p, int64_t t, const cdad_context *ctx, cdad_error *err) {
     const cdad_graph *g = p->g;
+    const cdad_step *s = &p->steps[t];
     const cdad_node *node = &g->nodes[s->node];
     const float *in[CDAD_MAX_INPUTS];
     float *out[CDAD_MAX_OUTPUTS];
@@ -349,18 +373,20 @@ static cdad_status run_step(cdad_program *p, const step *s, const cdad_context *
         in_shape[i] = v == CDAD_NONE ? (cdad_shape){.ndim = -1} : g->values[v].shape;
     }
     for (int j = 0; j < node->op->n_out; j++) {
-        out[j] = p->data[node->out[j]];
+        out[j] = p->data[output_of(g, s, j)];
         out_shape[j] = g->values[node->out[j]].shape;
     }
-    if (s->tap)
-        CDAD_TRY(s->tap(s->tap_arg, ctx, node, in[0], &in_shape[0], err));
+    if (p->taps[t].fn)
+        CDAD_TRY(p->taps[t].fn(p->taps[t].arg, ctx, node, in[0], &in_shape[0], err));
     const cdad_call call = {.n_in = node->n_in,
                             .in = in,
                             .in_shape = in_shape,
                             .out = out,
                             .out_shape = out_shape,
                             .attr = node->attr,
-                            .scratch = p->scratch};
+                            .scratch = p->scratch,
+                            .sum = s->sum == CDAD_NONE ? NULL : p->data[s->sum],
+                            .act = s->act};
     if (!ctx->profile || node->op->flags & CDAD_OP_VIEW)
         return node->op->run(ctx, &call, err);
     const double start = cdad_clock();
@@ -397,7 +423,7 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
     int64_t next = 0;
     CDAD_TRY(hand_over(p, -1, &next, ctx, err));
     for (int64_t t = 0; t < p->n_steps; t++) {
-        CDAD_TRY(run_step(p, &p->steps[t], ctx, err));
+        CDAD_TRY(run_step(p, t, ctx, err));
         CDAD_TRY(hand_over(p, t, &next, ctx, err));
         if (!ctx->poll)
             continue;

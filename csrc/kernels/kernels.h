@@ -39,6 +39,7 @@ typedef struct cdad_pixels {
 } cdad_pixels;
 
 typedef enum {
+    CDAD_ACT_NONE,      /* x */
     CDAD_ACT_SILU,      /* x * sigmoid(x) */
     CDAD_ACT_RELU,
     CDAD_ACT_RELU6,
@@ -79,20 +80,33 @@ typedef struct cdad_adamw {
     int m_is_bf16;      /* m is bfloat16 [n] (uint16_t), rounded to nearest even, instead of float */
 } cdad_adamw;
 
+/* What a product does beside multiplying. All zero: nothing. The result is act((A B + bias) + sum), in this order: the
+ * bits of separate passes. */
+typedef struct cdad_epilogue {
+    int accumulate;      /* to what the result holds: gemm only */
+    const float *bias;   /* one a column, or NULL */
+    const float *sum;    /* laid out as the result, and apart from it, or NULL */
+    cdad_activation act;
+    /* Factors are rounded to bfloat16 (to nearest even; denormals to zero) and their products summed in float32, by
+     * pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
+     * unless a sum falls among the denormals. gemm only: the others ignore it. */
+    int bf16;
+} cdad_epilogue;
+
 typedef struct cdad_kernels {
     const char *name; /* "portable", "avx2", "avx512", ... */
 
-    /* C[m,n] (+)= sum_k A[m,k] * B[k,n] + bias[n]. C has row stride ldc. bias may be NULL. accumulate: 0 or 1.
+    /* C[m,n] = sum_k A[m,k] * B[k,n] and what `with` (NULL: nothing) adds. C has row stride ldc.
      * scratch: gemm_scratch(M, N, K, threads) bytes. Long sums (K much larger than M*N) are split by shape. */
     void (*gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
-                 int64_t ldc, const float *bias, int accumulate, void *scratch);
+                 int64_t ldc, const cdad_epilogue *with, void *scratch);
     int64_t (*gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
 
-    /* y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, + bias (or NULL), by F(m x m, 3 x 3), m = 2
-     * or 4. Element (c, o) of w is the weight's tap (0, 0), tap (r, s) lies r*tap_r + s*tap_s floats further.
-     * scratch: winograd_scratch bytes. */
+    /* y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, and what `with` (NULL: nothing) adds, by
+     * F(m x m, 3 x 3), m = 2 or 4. Element (c, o) of w is the weight's tap (0, 0), tap (r, s) lies r*tap_r + s*tap_s
+     * floats further. scratch: winograd_scratch bytes. */
     void (*winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
-                     const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch);
+                     const cdad_epilogue *with, const cdad_unfold *u, int64_t O, int m, void *scratch);
     int64_t (*winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
 
     /* dw [O,3,3,C] of such a convolution, from dy [N,P,Q,O]. Sums run over the batch by tiles in a fixed order. */
@@ -100,10 +114,10 @@ typedef struct cdad_kernels {
                           int64_t O, int m, void *scratch);
     int64_t (*winograd_grad_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
 
-    /* y = convolution of x (as `u` would unfold it, up = 1), O channels, + bias (or NULL): the product with w, plain,
-     * [R*S*C, O], without unfolding, for few channels. scratch: narrow_conv2d_scratch bytes. */
-    void (*narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float *bias,
-                          const cdad_unfold *u, int64_t O, void *scratch);
+    /* y = convolution of x (as `u` would unfold it, up = 1), O channels, and what `with` (NULL: nothing) adds: the
+     * product with w, plain, [R*S*C, O], without unfolding, for few channels. scratch: narrow_conv2d_scratch bytes. */
+    void (*narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w,
+                          const cdad_epilogue *with, const cdad_unfold *u, int64_t O, void *scratch);
     int64_t (*narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threads);
     /* dw [O,R,S,C] of the above, from dy [N,P,Q,O]. scratch: narrow_conv2d_grad_weight_scratch bytes. */
     void (*narrow_conv2d_grad_weight)(const cdad_context *ctx, float *dw, const float *dy, const float *x,

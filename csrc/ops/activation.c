@@ -2,7 +2,7 @@
 #include "ops/ops.h"
 #include "ops/support.h"
 
-static const cdad_attr_spec grad_attrs[] = {CDAD_INT("kind", 0), CDAD_ATTRS_END};
+static const cdad_attr_spec grad_attrs[] = {CDAD_INT("kind", CDAD_ACT_SILU), CDAD_ATTRS_END};
 
 static cdad_status run_activation(const cdad_context *ctx, const cdad_call *call, cdad_activation kind) {
     ctx->kernels->activation(ctx, call->out[0], call->in[0], cdad_shape_count(&call->out_shape[0]), kind);
@@ -31,6 +31,7 @@ static cdad_status add_grad(cdad_graph *g, const cdad_node *node, cdad_value dy,
         .max_in = 1,                                                                                 \
         .n_out = 1,                                                                                  \
         .flags = CDAD_OP_IN_PLACE,                                                                   \
+        .activation = KIND,                                                                          \
         .infer = cdad_infer_unary,                                                                   \
         .grad = grad_##NAME,                                                                         \
         .run = run_##NAME,                                                                           \
@@ -49,7 +50,7 @@ ACTIVATION(sqrt, CDAD_ACT_SQRT);
 /* dy, x -> dx = dy * act'(x) */
 static cdad_status infer_grad(const cdad_infer *args, cdad_error *err) {
     const int64_t kind = args->attr[0].i;
-    CDAD_FAIL_IF(kind < 0 || kind >= CDAD_ACT_COUNT, err, CDAD_INVALID,
+    CDAD_FAIL_IF(kind <= CDAD_ACT_NONE || kind >= CDAD_ACT_COUNT, err, CDAD_INVALID,
                  "activation_grad: there is no activation %lld", (long long)kind);
     CDAD_TRY(cdad_want_shape(&args->in[1], args->in[0], "activation_grad", "input", err));
     args->out[0] = args->in[0];

@@ -12,12 +12,12 @@
 #include "ops/window.h"
 #include "ops/winograd.h"
 
-enum { UPSAMPLE = CDAD_WINDOW_END, WINOGRAD };     /* of conv2d */
-enum { HEIGHT = CDAD_WINDOW_END, WIDTH, TURNED_WINOGRAD }; /* of grad_input: the image's size */
-enum { ROWS = WINOGRAD + 1, COLS };                /* of grad_weight: those of conv2d, and the kernel's size */
+enum { UPSAMPLE = CDAD_WINDOW_END, WINOGRAD, BF16 };                    /* of conv2d */
+enum { HEIGHT = CDAD_WINDOW_END, WIDTH, TURNED_WINOGRAD, TURNED_BF16 }; /* of grad_input: the image's size */
+enum { ROWS = BF16 + 1, COLS }; /* of grad_weight: those of conv2d, and the kernel's size */
 
 static const cdad_attr_spec conv2d_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
-                                              CDAD_ATTRS_END};
+                                              CDAD_BF16_ATTR, CDAD_ATTRS_END};
 
 static cdad_status check_upsample(const char *op, const cdad_attr *attr, cdad_error *err) {
     const int64_t up = attr[UPSAMPLE].i;
@@ -56,6 +56,7 @@ static cdad_status grad_of_input(cdad_graph *g, const cdad_node *node, cdad_valu
     attr[HEIGHT].i = x.dim[1] * up;
     attr[WIDTH].i = x.dim[2] * up;
     attr[TURNED_WINOGRAD].i = node->attr[WINOGRAD].i;
+    attr[TURNED_BF16].i = node->attr[BF16].i;
     CDAD_TRY(
         cdad_graph_add(g, &cdad_op_conv2d_grad_input, 2, (cdad_value[]){dy, node->in[1]}, attr, dx, err));
     return up == 1 ? CDAD_OK : cdad_node_add(g, &cdad_op_upsample2x_grad, 1, dx, dx, err, NULL);
@@ -102,7 +103,7 @@ static cdad_mat taps(const float *w, const cdad_shape *shape) {
 static int64_t scratch_conv2d(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *w = &args->in[1];
     const cdad_unfold u = cdad_conv2d_unfold(args->attr, &args->in[0], w, &args->out[0]);
-    const int m = cdad_winograd_choose(args->attr[WINOGRAD].i, &u, w->dim[0]);
+    const int m = cdad_winograd_choose(args->attr[WINOGRAD].i, args->attr[BF16].i, &u, w->dim[0]);
     if (!m && cdad_narrow_choose(&u, w->dim[0]))
         return kernels->narrow_conv2d_scratch(&u, w->dim[0], threads);
     return m ? kernels->winograd_scratch(&u, w->dim[0], m, threads)
@@ -119,17 +120,17 @@ static cdad_status run_conv2d(const cdad_context *ctx, const cdad_call *call, cd
     const cdad_shape *w = &call->in_shape[1];
     const cdad_unfold u = cdad_conv2d_unfold(call->attr, &call->in_shape[0], w, &call->out_shape[0]);
     const int64_t M = cdad_shape_rows(&call->out_shape[0]), O = w->dim[0], K = cdad_shape_span(w, 1, 4);
-    const int m = cdad_winograd_choose(call->attr[WINOGRAD].i, &u, O);
-    const float *bias = cdad_optional_data(call, 2);
+    const int m = cdad_winograd_choose(call->attr[WINOGRAD].i, call->attr[BF16].i, &u, O);
+    const cdad_epilogue with = cdad_call_epilogue(call, cdad_optional_data(call, 2), call->attr[BF16].i);
     if (m)
-        ctx->kernels->winograd(ctx, call->out[0], call->in[0], taps(call->in[1], w), 3 * u.C, u.C, bias, &u, O, m,
+        ctx->kernels->winograd(ctx, call->out[0], call->in[0], taps(call->in[1], w), 3 * u.C, u.C, &with, &u, O, m,
                                call->scratch);
     else if (cdad_narrow_choose(&u, O))
         ctx->kernels->narrow_conv2d(ctx, dense_pixels(call->out[0], &u, O), call->in[0],
-                                    cdad_mat_transposed(call->in[1], K), bias, &u, O, call->scratch);
+                                    cdad_mat_transposed(call->in[1], K), &with, &u, O, call->scratch);
     else
         ctx->kernels->gemm(ctx, M, O, K, image_matrix(call->in[0], &u), cdad_mat_transposed(call->in[1], K),
-                           call->out[0], O, bias, 0, call->scratch);
+                           call->out[0], O, &with, call->scratch);
     return CDAD_OK;
 }
 
@@ -138,6 +139,7 @@ const cdad_op cdad_op_conv2d = {
     .min_in = 2,
     .max_in = 3,
     .n_out = 1,
+    .flags = CDAD_OP_EPILOGUE,
     .attrs = conv2d_attrs,
     .infer = infer_conv2d,
     .grad = grad_conv2d,
@@ -148,7 +150,8 @@ const cdad_op cdad_op_conv2d = {
 
 /* dy [N,P,Q,O], w [O,R,S,C] -> dx [N,height,width,C] */
 static const cdad_attr_spec grad_input_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("height", 0),
-                                                  CDAD_INT("width", 0), CDAD_WINOGRAD_ATTR, CDAD_ATTRS_END};
+                                                  CDAD_INT("width", 0), CDAD_WINOGRAD_ATTR, CDAD_BF16_ATTR,
+                                                  CDAD_ATTRS_END};
 
 static cdad_status infer_grad_input(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *dy = &args->in[0], *w = &args->in[1];
@@ -209,7 +212,7 @@ static cdad_unfold phase_unfold(const cdad_shape *dy, phase h, phase v) {
 /* 0: directly. Winograd's way is for one phase alone, and turns the weight as it reads it. */
 static int turned_winograd(const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *w, cdad_unfold *u) {
     *u = phase_unfold(dy, phase_h(attr, w, 0), phase_w(attr, w, 0));
-    return attr[CDAD_STRIDE].i == 1 ? cdad_winograd_choose(attr[TURNED_WINOGRAD].i, u, w->dim[3]) : 0;
+    return attr[CDAD_STRIDE].i == 1 ? cdad_winograd_choose(attr[TURNED_WINOGRAD].i, attr[TURNED_BF16].i, u, w->dim[3]) : 0;
 }
 
 static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
@@ -250,6 +253,15 @@ static const float *turned_weight(const cdad_context *ctx, const cdad_call *call
     return call->scratch;
 }
 
+static void finish_phases(const cdad_context *ctx, const cdad_call *call) {
+    const cdad_shape *x = &call->out_shape[0];
+    const cdad_broadcast same = cdad_broadcast_of(x, x);
+    if (call->sum)
+        ctx->kernels->binary(ctx, call->out[0], call->out[0], call->sum, &same, CDAD_BINARY_ADD);
+    if (call->act)
+        ctx->kernels->activation(ctx, call->out[0], call->out[0], cdad_shape_count(x), (cdad_activation)call->act);
+}
+
 static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, phase v) {
     const cdad_shape *dy = &call->in_shape[0], *w = &call->in_shape[1];
     const int64_t N = dy->dim[0], O = w->dim[0], C = w->dim[3], stride = call->attr[CDAD_STRIDE].i;
@@ -257,18 +269,20 @@ static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, p
     char *pixels = (char *)call->scratch + turned_bytes(w);
     float *dx = stride == 1 ? call->out[0] : (float *)pixels;
     const cdad_unfold u = phase_unfold(dy, h, v);
+    const cdad_epilogue dense = cdad_call_epilogue(call, NULL, call->attr[TURNED_BF16].i);
+    const cdad_epilogue with = stride == 1 ? dense : (cdad_epilogue){.bf16 = dense.bf16};
     if (cdad_narrow_choose(&u, C)) {
         const cdad_pixels to = {.data = call->out[0] + (h.first * W + v.first) * C, .image = H * W * C,
                                 .row = stride * W * C, .pixel = stride * C};
-        ctx->kernels->narrow_conv2d(ctx, to, call->in[0], cdad_mat_rows(turned_weight(ctx, call, h, v), C), NULL, &u, C,
-                                    pixels);
+        ctx->kernels->narrow_conv2d(ctx, to, call->in[0], cdad_mat_rows(turned_weight(ctx, call, h, v), C), &with, &u,
+                                    C, pixels);
         return;
     }
     if (h.taps * v.taps == 0)
         memset(dx, 0, (size_t)(N * h.n * v.n * C) * sizeof *dx);
     else
         ctx->kernels->gemm(ctx, N * h.n * v.n, C, h.taps * v.taps * O, image_matrix(call->in[0], &u),
-                           cdad_mat_rows(turned_weight(ctx, call, h, v), C), dx, C, NULL, 0,
+                           cdad_mat_rows(turned_weight(ctx, call, h, v), C), dx, C, &with,
                            pixels + phase_bytes(dy, w, call->attr));
     for (int64_t row = 0; stride > 1 && row < N * h.n; row++) {
         const int64_t y = row / h.n * H + h.first + row % h.n * stride;
@@ -284,7 +298,8 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
     const int m = turned_winograd(call->attr, &call->in_shape[0], w, &u);
     if (m) {
         const cdad_mat turned = {.data = call->in[1] + 8 * C, .rs = cdad_shape_span(w, 1, 4), .cs = 1};
-        ctx->kernels->winograd(ctx, call->out[0], call->in[0], turned, -3 * C, -C, NULL, &u, C, m, call->scratch);
+        const cdad_epilogue with = cdad_call_epilogue(call, NULL, 0);
+        ctx->kernels->winograd(ctx, call->out[0], call->in[0], turned, -3 * C, -C, &with, &u, C, m, call->scratch);
         return CDAD_OK;
     }
     for (int64_t a = 0; a < call->attr[CDAD_STRIDE].i; a++)
@@ -293,6 +308,8 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
             if (h.n * v.n > 0)
                 run_phase(ctx, call, h, v);
         }
+    if (call->attr[CDAD_STRIDE].i > 1) /* several phases: what one product adds at its end is added at theirs */
+        finish_phases(ctx, call);
     return CDAD_OK;
 }
 
@@ -301,7 +318,7 @@ const cdad_op cdad_op_conv2d_grad_input = {
     .min_in = 2,
     .max_in = 2,
     .n_out = 1,
-    .flags = CDAD_OP_NO_GRAD,
+    .flags = CDAD_OP_NO_GRAD | CDAD_OP_EPILOGUE,
     .attrs = grad_input_attrs,
     .infer = infer_grad_input,
     .scratch = scratch_grad_input,
@@ -311,7 +328,7 @@ const cdad_op cdad_op_conv2d_grad_input = {
 
 /* dy [N,P,Q,O], x [N,H,W,C] -> dw [O,rows,cols,C] */
 static const cdad_attr_spec grad_weight_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
-                                                   CDAD_INT("rows", 0), CDAD_INT("cols", 0), CDAD_ATTRS_END};
+                                                   CDAD_BF16_ATTR, CDAD_INT("rows", 0), CDAD_INT("cols", 0), CDAD_ATTRS_END};
 
 static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *dy = &args->in[0], *x = &args->in[1];
@@ -335,7 +352,7 @@ static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
 static int grad_weight_winograd(const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *x, const cdad_shape *dw,
                                 cdad_unfold *u) {
     *u = cdad_window_unfold(attr, x, dy, dw->dim[1], dw->dim[2], attr[UPSAMPLE].i);
-    return cdad_winograd_choose_grad(attr[WINOGRAD].i, u, dw->dim[0]);
+    return cdad_winograd_choose_grad(attr[WINOGRAD].i, attr[BF16].i, u, dw->dim[0]);
 }
 
 static int64_t scratch_grad_weight(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
@@ -360,9 +377,11 @@ static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *cal
         ctx->kernels->winograd_grad(ctx, call->out[0], call->in[1], call->in[0], &u, O, m, call->scratch);
     else if (cdad_narrow_choose_grad_weight(&u, O))
         ctx->kernels->narrow_conv2d_grad_weight(ctx, call->out[0], call->in[0], call->in[1], &u, O, call->scratch);
-    else
+    else {
+        const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[BF16].i);
         ctx->kernels->gemm(ctx, O, K, cdad_shape_rows(dy), cdad_mat_transposed(call->in[0], O),
-                           image_matrix(call->in[1], &u), call->out[0], K, NULL, 0, call->scratch);
+                           image_matrix(call->in[1], &u), call->out[0], K, &with, call->scratch);
+    }
     return CDAD_OK;
 }
 

@@ -2,6 +2,10 @@
 #include "ops/ops.h"
 #include "ops/support.h"
 
+enum { BF16 };
+
+static const cdad_attr_spec linear_attrs[] = {CDAD_BF16_ATTR, CDAD_ATTRS_END};
+
 static cdad_status infer_linear(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *x = &args->in[0], *w = &args->in[1], *b = cdad_optional_shape(args, 2);
     CDAD_TRY(cdad_want_ndim(w, 2, "linear", "weight", "[O,K]", err));
@@ -20,9 +24,9 @@ static cdad_status grad_linear(cdad_graph *g, const cdad_node *node, const cdad_
                                const unsigned char *want, cdad_value *din, cdad_error *err) {
     const cdad_value x = node->in[0], w = node->in[1], dy = dout[0];
     if (want[0])
-        CDAD_TRY(cdad_node_add(g, &cdad_op_linear_grad_input, 2, (cdad_value[]){dy, w}, &din[0], err, NULL));
+        CDAD_TRY(cdad_graph_add(g, &cdad_op_linear_grad_input, 2, (cdad_value[]){dy, w}, node->attr, &din[0], err));
     if (want[1])
-        CDAD_TRY(cdad_node_add(g, &cdad_op_linear_grad_weight, 2, (cdad_value[]){dy, x}, &din[1], err, NULL));
+        CDAD_TRY(cdad_graph_add(g, &cdad_op_linear_grad_weight, 2, (cdad_value[]){dy, x}, node->attr, &din[1], err));
     if (want[2])
         CDAD_TRY(cdad_node_reduce_to(g, dy, *cdad_graph_shape(g, node->in[2]), &din[2], err));
     return CDAD_OK;
@@ -37,8 +41,9 @@ static cdad_status run_linear(const cdad_context *ctx, const cdad_call *call, cd
     (void)err;
     const int64_t M = cdad_shape_rows(&call->in_shape[0]), O = call->in_shape[1].dim[0],
                   K = call->in_shape[1].dim[1];
+    const cdad_epilogue with = cdad_call_epilogue(call, cdad_optional_data(call, 2), call->attr[BF16].i);
     ctx->kernels->gemm(ctx, M, O, K, cdad_mat_rows(call->in[0], K), cdad_mat_transposed(call->in[1], K),
-                       call->out[0], O, cdad_optional_data(call, 2), 0, call->scratch);
+                       call->out[0], O, &with, call->scratch);
     return CDAD_OK;
 }
 
@@ -47,6 +52,8 @@ const cdad_op cdad_op_linear = {
     .min_in = 2,
     .max_in = 3,
     .n_out = 1,
+    .flags = CDAD_OP_EPILOGUE,
+    .attrs = linear_attrs,
     .infer = infer_linear,
     .grad = grad_linear,
     .scratch = scratch_linear,
@@ -75,8 +82,9 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
     (void)err;
     const int64_t M = cdad_shape_rows(&call->in_shape[0]), O = call->in_shape[1].dim[0],
                   K = call->in_shape[1].dim[1];
+    const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[BF16].i);
     ctx->kernels->gemm(ctx, M, K, O, cdad_mat_rows(call->in[0], O), cdad_mat_rows(call->in[1], K),
-                       call->out[0], K, NULL, 0, call->scratch);
+                       call->out[0], K, &with, call->scratch);
     return CDAD_OK;
 }
 
@@ -85,7 +93,8 @@ const cdad_op cdad_op_linear_grad_input = {
     .min_in = 2,
     .max_in = 2,
     .n_out = 1,
-    .flags = CDAD_OP_NO_GRAD,
+    .flags = CDAD_OP_NO_GRAD | CDAD_OP_EPILOGUE,
+    .attrs = linear_attrs,
     .infer = infer_grad_input,
     .scratch = scratch_grad_input,
     .flops = cdad_flops_grad_input,
@@ -112,8 +121,9 @@ static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *cal
     (void)err;
     const int64_t M = cdad_shape_rows(&call->in_shape[0]), O = call->out_shape[0].dim[0],
                   K = call->out_shape[0].dim[1];
+    const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[BF16].i);
     ctx->kernels->gemm(ctx, O, K, M, cdad_mat_transposed(call->in[0], O), cdad_mat_rows(call->in[1], K),
-                       call->out[0], K, NULL, 0, call->scratch);
+                       call->out[0], K, &with, call->scratch);
     return CDAD_OK;
 }
 
@@ -123,6 +133,7 @@ const cdad_op cdad_op_linear_grad_weight = {
     .max_in = 2,
     .n_out = 1,
     .flags = CDAD_OP_NO_GRAD,
+    .attrs = linear_attrs,
     .infer = infer_grad_weight,
     .scratch = scratch_grad_weight,
     .flops = cdad_flops_grad_weight,

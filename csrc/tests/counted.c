@@ -20,9 +20,9 @@ static void convolution(int repeats) {
     void *direct = zeros(kernels->gemm_scratch(M, O, K, 1)), *turned = zeros(kernels->gemm_scratch(O, K, M, 1));
     void *tiles = zeros(kernels->winograd_scratch(&u, O, 4, 1));
     for (int i = 0; i < repeats; i++) {
-        kernels->gemm(&ctx, M, O, K, x, w, y, O, NULL, 0, direct);
+        kernels->gemm(&ctx, M, O, K, x, w, y, O, NULL, direct);
         kernels->winograd(&ctx, y, x.data, w, 3 * C, C, NULL, &u, O, 4, tiles);
-        kernels->gemm(&ctx, O, K, M, dy, x, dw, K, NULL, 0, turned);
+        kernels->gemm(&ctx, O, K, M, dy, x, dw, K, NULL, turned);
     }
     void *owned[] = {(void *)(uintptr_t)x.data, (void *)(uintptr_t)w.data, (void *)(uintptr_t)dy.data, y, dw, direct, turned, tiles};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)

@@ -10,6 +10,7 @@ int cdad_test_resample(void);
 int cdad_test_norm(void);
 int cdad_test_attention(void);
 int cdad_test_gemm(void);
+int cdad_test_epilogue(void);
 int cdad_test_winograd(void);
 int cdad_test_conv_narrow(void);
 int cdad_test_continual(void);
@@ -27,6 +28,7 @@ static const struct {
     {"norm", cdad_test_norm},
     {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
+    {"epilogue", cdad_test_epilogue},
     {"winograd", cdad_test_winograd},
     {"conv_narrow", cdad_test_conv_narrow},
     {"continual", cdad_test_continual},

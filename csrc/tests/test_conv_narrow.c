@@ -69,7 +69,8 @@ static float *forward(const conv *c, int threads) {
         y[i] = untouched;
     void *scratch = soiled(table->narrow_conv2d_scratch(&c->u, c->O, threads));
     table->narrow_conv2d(&ctx, (cdad_pixels){.data = y, .image = c->u.P * size, .row = size, .pixel = c->O + GAP}, c->x,
-                         (cdad_mat){.data = c->w, .rs = 1, .cs = c->K}, c->bias, &c->u, c->O, scratch);
+                         (cdad_mat){.data = c->w, .rs = 1, .cs = c->K}, &(cdad_epilogue){.bias = c->bias}, &c->u, c->O,
+                         scratch);
     cdad_free(scratch);
     return y;
 }

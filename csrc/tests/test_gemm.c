@@ -13,7 +13,8 @@ static void run(const cdad_kernels *kernels, int threads, int64_t M, int64_t N, 
                 cdad_mat B, float *C, int64_t ldc, const float *bias, int accumulate) {
     cdad_context ctx = {.pool = pools[threads], .kernels = kernels};
     void *scratch = zeros(kernels->gemm_scratch(M, N, K, threads));
-    kernels->gemm(&ctx, M, N, K, A, B, C, ldc, bias, accumulate, scratch);
+    const cdad_epilogue with = {.bias = bias, .accumulate = accumulate};
+    kernels->gemm(&ctx, M, N, K, A, B, C, ldc, &with, scratch);
     cdad_free(scratch);
 }
 

@@ -243,6 +243,50 @@ static void test_handovers(const cdad_context *ctx) {
     cdad_graph_free(g);
 }
 
+/* Checks the results of a program for `outputs`, and returns its number of steps. */
+static int64_t steps_of(const cdad_graph *g, const cdad_context *ctx, int64_t n_outputs, const cdad_value *outputs) {
+    cdad_program *p = NULL;
+    check_program(g, ctx, ctx, n_outputs, outputs, 0, "fused");
+    CHECK_OK(cdad_program_new(&p, g, n_outputs, outputs, NULL, ctx, err));
+    const int64_t steps = p ? cdad_program_nodes(p) : -1;
+    cdad_program_free(p);
+    return steps;
+}
+#define CHECK_STEPS(wanted, ...)                                                                               \
+    CHECK(steps_of(g, ctx, sizeof((cdad_value[]){__VA_ARGS__}) / sizeof(cdad_value), (cdad_value[]){__VA_ARGS__}) == (wanted), \
+          "other than " #wanted " steps for " #__VA_ARGS__)
+
+/* Sums and activations that only follow a product run with it. */
+static void test_fusing(const cdad_context *ctx) {
+    cdad_graph *g = new_graph();
+    const cdad_value x = input(g, "x", SHAPE(4, 3)), w = input(g, "w", SHAPE(3, 3)), row = input(g, "row", SHAPE(3));
+    const cdad_value y = node(g, "linear", x, w), z = node(g, "add", x, y), a = node(g, "relu", z, CDAD_NONE);
+    CHECK_STEPS(1, a);
+    CHECK_STEPS(2, a, z); /* what is wanted itself is computed */
+    CHECK_STEPS(3, a, y);
+    const cdad_value first = node(g, "linear", a, w), second = node(g, "linear", x, w);
+    const cdad_value both = node(g, "add", first, second), broadcast = node(g, "add", second, row);
+    CHECK_STEPS(3, both); /* the later product adds the earlier one */
+    CHECK_STEPS(2, broadcast);
+    const cdad_value squared = node(g, "add", first, first), late = node(g, "silu", second, CDAD_NONE);
+    CHECK_STEPS(3, squared);
+    const cdad_value early = node(g, "linear", second, w), behind = node(g, "add", early, late);
+    CHECK_STEPS(3, behind); /* `early` adds `late`, which comes before it; `second` is read twice */
+    cdad_graph_free(g);
+
+    /* The gradients of an image that convolutions of both strides read are summed up by the later one. */
+    g = new_graph();
+    const cdad_value image = input(g, "image", SHAPE(2, 6, 5, 4)), kernel = input(g, "kernel", SHAPE(7, 3, 3, 4));
+    cdad_value strided, dense, loss, total, grads[2];
+    CHECK_OK(cdad_node_add(g, &cdad_op_conv2d, 2, (cdad_value[]){image, kernel}, &strided, err, "stride", 2.0, NULL));
+    CHECK_OK(cdad_node_add(g, &cdad_op_conv2d, 2, (cdad_value[]){image, kernel}, &dense, err, NULL));
+    loss = node(g, "mse", strided, node(g, "tanh", strided, CDAD_NONE));
+    total = node(g, "add", loss, node(g, "mse", dense, node(g, "tanh", dense, CDAD_NONE)));
+    CHECK_OK(cdad_graph_backward(g, total, 2, (cdad_value[]){image, kernel}, grads, err));
+    check_program(g, ctx, ctx, 2, grads, 0, "gradients by both strides");
+    cdad_graph_free(g);
+}
+
 static void test_binding(const cdad_context *ctx) {
     cdad_graph *g = new_graph();
     cdad_program *p = NULL;
@@ -494,6 +538,7 @@ int cdad_test_graph(void) {
     test_random_graphs(&ctx, &other);
     test_arena(&ctx);
     test_handovers(&ctx);
+    test_fusing(&ctx);
     test_binding(&ctx);
     test_taps_and_polls(&ctx);
     test_any_op(&ctx);

@@ -27,8 +27,8 @@ static float *winograd(const conv *c, int m, int threads) {
     const int64_t C = c->u.C;
     float *y = floats(c->u.N * image_size(c));
     void *scratch = zeros(table->winograd_scratch(&c->u, c->O, m, threads));
-    table->winograd(&ctx, y, c->x, (cdad_mat){.data = c->w, .rs = 1, .cs = 9 * C}, 3 * C, C, c->bias, &c->u, c->O, m,
-                    scratch);
+    table->winograd(&ctx, y, c->x, (cdad_mat){.data = c->w, .rs = 1, .cs = 9 * C}, 3 * C, C,
+                    &(cdad_epilogue){.bias = c->bias}, &c->u, c->O, m, scratch);
     cdad_free(scratch);
     return y;
 }
@@ -39,7 +39,7 @@ static float *direct(const conv *c) {
     float *y = floats(M * c->O);
     void *scratch = zeros(table->gemm_scratch(M, c->O, K, 2));
     table->gemm(&ctx, M, c->O, K, (cdad_mat){.data = c->x, .unfold = &c->u}, (cdad_mat){.data = c->w, .rs = 1, .cs = K},
-                y, c->O, c->bias, 0, scratch);
+                y, c->O, &(cdad_epilogue){.bias = c->bias}, scratch);
     cdad_free(scratch);
     return y;
 }
@@ -83,7 +83,7 @@ static float *weight_gradient(const conv *c, const float *dy, int m, int threads
         table->winograd_grad(&ctx, dw, c->x, dy, &c->u, c->O, m, scratch);
     else
         table->gemm(&ctx, c->O, K, M, (cdad_mat){.data = dy, .rs = 1, .cs = c->O},
-                    (cdad_mat){.data = c->x, .unfold = &c->u}, dw, K, NULL, 0, scratch);
+                    (cdad_mat){.data = c->x, .unfold = &c->u}, dw, K, NULL, scratch);
     cdad_free(scratch);
     return dw;
 }

@@ -71,14 +71,15 @@ static void pack_columns(float *to, const float *from, int64_t rs, int64_t n, in
 static void scores_of(float *s, const float *rows, const float *panel, int64_t n, int64_t lanes, int64_t D) {
     for (int64_t i = 0; i < n; i += GEMM_MR)
         CDAD_K(gemm_tile)(D, rows + i * D, panel, min64(GEMM_MR, round_up(n - i, GEMM_STEP)),
-                          min64(GEMM_NR, round_up(lanes, VL)), s + i * GEMM_NR, GEMM_NR, 0, NULL);
+                          min64(GEMM_NR, round_up(lanes, VL)), s + i * GEMM_NR, GEMM_NR, NULL, NULL, NULL);
 }
 
 /* to [Ds, GEMM_NR] += n packed columns times a panel of n steps */
 static void accumulate(float *to, const float *columns, const float *panel, int64_t n, int64_t lanes, int64_t D) {
     for (int64_t c = 0; c < D; c += GEMM_MR)
         CDAD_K(gemm_tile)(n, columns + c * n, panel, min64(GEMM_MR, round_up(D - c, GEMM_STEP)),
-                          min64(GEMM_NR, round_up(lanes, VL)), to + c * GEMM_NR, GEMM_NR, 1, NULL);
+                          min64(GEMM_NR, round_up(lanes, VL)), to + c * GEMM_NR, GEMM_NR,
+                          to + c * GEMM_NR, NULL, NULL);
 }
 
 /* n rows rs apart, from panels of [Ds, GEMM_NR]. */

@@ -28,6 +28,7 @@ typedef struct narrow_job {
     int64_t O, blocks;    /* blocks of GEMM_NR output channels */
     const float *weights; /* [block][r, s, c][GEMM_NR] */
     const float *bias;    /* [block][GEMM_NR] */
+    cdad_epilogue with;
     float *patches;       /* one for each worker */
     int64_t patch_size;   /* floats */
     int64_t longest;      /* level of the longest tile of the widest block */
@@ -149,13 +150,21 @@ static void run_row(void *arg, int64_t task, int worker) {
             t.bias = j->bias + b * GEMM_NR;
             const int64_t cols = min_i(GEMM_NR, j->O - b * GEMM_NR), vectors = ceil_div(cols, VL);
             float *y = j->y.data + n * j->y.image + p * j->y.row + q * j->y.pixel + b * GEMM_NR;
-            const int whole = count == pixels && cols == vectors * VL;
+            const int whole = count == pixels && cols == vectors * VL && !j->with.sum;
             float sums[(TRIPLE << (LEVELS - 1)) * GEMM_NR];
             t.y = whole ? y : sums;
             t.pixel = whole ? j->y.pixel : GEMM_NR;
             tiles[level][vectors - 1](&t);
-            for (int64_t i = 0; !whole && i < count; i++)
-                memcpy(y + i * j->y.pixel, sums + i * GEMM_NR, (size_t)cols * sizeof *y);
+            for (int64_t i = 0; i < count && !(whole && j->with.act == CDAD_ACT_NONE); i++) {
+                float *pixel_y = y + i * j->y.pixel;
+                if (j->with.sum)
+                    for (int64_t o = 0; o < cols; o++)
+                        sums[i * GEMM_NR + o] += j->with.sum[pixel_y - j->y.data + o];
+                if (!whole)
+                    memcpy(pixel_y, sums + i * GEMM_NR, (size_t)cols * sizeof *y);
+                if (j->with.act != CDAD_ACT_NONE)
+                    CDAD_K(activate)(pixel_y, cols, j->with.act);
+            }
         }
         q += count;
     }
@@ -176,8 +185,8 @@ int64_t CDAD_K(narrow_conv2d_scratch)(const cdad_unfold *u, int64_t O, int threa
     return weights_bytes(&j) + bias_bytes(&j) + threads * bytes_of(j.patch_size);
 }
 
-void CDAD_K(narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w, const float *bias,
-                           const cdad_unfold *u, int64_t O, void *scratch) {
+void CDAD_K(narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w,
+                           const cdad_epilogue *with, const cdad_unfold *u, int64_t O, void *scratch) {
     narrow_job j = make_job(u, O);
     const int64_t K = u->R * u->S * u->C;
     float *weights = scratch, *padded_bias = (float *)((char *)scratch + weights_bytes(&j));
@@ -187,8 +196,9 @@ void CDAD_K(narrow_conv2d)(const cdad_context *ctx, cdad_pixels y, const float *
             CDAD_K(gemm_pack_b)(weights + (b * K + k) * GEMM_NR, &w, b * GEMM_NR, cols, k, min_i(GEMM_KC, K - k));
         }
     memset(padded_bias, 0, (size_t)bias_bytes(&j));
-    if (bias)
-        memcpy(padded_bias, bias, (size_t)O * sizeof *bias);
+    j.with = with ? *with : (cdad_epilogue){0};
+    if (j.with.bias)
+        memcpy(padded_bias, j.with.bias, (size_t)O * sizeof *padded_bias);
     j.x = x;
     j.y = y;
     j.weights = weights;

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kernels/cpu/backend.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/vmath.h"
 
 #define TILE 16384 /* elements of a task */
@@ -27,13 +28,9 @@ typedef struct unary_job {
     float a, b;
 } unary_job;
 
-static void activation_task(void *arg, int64_t task, int worker) {
-    const unary_job *j = arg;
-    const int64_t begin = task * TILE, end = min64(j->n, begin + TILE);
-    const float *x = j->x;
-    float *y = j->y;
-    (void)worker;
-    switch (j->act) {
+/* y[i] = act(x[i]), begin <= i < end */
+static void activate_range(float *y, const float *x, int64_t begin, int64_t end, cdad_activation act) {
+    switch (act) {
     case CDAD_ACT_SILU:
         EACH(begin, end, { const vf v = LOAD(x); STORE(y, v * v_sigmoid(v)); })
         break;
@@ -65,10 +62,19 @@ static void activation_task(void *arg, int64_t task, int worker) {
         for (int64_t i = begin; i < end; i++)
             y[i] = sqrtf(x[i]);
         break;
+    case CDAD_ACT_NONE:
     case CDAD_ACT_COUNT:
         break;
     }
 }
+
+static void activation_task(void *arg, int64_t task, int worker) {
+    const unary_job *j = arg;
+    (void)worker;
+    activate_range(j->y, j->x, task * TILE, min64(j->n, (task + 1) * TILE), j->act);
+}
+
+void CDAD_K(activate)(float *x, int64_t n, cdad_activation act) { activate_range(x, x, 0, n, act); }
 
 void CDAD_K(activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act) {
     unary_job job = {.y = y, .x = x, .n = n, .act = act};
@@ -122,6 +128,7 @@ static void activation_grad_task(void *arg, int64_t task, int worker) {
         for (int64_t i = begin; i < end; i++)
             y[i] = dy[i] * 0.5f / sqrtf(x[i]);
         break;
+    case CDAD_ACT_NONE:
     case CDAD_ACT_COUNT:
         break;
     }

@@ -2,14 +2,16 @@
  *
  * The longer of M and N is cut into strips, one a task, that pack their own operand in cache; the other
  * operand is packed once, by all threads, and read by every strip. K is cut into blocks of GEMM_KC: an
- * element of C is ((C or 0) + block 0 + block 1 ...) + bias, each block one chain of multiply-adds in the
- * order of k. So its bits depend on its row of A, its column of B and K alone, whatever M, N, the tiles and
+ * element of C is ((C or 0) + block 0 + block 1 ...) + bias + sum, each block one chain of multiply-adds in
+ * the order of k. So its bits depend on its row of A, its column of B and K alone, whatever M, N, the tiles and
  * the threads are.
  *
  * Gradients of weights sum over all pixels of the batch: a small C from a long K. There, and only there, K is
  * also cut into slices that sum on their own and are added in order (cut_k). Such a product is told by its
  * operands, A read transposed or B unfolded, which no forward product has; so a forward product, whose M
- * grows with the batch, is never summed in another way at another batch size. */
+ * grows with the batch, is never summed in another way at another batch size.
+ *
+ * For bfloat16 a packed panel is turned into words of two steps of k each, half as large; all else is the same. */
 #include <stddef.h>
 
 #include "base/memory.h"
@@ -44,8 +46,7 @@ typedef struct gemm_job {
     cdad_mat A, B;
     float *C;
     int64_t ldc;
-    const float *bias;
-    int accumulate;
+    cdad_epilogue with;
     float *own;            /* panels of one strip for each worker, */
     int64_t own_size;      /* in floats */
     float *shared;         /* panels of the shared operand, */
@@ -82,6 +83,9 @@ static int64_t cut_k(int64_t M, int64_t N, int64_t K) {
     return slices < FEWEST_SLICES ? 1 : slices;
 }
 
+/* Of the panels of a block of K, in floats a lane: a word of bfloat16 holds two steps. GEMM_KC is even. */
+static int64_t steps(const gemm_job *job, int64_t kc) { return job->with.bf16 ? (kc + 1) / 2 : kc; }
+
 static int64_t shared_size(const gemm_plan *p) { return p->padded * min_i(p->depth, p->K); }
 static int64_t strip_size(const gemm_plan *p) { return min_i(p->K, GEMM_KC) * p->strip; }
 /* A worker of a sliced product packs both operands itself. */
@@ -105,11 +109,15 @@ int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
 /* Packs rows (of A) or columns (of B) l0 .. l1-1, panel after panel. */
 static void pack(const gemm_job *job, int rows, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
     int64_t width = rows ? GEMM_MR : GEMM_NR;
-    for (int64_t l = l0; l < l1; l += width, dst += width * kc) {
+    float wide[GEMM_KC * (GEMM_MR > GEMM_NR ? GEMM_MR : GEMM_NR)];
+    for (int64_t l = l0; l < l1; l += width, dst += width * steps(job, kc)) {
+        float *panel = job->with.bf16 ? wide : dst;
         if (rows)
-            CDAD_K(gemm_pack_a)(dst, &job->A, l, min_i(width, l1 - l), k0, kc);
+            CDAD_K(gemm_pack_a)(panel, &job->A, l, min_i(width, l1 - l), k0, kc);
         else
-            CDAD_K(gemm_pack_b)(dst, &job->B, l, min_i(width, l1 - l), k0, kc);
+            CDAD_K(gemm_pack_b)(panel, &job->B, l, min_i(width, l1 - l), k0, kc);
+        if (job->with.bf16)
+            CDAD_K(gemm_words)(dst, wide, width, kc);
     }
 }
 static void pack_lanes(const gemm_job *job, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
@@ -119,17 +127,30 @@ static void pack_others(const gemm_job *job, float *dst, int64_t o0, int64_t o1,
     pack(job, !job->plan.by_rows, dst, o0, o1, k0, kc);
 }
 
+/* Rows of a tile that is in cache. */
+static void activate_tile(float *C, int64_t ldc, int64_t rows, int64_t cols, cdad_activation act) {
+    for (int64_t i = 0; i < rows; i++)
+        CDAD_K(activate)(C + i * ldc, cols, act);
+}
+
 /* A strip, lanes l0 .. l1-1, times the shared operand over one block of k. The strip's panels are read again
- * and again from the cache, the others once. */
-static void multiply(const gemm_plan *p, const float *strip, int64_t l0, int64_t l1, const float *shared,
-                     int64_t kc, float *C, int64_t ldc, int add, const float *bias) {
+ * and again from the cache, the others once. `last`: after the last block; else NULL. */
+static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_t l1, const float *shared,
+                     int64_t kc, float *C, int64_t ldc, int add, const cdad_epilogue *last) {
+    const gemm_plan *p = &job->plan;
+    const int64_t n_steps = steps(job, kc);
     for (int64_t o = 0; o < p->others; o += p->other_width)
         for (int64_t l = l0; l < l1; l += p->width) {
-            const float *own = strip + (l - l0) * kc, *other = shared + o * kc;
-            int64_t m = p->by_rows ? l : o, n = p->by_rows ? o : l;
+            const float *own = strip + (l - l0) * n_steps, *other = shared + o * n_steps;
+            const float *a = p->by_rows ? own : other, *b = p->by_rows ? other : own;
+            int64_t m = p->by_rows ? l : o, n = p->by_rows ? o : l, at = m * ldc + n;
             int64_t rows = min_i(GEMM_MR, p->M - m), cols = min_i(GEMM_NR, p->N - n);
-            CDAD_K(gemm_tile)(kc, p->by_rows ? own : other, p->by_rows ? other : own, rows, cols,
-                              C + m * ldc + n, ldc, add, bias ? bias + n : NULL);
+            const float *bias = last && last->bias ? last->bias + n : NULL;
+            const float *sum = last && last->sum ? last->sum + at : NULL;
+            (job->with.bf16 ? CDAD_K(gemm_tile_bf16) : CDAD_K(gemm_tile))(n_steps, a, b, rows, cols, C + at, ldc,
+                                                                          add ? C + at : NULL, bias, sum);
+            if (last && last->act != CDAD_ACT_NONE)
+                activate_tile(C + at, ldc, rows, cols, last->act);
         }
 }
 
@@ -140,7 +161,7 @@ static void pack_shared_panel(void *arg, int64_t panel, int worker) {
     int64_t o0 = panel * p->other_width, o1 = min_i(p->others, o0 + p->other_width);
     for (int64_t k = job->k0; k < job->k1; k += GEMM_KC) {
         int64_t kc = min_i(GEMM_KC, job->k1 - k);
-        pack_others(job, job->shared + (k - job->k0) * p->padded + o0 * kc, o0, o1, k, kc);
+        pack_others(job, job->shared + steps(job, k - job->k0) * p->padded + o0 * steps(job, kc), o0, o1, k, kc);
     }
 }
 
@@ -153,8 +174,8 @@ static void run_strip(void *arg, int64_t index, int worker) {
     do { /* once when K = 0: C is the bias, or zero */
         int64_t kc = min_i(GEMM_KC, job->k1 - k);
         pack_lanes(job, strip, l0, l1, k, kc);
-        multiply(p, strip, l0, l1, job->shared + (k - job->k0) * p->padded, kc, job->C, job->ldc,
-                 k > 0 || job->accumulate, k + kc == p->K ? job->bias : NULL);
+        multiply(job, strip, l0, l1, job->shared + steps(job, k - job->k0) * p->padded, kc, job->C, job->ldc,
+                 k > 0 || job->with.accumulate, k + kc == p->K ? &job->with : NULL);
         k += kc;
     } while (k < job->k1);
 }
@@ -171,7 +192,7 @@ static void run_slice(void *arg, int64_t index, int worker) {
         for (int64_t l0 = 0; l0 < p->lanes; l0 += p->strip) {
             int64_t l1 = min_i(p->lanes, l0 + p->strip);
             pack_lanes(job, strip, l0, l1, k, kc);
-            multiply(p, strip, l0, l1, other, kc, sum, p->N, k > first, NULL);
+            multiply(job, strip, l0, l1, other, kc, sum, p->N, k > first, NULL);
         }
     }
 }
@@ -182,22 +203,27 @@ static void add_slices(void *arg, int64_t m, int worker) {
     const gemm_job *job = arg;
     int64_t N = job->plan.N;
     float *C = job->C + m * job->ldc;
-    if (!job->accumulate)
+    const float *sum = job->with.sum ? job->with.sum + m * job->ldc : NULL, *bias = job->with.bias;
+    if (!job->with.accumulate)
         memset(C, 0, (size_t)N * sizeof *C);
     for (int64_t s = 0; s < job->slices; s++)
         for (int64_t n = 0; n < N; n++)
             C[n] += job->partial[(s * job->plan.M + m) * N + n];
-    if (job->bias)
-        for (int64_t n = 0; n < N; n++)
-            C[n] += job->bias[n];
+    for (int64_t n = 0; bias && n < N; n++)
+        C[n] += bias[n];
+    for (int64_t n = 0; sum && n < N; n++)
+        C[n] += sum[n];
+    if (job->with.act != CDAD_ACT_NONE)
+        CDAD_K(activate)(C, N, job->with.act);
 }
 
 void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
-                  int64_t ldc, const float *bias, int accumulate, void *scratch) {
+                  int64_t ldc, const cdad_epilogue *with, void *scratch) {
     if (M <= 0 || N <= 0)
         return;
-    gemm_job job = {.plan = make_plan(M, N, K), .A = A, .B = B, .C = C, .ldc = ldc, .bias = bias,
-                    .accumulate = accumulate};
+    gemm_job job = {.plan = make_plan(M, N, K), .A = A, .B = B, .C = C, .ldc = ldc};
+    if (with)
+        job.with = *with;
     const gemm_plan *p = &job.plan;
     cdad_pool *pool = M * N * K < SERIAL_PRODUCTS ? NULL : ctx->pool;
     char *memory = scratch;

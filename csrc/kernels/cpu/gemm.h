@@ -22,9 +22,22 @@ void CDAD_K(gemm_pack_b)(float *panel, const cdad_mat *B, int64_t n0, int64_t co
 /* to[i*rs + k] = element (i, k) of a panel of GEMM_NR lanes, i < lanes, k < kc. */
 void CDAD_K(gemm_unpack)(float *to, int64_t rs, const float *panel, int64_t lanes, int64_t kc);
 
-/* C[i,j] (+)= sum_k a[k,i] * b[k,j], then + bias[j] unless bias is NULL; i < rows, j < cols. The sum is one
- * chain of multiply-adds from zero in the order of k, whatever rows and cols are. */
+/* C[i,j] = sum_k a[k,i] * b[k,j], then + add[i*ldc + j], + bias[j], + sum[i*ldc + j] unless these are NULL; i < rows,
+ * j < cols. The sum over k is one chain of multiply-adds from zero in its order, whatever rows and cols are. `add` may
+ * be C. */
 void CDAD_K(gemm_tile)(int64_t kc, const float *a, const float *b, int64_t rows, int64_t cols, float *C,
-                       int64_t ldc, int add, const float *bias);
+                       int64_t ldc, const float *add, const float *bias, const float *sum);
+
+/* The same for panels of words, each the bfloat16 of steps k = 2i (its lower half) and 2i + 1, a zero where there is none:
+ * kc / 2 words a lane, rounded up. The sum takes the odd step of a word first (see cdad_epilogue). */
+void CDAD_K(gemm_tile_bf16)(int64_t words, const float *a, const float *b, int64_t rows, int64_t cols, float *C,
+                            int64_t ldc, const float *add, const float *bias, const float *sum);
+/* to [(kc+1)/2, width] words = the panel of floats [kc, width], width GEMM_MR or GEMM_NR. */
+void CDAD_K(gemm_words)(float *to, const float *panel, int64_t width, int64_t kc);
+/* Whether the processor multiplies bfloat16 itself. */
+int CDAD_K(gemm_has_dots)(void);
+
+/* x[i] = act(x[i]), i < n, on one thread. */
+void CDAD_K(activate)(float *x, int64_t n, cdad_activation act);
 
 #endif

@@ -216,6 +216,35 @@ void CDAD_K(gemm_pack_b)(float *panel, const cdad_mat *B, int64_t n0, int64_t co
         pack_plain(panel, GEMM_NR, B->data + k0 * B->rs + n0 * B->cs, B->cs, B->rs, cols, kc);
 }
 
+/* The upper half of a float, rounded to nearest even. Denormals become zero, as for the processor's dot products; a NaN
+ * stays one. */
+static inline uint32_t bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint32_t size = bits & 0x7fffffff;
+    const uint32_t rounded = size < 0x800000 ? bits & 0x80000000 : bits + 0x7fff + (bits >> 16 & 1);
+    return (size > 0x7f800000 ? bits | 0x400000 : rounded) >> 16;
+}
+
+/* Steps side by side: even [width], odd [width] or NULL. */
+INLINE void words(float *restrict to, const float *restrict even, const float *restrict odd, int64_t width) {
+    for (int64_t i = 0; i < width; i++) {
+        const uint32_t word = bf16(even[i]) | (odd ? bf16(odd[i]) << 16 : 0);
+        memcpy(to + i, &word, sizeof word);
+    }
+}
+
+void CDAD_K(gemm_words)(float *to, const float *panel, int64_t width, int64_t kc) {
+    for (; kc >= 2; kc -= 2, panel += 2 * width, to += width) {
+        if (width == GEMM_MR)
+            words(to, panel, panel + GEMM_MR, GEMM_MR);
+        else
+            words(to, panel, panel + GEMM_NR, GEMM_NR);
+    }
+    if (kc)
+        words(to, panel, NULL, width);
+}
+
 void CDAD_K(gemm_unpack)(float *to, int64_t rs, const float *panel, int64_t lanes, int64_t kc) {
     const int64_t i4 = lanes / 4 * 4, k4 = kc / 4 * 4;
     for (int64_t i = 0; i < i4; i += 4)

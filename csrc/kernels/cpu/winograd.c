@@ -31,7 +31,8 @@ typedef struct wino_job {
     int64_t group, chunk;       /* columns and panels at once */
     int fused;                  /* weights are transformed where they are used; `weights` is not there */
     int64_t first_column, first_panel, n_columns, n_panels, strip, strips; /* now */
-    const float *x, *bias;
+    const float *x;
+    cdad_epilogue with;
     cdad_mat w;                 /* element (c, o) of tap (0, 0); the other taps are tap_r, tap_s further */
     int64_t tap_r, tap_s;
     float *y, *weights, *pixels, *own;
@@ -122,7 +123,7 @@ INLINE void transform_result(int m, const wino_job *j, int64_t tile, const float
     const int64_t P = j->u.P, Q = j->u.Q, image = tile / j->across / j->down;
     for (int64_t c = 0; c < cols; c += VL) {
         const int64_t count = min_i(VL, cols - c);
-        const vf b = j->bias ? v_load_n(j->bias + o + c, count) : (vf){0};
+        const vf b = j->with.bias ? v_load_n(j->with.bias + o + c, count) : (vf){0};
         vf in[36], t[4 * 6], out[16];
         V_UNROLL for (int s = 0; s < n; s++) {
             V_UNROLL for (int r = 0; r < n; r++)
@@ -132,10 +133,20 @@ INLINE void transform_result(int m, const wino_job *j, int64_t tile, const float
         V_UNROLL for (int r = 0; r < m; r++) {
             result_1d(m, out + r * m, t + r * n, 1);
             V_UNROLL for (int s = 0; s < m; s++)
-                if (down + r < P && across + s < Q)
-                    v_store_n(j->y + ((image * P + down + r) * Q + across + s) * j->O + o + c, out[r * m + s] + b, count);
+                if (down + r < P && across + s < Q) {
+                    const int64_t at = ((image * P + down + r) * Q + across + s) * j->O + o + c;
+                    vf v = out[r * m + s] + b;
+                    if (j->with.sum)
+                        v += v_load_n(j->with.sum + at, count);
+                    v_store_n(j->y + at, v, count);
+                }
         }
     }
+    if (j->with.act == CDAD_ACT_NONE)
+        return;
+    for (int64_t p = down; p < min_i(P, down + m); p++)
+        for (int64_t q = across; q < min_i(Q, across + m); q++)
+            CDAD_K(activate)(j->y + ((image * P + p) * Q + q) * j->O + o, cols, j->with.act);
 }
 
 static void multiply_task(void *arg, int64_t task, int worker) {
@@ -154,8 +165,9 @@ static void multiply_task(void *arg, int64_t task, int worker) {
         for (int64_t place = 0; place < places; place++)
             for (int64_t p = p0; p < p1; p++) {
                 const int64_t rows = min_i(GEMM_MR, j->tiles - (j->first_panel + p) * GEMM_MR);
-                CDAD_K(gemm_tile)(kc, pixel_panel(j, p, block, place), b + place * kc * GEMM_NR, rows, GEMM_NR,
-                                  sums + place * stride + (p - p0) * size, GEMM_NR, block > 0, NULL);
+                float *sum = sums + place * stride + (p - p0) * size;
+                CDAD_K(gemm_tile)(kc, pixel_panel(j, p, block, place), b + place * kc * GEMM_NR, rows, GEMM_NR, sum,
+                                  GEMM_NR, block > 0 ? sum : NULL, NULL, NULL);
             }
     }
     for (int64_t p = p0; p < p1; p++) {
@@ -199,7 +211,7 @@ int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int thr
 }
 
 void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
-                      const float *bias, const cdad_unfold *u, int64_t O, int m, void *scratch) {
+                      const cdad_epilogue *with, const cdad_unfold *u, int64_t O, int m, void *scratch) {
     wino_job j = make_job(u, O, m);
     char *memory = scratch;
     j.y = y;
@@ -207,7 +219,7 @@ void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_ma
     j.w = w;
     j.tap_r = tap_r;
     j.tap_s = tap_s;
-    j.bias = bias;
+    j.with = with ? *with : (cdad_epilogue){0};
     j.weights = (float *)memory;
     j.pixels = (float *)(memory + weight_bytes(&j));
     j.own = (float *)(memory + weight_bytes(&j) + pixel_bytes(&j));

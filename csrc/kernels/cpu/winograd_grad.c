@@ -145,9 +145,11 @@ static void multiply_task(void *arg, int64_t task, int worker) {
         for (int64_t k = 0; k < j->count; k += GEMM_KC) {
             const int64_t kc = min_i(GEMM_KC, j->count - k);
             const float *b = panel_of(j, j->pixels, GEMM_NR, column, place) + k * GEMM_NR;
-            for (int64_t p = p0; p < p1; p++)
-                CDAD_K(gemm_tile)(kc, panel_of(j, j->grads, GEMM_MR, p, place) + k * GEMM_MR, b, GEMM_MR, GEMM_NR,
-                                  sums + place * stride + (p - p0) * size, GEMM_NR, k > 0, NULL);
+            for (int64_t p = p0; p < p1; p++) {
+                float *sum = sums + place * stride + (p - p0) * size;
+                CDAD_K(gemm_tile)(kc, panel_of(j, j->grads, GEMM_MR, p, place) + k * GEMM_MR, b, GEMM_MR, GEMM_NR, sum,
+                                  GEMM_NR, k > 0 ? sum : NULL, NULL, NULL);
+            }
         }
     for (int64_t o = p0 * GEMM_MR; o < min_i(j->O, p1 * GEMM_MR); o++) {
         const float *z = sums + (o - p0 * GEMM_MR) * GEMM_NR;
