@@ -157,10 +157,8 @@ def vae(part: str, size: int) -> Callable[[str], Callable]:
     return network(f"vae_{part}", config, (side, side), [normal(1, side, side, channels)], peer)
 
 
-def train_step(preset: str, batch: int, first_moment: str = "float32") -> Callable[[str], Callable]:
-    config = cdad.preset(preset).updated(
-        {"training.batch_size": batch, "training.clip_norm": 0.0, "training.first_moment": first_moment}
-    )
+def train_step(preset: str, batch: int, **changes: str) -> Callable[[str], Callable]:
+    config = cdad.preset(preset).updated({"training.batch_size": batch, "training.clip_norm": 0.0} | changes)
     core, side, size = config.denoiser(), config.latent_size, config.image_size
 
     def make(side_name: str) -> Callable[[], Any]:
@@ -188,7 +186,8 @@ def train_step(preset: str, batch: int, first_moment: str = "float32") -> Callab
         given |= {name: torch.full((batch, 1, 1, 1), 0.5**0.5) for name in ("signal", "sigma")}
 
         def losses():
-            return models.training_losses(weights, core, given)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+                return models.training_losses(weights, core, given)
 
         if side_name == "compiled":
             losses = torch.compile(losses)
@@ -291,7 +290,11 @@ BENCHMARKS: dict[str, Callable[[], Callable[[str], Callable]]] = {
     "amn_forward": lambda: amn_forward("sd15", 1),
     "sd15_forward": lambda: denoiser_forward("sd15", 1),
     "sd15_train_step": lambda: train_step("sd15", 1),
-    "sd15_train_step_bf16_moment": lambda: train_step("sd15", 1, "bfloat16"),  # the peer's moments are float32
+    # The peer's moments are float32.
+    "sd15_train_step_bf16_moment": lambda: train_step("sd15", 1, **{"training.first_moment": "bfloat16"}),
+    # The peer runs under torch.autocast.
+    "small_train_step_bf16": lambda: train_step("small", 8, precision="bfloat16"),
+    "sd15_train_step_bf16": lambda: train_step("sd15", 1, precision="bfloat16"),
     "image_to_score": lambda: image_to_score(1),
     "images_to_scores_8": lambda: image_to_score(8),
     "aupro_1000": lambda: aupro(1000),

@@ -150,10 +150,12 @@ class ScoringConfig:
 @dataclass(frozen=True)
 class Config:
     """A whole run. `PRESETS` holds the ready ones; ``updated(PAPER_RECIPE)`` gives the paper's text where the default
-    parts from it (docs/PITFALLS.md)."""
+    parts from it (docs/PITFALLS.md). ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
+    convolutions to bfloat16, in training and sampling, and sums in float32; weights and all else stay float32."""
 
     preset: str = "small"
     image_size: int = 128
+    precision: str = "float32"
     seed: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -180,6 +182,7 @@ class Config:
             "context_length": unet.context_length,
             "prediction": diffusion.prediction,
             "amn_target": amn.target,
+            "precision": self.precision,
             "num_train_timesteps": diffusion.num_train_timesteps,
             "beta_start": diffusion.beta_start,
             "beta_end": diffusion.beta_end,
@@ -335,6 +338,7 @@ def _check(config: Config) -> None:
     if config.diffusion.zero_terminal_snr and config.diffusion.prediction == "epsilon":
         raise ValueError("diffusion.zero_terminal_snr wants diffusion.prediction 'v': noise alone tells nothing of x0")
     choice("amn.target", config.amn.target, "as_written", "normalized")
+    choice("precision", config.precision, "float32", "bfloat16")
     choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
     choice("continual.strategy", config.continual.strategy, "cdad", "finetune")
     choice("continual.method", config.continual.method, "exact", "isvd")

@@ -46,6 +46,7 @@ def config() -> dict:
         "image_size": [128, 128],
         "latent_size": [meta["latent"], meta["latent"]],
         "context_length": 7,
+        "precision": "float32",
         "prediction": "epsilon",
         "amn_target": "as_written",
         "num_train_timesteps": 1000,

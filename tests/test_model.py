@@ -61,6 +61,33 @@ def test_a_first_moment_in_bfloat16(products, quick_config, tmp_path):
         quick_config.updated({"training.first_moment": "half"})
 
 
+def test_products_in_bfloat16(products, quick_config, images, tmp_path):
+    coarse = quick_config.updated({"precision": "bfloat16"})
+    losses, models = {}, {}
+    for config in (quick_config, coarse):
+        name = config.precision
+        models[name], losses[name] = ContinualModel(config), []
+        models[name].fit_task([products["gear"]], progress=False, callback=lambda r, to=losses[name]: to.append(r.loss))
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+    whole = models["bfloat16"].predict(images)
+    before = _core.get_threads()
+    try:
+        _core.set_threads(1)
+        alone = models["bfloat16"].predict(images[2:3])
+    finally:
+        _core.set_threads(before)
+    assert np.array_equal(alone.maps[0], whole.maps[2])  # in any batch, by any number of threads
+
+    models["bfloat16"].save(tmp_path / "coarse")
+    assert ContinualModel.load(tmp_path / "coarse").config.precision == "bfloat16"
+    fine = ContinualModel.load(tmp_path / "coarse", quick_config).predict(images)
+    assert 0 < np.abs(fine.maps - whole.maps).max() < 0.1 * whole.maps.max()
+    with pytest.raises(ValueError, match="precision is 'half'"):
+        quick_config.updated({"precision": "half"})
+
+
 def test_a_model_that_ignores_its_condition_is_noticed(products, quick_config, caplog):
     model = ContinualModel(quick_config.updated({"training.steps": 1, "training.lr": 1e-9}))
     model.fit_task([products["gear"]], progress=False)

@@ -65,6 +65,7 @@ def pads(t, left, b, r):
 
 SAME = pads(1, 1, 1, 1)
 MASK = {"heads": 2, "grid_h": 3, "grid_w": 5, "mask_h": 3, "mask_w": 3}
+ROUNDED = {"tol": 2**-8, "grad_tol": 2**-8}  # factors to bfloat16, whose steps are 2^-8; see csrc/tests/test_epilogue.c
 ACTIVATIONS = ("silu", "relu", "relu6", "gelu", "quick_gelu", "tanh", "sigmoid", "exp")
 
 CASES = (
@@ -72,6 +73,9 @@ CASES = (
     Case("linear", ((2, 37), (33, 37), None)),
     Case("linear", ((2, 4, 3), (2, 3))),
     Case("linear", ((2, 1), (1, 1), (1,))),
+    Case("linear", ((2, 3, 70), (35, 70), (35,)), {"bf16": 1}, **ROUNDED),
+    Case("conv2d", ((2, 5, 7, 9), (4, 3, 3, 9), (4,)), {"bf16": 1} | SAME, **ROUNDED),
+    Case("conv2d", ((2, 6, 5, 9), (8, 3, 3, 9), None), {"bf16": 1, "stride": 2} | SAME, **ROUNDED),
     Case("conv2d", ((2, 5, 7, 3), (4, 3, 3, 3), (4,)), SAME),
     Case("conv2d", ((2, 6, 5, 2), (3, 3, 3, 2), None), {"stride": 2} | SAME),
     Case("conv2d", ((2, 6, 7, 2), (3, 3, 3, 2), (3,)), {"stride": 2} | pads(0, 0, 1, 1)),

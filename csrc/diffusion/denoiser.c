@@ -17,6 +17,7 @@ cdad_value cdad_context_input(cdad_builder *b, const cdad_denoiser_config *c, in
 
 /* Images come in [0,1]; the networks see [-1,1]. */
 static cdad_value local_features(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
+    b->bf16 = c->bf16;
     const cdad_value local = cdad_amn_local_build(b, &c->amn, cdad_build_affine(b, image, 2.0, -1.0));
     const cdad_shape *s = cdad_build_shape(b, local);
     if (b->status == CDAD_OK && (s->dim[1] != c->latent_h || s->dim[2] != c->latent_w))
@@ -27,6 +28,12 @@ static cdad_value local_features(cdad_builder *b, const cdad_denoiser_config *c,
 
 cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
     return cdad_amn_nonlocal_build(b, &c->amn, local_features(b, c, image));
+}
+
+cdad_value cdad_denoise_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value x, cdad_value t,
+                              cdad_value context, cdad_value control) {
+    b->bf16 = c->bf16;
+    return cdad_unet_build(b, &c->unet, x, t, context, control);
 }
 
 /* a*x + b*y with per-sample coefficients [N,1,1,1] */
@@ -57,7 +64,7 @@ cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, 
     g.loss_amn = cdad_build_op(b, "mse", 2, CDAD_IN(g.condition, target), NULL);
 
     g.noised = mix(b, g.signal, g.latent, "add", g.sigma, g.noise);
-    g.prediction = cdad_unet_build(b, &c->unet, g.noised, g.t, g.context, g.condition);
+    g.prediction = cdad_denoise_build(b, c, g.noised, g.t, g.context, g.condition);
     /* v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z (Salimans & Ho 2022) */
     const cdad_value wanted =
         c->prediction == CDAD_PREDICT_V ? mix(b, g.signal, g.noise, "sub", g.sigma, g.latent) : g.noise;

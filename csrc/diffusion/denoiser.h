@@ -19,6 +19,7 @@ typedef struct cdad_denoiser_config {
     int64_t context_length; /* tokens of the context; used when unet.context_dim > 0 */
     cdad_prediction_type prediction;
     cdad_amn_target amn_target;
+    int bf16; /* products of linear maps and convolutions in bfloat16 */
     cdad_schedule schedule;
     /* Training timesteps are uniform in 0 .. T-1, but this share of them in focus_low .. T-1: where the sampler is. */
     double focus;
@@ -42,6 +43,10 @@ cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, 
 
 /* tau(image): image [N,H,W,3] -> control [N,h,w,model_channels]. */
 cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image);
+
+/* The U-Net of the denoiser: see cdad_unet_build. */
+cdad_value cdad_denoise_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value x, cdad_value t,
+                              cdad_value context, cdad_value control);
 
 /* The input values that a denoiser graph for n samples needs. */
 cdad_value cdad_latent_input(cdad_builder *b, const cdad_denoiser_config *c, const char *name, int64_t n);

@@ -49,7 +49,7 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
     s->context = cdad_context_input(&b, c, s->n);
     s->control = cdad_build_input(&b, "control",
                                   cdad_shape_make(4, s->n, c->latent_h, c->latent_w, c->unet.model_channels));
-    s->prediction = cdad_unet_build(&b, &c->unet, s->x, s->t, s->context, s->control);
+    s->prediction = cdad_denoise_build(&b, c, s->x, s->t, s->context, s->control);
     CDAD_TRY(b.status);
     return cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, NULL, ctx, err);
 }

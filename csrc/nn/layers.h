@@ -16,6 +16,7 @@ typedef struct cdad_builder {
     cdad_params *params;
     cdad_error *err;
     cdad_status status;
+    int bf16;                    /* linear maps and convolutions from now on round their factors to bfloat16 */
     char scope[CDAD_NAME_BYTES]; /* "unet.input_blocks.0." */
 } cdad_builder;
 

@@ -159,6 +159,7 @@ static int read_amn(PyObject *dict, cdad_amn_config *c) {
 
 int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     static const char *const predictions[2] = {"epsilon", "v"}, *const targets[2] = {"as_written", "normalized"};
+    static const char *const precisions[2] = {"float32", "bfloat16"};
     PyObject *unet = NULL, *amn = NULL, *rest = PyDict_Check(dict) ? PyDict_Copy(dict) : NULL;
     int status = -1, prediction, target;
     int64_t num_train_timesteps;
@@ -171,6 +172,7 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
         {"context_length", FIELD_INT, &c->context_length, NULL, 0},
         {"prediction", FIELD_CHOICE, &prediction, (void *)(uintptr_t)predictions, 0},
         {"amn_target", FIELD_CHOICE, &target, (void *)(uintptr_t)targets, 0},
+        {"precision", FIELD_CHOICE, &c->bf16, (void *)(uintptr_t)precisions, 0},
         {"num_train_timesteps", FIELD_INT, &num_train_timesteps, NULL, 2},
         {"beta_start", FIELD_FLOAT, &beta_start, NULL, 0},
         {"beta_end", FIELD_FLOAT, &beta_end, NULL, 0},

@@ -115,7 +115,7 @@ static int unet(cdad_builder *b, network_spec *s) {
     const cdad_value context = cdad_context_input(b, &c, s->n);
     if (context != CDAD_NONE)
         s->in[s->n_in++] = context;
-    s->out[s->n_out++] = cdad_unet_build(b, &c.unet, x, t, context, control);
+    s->out[s->n_out++] = cdad_denoise_build(b, &c, x, t, context, control);
     return 0;
 }
 
