@@ -61,18 +61,21 @@ INLINE void tile(int kind, int rows, int vectors, int64_t steps, const float *a,
             }
         }
     }
-    V_UNROLL for (int i = 0; i < rows; i++) {
-        V_UNROLL for (int j = 0; j < vectors; j++) {
-            vf v = acc[i][j];
-            if (add)
-                v += v_load(add + i * ldc + j * VL);
-            if (bias)
-                v += v_load(bias + j * VL);
-            if (sum)
-                v += v_load(sum + i * ldc + j * VL);
-            v_store(C + i * ldc + j * VL, v);
-        }
-    }
+    if (add)
+        V_UNROLL for (int i = 0; i < rows; i++)
+            V_UNROLL for (int j = 0; j < vectors; j++)
+                acc[i][j] += v_load(add + i * ldc + j * VL);
+    if (bias)
+        V_UNROLL for (int j = 0; j < vectors; j++)
+            V_UNROLL for (int i = 0; i < rows; i++)
+                acc[i][j] += v_load(bias + j * VL);
+    if (sum)
+        V_UNROLL for (int i = 0; i < rows; i++)
+            V_UNROLL for (int j = 0; j < vectors; j++)
+                acc[i][j] += v_load(sum + i * ldc + j * VL);
+    V_UNROLL for (int i = 0; i < rows; i++)
+        V_UNROLL for (int j = 0; j < vectors; j++)
+            v_store(C + i * ldc + j * VL, acc[i][j]);
 }
 
 #define DEFINE_TILE(kind, high, vectors)                                                                         \
