@@ -116,8 +116,8 @@ static void test_normal(void) {
             tail = fabs(x) > 4.0 || e / want <= tail ? tail : e / want;
         }
     }
-    CHECK(cdf <= 1.3e-7 && tail <= 2e-4 && density <= 7e-8, "the normal distribution is off by %.2g, %.2g of itself, density %.2g",
-          cdf, tail, density);
+    CHECK(cdf <= 1.3e-7 && tail <= 2e-4 && density <= 7e-8,
+          "the normal distribution is off by %.2g, %.2g of itself, density %.2g", cdf, tail, density);
     vf pdf;
     const vf edge = v_normal((vf){HUGE_VALF, -HUGE_VALF, NAN, -0.0f}, &pdf);
     CHECK(edge[0] == 1.0f && edge[1] == 0.0f && isnan(edge[2]) && edge[3] == 0.5f && pdf[0] == 0.0f && pdf[1] == 0.0f &&

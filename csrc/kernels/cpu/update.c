@@ -3,11 +3,11 @@
 
 #include "kernels/cpu/backend.h"
 
-#define TILE 2048 /* its update fits an L1 cache */
+#define TILE 2048  /* its moments as floats fit an L1 cache */
 #define ALONE 8192 /* elements that do not pay for waking a thread */
 #define SUM_TILE 65536
-#define LANES 16 /* sums side by side: one waits for the one before it */
 #define SUM_TILES 256 /* side by side */
+#define LANES 16      /* sums of a tile side by side: one waits for the one before it */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
