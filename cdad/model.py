@@ -18,7 +18,7 @@ from . import _core
 from .autoencoder import Autoencoder, stack_images
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
-from .data import TrainingBatches, load_images, read_image
+from .data import TrainingBatches, ahead, load_images, read_image
 from .data.records import ClassData
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
@@ -164,8 +164,7 @@ class ContinualModel:
         if ratio > _IGNORED:
             log.warning("the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio)
         self.strategy.after_task(self, classes, progress)
-        for c in classes:
-            self.calibrations[c.name] = self._calibrate(c)
+        self.calibrations |= self._calibrate(classes)
         self.ledger.append(
             {
                 "classes": names,
@@ -181,10 +180,10 @@ class ContinualModel:
     def _latents(self, paths: Sequence[Path], progress: bool) -> np.ndarray:
         """Latents of the clean images, computed once a task: [n,h,w,C]."""
         size, chunk = self.config.image_size, 4 * self.autoencoder.batch_size
-        parts = []
-        for start in tqdm(range(0, len(paths), chunk), "encode", disable=not progress, leave=False):
-            parts.append(self.autoencoder.encode(load_images(paths[start : start + chunk], size)))
-        return np.concatenate(parts)
+        chunks = [paths[start : start + chunk] for start in range(0, len(paths), chunk)]
+        images = ahead(lambda part: load_images(part, size), chunks)
+        bar = tqdm(images, "encode", len(chunks), disable=not progress, leave=False)
+        return np.concatenate([self.autoencoder.encode(part) for part in bar])
 
     def _train(self, batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds) -> None:
         saved = time.monotonic()
@@ -235,10 +234,15 @@ class ContinualModel:
         paths = [p for data in classes for p in spread(data.train, c.images)]
         collector = _core.Collector(self._samplers.whole, c.method, c.gamma)
         batch = self.config.scoring.batch_size
-        for start in tqdm(range(0, len(paths), batch), "representations", disable=not progress, leave=False):
+        starts = range(0, len(paths), batch)
+
+        def read(start: int) -> np.ndarray:
             # A batch that is not full is filled from the first images: no sample counts as a repeat alone.
             chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
-            images = load_images(chosen, self.config.image_size)
+            return load_images(chosen, self.config.image_size)
+
+        bar = tqdm(ahead(read, starts), "representations", len(starts), disable=not progress, leave=False)
+        for images, start in zip(bar, starts, strict=True):
             self._denoise(images, self.autoencoder.encode(images), noise_seed=start)
         return collector.bases(self.bases)
 
@@ -250,14 +254,20 @@ class ContinualModel:
             raise RuntimeError("model is training")
         for data in classes:
             self._check_learned(data.name)
-        self.calibrations |= {data.name: self._calibrate(data) for data in classes}
+        self.calibrations |= self._calibrate(classes)
 
-    def _calibrate(self, data: ClassData) -> Calibration | None:
-        if not self.config.scoring.calibrate:
-            return None
-        images = load_images(spread(data.train, self.config.scoring.calibration_images), self.config.image_size)
-        distances, _ = self._distances(images)
-        return Calibration.measure(distances)
+    def _calibrate(self, classes: Sequence[ClassData]) -> dict[str, Calibration | None]:
+        scoring = self.config.scoring
+        if not scoring.calibrate:
+            return dict.fromkeys(data.name for data in classes)
+
+        def read(data: ClassData) -> np.ndarray:
+            return load_images(spread(data.train, scoring.calibration_images), self.config.image_size)
+
+        return {
+            data.name: Calibration.measure(self._distances(images)[0])
+            for images, data in zip(ahead(read, classes), classes, strict=True)
+        }
 
     # ---- prediction ---------------------------------------------------------------------------------------
 
@@ -288,10 +298,14 @@ class ContinualModel:
             empty = np.zeros((0, size, size), np.float32)
             return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
         maps, reconstructions = [], []
-        for start in tqdm(range(0, n, chunk), "predict", disable=not progress, leave=False):
+        starts = range(0, n, chunk)
+
+        def read(start: int) -> np.ndarray:
             part = images[start : start + chunk]
             is_array = isinstance(part, np.ndarray) or isinstance(part[0], np.ndarray)
-            array = stack_images(part, size) if is_array else load_images(part, size)
+            return stack_images(part, size) if is_array else load_images(part, size)
+
+        for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
             distances, drawn = self._distances(array)
             maps.append(score_maps(distances, self._calibration(class_name), self.config.scoring, size))
             reconstructions.append(drawn)

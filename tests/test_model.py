@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from cdad import ContinualModel, DataError, TrainingError, _core
+from cdad import ContinualModel, DataError, ImageError, TrainingError, _core
 from cdad.data import load_images
 
 FIRST, SECOND = ("gear", "cloth"), ("steel",)
@@ -165,6 +165,38 @@ def test_a_sample_s_bits_do_not_depend_on_batch_threads_or_run(first, first_chec
             assert np.array_equal(first.predict(images, "gear").maps, whole.maps), n
     finally:
         _core.set_threads(threads)
+
+
+def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, monkeypatch):
+    def is_reading() -> bool:
+        return any(thread.name.startswith("cdad-data") for thread in threading.enumerate())
+
+    paths = [*products["gear"].train, *products["cloth"].train]
+    whole = first.predict(load_images(paths, 64))
+    found = first.predict(paths)
+    assert np.array_equal(found.maps, whole.maps) and np.array_equal(found.scores, whole.scores)
+    assert np.array_equal(found.reconstructions, whole.reconstructions) and not is_reading()
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not an image")
+    predicted, distances = [], first._distances
+
+    def note(images):
+        predicted.append(len(images))
+        return distances(images)
+
+    monkeypatch.setattr(first, "_distances", note)
+    with pytest.raises(ImageError, match="bad.png"):
+        first.predict([*paths, bad])
+    assert predicted == [16] and not is_reading()  # the chunk before that of the broken image
+
+    def interrupt(images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(first, "_distances", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.predict(paths)
+    assert not is_reading()
 
 
 def test_predictions_in_several_threads_are_the_same(first, images):

@@ -333,7 +333,8 @@ def test_bits_do_not_depend_on_the_batch(case, isa):
                 np.testing.assert_array_equal(a.reshape(BATCH, -1)[i], b.ravel())
         for k, a, b in zip(present, together_grads, alone_grads):
             if k in case.per_sample and not case.summed:
-                np.testing.assert_array_equal(BATCH * a[i], b[0])
+                exact = np.abs(b[0]) >= BATCH * np.finfo(np.float32).tiny  # the loss is a mean, and denormals round
+                np.testing.assert_array_equal(np.where(exact, BATCH * a[i], 0), np.where(exact, b[0], 0))
 
 
 X = (2, 4, 4, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .ahead import ahead
 from .datasets import LAYOUTS, list_classes, load_class, open_dataset, read_sample
 from .images import check_mask, load_images, read_image, read_mask, resize_image, resize_mask
 from .loader import Batch, TrainingBatches, flip_horizontal
@@ -18,6 +19,7 @@ __all__ = [
     "Dataset",
     "Sample",
     "TrainingBatches",
+    "ahead",
     "check_classes",
     "check_mask",
     "flip_horizontal",

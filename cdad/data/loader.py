@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from .ahead import ahead
 from .images import Size, parse_size, read_image, unit_float
 from .perturb import perturb, perturbation_rng
 from .records import ClassData
@@ -105,17 +103,7 @@ class TrainingBatches:
 
     def _run(self, places: Iterator[tuple[int, int]]) -> Iterator[Batch]:
         """``places``: epoch and step of each batch."""
-        # A bounded window of futures: the pool works on what is ahead while the consumer trains.
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="cdad-data")
-        try:
-            ahead = deque(pool.submit(self._make, *place) for place in islice(places, self._prefetch))
-            while ahead:
-                batch = ahead.popleft().result()
-                # Refill before handing over: the consumer is about to be busy.
-                ahead.extend(pool.submit(self._make, *place) for place in islice(places, 1))
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return ahead(lambda place: self._make(*place), places, prefetch=self._prefetch, workers=self._workers)
 
     def _order(self, epoch: int) -> np.ndarray:
         # A spawn key of another length than perturbation_rng's: independent random numbers.

@@ -11,14 +11,8 @@
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t tiles_of(int64_t n) { return (n + TILE - 1) / TILE; }
 
-/* Runs STATEMENTS for i = begin, begin + VL, ... with `m` valid lanes: LOAD and STORE handle the tail. */
-#define LOAD(p) v_load_n((p) + i, m)
+#define LOAD(p) v_load_n((p) + i, m) /* within V_EACH */
 #define STORE(p, v) v_store_n((p) + i, v, m)
-#define EACH(begin, end, ...)                           \
-    for (int64_t i = (begin); i < (end); i += VL) {     \
-        const int64_t m = min64(VL, (end) - i);         \
-        __VA_ARGS__                                     \
-    }
 
 typedef struct unary_job {
     float *y;
@@ -32,31 +26,35 @@ typedef struct unary_job {
 static void activate_range(float *y, const float *x, int64_t begin, int64_t end, cdad_activation act) {
     switch (act) {
     case CDAD_ACT_SILU:
-        EACH(begin, end, { const vf v = LOAD(x); STORE(y, v * v_sigmoid(v)); })
+        V_EACH(begin, end, { const vf v = LOAD(x); STORE(y, v * v_sigmoid(v)); })
         break;
     case CDAD_ACT_RELU:
-        EACH(begin, end, { const vf v = LOAD(x); STORE(y, v_select(v < 0.0f, v_set1(0.0f), v)); })
+        V_EACH(begin, end, { const vf v = LOAD(x); STORE(y, v_select(v < 0.0f, v_set1(0.0f), v)); })
         break;
     case CDAD_ACT_RELU6:
-        EACH(begin, end, {
+        V_EACH(begin, end, {
             const vf v = LOAD(x);
             STORE(y, v_select(v > 6.0f, v_set1(6.0f), v_select(v < 0.0f, v_set1(0.0f), v)));
         })
         break;
     case CDAD_ACT_GELU:
-        EACH(begin, end, { const vf v = LOAD(x); STORE(y, v * v_normal_cdf(v)); })
+        V_EACH(begin, end, {
+            vf pdf;
+            const vf v = LOAD(x);
+            STORE(y, v * v_normal(v, &pdf));
+        })
         break;
     case CDAD_ACT_QUICK_GELU:
-        EACH(begin, end, { const vf v = LOAD(x); STORE(y, v * v_sigmoid(v * 1.702f)); })
+        V_EACH(begin, end, { const vf v = LOAD(x); STORE(y, v * v_sigmoid(v * 1.702f)); })
         break;
     case CDAD_ACT_TANH:
-        EACH(begin, end, STORE(y, v_tanh(LOAD(x)));)
+        V_EACH(begin, end, STORE(y, v_tanh(LOAD(x)));)
         break;
     case CDAD_ACT_SIGMOID:
-        EACH(begin, end, STORE(y, v_sigmoid(LOAD(x)));)
+        V_EACH(begin, end, STORE(y, v_sigmoid(LOAD(x)));)
         break;
     case CDAD_ACT_EXP:
-        EACH(begin, end, STORE(y, v_exp(LOAD(x)));)
+        V_EACH(begin, end, STORE(y, v_exp(LOAD(x)));)
         break;
     case CDAD_ACT_SQRT:
         for (int64_t i = begin; i < end; i++)
@@ -90,39 +88,40 @@ static void activation_grad_task(void *arg, int64_t task, int worker) {
     (void)worker;
     switch (j->act) {
     case CDAD_ACT_SILU:
-        EACH(begin, end, {
+        V_EACH(begin, end, {
             const vf v = LOAD(x);
             const vf s = v_sigmoid(v);
             STORE(y, LOAD(dy) * (s + v * s * (1.0f - s)));
         })
         break;
     case CDAD_ACT_RELU:
-        EACH(begin, end, STORE(y, v_select(LOAD(x) > 0.0f, LOAD(dy), zero));)
+        V_EACH(begin, end, STORE(y, v_select(LOAD(x) > 0.0f, LOAD(dy), zero));)
         break;
     case CDAD_ACT_RELU6:
-        EACH(begin, end, { const vf v = LOAD(x); STORE(y, v_select((v > 0.0f) & (v < 6.0f), LOAD(dy), zero)); })
+        V_EACH(begin, end, { const vf v = LOAD(x); STORE(y, v_select((v > 0.0f) & (v < 6.0f), LOAD(dy), zero)); })
         break;
     case CDAD_ACT_GELU:
-        EACH(begin, end, {
-            const vf v = LOAD(x);
-            STORE(y, LOAD(dy) * (v_normal_cdf(v) + v * v_normal_pdf(v)));
+        V_EACH(begin, end, {
+            vf pdf;
+            const vf v = LOAD(x), cdf = v_normal(v, &pdf);
+            STORE(y, LOAD(dy) * (cdf + v * pdf));
         })
         break;
     case CDAD_ACT_QUICK_GELU:
-        EACH(begin, end, {
+        V_EACH(begin, end, {
             const vf v = LOAD(x);
             const vf s = v_sigmoid(v * 1.702f);
             STORE(y, LOAD(dy) * (s + v * 1.702f * s * (1.0f - s)));
         })
         break;
     case CDAD_ACT_TANH:
-        EACH(begin, end, { const vf t = v_tanh(LOAD(x)); STORE(y, LOAD(dy) * (1.0f - t * t)); })
+        V_EACH(begin, end, { const vf t = v_tanh(LOAD(x)); STORE(y, LOAD(dy) * (1.0f - t * t)); })
         break;
     case CDAD_ACT_SIGMOID:
-        EACH(begin, end, { const vf s = v_sigmoid(LOAD(x)); STORE(y, LOAD(dy) * (s * (1.0f - s))); })
+        V_EACH(begin, end, { const vf s = v_sigmoid(LOAD(x)); STORE(y, LOAD(dy) * (s * (1.0f - s))); })
         break;
     case CDAD_ACT_EXP:
-        EACH(begin, end, STORE(y, LOAD(dy) * v_exp(LOAD(x)));)
+        V_EACH(begin, end, STORE(y, LOAD(dy) * v_exp(LOAD(x)));)
         break;
     case CDAD_ACT_SQRT:
         for (int64_t i = begin; i < end; i++)
@@ -144,7 +143,7 @@ static void affine_task(void *arg, int64_t task, int worker) {
     const unary_job *j = arg;
     const int64_t begin = task * TILE, end = min64(j->n, begin + TILE);
     (void)worker;
-    EACH(begin, end, STORE(j->y, LOAD(j->x) * j->a + j->b);)
+    V_EACH(begin, end, STORE(j->y, LOAD(j->x) * j->a + j->b);)
 }
 
 void CDAD_K(affine)(const cdad_context *ctx, float *y, const float *x, int64_t n, float a, float b) {
@@ -164,7 +163,11 @@ static void geglu_task(void *arg, int64_t task, int worker) {
     for (int64_t r = task * j->rows; r < min64(j->n, (task + 1) * j->rows); r++) {
         const float *a = j->x + r * 2 * j->D, *gate = a + j->D;
         float *y = j->y + r * j->D;
-        EACH(0, j->D, { const vf v = LOAD(gate); STORE(y, LOAD(a) * (v * v_normal_cdf(v))); })
+        V_EACH(0, j->D, {
+            vf pdf;
+            const vf v = LOAD(gate);
+            STORE(y, LOAD(a) * (v * v_normal(v, &pdf)));
+        })
     }
 }
 
@@ -179,10 +182,10 @@ static void geglu_grad_task(void *arg, int64_t task, int worker) {
     for (int64_t r = task * j->rows; r < min64(j->n, (task + 1) * j->rows); r++) {
         const float *a = j->x + r * 2 * j->D, *gate = a + j->D, *dy = j->dy + r * j->D;
         float *da = j->y + r * 2 * j->D, *dgate = da + j->D;
-        EACH(0, j->D, {
-            const vf v = LOAD(gate), g = LOAD(dy), cdf = v_normal_cdf(v);
-            const vf slope = cdf + v * v_normal_pdf(v);
-            const vf dg = g * LOAD(a) * slope;
+        V_EACH(0, j->D, {
+            vf pdf;
+            const vf v = LOAD(gate), g = LOAD(dy), cdf = v_normal(v, &pdf);
+            const vf dg = g * LOAD(a) * (cdf + v * pdf);
             STORE(da, g * (v * cdf));
             STORE(dgate, dg);
         })
@@ -230,11 +233,11 @@ typedef struct binary_job {
 
 static int64_t offset_of(const merged *m, int64_t run) {
     int64_t offset = 0;
-    for (int i = m->n - 2; i >= 0; i--) {
+    for (int i = m->n - 2; i > 0; i--) { /* no division where it has two dimensions */
         offset += run % m->dim[i] * m->stride[i];
         run /= m->dim[i];
     }
-    return offset;
+    return m->n > 1 ? offset + run * m->stride[0] : 0;
 }
 
 static inline vf apply(cdad_binary op, vf a, vf b) {
@@ -245,12 +248,12 @@ static inline vf apply(cdad_binary op, vf a, vf b) {
 static inline void binary_run(float *y, const float *a, const float *b, int64_t stride, int64_t begin, int64_t end,
                               cdad_binary op) {
     if (stride == 1) {
-        EACH(begin, end, STORE(y, apply(op, LOAD(a), LOAD(b)));)
+        V_EACH(begin, end, STORE(y, apply(op, LOAD(a), LOAD(b)));)
     } else if (stride == 0) {
         const vf s = v_set1(*b);
-        EACH(begin, end, STORE(y, apply(op, LOAD(a), s));)
+        V_EACH(begin, end, STORE(y, apply(op, LOAD(a), s));)
     } else {
-        EACH(begin, end, {
+        V_EACH(begin, end, {
             float lanes[CDAD_VBYTES / 4] = {0};
             for (int64_t k = 0; k < m; k++)
                 lanes[k] = b[(i + k) * stride];
@@ -303,7 +306,7 @@ static void mse_task(void *arg, int64_t task, int worker) {
     for (int64_t begin = 0; begin < j->m; begin += 1024) {
         const int64_t end = min64(j->m, begin + 1024);
         vf s = v_set1(0.0f);
-        EACH(begin, end, { const vf d = LOAD(a) - LOAD(b); s = s + d * d; })
+        V_EACH(begin, end, { const vf d = LOAD(a) - LOAD(b); s = s + d * d; })
         sum += (double)v_sum(s);
     }
     j->per[task] = (float)(sum / (double)j->m);
@@ -324,7 +327,7 @@ static void mse_grad_task(void *arg, int64_t task, int worker) {
     const int64_t begin = task * TILE, end = min64(j->n, begin + TILE);
     const float scale = j->g[0] * 2.0f / (float)j->n;
     (void)worker;
-    EACH(begin, end, STORE(j->y, (LOAD(j->a) - LOAD(j->b)) * scale);)
+    V_EACH(begin, end, STORE(j->y, (LOAD(j->a) - LOAD(j->b)) * scale);)
 }
 
 void CDAD_K(mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g, int64_t n,

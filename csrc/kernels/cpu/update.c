@@ -3,9 +3,11 @@
 
 #include "kernels/cpu/backend.h"
 
-#define TILE 2048 /* its update fits an L1 cache */
+#define TILE 2048  /* its moments as floats fit an L1 cache */
+#define ALONE 8192 /* elements that do not pay for waking a thread */
 #define SUM_TILE 65536
 #define SUM_TILES 256 /* side by side */
+#define LANES 16      /* sums of a tile side by side: one waits for the one before it */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -17,8 +19,7 @@ typedef struct update_job {
     cdad_adamw h;
 } update_job;
 
-/* Scalar code on purpose: the compiler makes vectors of it, and square root and division round the same. A tile's
- * loops are apart, as its data stay in cache. */
+/* Scalar code on purpose: the compiler makes vectors of it, and square root and division round the same. */
 static void add_tile(float *restrict w, float *restrict e, const float *restrict du, int64_t n, float ema_decay) {
     const float rest = 1.0f - ema_decay;
     for (int64_t i = 0; du && i < n; i++)
@@ -43,36 +44,51 @@ static void round_to_bf16(uint16_t *restrict to, const float *restrict from, int
     }
 }
 
+/* One pass over a tile. The biases are factors that no element divides by:
+ * (m / bias1) / (sqrt(v / bias2) + eps) = m * root / bias1 / (sqrt(v) + eps * root), root = sqrt(bias2). */
+V_INLINE void update_tile(int give, int average, float *restrict w, float *restrict m, float *restrict v,
+                          float *restrict e, float *restrict du, const float *g, int64_t n, const cdad_adamw *h) {
+    const float rest1 = 1.0f - h->beta1, rest2 = 1.0f - h->beta2, rest = 1.0f - h->ema_decay;
+    const float root = sqrtf(h->bias2), eps = h->eps * root, rate = -h->lr * (root / h->bias1);
+    const float beta1 = h->beta1, beta2 = h->beta2, grad_scale = h->grad_scale, decay = -h->lr * h->weight_decay;
+    for (int64_t i = 0; i < n; i++) {
+        const float scaled = g[i] * grad_scale;
+        m[i] = beta1 * m[i] + rest1 * scaled;
+        v[i] = beta2 * v[i] + rest2 * (scaled * scaled);
+        const float d = rate * (m[i] / (sqrtf(v[i]) + eps)) + decay * w[i];
+        if (give)
+            du[i] = d;
+        else
+            w[i] += d;
+        if (average)
+            e[i] += rest * (w[i] - e[i]);
+    }
+}
+
 static void adamw_task(void *arg, int64_t task, int worker) {
     const update_job *j = arg;
-    const cdad_adamw h = j->h;
-    const float rest1 = 1.0f - h.beta1, rest2 = 1.0f - h.beta2;
+    const cdad_adamw *h = &j->h;
     const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
-    float wide[TILE], du[TILE];
-    float *restrict m = h.m_is_bf16 ? wide : (float *)j->m + begin, *restrict v = j->v + begin, *w = j->w + begin;
-    const float *restrict g = j->g + begin;
+    float wide[TILE], du[TILE], *m = h->m_is_bf16 ? wide : (float *)j->m + begin, *w = j->w + begin, *v = j->v + begin;
+    const float *g = j->g + begin;
     (void)worker;
-    if (h.m_is_bf16)
+    if (h->m_is_bf16)
         widen(wide, (uint16_t *)j->m + begin, n);
-    for (int64_t i = 0; i < n; i++) {
-        const float scaled = g[i] * h.grad_scale;
-        m[i] = h.beta1 * m[i] + rest1 * scaled;
-        v[i] = h.beta2 * v[i] + rest2 * (scaled * scaled);
-        const float step = (m[i] / h.bias1) / (sqrtf(v[i] / h.bias2) + h.eps);
-        du[i] = -h.lr * (h.weight_decay * w[i] + step);
-    }
-    if (h.m_is_bf16)
-        round_to_bf16((uint16_t *)j->m + begin, wide, n);
-    if (j->du)
-        memcpy(j->du + begin, du, (size_t)n * sizeof *du);
+    if (j->du) {
+        update_tile(1, 0, w, m, v, NULL, du, g, n, h);
+        memcpy(j->du + begin, du, (size_t)n * sizeof *du); /* which may be g */
+    } else if (j->e)
+        update_tile(0, 1, w, m, v, j->e + begin, NULL, g, n, h);
     else
-        add_tile(w, j->e ? j->e + begin : NULL, du, n, h.ema_decay);
+        update_tile(0, 0, w, m, v, NULL, NULL, g, n, h);
+    if (h->m_is_bf16)
+        round_to_bf16((uint16_t *)j->m + begin, wide, n);
 }
 
 void CDAD_K(adamw)(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g,
                    int64_t n, const cdad_adamw *h) {
     update_job job = {.w = w, .m = m, .v = v, .e = e, .du = du, .g = g, .n = n, .h = *h};
-    cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, adamw_task, &job);
+    cdad_pool_run(n > ALONE ? ctx->pool : NULL, (n + TILE - 1) / TILE, adamw_task, &job);
 }
 
 static void add_task(void *arg, int64_t task, int worker) {
@@ -85,7 +101,7 @@ static void add_task(void *arg, int64_t task, int worker) {
 
 void CDAD_K(add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay) {
     update_job job = {.w = w, .e = e, .du = (float *)(uintptr_t)du, .n = n, .h = {.ema_decay = ema_decay}};
-    cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, add_task, &job);
+    cdad_pool_run(n > ALONE ? ctx->pool : NULL, (n + TILE - 1) / TILE, add_task, &job);
 }
 
 typedef struct sum_job {
@@ -97,17 +113,19 @@ typedef struct sum_job {
 static void sum_task(void *arg, int64_t task, int worker) {
     const sum_job *j = arg;
     const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE),
-                  full = begin + (end - begin) / 8 * 8;
+                  full = begin + (end - begin) / LANES * LANES;
     const float *x = j->x;
-    double lanes[8] = {0};
+    double lanes[LANES] = {0};
     (void)worker;
-    for (int64_t i = begin; i < full; i += 8)
-        for (int k = 0; k < 8; k++)
+    for (int64_t i = begin; i < full; i += LANES)
+        for (int k = 0; k < LANES; k++)
             lanes[k] += (double)x[i + k] * (double)x[i + k];
     for (int64_t i = full; i < end; i++)
         lanes[i - full] += (double)x[i] * (double)x[i];
-    j->tile[task] =
-        ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; k++)
+            lanes[k] += lanes[k + half];
+    j->tile[task] = lanes[0];
 }
 
 double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite) {

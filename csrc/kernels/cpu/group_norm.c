@@ -1,0 +1,345 @@
+/* Group norm (with SiLU), forward and backward. A task is some whole groups of one sample; within it, two vectors of
+ * channels go down the rows side by side, their sums in registers. */
+#include <math.h>
+
+#include "kernels/cpu/backend.h"
+#include "kernels/cpu/vmath.h"
+
+#define BLOCK 64      /* channels whose numbers are laid out together */
+#define ROWS 64       /* rows that are summed in float before they go into a double */
+#define WIDTH 32      /* channels that a task has at least: whole cache lines */
+#define WIDEST 256    /* channels that it has at most, unless groups are wider */
+#define ELEMENTS 4096 /* that a task has at least, up to that: less does not pay for a thread's waking */
+#define TASKS 16      /* of wider ones there are at least so many: rows of whole samples are read faster than parts */
+
+static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+typedef struct group_job {
+    float *y, *mean, *rstd, *dx, *sum, *sum_xhat; /* sums [N,C]: of dy' = dy through SiLU, of dy' * xhat */
+    const float *x, *dy, *gamma, *beta;
+    int64_t N, HW, C, G, width; /* channels of a task: a multiple of C / G */
+    float eps;
+    int silu;
+} group_job;
+
+/* Whole groups, and whole vectors of any instruction set where groups are not too wide for that. A group's bits do not
+ * depend on it. */
+static int64_t task_width(int64_t N, int64_t HW, int64_t C, int64_t G) {
+    const int64_t per = C / G;
+    int64_t whole = per;
+    while (whole % 16)
+        whole += per;
+    const int64_t unit = whole <= WIDEST ? whole : per;
+    int64_t width = (WIDTH + unit - 1) / unit * unit;
+    while (width + unit <= min64(C, WIDEST) && (width * HW < ELEMENTS || N * C >= TASKS * (width + unit)))
+        width += unit;
+    return min64(C, width);
+}
+
+static int64_t group_tasks(const group_job *j) { return j->N * ((j->C + j->width - 1) / j->width); }
+
+/* What a task is about. */
+typedef struct part {
+    int64_t n, c0, w, g0, per, at; /* sample, first channel, channels, first group, channels of one; of [N,HW,C] */
+} part;
+
+static part part_of(const group_job *j, int64_t task) {
+    const int64_t parts = (j->C + j->width - 1) / j->width, n = task / parts, c0 = task % parts * j->width;
+    const int64_t per = j->C / j->G;
+    return (part){n, c0, min64(j->width, j->C - c0), c0 / per, per, n * j->HW * j->C + c0};
+}
+
+/* CALL for the vectors of w channels from k = 0 on: `n` at a time, the last one of `lanes` channels. */
+#define EACH_VECTORS(w, CALL)                    \
+    {                                            \
+        int64_t k = 0;                           \
+        for (; k + 2 * VL <= (w); k += 2 * VL) { \
+            enum { n = 2 };                      \
+            const int64_t lanes = VL;            \
+            CALL;                                \
+        }                                        \
+        for (; k + VL <= (w); k += VL) {         \
+            enum { n = 1 };                      \
+            const int64_t lanes = VL;            \
+            CALL;                                \
+        }                                        \
+        if (k < (w)) {                           \
+            enum { n = 1 };                      \
+            const int64_t lanes = (w)-k;         \
+            CALL;                                \
+        }                                        \
+    }
+
+static inline vf load(const float *p, int n, int i, int64_t lanes) {
+    return n > 1 ? v_load(p + i * VL) : v_load_n(p, lanes);
+}
+static inline void store(float *p, vf v, int n, int i, int64_t lanes) {
+    if (n > 1)
+        v_store(p + i * VL, v);
+    else
+        v_store_n(p, v, lanes);
+}
+
+static inline void add_lanes(double *sum, vf v, int64_t lanes) {
+    float x[CDAD_VBYTES / 4];
+    v_store(x, v);
+    for (int64_t k = 0; k < lanes; k++)
+        sum[k] += (double)x[k];
+}
+
+static inline vf term(vf x, vf shift, int power) { return power == 2 ? (x - shift) * (x - shift) : x; }
+
+/* sum[k] += sum over rows of (x[r, k] - shift[k])^power for n vectors. Even and odd rows apart: sums wait for sums. */
+V_INLINE void add_sums(int n, int power, double *sum, const float *x, const float *shift, int64_t rows, int64_t C,
+                       int64_t lanes) {
+    vf even[2], odd[2], s[2];
+    int64_t r = 0;
+    V_UNROLL for (int i = 0; i < n; i++) {
+        even[i] = odd[i] = (vf){0};
+        s[i] = v_load(shift + i * VL);
+    }
+    for (; r + 2 <= rows; r += 2)
+        V_UNROLL for (int i = 0; i < n; i++) {
+            even[i] += term(load(x + r * C, n, i, lanes), s[i], power);
+            odd[i] += term(load(x + (r + 1) * C, n, i, lanes), s[i], power);
+        }
+    V_UNROLL for (int i = 0; i < n; i++) {
+        if (r < rows)
+            even[i] += term(load(x + r * C, n, i, lanes), s[i], power);
+        add_lanes(sum + i * VL, even[i] + odd[i], lanes);
+    }
+}
+
+/* totals[g] = sum over the channels of group g of this task, around `mean` where the power is 2. */
+V_INLINE void group_sums(int power, const group_job *j, const part *p, double *totals, const float *mean) {
+    for (int64_t g = 0; g < p->w / p->per; g++)
+        totals[g] = 0.0;
+    for (int64_t c = 0; c < p->w; c += BLOCK) {
+        double sum[BLOCK] = {0};
+        float shift[BLOCK] = {0};
+        const int64_t w = min64(BLOCK, p->w - c);
+        for (int64_t k = 0; k < w && power == 2; k++)
+            shift[k] = mean[(c + k) / p->per];
+        for (int64_t r = 0; r < j->HW; r += ROWS) {
+            const float *x = j->x + p->at + r * j->C + c;
+            EACH_VECTORS(w, add_sums(n, power, sum + k, x + k, shift + k, min64(ROWS, j->HW - r), j->C, lanes))
+        }
+        for (int64_t k = 0; k < w; k++)
+            totals[(c + k) / p->per] += sum[k];
+    }
+}
+
+/* y = x * a + b by channels, then SiLU. */
+V_INLINE void normalize(int n, int silu, float *y, const float *x, const float *a, const float *b, int64_t rows,
+                        int64_t C, int64_t lanes) {
+    vf scale[2], shift[2];
+    V_UNROLL for (int i = 0; i < n; i++) {
+        scale[i] = v_load(a + i * VL);
+        shift[i] = v_load(b + i * VL);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        V_UNROLL for (int i = 0; i < n; i++) {
+            const vf v = load(x + r * C, n, i, lanes) * scale[i] + shift[i];
+            store(y + r * C, silu ? v * v_sigmoid(v) : v, n, i, lanes);
+        }
+}
+
+V_INLINE void normalize_block(int silu, const group_job *j, int64_t at, const float *a, const float *b, int64_t w) {
+    for (int64_t r = 0; r < j->HW; r += ROWS) {
+        const int64_t from = at + r * j->C, rows = min64(ROWS, j->HW - r);
+        EACH_VECTORS(w, normalize(n, silu, j->y + from + k, j->x + from + k, a + k, b + k, rows, j->C, lanes))
+    }
+}
+
+static void group_norm_task(void *arg, int64_t task, int worker) {
+    const group_job *j = arg;
+    const part p = part_of(j, task);
+    const double count = (double)(j->HW * p.per);
+    float *mean = j->mean + p.n * j->G + p.g0, *rstd = j->rstd + p.n * j->G + p.g0;
+    double totals[WIDEST];
+    (void)worker;
+    group_sums(1, j, &p, totals, NULL);
+    for (int64_t g = 0; g < p.w / p.per; g++)
+        mean[g] = (float)(totals[g] / count);
+    group_sums(2, j, &p, totals, mean);
+    for (int64_t g = 0; g < p.w / p.per; g++)
+        rstd[g] = (float)(1.0 / sqrt(totals[g] / count + (double)j->eps));
+    for (int64_t c = 0; c < p.w; c += BLOCK) {
+        float a[BLOCK] = {0}, b[BLOCK] = {0};
+        const int64_t w = min64(BLOCK, p.w - c);
+        for (int64_t k = 0; k < w; k++) {
+            const int64_t g = (c + k) / p.per;
+            a[k] = rstd[g] * j->gamma[p.c0 + c + k];
+            b[k] = j->beta[p.c0 + c + k] - mean[g] * a[k];
+        }
+        if (j->silu)
+            normalize_block(1, j, p.at + c, a, b, w);
+        else
+            normalize_block(0, j, p.at + c, a, b, w);
+    }
+}
+
+void CDAD_K(group_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
+                        const float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G,
+                        float eps, int silu) {
+    group_job j = {.y = y,
+                   .mean = mean,
+                   .rstd = rstd,
+                   .x = x,
+                   .gamma = gamma,
+                   .beta = beta,
+                   .N = N,
+                   .HW = HW,
+                   .C = C,
+                   .G = G,
+                   .width = task_width(N, HW, C, G),
+                   .eps = eps,
+                   .silu = silu};
+    cdad_pool_run(ctx->pool, group_tasks(&j), group_norm_task, &j);
+}
+
+/* The numbers of a block of channels: xhat gamma + beta = (x - mean) * slope + beta. */
+typedef struct block_params {
+    float mean[BLOCK], slope[BLOCK], beta[BLOCK];
+} block_params;
+
+static void lay_out(const group_job *j, const part *p, int64_t c, int64_t w, block_params *b) {
+    memset(b, 0, sizeof *b);
+    for (int64_t k = 0; k < w; k++) {
+        const int64_t channel = p->c0 + c + k, group = p->n * j->G + p->g0 + (c + k) / p->per;
+        b->mean[k] = j->mean[group];
+        b->slope[k] = j->rstd[group] * j->gamma[channel];
+        b->beta[k] = j->beta[channel];
+    }
+}
+
+/* s1[k] += sum over rows of dy', s2[k] += of dy' * (x - mean). With SiLU, dy' goes to `out`; without, dy' is dy. */
+V_INLINE void add_gradients(int n, int silu, float *out, double *s1, double *s2, const float *x, const float *dy,
+                            const float *mean, const float *slope, const float *beta, int64_t rows, int64_t C,
+                            int64_t lanes) {
+    vf m[2], a[2], b[2], sum[2], product[2];
+    V_UNROLL for (int i = 0; i < n; i++) {
+        m[i] = v_load(mean + i * VL);
+        a[i] = v_load(slope + i * VL);
+        b[i] = v_load(beta + i * VL);
+        sum[i] = product[i] = (vf){0};
+    }
+    for (int64_t r = 0; r < rows; r++)
+        V_UNROLL for (int i = 0; i < n; i++) {
+            const vf centred = load(x + r * C, n, i, lanes) - m[i];
+            vf d = load(dy + r * C, n, i, lanes);
+            if (silu) {
+                const vf v = centred * a[i] + b[i], s = v_sigmoid(v);
+                d = d * (s + v * s * (1.0f - s));
+                store(out + r * C, d, n, i, lanes);
+            }
+            sum[i] += d;
+            product[i] += d * centred;
+        }
+    V_UNROLL for (int i = 0; i < n; i++) {
+        add_lanes(s1 + i * VL, sum[i], lanes);
+        add_lanes(s2 + i * VL, product[i], lanes);
+    }
+}
+
+V_INLINE void add_block(int silu, const group_job *j, int64_t at, const block_params *b, double *s1, double *s2,
+                        int64_t w) {
+    for (int64_t r = 0; r < j->HW; r += ROWS) {
+        const int64_t from = at + r * j->C, rows = min64(ROWS, j->HW - r);
+        EACH_VECTORS(w, add_gradients(n, silu, j->dx + from + k, s1 + k, s2 + k, j->x + from + k, j->dy + from + k,
+                                      b->mean + k, b->slope + k, b->beta + k, rows, j->C, lanes))
+    }
+}
+
+/* dx = dy' * slope - ((x - mean) * a + b). dx may be dy'. */
+V_INLINE void input_gradients(int n, float *dx, const float *x, const float *dy, const float *mean, const float *slope,
+                              const float *a, const float *b, int64_t rows, int64_t C, int64_t lanes) {
+    vf m[2], s[2], A[2], B[2];
+    V_UNROLL for (int i = 0; i < n; i++) {
+        m[i] = v_load(mean + i * VL);
+        s[i] = v_load(slope + i * VL);
+        A[i] = v_load(a + i * VL);
+        B[i] = v_load(b + i * VL);
+    }
+    for (int64_t r = 0; r < rows; r++)
+        V_UNROLL for (int i = 0; i < n; i++) {
+            const vf rest = (load(x + r * C, n, i, lanes) - m[i]) * A[i] + B[i];
+            store(dx + r * C, load(dy + r * C, n, i, lanes) * s[i] - rest, n, i, lanes);
+        }
+}
+
+/* dx = rstd * (dy' gamma - m1 - xhat * m2), m1 and m2 the group's means of dy' gamma and dy' gamma xhat. */
+static void group_norm_grad_task(void *arg, int64_t task, int worker) {
+    const group_job *j = arg;
+    const part p = part_of(j, task);
+    const double count = (double)(j->HW * p.per);
+    double m1[WIDEST] = {0}, m2[WIDEST] = {0};
+    block_params b;
+    (void)worker;
+    for (int64_t c = 0; c < p.w; c += BLOCK) {
+        const int64_t w = min64(BLOCK, p.w - c);
+        double s1[BLOCK] = {0}, s2[BLOCK] = {0};
+        lay_out(j, &p, c, w, &b);
+        if (j->silu)
+            add_block(1, j, p.at + c, &b, s1, s2, w);
+        else
+            add_block(0, j, p.at + c, &b, s1, s2, w);
+        for (int64_t k = 0; k < w; k++) {
+            const int64_t g = (c + k) / p.per, channel = p.c0 + c + k;
+            s2[k] *= (double)j->rstd[p.n * j->G + p.g0 + g];
+            m1[g] += s1[k] * (double)j->gamma[channel] / count;
+            m2[g] += s2[k] * (double)j->gamma[channel] / count;
+            j->sum[p.n * j->C + channel] = (float)s1[k];
+            j->sum_xhat[p.n * j->C + channel] = (float)s2[k];
+        }
+    }
+    for (int64_t c = 0; c < p.w; c += BLOCK) {
+        const int64_t w = min64(BLOCK, p.w - c);
+        float A[BLOCK] = {0}, B[BLOCK] = {0};
+        lay_out(j, &p, c, w, &b);
+        for (int64_t k = 0; k < w; k++) {
+            const int64_t g = (c + k) / p.per;
+            const double rstd = (double)j->rstd[p.n * j->G + p.g0 + g];
+            A[k] = (float)(rstd * rstd * m2[g]);
+            B[k] = (float)(rstd * m1[g]);
+        }
+        for (int64_t r = 0; r < j->HW; r += ROWS) {
+            const int64_t from = p.at + r * j->C + c, rows = min64(ROWS, j->HW - r);
+            const float *dy = j->silu ? j->dx : j->dy;
+            EACH_VECTORS(w, input_gradients(n, j->dx + from + k, j->x + from + k, dy + from + k, b.mean + k,
+                                            b.slope + k, A + k, B + k, rows, j->C, lanes))
+        }
+    }
+}
+
+/* y [C] = sum over n of x [N,C], in order. */
+static void sum_samples(float *restrict y, const float *restrict x, int64_t N, int64_t C) {
+    memset(y, 0, (size_t)C * sizeof *y);
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t c = 0; c < C; c++)
+            y[c] += x[n * C + c];
+}
+
+void CDAD_K(group_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
+                             const float *mean, const float *rstd, const float *gamma, const float *beta,
+                             const float *dy, int64_t N, int64_t HW, int64_t C, int64_t G, int silu,
+                             void *scratch) {
+    group_job j = {.dx = dx,
+                   .mean = (float *)(uintptr_t)mean,
+                   .rstd = (float *)(uintptr_t)rstd,
+                   .sum = scratch,
+                   .sum_xhat = (float *)scratch + N * C,
+                   .x = x,
+                   .dy = dy,
+                   .gamma = gamma,
+                   .beta = beta,
+                   .N = N,
+                   .HW = HW,
+                   .C = C,
+                   .G = G,
+                   .width = task_width(N, HW, C, G),
+                   .silu = silu};
+    cdad_pool_run(ctx->pool, group_tasks(&j), group_norm_grad_task, &j);
+    sum_samples(dbeta, j.sum, N, C);
+    sum_samples(dgamma, j.sum_xhat, N, C);
+}
