@@ -47,11 +47,20 @@ static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (
 
 static int64_t block_length(const wino_job *j, int64_t block) { return min_i(WINO_KC, j->u.C - block * WINO_KC); }
 
-static float *weight_panel(const wino_job *j, int64_t column, int64_t block) {
-    return j->weights + (column * j->u.C + block * WINO_KC) * j->n * j->n * GEMM_NR;
+/* Floats from place to place of a block, and of all places of the blocks before `block`, for panels of `width` lanes. */
+static int64_t stride_of(const wino_job *j, int64_t width, int64_t block) {
+    return place_stride(block_length(j, block) * width);
+}
+static int64_t floats_before(const wino_job *j, int64_t width, int64_t block) {
+    return j->n * j->n * (block < j->blocks ? block * place_stride(WINO_KC * width)
+                                            : (block - 1) * place_stride(WINO_KC * width) + stride_of(j, width, block - 1));
 }
 
-INLINE void transform_weights(int m, float *to, const float *taps, int64_t kc) {
+static float *weight_panel(const wino_job *j, int64_t column, int64_t block) {
+    return j->weights + column * floats_before(j, GEMM_NR, j->blocks) + floats_before(j, GEMM_NR, block);
+}
+
+INLINE void transform_weights(int m, float *to, int64_t stride, const float *taps, int64_t kc) {
     const int n = m + 2;
     for (int64_t i = 0; i < kc * GEMM_NR; i += VL) {
         vf w[9], t[3 * 6], u[36];
@@ -62,22 +71,22 @@ INLINE void transform_weights(int m, float *to, const float *taps, int64_t kc) {
         V_UNROLL for (int r = 0; r < n; r++)
             filter_1d(m, u + r * n, t + r * 3, 1);
         V_UNROLL for (int a = 0; a < n * n; a++)
-            v_store(to + a * kc * GEMM_NR + i, u[a]);
+            v_store(to + a * stride + i, u[a]);
     }
 }
 
-/* to: [place][channel][GEMM_NR]; taps: room for 9 [channel][GEMM_NR]. */
+/* to: [place][channel][GEMM_NR], places stride_of apart; taps: room for 9 [channel][GEMM_NR]. */
 static void transform_block(const wino_job *j, float *to, float *taps, int64_t o, int64_t block) {
-    const int64_t kc = block_length(j, block);
+    const int64_t kc = block_length(j, block), stride = stride_of(j, GEMM_NR, block);
     for (int64_t a = 0; a < 9; a++) {
         cdad_mat w = j->w;
         w.data += a / 3 * j->tap_r + a % 3 * j->tap_s;
         CDAD_K(gemm_pack_b)(taps + a * kc * GEMM_NR, &w, o, min_i(GEMM_NR, j->O - o), block * WINO_KC, kc);
     }
     if (j->m == 2)
-        transform_weights(2, to, taps, kc);
+        transform_weights(2, to, stride, taps, kc);
     else
-        transform_weights(4, to, taps, kc);
+        transform_weights(4, to, stride, taps, kc);
 }
 
 static void weights_task(void *arg, int64_t task, int worker) {
@@ -90,8 +99,7 @@ static void weights_task(void *arg, int64_t task, int worker) {
 /* ---- pixels: [panel][block][place][channel][GEMM_MR] -------------------------------------------------------- */
 
 static float *pixel_panel(const wino_job *j, int64_t panel, int64_t block, int64_t place) {
-    const int64_t places = j->n * j->n, kc = block_length(j, block);
-    return j->pixels + (panel * j->u.C + block * WINO_KC) * places * GEMM_MR + place * kc * GEMM_MR;
+    return j->pixels + (panel * j->u.C + block * WINO_KC) * j->n * j->n * GEMM_MR + place * block_length(j, block) * GEMM_MR;
 }
 
 static void pixels_task(void *arg, int64_t task, int worker) {
@@ -99,16 +107,17 @@ static void pixels_task(void *arg, int64_t task, int worker) {
     const int64_t panel = task / j->blocks, block = task % j->blocks, kc = block_length(j, block), n = j->n;
     const int64_t first = (j->first_panel + panel) * GEMM_MR, count = min_i(GEMM_MR, j->tiles - first);
     float *rows = j->own + worker * j->own_size; /* [place][tile][channel] */
+    const int64_t stride = place_stride(GEMM_MR * kc);
     for (int64_t i = 0; i < count; i++) {
         const float *from[WINO_PLACES];
         tile_pixels(from, &j->u, j->x + block * WINO_KC, (int)j->m, first + i, zeros);
         if (j->m == 2)
-            transform_pixels(2, rows + i * kc, GEMM_MR * kc, from, kc);
+            transform_pixels(2, rows + i * kc, stride, from, kc);
         else
-            transform_pixels(4, rows + i * kc, GEMM_MR * kc, from, kc);
+            transform_pixels(4, rows + i * kc, stride, from, kc);
     }
     for (int64_t place = 0; place < n * n; place++) {
-        const cdad_mat A = {.data = rows + place * GEMM_MR * kc, .rs = kc, .cs = 1};
+        const cdad_mat A = {.data = rows + place * stride, .rs = kc, .cs = 1};
         CDAD_K(gemm_pack_a)(pixel_panel(j, panel, block, place), &A, 0, count, 0, kc);
     }
 }
@@ -154,19 +163,20 @@ static void multiply_task(void *arg, int64_t task, int worker) {
     const int64_t column = task / j->strips, places = j->n * j->n;
     const int64_t p0 = task % j->strips * j->strip, p1 = min_i(j->n_panels, p0 + j->strip);
     const int64_t o = (j->first_column + column) * GEMM_NR, cols = min_i(GEMM_NR, j->O - o);
-    const int64_t size = GEMM_MR * GEMM_NR, stride = WINO_STRIP * size;
+    const int64_t size = GEMM_MR * GEMM_NR, stride = place_stride(WINO_STRIP * size);
     float *sums = j->own + worker * j->own_size; /* [place][panel of the strip][GEMM_MR][GEMM_NR] */
-    float *fresh = sums + places * stride, *taps = fresh + places * GEMM_NR * min_i(WINO_KC, j->u.C);
+    float *fresh = sums + places * stride, *taps = fresh + places * stride_of(j, GEMM_NR, 0);
     for (int64_t block = 0; block < j->blocks; block++) {
         const int64_t kc = block_length(j, block);
         const float *b = j->fused ? fresh : weight_panel(j, column, block);
+        const int64_t b_stride = stride_of(j, GEMM_NR, block);
         if (j->fused)
             transform_block(j, fresh, taps, o, block);
         for (int64_t place = 0; place < places; place++)
             for (int64_t p = p0; p < p1; p++) {
                 const int64_t rows = min_i(GEMM_MR, j->tiles - (j->first_panel + p) * GEMM_MR);
                 float *sum = sums + place * stride + (p - p0) * size;
-                CDAD_K(gemm_tile)(kc, pixel_panel(j, p, block, place), b + place * kc * GEMM_NR, rows, GEMM_NR, sum,
+                CDAD_K(gemm_tile)(kc, pixel_panel(j, p, block, place), b + place * b_stride, rows, GEMM_NR, sum,
                                   GEMM_NR, block > 0 ? sum : NULL, NULL, NULL);
             }
     }
@@ -194,15 +204,18 @@ static wino_job make_job(const cdad_unfold *u, int64_t O, int m) {
     j.columns = ceil_div(O, GEMM_NR);
     j.blocks = ceil_div(u->C, WINO_KC);
     j.fused = j.panels <= WINO_STRIP;
-    j.group = j.fused ? j.columns : min_i(j.columns, max_i(1, GROUP_BYTES / bytes_of(places * u->C * GEMM_NR)));
+    j.group = j.fused ? j.columns : min_i(j.columns, max_i(1, GROUP_BYTES / bytes_of(floats_before(&j, GEMM_NR, j.blocks))));
     j.chunk = j.fused ? j.panels : min_i(j.panels, max_i(1, CHUNK_BYTES / bytes_of(places * u->C * GEMM_MR)));
-    const int64_t kc = min_i(WINO_KC, u->C), sums = places * WINO_STRIP * GEMM_MR * GEMM_NR;
-    j.own_size = max_i(places * kc * GEMM_MR, j.fused ? sums + (places + 9) * kc * GEMM_NR : max_i(sums, 9 * kc * GEMM_NR));
+    const int64_t kc = min_i(WINO_KC, u->C), sums = places * place_stride(WINO_STRIP * GEMM_MR * GEMM_NR);
+    const int64_t taps = 9 * kc * GEMM_NR, fresh = places * stride_of(&j, GEMM_NR, 0);
+    j.own_size = max_i(places * place_stride(GEMM_MR * kc), j.fused ? sums + fresh + taps : max_i(sums, taps));
     j.own_size = bytes_of(j.own_size) / (int64_t)sizeof(float);
     return j;
 }
 
-static int64_t weight_bytes(const wino_job *j) { return j->fused ? 0 : bytes_of(j->group * j->u.C * j->n * j->n * GEMM_NR); }
+static int64_t weight_bytes(const wino_job *j) {
+    return j->fused ? 0 : bytes_of(j->group * floats_before(j, GEMM_NR, j->blocks));
+}
 static int64_t pixel_bytes(const wino_job *j) { return bytes_of(j->chunk * j->u.C * j->n * j->n * GEMM_MR); }
 
 int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads) {

@@ -20,6 +20,10 @@ static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/* Floats from place to place for panels of so many. A transform writes, or reads, a vector of every place in turn; were
+ * these a multiple of 4 KiB apart, they would all meet in the same few lines of a first-level cache. */
+static inline int64_t place_stride(int64_t floats) { return 16 * (ceil_div(floats, 16) | 1); }
+
 /* u = G w, 3 -> n */
 INLINE void filter_1d(int m, vf *u, const vf *w, int step) {
     if (m == 2) {

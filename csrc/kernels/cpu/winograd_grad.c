@@ -36,7 +36,7 @@ static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (
 
 /* [panel][place][tile][lane] */
 static float *panel_of(const job *j, float *panels, int64_t width, int64_t panel, int64_t place) {
-    return panels + (panel * j->places + place) * j->count * width;
+    return panels + (panel * j->places + place) * place_stride(j->count * width);
 }
 
 /* ---- pixels: B^T x B ----------------------------------------------------------------------------------------- */
@@ -46,16 +46,17 @@ static void pixels_task(void *arg, int64_t task, int worker) {
     const int64_t column = task % j->columns, c = column * GEMM_NR, cols = min_i(GEMM_NR, j->u.C - c);
     const int64_t i0 = task / j->columns * GROUP, i1 = min_i(j->count, i0 + GROUP);
     float *to = panel_of(j, j->pixels, GEMM_NR, column, 0);
+    const int64_t stride = place_stride(j->count * GEMM_NR);
     (void)worker;
     for (int64_t place = 0; cols < GEMM_NR && place < j->places; place++) /* lanes past the edge */
-        memset(to + (place * j->count + i0) * GEMM_NR, 0, (size_t)((i1 - i0) * GEMM_NR) * sizeof *to);
+        memset(to + place * stride + i0 * GEMM_NR, 0, (size_t)((i1 - i0) * GEMM_NR) * sizeof *to);
     for (int64_t i = i0; i < i1; i++) {
         const float *from[WINO_PLACES];
         tile_pixels(from, &j->u, j->x + c, (int)j->m, j->first + i, zeros);
         if (j->m == 2)
-            transform_pixels(2, to + i * GEMM_NR, j->count * GEMM_NR, from, cols);
+            transform_pixels(2, to + i * GEMM_NR, stride, from, cols);
         else
-            transform_pixels(4, to + i * GEMM_NR, j->count * GEMM_NR, from, cols);
+            transform_pixels(4, to + i * GEMM_NR, stride, from, cols);
     }
 }
 
@@ -139,7 +140,7 @@ static void multiply_task(void *arg, int64_t task, int worker) {
     const int64_t strips = ceil_div(j->rows, STRIP), column = task / strips;
     const int64_t p0 = task % strips * STRIP, p1 = min_i(j->rows, p0 + STRIP);
     const int64_t c = column * GEMM_NR, cols = min_i(GEMM_NR, j->u.C - c);
-    const int64_t size = GEMM_MR * GEMM_NR, stride = STRIP * size;
+    const int64_t size = GEMM_MR * GEMM_NR, stride = place_stride(STRIP * size);
     float *sums = j->own + worker * j->own_size; /* [place][panel of the strip][GEMM_MR][GEMM_NR] */
     for (int64_t place = 0; place < j->places; place++)
         for (int64_t k = 0; k < j->count; k += GEMM_KC) {
@@ -169,12 +170,12 @@ static job make_job(const cdad_unfold *u, int64_t O, int m) {
     j.columns = ceil_div(u->C, GEMM_NR);
     const int64_t bytes = j.places * (j.rows * GEMM_MR + j.columns * GEMM_NR) * (int64_t)sizeof(float); /* of a tile */
     j.chunk = min_i(j.tiles, max_i(1, CHUNK_BYTES / (bytes * GROUP)) * GROUP);
-    j.own_size = bytes_of(max_i(j.places * LANES, j.places * STRIP * GEMM_MR * GEMM_NR)) / (int64_t)sizeof(float);
+    j.own_size = bytes_of(max_i(j.places * LANES, j.places * place_stride(STRIP * GEMM_MR * GEMM_NR))) / (int64_t)sizeof(float);
     return j;
 }
 
-static int64_t pixel_bytes(const job *j) { return bytes_of(j->columns * GEMM_NR * j->places * j->chunk); }
-static int64_t gradient_bytes(const job *j) { return bytes_of(j->rows * GEMM_MR * j->places * j->chunk); }
+static int64_t pixel_bytes(const job *j) { return bytes_of(j->columns * j->places * place_stride(j->chunk * GEMM_NR)); }
+static int64_t gradient_bytes(const job *j) { return bytes_of(j->rows * j->places * place_stride(j->chunk * GEMM_MR)); }
 
 int64_t CDAD_K(winograd_grad_scratch)(const cdad_unfold *u, int64_t O, int m, int threads) {
     const job j = make_job(u, O, m);
