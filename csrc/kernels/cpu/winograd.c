@@ -47,17 +47,14 @@ static inline int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (
 
 static int64_t block_length(const wino_job *j, int64_t block) { return min_i(WINO_KC, j->u.C - block * WINO_KC); }
 
-/* Floats from place to place of a block, and of all places of the blocks before `block`, for panels of `width` lanes. */
-static int64_t stride_of(const wino_job *j, int64_t width, int64_t block) {
-    return place_stride(block_length(j, block) * width);
-}
-static int64_t floats_before(const wino_job *j, int64_t width, int64_t block) {
-    return j->n * j->n * (block < j->blocks ? block * place_stride(WINO_KC * width)
-                                            : (block - 1) * place_stride(WINO_KC * width) + stride_of(j, width, block - 1));
+static float *weight_panel(const wino_job *j, int64_t column, int64_t block) {
+    return j->weights + (column * j->u.C + block * WINO_KC) * j->n * j->n * GEMM_NR;
 }
 
-static float *weight_panel(const wino_job *j, int64_t column, int64_t block) {
-    return j->weights + column * floats_before(j, GEMM_NR, j->blocks) + floats_before(j, GEMM_NR, block);
+/* Floats from place to place. Weights that many strips read lie without gaps, panels on whole pages. */
+static int64_t weight_stride(const wino_job *j, int64_t block) {
+    const int64_t panel = block_length(j, block) * GEMM_NR;
+    return j->fused ? place_stride(panel) : panel;
 }
 
 INLINE void transform_weights(int m, float *to, int64_t stride, const float *taps, int64_t kc) {
@@ -75,9 +72,9 @@ INLINE void transform_weights(int m, float *to, int64_t stride, const float *tap
     }
 }
 
-/* to: [place][channel][GEMM_NR], places stride_of apart; taps: room for 9 [channel][GEMM_NR]. */
+/* to: [place][channel][GEMM_NR], places weight_stride apart; taps: room for 9 [channel][GEMM_NR]. */
 static void transform_block(const wino_job *j, float *to, float *taps, int64_t o, int64_t block) {
-    const int64_t kc = block_length(j, block), stride = stride_of(j, GEMM_NR, block);
+    const int64_t kc = block_length(j, block), stride = weight_stride(j, block);
     for (int64_t a = 0; a < 9; a++) {
         cdad_mat w = j->w;
         w.data += a / 3 * j->tap_r + a % 3 * j->tap_s;
@@ -165,11 +162,11 @@ static void multiply_task(void *arg, int64_t task, int worker) {
     const int64_t o = (j->first_column + column) * GEMM_NR, cols = min_i(GEMM_NR, j->O - o);
     const int64_t size = GEMM_MR * GEMM_NR, stride = place_stride(WINO_STRIP * size);
     float *sums = j->own + worker * j->own_size; /* [place][panel of the strip][GEMM_MR][GEMM_NR] */
-    float *fresh = sums + places * stride, *taps = fresh + places * stride_of(j, GEMM_NR, 0);
+    float *fresh = sums + places * stride, *taps = fresh + places * weight_stride(j, 0);
     for (int64_t block = 0; block < j->blocks; block++) {
         const int64_t kc = block_length(j, block);
         const float *b = j->fused ? fresh : weight_panel(j, column, block);
-        const int64_t b_stride = stride_of(j, GEMM_NR, block);
+        const int64_t b_stride = weight_stride(j, block);
         if (j->fused)
             transform_block(j, fresh, taps, o, block);
         for (int64_t place = 0; place < places; place++)
@@ -204,17 +201,17 @@ static wino_job make_job(const cdad_unfold *u, int64_t O, int m) {
     j.columns = ceil_div(O, GEMM_NR);
     j.blocks = ceil_div(u->C, WINO_KC);
     j.fused = j.panels <= WINO_STRIP;
-    j.group = j.fused ? j.columns : min_i(j.columns, max_i(1, GROUP_BYTES / bytes_of(floats_before(&j, GEMM_NR, j.blocks))));
+    j.group = j.fused ? j.columns : min_i(j.columns, max_i(1, GROUP_BYTES / bytes_of(places * u->C * GEMM_NR)));
     j.chunk = j.fused ? j.panels : min_i(j.panels, max_i(1, CHUNK_BYTES / bytes_of(places * u->C * GEMM_MR)));
     const int64_t kc = min_i(WINO_KC, u->C), sums = places * place_stride(WINO_STRIP * GEMM_MR * GEMM_NR);
-    const int64_t taps = 9 * kc * GEMM_NR, fresh = places * stride_of(&j, GEMM_NR, 0);
+    const int64_t taps = 9 * kc * GEMM_NR, fresh = places * weight_stride(&j, 0);
     j.own_size = max_i(places * place_stride(GEMM_MR * kc), j.fused ? sums + fresh + taps : max_i(sums, taps));
     j.own_size = bytes_of(j.own_size) / (int64_t)sizeof(float);
     return j;
 }
 
 static int64_t weight_bytes(const wino_job *j) {
-    return j->fused ? 0 : bytes_of(j->group * floats_before(j, GEMM_NR, j->blocks));
+    return j->fused ? 0 : bytes_of(j->group * j->u.C * j->n * j->n * GEMM_NR);
 }
 static int64_t pixel_bytes(const wino_job *j) { return bytes_of(j->chunk * j->u.C * j->n * j->n * GEMM_MR); }
 
