@@ -27,6 +27,15 @@ static void add_tile(float *restrict w, float *restrict e, const float *restrict
         e[i] += rest * (w[i] - e[i]);
 }
 
+/* to = g + the penalty's gradient; g and w begin at the parameter's element `at`. */
+static inline void pull_tile(float *restrict to, const float *restrict g, const float *restrict w, const cdad_pull *p,
+                             int64_t at, int64_t n) {
+    const float *restrict importance = p->importance + at, *restrict anchor = p->anchor + at;
+    const float strength = p->strength;
+    for (int64_t i = 0; i < n; i++)
+        to[i] = g[i] + strength * (importance[i] * (w[i] - anchor[i]));
+}
+
 /* bfloat16 is the upper half of a float. */
 static void widen(float *restrict to, const uint16_t *restrict from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -48,10 +57,12 @@ static void adamw_task(void *arg, int64_t task, int worker) {
     const cdad_adamw h = j->h;
     const float rest1 = 1.0f - h.beta1, rest2 = 1.0f - h.beta2;
     const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
-    float wide[TILE], du[TILE];
+    float wide[TILE], pulled[TILE], du[TILE];
     float *restrict m = h.m_is_bf16 ? wide : (float *)j->m + begin, *restrict v = j->v + begin, *w = j->w + begin;
-    const float *restrict g = j->g + begin;
+    const float *const given = j->g + begin, *restrict g = h.pull.importance ? pulled : given;
     (void)worker;
+    if (h.pull.importance)
+        pull_tile(pulled, given, w, &h.pull, begin, n);
     if (h.m_is_bf16)
         widen(wide, (uint16_t *)j->m + begin, n);
     for (int64_t i = 0; i < n; i++) {
@@ -61,6 +72,8 @@ static void adamw_task(void *arg, int64_t task, int worker) {
         const float step = (m[i] / h.bias1) / (sqrtf(v[i] / h.bias2) + h.eps);
         du[i] = -h.lr * (h.weight_decay * w[i] + step);
     }
+    for (int64_t i = 0; h.path && i < n; i++)
+        h.path[begin + i] -= given[i] * du[i];
     if (h.m_is_bf16)
         round_to_bf16((uint16_t *)j->m + begin, wide, n);
     if (j->du)
@@ -89,31 +102,41 @@ void CDAD_K(add_to)(const cdad_context *ctx, float *w, float *e, const float *du
 }
 
 typedef struct sum_job {
-    const float *x;
-    int64_t n;
-    double *tile; /* [tasks] */
+    const float *x, *w; /* w: NULL, or what `pull` pulls: squares of x with the penalty's gradient */
+    const cdad_pull *pull;
+    int64_t n, at; /* at: of x in the parameter */
+    double *tile;  /* [tasks] */
 } sum_job;
 
 static void sum_task(void *arg, int64_t task, int worker) {
     const sum_job *j = arg;
-    const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE),
-                  full = begin + (end - begin) / 8 * 8;
-    const float *x = j->x;
+    const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE);
+    float pulled[TILE];
     double lanes[8] = {0};
     (void)worker;
-    for (int64_t i = begin; i < full; i += 8)
-        for (int k = 0; k < 8; k++)
-            lanes[k] += (double)x[i + k] * (double)x[i + k];
-    for (int64_t i = full; i < end; i++)
-        lanes[i - full] += (double)x[i] * (double)x[i];
+    for (int64_t part = begin; part < end; part += TILE) { /* TILE is a multiple of the lanes */
+        const int64_t n = min64(end - part, TILE), full = n / 8 * 8;
+        const float *x = j->x + part;
+        if (j->w) {
+            pull_tile(pulled, x, j->w + part, j->pull, j->at + part, n);
+            x = pulled;
+        }
+        for (int64_t i = 0; i < full; i += 8)
+            for (int k = 0; k < 8; k++)
+                lanes[k] += (double)x[i + k] * (double)x[i + k];
+        for (int64_t i = full; i < n; i++)
+            lanes[i - full] += (double)x[i] * (double)x[i];
+    }
     j->tile[task] =
         ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
+static double sum_tiles(const cdad_context *ctx, const float *x, const float *w, const cdad_pull *pull, int64_t n,
+                        int *finite) {
     double total = 0.0, tile[SUM_TILES];
     for (int64_t begin = 0; begin < n; begin += SUM_TILES * SUM_TILE) {
-        sum_job job = {.x = x + begin, .n = min64(n - begin, SUM_TILES * SUM_TILE), .tile = tile};
+        sum_job job = {.x = x + begin, .w = w ? w + begin : NULL, .pull = pull, .at = begin,
+                       .n = min64(n - begin, SUM_TILES * SUM_TILE), .tile = tile};
         const int64_t tasks = (job.n + SUM_TILE - 1) / SUM_TILE;
         cdad_pool_run(ctx->pool, tasks, sum_task, &job);
         for (int64_t t = 0; t < tasks; t++)
@@ -121,4 +144,39 @@ double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, i
     }
     *finite = isfinite(total) != 0; /* squares of floats cannot overflow a double: only NaN and inf can */
     return total;
+}
+
+double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
+    return sum_tiles(ctx, x, NULL, NULL, n, finite);
+}
+
+double CDAD_K(sum_squares_pulled)(const cdad_context *ctx, const float *g, const float *w, int64_t n,
+                                  const cdad_pull *pull, int *finite) {
+    return sum_tiles(ctx, g, w, pull, n, finite);
+}
+
+typedef struct magnitude_job {
+    float *sum;
+    const float *g;
+    int64_t n;
+    int squares;
+} magnitude_job;
+
+static void magnitude_task(void *arg, int64_t task, int worker) {
+    const magnitude_job *j = arg;
+    const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
+    float *restrict sum = j->sum + begin;
+    const float *restrict g = j->g + begin;
+    (void)worker;
+    if (j->squares)
+        for (int64_t i = 0; i < n; i++)
+            sum[i] += g[i] * g[i];
+    else
+        for (int64_t i = 0; i < n; i++)
+            sum[i] += fabsf(g[i]);
+}
+
+void CDAD_K(add_magnitudes)(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares) {
+    magnitude_job job = {.sum = sum, .g = g, .n = n, .squares = squares};
+    cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, magnitude_task, &job);
 }
