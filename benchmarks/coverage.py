@@ -36,9 +36,9 @@ def main() -> int:
     config, rows, records = model.config, [], []
     for images in arguments.images:
         for gamma in arguments.gamma:
-            model.config, model.bases = config.updated({"continual.images": images, "continual.gamma": gamma}), {}
+            model.config, model.strategy.bases = config.updated({"continual.images": images, "continual.gamma": gamma}), {}
             bases = model.collect_bases(seen)
-            model.bases = {name: np.ascontiguousarray(U) for name, (U, _) in bases.items()}
+            model.strategy.bases = {name: np.ascontiguousarray(U) for name, (U, _) in bases.items()}
             # With so small a gamma nothing is added: the share kept is what the old bases hold of the new features.
             model.config = config.updated({"continual.images": 8, "continual.gamma": 1e-9})
             outside = [1 - share for _, share in model.collect_bases(unseen).values()]

@@ -58,7 +58,14 @@ class Network:
 
 class Trainer:
     def __init__(
-        self, params: Params, config: dict[str, Any], batch: int, optimizer: dict[str, Any], seed: int
+        self,
+        params: Params,
+        config: dict[str, Any],
+        batch: int,
+        optimizer: dict[str, Any] | None,
+        seed: int,
+        objective: str = "loss",
+        distill: bool = False,
     ) -> None: ...
     n_steps: int
     age: int
@@ -79,6 +86,22 @@ class Trainer:
         timesteps: ArrayLike,
         context: ArrayLike | None = None,
     ) -> tuple[float, float, float, dict[str, Floats]]: ...
+    def magnitudes(
+        self,
+        sums: Floats,
+        latent: ArrayLike,
+        image: ArrayLike,
+        perturbed: ArrayLike,
+        noise: ArrayLike,
+        timesteps: ArrayLike,
+        context: ArrayLike | None = None,
+        squares: bool = False,
+    ) -> float: ...
+    def penalize(
+        self, importance: Floats | None = None, anchor: Floats | None = None, strength: float = 1.0
+    ) -> None: ...
+    def follow(self, path: Floats | None, /) -> None: ...
+    def teach(self, weights: Floats | None = None, strength: float = 1.0) -> None: ...
     def protect(self, param: str, basis: ArrayLike | None = None, frozen: bool = False) -> None: ...
     def reset(self) -> None: ...
     def block(self, name: str, /) -> np.ndarray: ...

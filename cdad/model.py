@@ -18,8 +18,8 @@ from . import _core
 from .autoencoder import Autoencoder, stack_images
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
-from .data import TrainingBatches, load_images, read_image
-from .data.records import ClassData
+from .data import MixedBatches, TrainingBatches, load_images, read_image
+from .data.records import ClassData, spread
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
 from .programs import Programs
@@ -77,10 +77,11 @@ class ContinualModel:
         self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights)
         self._features: FeatureDistance | None = None
         self.params = _core.Params()
-        self._trainer = _core.Trainer(self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed)
-        self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.strategy = make_strategy(c.continual)
-        self.bases: dict[str, np.ndarray] = {}
+        self._trainer = _core.Trainer(
+            self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed, distill=self.strategy.distils
+        )
+        self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.calibrations: dict[str, Calibration] = {}
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
@@ -105,8 +106,13 @@ class ContinualModel:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Planned bytes of a training step: arena, scratch, parameters, optimizer."""
-        return self._trainer.memory_bytes
+        """Planned bytes of a training step: arena, scratch, parameters, optimizer; and what the strategy keeps now."""
+        return self._trainer.memory_bytes | {"strategy": self.strategy.memory_bytes}
+
+    @property
+    def bases(self) -> dict[str, np.ndarray]:
+        """The significant representations {weight: U [d, rank]} that the strategy keeps; {} where it keeps none."""
+        return getattr(self.strategy, "bases", {})
 
     # ---- training -----------------------------------------------------------------------------------------
 
@@ -144,46 +150,69 @@ class ContinualModel:
                 f"the checkpoint is in the middle of the task {self.progress['classes']}, not of {names}"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
-        batches = TrainingBatches(
-            classes,
-            image_size=config.image_size,
-            batch_size=t.batch_size,
-            seed=config.seed + 7919 * index,
-            perturb_share=t.perturb_share,
+        if index > 0 and not self.strategy.ready:
+            raise CheckpointError(
+                f"the strategy {config.continual.strategy!r} keeps something of each task, and this model learned its tasks "
+                "under another one: consolidate() takes it from their images"
+            )
+        trained = self.strategy.training_classes(classes)
+        batches = self.strategy.batches(
+            TrainingBatches(
+                trained,
+                image_size=config.image_size,
+                batch_size=t.batch_size,
+                seed=config.seed + 7919 * index,
+                perturb_share=t.perturb_share,
+            )
         )
-        steps = (t.steps if index == 0 else t.increment_steps) * len(classes)
+        steps = (t.steps if index == 0 else t.increment_steps) * len(trained)
         if not self.progress:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
             self.progress = {"classes": names, "step": 0, "seconds": 0.0}
             self._trainer.reset()
-        self.strategy.before_task(self, index)
-        latents = self._latents(batches.paths, progress)
+        self.strategy.before_task(self, index, self.progress["step"])
+        latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
-        ratio = self._condition_ratio(batches.paths)
-        if ratio > _IGNORED:
-            log.warning("the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio)
-        self.strategy.after_task(self, classes, progress)
-        for c in classes:
-            self.calibrations[c.name] = self._calibrate(c)
-        self.ledger.append(
-            {
-                "classes": names,
-                "steps": steps,
-                "seconds": round(self.progress["seconds"], 1),
-                "condition_ratio": round(ratio, 4),
-            }
-        )
+        entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
+        if config.has_amn:
+            ratio = self._condition_ratio(batches.paths)
+            entry["condition_ratio"] = round(ratio, 4)
+            if ratio > _IGNORED:
+                log.warning(
+                    "the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio
+                )
+        calibrations = {c.name: self._calibrate(c) for c in trained}
+        # Last, and with the ledger: a task that is interrupted before is not counted, and not counted twice.
+        entry |= self.strategy.after_task(self, classes, progress)
+        self.ledger.append(entry)
+        self.calibrations |= calibrations
         self.progress = {}
         if checkpoint is not None:
             self.save(checkpoint)
 
-    def _latents(self, paths: Sequence[Path], progress: bool) -> np.ndarray:
+    def consolidate(
+        self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True
+    ) -> None:
+        """Take what the strategy keeps of a task (bases, importances, stored images) from the normal images of classes
+        that the model learned under another strategy: several strategies can go on from one first task.
+
+        ValueError: a class that was not learned; CheckpointError: the strategy has to see the training itself ("si");
+        RuntimeError: the model is training, or in the middle of a task.
+        """
+        if self._fitting.locked() or self.progress:
+            raise RuntimeError("model is training")
+        classes = as_classes(task, len(self.ledger))
+        for data in classes:
+            self._check_learned(data.name)
+        self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
+
+    def _latents(self, batches: TrainingBatches | MixedBatches, progress: bool) -> np.ndarray:
         """Latents of the clean images, computed once a task: [n,h,w,C]."""
-        size, chunk = self.config.image_size, 4 * self.autoencoder.batch_size
+        chunk, n = 4 * self.autoencoder.batch_size, batches.n_images
         parts = []
-        for start in tqdm(range(0, len(paths), chunk), "encode", disable=not progress, leave=False):
-            parts.append(self.autoencoder.encode(load_images(paths[start : start + chunk], size)))
+        for start in tqdm(range(0, n, chunk), "encode", disable=not progress, leave=False):
+            parts.append(self.autoencoder.encode(batches.clean(start, min(start + chunk, n))))
         return np.concatenate(parts)
 
     def _train(self, batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds) -> None:
@@ -339,11 +368,11 @@ class ContinualModel:
     # ---- files --------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything in one atomic file: weights, optimiser, bases, ledger, place in the task."""
+        """Write everything in one atomic file: weights, optimiser, what the strategy keeps, ledger, place in the task."""
         tensors = {f"model/{name}": self.params[name] for name in self.params.shapes()}
         tensors |= {f"autoencoder/{name}": value for name, value in self.autoencoder.weights().items()}
         tensors |= {"latent/shift": self.autoencoder.shift, "latent/scale": self.autoencoder.scale}
-        tensors |= {f"basis/{name}": U for name, U in self.bases.items()}
+        tensors |= self.strategy.tensors()
         for name, calibration in self.calibrations.items():
             if calibration is not None:
                 tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
@@ -353,6 +382,7 @@ class ContinualModel:
             "config": self.config.to_dict(),
             "ledger": self.ledger,
             "progress": self.progress,
+            "strategy": {"name": self.config.continual.strategy} | self.strategy.state(),
             "steps": self._trainer.n_steps,
             "age": self._trainer.age,
         }
@@ -361,7 +391,7 @@ class ContinualModel:
     @classmethod
     def load(cls, path: str | os.PathLike, config: Config | None = None) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
-        another strategy or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
+        another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         CheckpointError: damaged, or of another model."""
         tensors, state = load_checkpoint(path)
         model = cls(config or Config.from_dict(state["config"]), _load_weights=False)
@@ -381,7 +411,9 @@ class ContinualModel:
             self.params[name][...] = weights[name]
         self.autoencoder.set_weights(section("autoencoder/"))
         self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
-        self.bases = section("basis/")
+        kept = state.get("strategy", {"name": "cdad"})
+        if kept["name"] == self.config.continual.strategy:
+            self.strategy.restore(tensors, kept)
         self.ledger, self.progress = state["ledger"], state["progress"]
         for name in self.classes:
             parts = section(f"calibration/{name}/")
@@ -410,11 +442,6 @@ def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> flo
     if tail > 0 and step >= steps - tail:
         scale *= 0.5 * (1.0 + np.cos(np.pi * (step - (steps - tail)) / tail))
     return float(scale)
-
-
-def spread(items: Sequence, n: int) -> list:
-    """At most ``n`` of the items, evenly spread over their order."""
-    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 
 
 def as_classes(task: Any, index: int) -> list[ClassData]:
