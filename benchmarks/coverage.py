@@ -38,10 +38,10 @@ def main() -> int:
         for gamma in arguments.gamma:
             model.config, model.strategy.bases = config.updated({"continual.images": images, "continual.gamma": gamma}), {}
             bases = model.collect_bases(seen)
-            model.strategy.bases = {name: np.ascontiguousarray(U) for name, (U, _) in bases.items()}
+            model.strategy.bases = {name: np.ascontiguousarray(U) for name, (U, _, _) in bases.items()}
             # With so small a gamma nothing is added: the share kept is what the old bases hold of the new features.
             model.config = config.updated({"continual.images": 8, "continual.gamma": 1e-9})
-            outside = [1 - share for _, share in model.collect_bases(unseen).values()]
+            outside = [1 - share for _, share, _ in model.collect_bases(unseen).values()]
             rank = np.mean([U.shape[1] / U.shape[0] for U in model.bases.values()])
             rows.append({"images a class": images, "gamma": str(gamma), "mean": np.mean(outside), "median": np.median(outside),
                          "90 %": np.quantile(outside, 0.9), "maximum": np.max(outside), "rank share": rank})  # fmt: skip

@@ -130,7 +130,9 @@ class ContinualConfig:
     of the energy that bases keep; ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
     the representations are collected on: of too few, the basis misses directions that other normal images of the same
     class use, and nothing keeps later tasks from changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas"
-    measure importances on as many.
+    measure importances on as many. ``max_rank_share``: no basis grows beyond this share of its width; of a task's new
+    directions those with the most energy stay, and the ledger tells what the others held. ``basis_dtype``: "float32",
+    "float16" or "bfloat16", of the bases in checkpoints; what is used is what a checkpoint gives back.
 
     ``strength``: of the penalty of "ewc" (lambda), "si" (c), "mas" (lambda), or of the term of "distill".
     ``importance_decay``: what is kept of earlier importances when a task's are added (1: all). ``si_damping``: xi of "si".
@@ -141,6 +143,8 @@ class ContinualConfig:
     gamma: float = 0.999
     projection: str = "update"
     images: int = 64
+    max_rank_share: float = 1.0
+    basis_dtype: str = "float32"
     strength: float = 1.0
     importance_decay: float = 1.0
     si_damping: float = 1e-3
@@ -367,6 +371,7 @@ def _check(config: Config) -> None:
         raise ValueError("continual.strategy 'controlnet' is not there yet: there is no ControlNet model to train")
     choice("continual.strategy", config.continual.strategy, *STRATEGIES)
     choice("continual.method", config.continual.method, "exact", "isvd")
+    choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")
     choice("continual.projection", config.continual.projection, "update", "gradient")
     choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
@@ -375,6 +380,10 @@ def _check(config: Config) -> None:
     if not 0 < config.continual.gamma <= 1:
         raise ValueError(f"continual.gamma is {config.continual.gamma}; 0 < gamma <= 1 is wanted")
     c = config.continual
+    if not 0 < c.max_rank_share <= 1:
+        raise ValueError(f"continual.max_rank_share is {c.max_rank_share}; 0 < share <= 1 is wanted")
+    if c.max_rank_share < 1 and c.method != "exact":
+        raise ValueError("continual.max_rank_share wants continual.method 'exact': 'isvd' forgets energies")
     if not 0 <= c.strength < float("inf"):
         raise ValueError(f"continual.strength is {c.strength}; a finite number >= 0 is wanted")
     if not 0 <= c.importance_decay <= 1:

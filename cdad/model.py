@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from . import _core
 from .autoencoder import Autoencoder, stack_images
+from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, load_images, read_image
@@ -257,9 +258,10 @@ class ContinualModel:
 
         return error(images) / max(error(np.roll(images, 1, axis=0)), 1e-12)
 
-    def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float]]:
+    def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
-        (U [d, rank], share of the energy kept)}, taken while the sampler reconstructs a sample of their images."""
+        (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs a
+        sample of their images."""
         c = self.config.continual
         paths = [p for data in classes for p in spread(data.train, c.images)]
         collector = _core.Collector(self._samplers.whole, c.method, c.gamma)
@@ -269,7 +271,7 @@ class ContinualModel:
             chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
             images = load_images(chosen, self.config.image_size)
             self._denoise(images, self.autoencoder.encode(images), noise_seed=start)
-        return collector.bases(self.bases)
+        return collector.bases(self.bases, c.max_rank_share)
 
     def recalibrate(self, classes: Sequence[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
@@ -429,10 +431,7 @@ def _as_moment(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A moment that was kept as float32, or as the bits of bfloat16 (uint16), in the way in which it is kept now."""
     if values.dtype == dtype:
         return values
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    bits = values.view(np.uint32)
-    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest even
+    return from_bfloat16(values) if values.dtype == np.uint16 else to_bfloat16(values)
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:
