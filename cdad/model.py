@@ -242,21 +242,32 @@ class ContinualModel:
                     self.save(checkpoint)
                     saved = time.monotonic()
 
+    def denoising_error(self, paths: Sequence[str | os.PathLike]) -> float:
+        """The mean squared error of images' latents as predicted at the sampler's first timestep, each under its own
+        condition. Where that is noise alone and the prediction is v, it is L_CDM there."""
+        images = load_images(list(paths), self.config.image_size)
+        latents = self.autoencoder.encode(images)
+        return self._x0_error(latents, images)
+
+    def _x0_error(self, latents: np.ndarray, conditions: np.ndarray) -> float:
+        d, seed = self.config.diffusion, self.config.seed
+        weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
+
+        def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray, stream: np.ndarray) -> np.ndarray:
+            start = sampler.start(z, stream, seed, steps=d.steps, skip=d.skip)
+            return sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=1, weights=weights)
+
+        x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
+        return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
+
     def _condition_ratio(self, paths: Sequence[Path]) -> float:
-        """The error of x0 as predicted at the sampler's first timestep under the image's own condition, over that
-        under another image's: 1 says that the model ignores its condition."""
-        d, batch = self.config.diffusion, self.config.scoring.batch_size
+        """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
+        batch = self.config.scoring.batch_size
         chosen = spread(paths, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)
-        sampler = self._samplers.whole
-        start = sampler.start(latents, np.arange(batch), self.config.seed, steps=d.steps, skip=d.skip)
-
-        def error(condition: np.ndarray) -> float:
-            x0 = sampler.denoise(condition, start, steps=d.steps, skip=d.skip, stop=1)
-            return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
-
-        return error(images) / max(error(np.roll(images, 1, axis=0)), 1e-12)
+        own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
+        return own / max(other, 1e-12)
 
     def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
