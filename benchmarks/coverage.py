@@ -1,6 +1,6 @@
 """How much of the features of normal images that were never seen lies outside of the protected bases.
 
-    python benchmarks/coverage.py --model RUNS/cdad/tasks/0.safetensors --data DIR [--images N ...] [--gamma G ...] [--json FILE]
+    python benchmarks/coverage.py --model RUNS/real-5/seed0/first/tasks/0.safetensors --data DIR [--images N ...] [--gamma G ...] [--json FILE]
 
 The first task's model is taken as it is; its bases are collected again for every number of images and gamma. What they
 leave of the features of the classes' normal test images, weight by weight, is what later tasks may overwrite. The peer

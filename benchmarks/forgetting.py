@@ -38,11 +38,12 @@ from cdad.results import JSON_NAME, format_table, read_json, write_atomically
 from cdad.run import CHECKPOINT
 
 TUNED = {
-    "ewc": (1e0, 1e2, 1e4, 1e6),
-    "si": (1e-2, 1e0, 1e2, 1e4),
-    "mas": (1e-2, 1e0, 1e2, 1e4),
+    "ewc": (1e2, 1e4, 1e6),
+    "si": (1e-2, 1e0, 1e2),
+    "mas": (1e-2, 1e0, 1e2),
     "distill": (0.1, 1.0, 10.0),
 }
+BEYOND = 3  # further strengths, while the best one is the first or the last
 QUICK = {
     "training.steps": 6,
     "training.increment_steps": 6,
@@ -204,14 +205,26 @@ def _tune(config, dataset, protocol, folder: Path, a: argparse.Namespace) -> Non
 
     plain, rows, chosen = errors("finetune", 1.0), [], {}
     for strategy in (s for s in a.strategies if s in TUNED):
-        scores = {}
-        for strength in TUNED[strategy]:
+        scores: dict[float, float] = {}
+
+        def score(strength: float, strategy=strategy, scores=scores) -> None:
             relative = {name: error / plain[name] for name, error in errors(strategy, strength).items()}
             means = [float(np.mean([relative[d.name] for d in part])) for part in (old, new)]
             scores[strength] = float(np.mean(means))
             rows.append({"strategy": strategy, "strength": f"{strength:g}", "old": means[0], "new": means[1],
                          "mean": scores[strength]})  # fmt: skip
             print(f"{strategy} {strength:g}: old {means[0]:.3f}, new {means[1]:.3f} of fine-tuning's error", flush=True)
+
+        for strength in TUNED[strategy]:
+            score(strength)
+        for _ in range(BEYOND):
+            tried_now, best = sorted(scores), min(scores, key=scores.__getitem__)
+            if best == tried_now[-1]:
+                score(best * (best / tried_now[-2]))
+            elif best == tried_now[0]:
+                score(best * (best / tried_now[1]))
+            else:
+                break
         chosen[strategy] = min(scores, key=scores.__getitem__)
     title = f"\n{protocol.name}: denoising error on held-out training images over plain fine-tuning's"
     print(format_table(rows, digits=3, title=title))

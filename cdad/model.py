@@ -192,20 +192,20 @@ class ContinualModel:
         if checkpoint is not None:
             self.save(checkpoint)
 
-    def consolidate(
-        self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True
-    ) -> None:
+    def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
         """Take what the strategy keeps of a task (bases, importances, stored images) from the normal images of classes
         that the model learned under another strategy: several strategies can go on from one first task.
 
         ValueError: a class that was not learned; CheckpointError: the strategy has to see the training itself ("si");
-        RuntimeError: the model is training, or in the middle of a task.
+        RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
         """
         if self._fitting.locked() or self.progress:
             raise RuntimeError("model is training")
         classes = as_classes(task, len(self.ledger))
         for data in classes:
             self._check_learned(data.name)
+        if self.strategy.ready:
+            raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
         self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
 
     def _latents(self, batches: TrainingBatches | MixedBatches, progress: bool) -> np.ndarray:
@@ -269,7 +269,9 @@ class ContinualModel:
         own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
         return own / max(other, 1e-12)
 
-    def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float, float]]:
+    def collect_bases(
+        self, classes: Sequence[ClassData], progress: bool = True
+    ) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
         (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs a
         sample of their images."""

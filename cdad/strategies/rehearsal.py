@@ -59,10 +59,15 @@ class Replay(Strategy):
         if not self.stored:
             return new
         n = min(max(1, round(self.config.replay_share * new.batch_size)), new.batch_size - 1)
-        names = [ClassData(name, tuple(Path(name, str(i)) for i in range(len(kept))), ()) for name, kept in self.stored.items()]
-        pixels = [image for kept in self.stored.values() for image in kept]
-        how = {"image_size": new.image_size, "seed": new.seed, "perturb_share": new.perturb_share}
-        return MixedBatches(new.resized(new.batch_size - n), TrainingBatches(names, batch_size=n, pixels=pixels, **how))
+        old = TrainingBatches(
+            [ClassData(k, tuple(Path(k, str(i)) for i in range(len(kept))), ()) for k, kept in self.stored.items()],
+            image_size=new.image_size,
+            batch_size=n,
+            seed=new.seed + 1,  # other perturbations than those of the new images
+            perturb_share=new.perturb_share,
+            pixels=[image for kept in self.stored.values() for image in kept],
+        )
+        return MixedBatches(new.resized(new.batch_size - n), old)
 
     def after_task(self, model, classes, progress):
         size = model.config.image_size
