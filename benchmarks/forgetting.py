@@ -43,7 +43,7 @@ TUNED = {
     "mas": (1e-2, 1e0, 1e2),
     "distill": (0.1, 1.0, 10.0),
 }
-BEYOND = 3  # further strengths, while the best one is the first or the last
+BEYOND = 3  # further strengths, while the best one is the first or the last; then one on each side of it
 QUICK = {
     "training.steps": 6,
     "training.increment_steps": 6,
@@ -203,7 +203,7 @@ def _tune(config, dataset, protocol, folder: Path, a: argparse.Namespace) -> Non
             write_atomically(path, (json.dumps(tried, indent=1) + "\n").encode())
         return tried[key]
 
-    plain, rows, chosen = errors("finetune", 1.0), [], {}
+    plain, rows, chosen = errors("finetune", 1.0), [], {}  # a strength means nothing to fine-tuning
     for strategy in (s for s in a.strategies if s in TUNED):
         scores: dict[float, float] = {}
 
@@ -225,6 +225,9 @@ def _tune(config, dataset, protocol, folder: Path, a: argparse.Namespace) -> Non
                 score(best * (best / tried_now[1]))
             else:
                 break
+        best = min(scores, key=scores.__getitem__)
+        for neighbour in [s for s in sorted(scores) if s < best][-1:] + [s for s in sorted(scores) if s > best][:1]:
+            score(float(np.sqrt(best * neighbour)))
         chosen[strategy] = min(scores, key=scores.__getitem__)
     title = f"\n{protocol.name}: denoising error on held-out training images over plain fine-tuning's"
     print(format_table(rows, digits=3, title=title))
