@@ -127,10 +127,10 @@ class ContinualConfig:
     nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition.
 
     Significant representations (paper, Eqs. 6 to 9): ``method``: "exact" or "isvd" (the published rule); ``gamma``: the share
-    of the energy that bases keep; ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
-    the representations are collected on: of too few, the basis misses directions that other normal images of the same
-    class use, and nothing keeps later tasks from changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas"
-    measure importances on as many. ``max_rank_share``: no basis grows beyond this share of its width; of a task's new
+    of the energy that bases keep; ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images
+    of each class that the representations are collected on: of too few, the basis misses directions that other normal
+    images of the same class use, and nothing keeps later tasks from changing what is done with them
+    (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many. ``max_rank_share``: no basis grows beyond this share of its width; of a task's new
     directions those with the most energy stay, and the ledger tells what the others held. ``basis_dtype``: "float32",
     "float16" or "bfloat16", of the bases in checkpoints; what is used is what a checkpoint gives back.
 
