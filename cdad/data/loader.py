@@ -199,9 +199,10 @@ class MixedBatches:
 
     def clean(self, start: int, stop: int) -> np.ndarray:
         n = self.new.n_images
-        parts = [b.clean(*span) for b, span in ((self.new, (start, min(stop, n))), (self.old, (max(start - n, 0), stop - n)))
-                 if span[0] < span[1]]  # fmt: skip
-        return np.concatenate(parts)
+        if stop <= n:
+            return self.new.clean(start, stop)
+        old = self.old.clean(max(start - n, 0), stop - n)
+        return old if start >= n else np.concatenate([self.new.clean(start, n), old])
 
     def steps(self, first: int, last: int) -> Iterator[Batch]:
         with closing(self.new.steps(first, last)) as new, closing(self.old.steps(first, last)) as old:
