@@ -1,6 +1,6 @@
 """How much of the features of normal images that were never seen lies outside of the protected bases.
 
-    python benchmarks/coverage.py --model RUNS/cdad/tasks/0.safetensors --data DIR [--images N ...] [--gamma G ...] [--json FILE]
+    python benchmarks/coverage.py --model RUNS/real-5/seed0/first/tasks/0.safetensors --data DIR [--images N ...] [--gamma G ...] [--json FILE]
 
 The first task's model is taken as it is; its bases are collected again for every number of images and gamma. What they
 leave of the features of the classes' normal test images, weight by weight, is what later tasks may overwrite. The peer
@@ -36,12 +36,12 @@ def main() -> int:
     config, rows, records = model.config, [], []
     for images in arguments.images:
         for gamma in arguments.gamma:
-            model.config, model.bases = config.updated({"continual.images": images, "continual.gamma": gamma}), {}
+            model.config, model.strategy.bases = config.updated({"continual.images": images, "continual.gamma": gamma}), {}
             bases = model.collect_bases(seen)
-            model.bases = {name: np.ascontiguousarray(U) for name, (U, _) in bases.items()}
+            model.strategy.bases = {name: np.ascontiguousarray(U) for name, (U, _, _) in bases.items()}
             # With so small a gamma nothing is added: the share kept is what the old bases hold of the new features.
             model.config = config.updated({"continual.images": 8, "continual.gamma": 1e-9})
-            outside = [1 - share for _, share in model.collect_bases(unseen).values()]
+            outside = [1 - share for _, share, _ in model.collect_bases(unseen).values()]
             rank = np.mean([U.shape[1] / U.shape[0] for U in model.bases.values()])
             rows.append({"images a class": images, "gamma": str(gamma), "mean": np.mean(outside), "median": np.median(outside),
                          "90 %": np.quantile(outside, 0.9), "maximum": np.max(outside), "rank share": rank})  # fmt: skip

@@ -24,7 +24,7 @@ import numpy as np
 import cdad
 from cdad.data import Sample, load_images
 from cdad.evaluation import evaluate_class
-from cdad.model import spread
+from cdad.data import spread
 from cdad.results import format_table
 from cdad.run import CHECKPOINT
 

@@ -1,7 +1,7 @@
 """One atomic checkpoint file: tensors and a JSON state in safetensors, with a digest.
 
 The file is written beside its target, flushed to the disk and renamed: a crash at any moment leaves either the old
-checkpoint or the new one. Bits of float32, float64, int64, uint16 and uint8 arrays come back exactly.
+checkpoint or the new one. Bits of float16, float32, float64, int64, uint16 and uint8 arrays come back exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .weights.files import read_safetensors
 FORMAT, VERSION = "cdad-checkpoint", 1
 
 # safetensors' names of the types that a checkpoint holds
-_DTYPES = {"<f4": "F32", "<f8": "F64", "<i8": "I64", "<u2": "U16", "|u1": "U8"}
+_DTYPES = {"<f2": "F16", "<f4": "F32", "<f8": "F64", "<i8": "I64", "<u2": "U16", "|u1": "U8"}
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:

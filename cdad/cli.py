@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from . import __version__, _core
-from .config import PAPER_RECIPE, PRESETS, Config, preset
+from .config import PAPER_RECIPE, PRESETS, STRATEGIES, Config, preset
 from .data import PRODUCTS, open_dataset, write_dataset
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--protocol", default="each", help=f"a name ({', '.join(PROTOCOLS)}), 'each', or a,b/c/d")
     train.add_argument("--preset", default="small", choices=list(PRESETS))
     train.add_argument("--config", help="a TOML file instead of a preset")
-    train.add_argument("--strategy", choices=["cdad", "finetune"], help="continual.strategy")
+    train.add_argument("--strategy", choices=STRATEGIES, help="continual.strategy")
     train.add_argument("--recipe", choices=["default", "paper"], default="default", help="paper: the paper's text")
     train.add_argument("--seed", type=int, help="seed of everything")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.steps=200")

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 
+# What continual.strategy may be: see cdad/strategies.
+STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distill", "without_amn", "without_cdm")
+
+
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """The frozen autoencoder E, D.
@@ -53,8 +57,10 @@ class UNetConfig:
 @dataclass(frozen=True)
 class AMNConfig:
     """The anomaly-masked network (paper, section 3.3). ``target`` "as_written" is Eq. 12; "normalized" takes a
-    normalised target without a gradient, which does not collapse when training from scratch."""
+    normalised target without a gradient, which does not collapse when training from scratch. ``enabled``: false takes the
+    network away, an ablation: the denoiser has no condition and its loss no L_amn."""
 
+    enabled: bool = True
     hidden: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)
     strides: tuple[int, ...] = (1, 1, 2, 1, 2, 1, 2)
     n_layers: int = 4
@@ -117,16 +123,33 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ContinualConfig:
-    """Significant representations (paper, Eqs. 6 to 9). ``strategy``: "cdad" protects old tasks, "finetune" does
-    not. ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
-    the representations are collected on: of too few, the basis misses directions that other normal images of the same
-    class use, and nothing keeps later tasks from changing what is done with them (benchmarks/RESULTS.md)."""
+    """What is done against forgetting (cdad/strategies). ``strategy``: "cdad", the paper's; "finetune" or "without_cdm",
+    nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition.
+
+    Significant representations (paper, Eqs. 6 to 9): ``method``: "exact" or "isvd" (the published rule); ``gamma``: the share
+    of the energy that bases keep; ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images
+    of each class that the representations are collected on: of too few, the basis misses directions that other normal
+    images of the same class use, and nothing keeps later tasks from changing what is done with them
+    (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many. ``max_rank_share``: no basis grows beyond this share of its width; of a task's new
+    directions those with the most energy stay, and the ledger tells what the others held. ``basis_dtype``: "float32",
+    "float16" or "bfloat16", of the bases in checkpoints; what is used is what a checkpoint gives back.
+
+    ``strength``: of the penalty of "ewc" (lambda), "si" (c), "mas" (lambda), or of the term of "distill".
+    ``importance_decay``: what is kept of earlier importances when a task's are added (1: all). ``si_damping``: xi of "si".
+    ``replay_images``: stored images a class, ``replay_share``: of a batch, of "replay"."""
 
     strategy: str = "cdad"
     method: str = "exact"
     gamma: float = 0.999
     projection: str = "update"
     images: int = 64
+    max_rank_share: float = 1.0
+    basis_dtype: str = "float32"
+    strength: float = 1.0
+    importance_decay: float = 1.0
+    si_damping: float = 1e-3
+    replay_images: int = 20
+    replay_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -173,6 +196,11 @@ class Config:
         """Side of a latent in elements."""
         return self.image_size // self.autoencoder.downsampling
 
+    @property
+    def has_amn(self) -> bool:
+        """Whether the denoiser has the anomaly-masked network's condition."""
+        return self.amn.enabled and self.continual.strategy != "without_amn"
+
     def denoiser(self) -> dict[str, Any]:
         """The denoiser's configuration as the core takes it."""
         unet, amn, diffusion = self.unet, self.amn, self.diffusion
@@ -188,7 +216,7 @@ class Config:
             "beta_end": diffusion.beta_end,
             "zero_terminal_snr": diffusion.zero_terminal_snr,
             "focus": self.training.timestep_focus,
-            "focus_low": self._lowest_sampled_timestep(),
+            "focus_low": self.lowest_sampled_timestep,
             "unet": {
                 "in_channels": self.autoencoder.latent_channels,
                 "out_channels": self.autoencoder.latent_channels,
@@ -209,11 +237,14 @@ class Config:
                 "dim_feedforward": amn.dim_feedforward,
                 "neighbor": list(amn.neighbor),
                 "keep_variance": amn.keep_variance,
-            },
+            }
+            if self.has_amn
+            else None,
         }
 
-    def _lowest_sampled_timestep(self) -> int:
-        # The sampler visits every T / steps-th timestep from the last down; half a stride below the last one used.
+    @property
+    def lowest_sampled_timestep(self) -> int:
+        """Half a stride below the last timestep that the sampler visits: it goes down by T / steps."""
         d = self.diffusion
         stride = d.num_train_timesteps // d.steps
         last = d.steps - d.skip - d.stop if d.stop else 0
@@ -340,8 +371,11 @@ def _check(config: Config) -> None:
     choice("amn.target", config.amn.target, "as_written", "normalized")
     choice("precision", config.precision, "float32", "bfloat16")
     choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
-    choice("continual.strategy", config.continual.strategy, "cdad", "finetune")
+    if config.continual.strategy == "controlnet":
+        raise ValueError("continual.strategy 'controlnet' is not there yet: there is no ControlNet model to train")
+    choice("continual.strategy", config.continual.strategy, *STRATEGIES)
     choice("continual.method", config.continual.method, "exact", "isvd")
+    choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")
     choice("continual.projection", config.continual.projection, "update", "gradient")
     choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
@@ -349,6 +383,21 @@ def _check(config: Config) -> None:
         raise ValueError(f"image_size is {config.image_size}; a multiple of {factor} is wanted")
     if not 0 < config.continual.gamma <= 1:
         raise ValueError(f"continual.gamma is {config.continual.gamma}; 0 < gamma <= 1 is wanted")
+    c = config.continual
+    if not 0 < c.max_rank_share <= 1:
+        raise ValueError(f"continual.max_rank_share is {c.max_rank_share}; 0 < share <= 1 is wanted")
+    if c.max_rank_share < 1 and c.method != "exact":
+        raise ValueError("continual.max_rank_share wants continual.method 'exact': 'isvd' forgets energies")
+    if not 0 <= c.strength < float("inf"):
+        raise ValueError(f"continual.strength is {c.strength}; a finite number >= 0 is wanted")
+    if not 0 <= c.importance_decay <= 1:
+        raise ValueError(f"continual.importance_decay is {c.importance_decay}; 0 <= decay <= 1 is wanted")
+    if not c.si_damping > 0:
+        raise ValueError(f"continual.si_damping is {c.si_damping}; more than 0 is wanted")
+    if not 0 < c.replay_share < 1:
+        raise ValueError(f"continual.replay_share is {c.replay_share}; 0 < share < 1 is wanted")
+    if c.strategy == "replay" and config.training.batch_size < 2:
+        raise ValueError("continual.strategy 'replay' wants training.batch_size >= 2: old and new images in a batch")
     for where, value in (
         ("training.batch_size", config.training.batch_size),
         ("training.steps", config.training.steps),
@@ -356,6 +405,7 @@ def _check(config: Config) -> None:
         ("scoring.batch_size", config.scoring.batch_size),
         ("scoring.noise_seeds", config.scoring.noise_seeds),
         ("continual.images", config.continual.images),
+        ("continual.replay_images", config.continual.replay_images),
     ):
         if value < 1:
             raise ValueError(f"{where} is {value}; at least 1 is wanted")

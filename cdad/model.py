@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 
 from . import _core
 from .autoencoder import Autoencoder, stack_images
+from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
-from .data import TrainingBatches, ahead, load_images, read_image
-from .data.records import ClassData
+from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
+from .data.records import ClassData, spread
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
 from .programs import Programs
@@ -77,10 +78,11 @@ class ContinualModel:
         self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights)
         self._features: FeatureDistance | None = None
         self.params = _core.Params()
-        self._trainer = _core.Trainer(self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed)
-        self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.strategy = make_strategy(c.continual)
-        self.bases: dict[str, np.ndarray] = {}
+        self._trainer = _core.Trainer(
+            self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed, distill=self.strategy.distils
+        )
+        self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.calibrations: dict[str, Calibration] = {}
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
@@ -105,8 +107,13 @@ class ContinualModel:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Planned bytes of a training step: arena, scratch, parameters, optimizer."""
-        return self._trainer.memory_bytes
+        """Planned bytes of a training step: arena, scratch, parameters, optimizer; and what the strategy keeps now."""
+        return self._trainer.memory_bytes | {"strategy": self.strategy.memory_bytes}
+
+    @property
+    def bases(self) -> dict[str, np.ndarray]:
+        """The significant representations {weight: U [d, rank]} that the strategy keeps; {} where it keeps none."""
+        return getattr(self.strategy, "bases", {})
 
     # ---- training -----------------------------------------------------------------------------------------
 
@@ -144,44 +151,68 @@ class ContinualModel:
                 f"the checkpoint is in the middle of the task {self.progress['classes']}, not of {names}"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
-        batches = TrainingBatches(
-            classes,
-            image_size=config.image_size,
-            batch_size=t.batch_size,
-            seed=config.seed + 7919 * index,
-            perturb_share=t.perturb_share,
+        if index > 0 and not self.strategy.ready:
+            raise CheckpointError(
+                f"the strategy {config.continual.strategy!r} keeps something of each task, and this model learned its tasks "
+                "under another one: consolidate() takes it from their images"
+            )
+        trained = self.strategy.training_classes(classes)
+        batches = self.strategy.batches(
+            TrainingBatches(
+                trained,
+                image_size=config.image_size,
+                batch_size=t.batch_size,
+                seed=config.seed + 7919 * index,
+                perturb_share=t.perturb_share,
+            )
         )
-        steps = (t.steps if index == 0 else t.increment_steps) * len(classes)
+        steps = (t.steps if index == 0 else t.increment_steps) * len(trained)
         if not self.progress:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
             self.progress = {"classes": names, "step": 0, "seconds": 0.0}
             self._trainer.reset()
-        self.strategy.before_task(self, index)
-        latents = self._latents(batches.paths, progress)
+        self.strategy.before_task(self, index, self.progress["step"])
+        latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
-        ratio = self._condition_ratio(batches.paths)
-        if ratio > _IGNORED:
-            log.warning("the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio)
-        self.strategy.after_task(self, classes, progress)
-        self.calibrations |= self._calibrate(classes)
-        self.ledger.append(
-            {
-                "classes": names,
-                "steps": steps,
-                "seconds": round(self.progress["seconds"], 1),
-                "condition_ratio": round(ratio, 4),
-            }
-        )
+        entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
+        if config.has_amn:
+            ratio = self._condition_ratio(batches.paths)
+            entry["condition_ratio"] = round(ratio, 4)
+            if ratio > _IGNORED:
+                log.warning(
+                    "the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio
+                )
+        calibrations = self._calibrate(trained)
+        # Last, and with the ledger: a task that is interrupted before is not counted, and not counted twice.
+        entry |= self.strategy.after_task(self, classes, progress)
+        self.ledger.append(entry)
+        self.calibrations |= calibrations
         self.progress = {}
         if checkpoint is not None:
             self.save(checkpoint)
 
-    def _latents(self, paths: Sequence[Path], progress: bool) -> np.ndarray:
+    def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
+        """Take what the strategy keeps of a task (bases, importances, stored images) from the normal images of classes
+        that the model learned under another strategy: several strategies can go on from one first task.
+
+        ValueError: a class that was not learned; CheckpointError: the strategy has to see the training itself ("si");
+        RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
+        """
+        if self._fitting.locked() or self.progress:
+            raise RuntimeError("model is training")
+        classes = as_classes(task, len(self.ledger))
+        for data in classes:
+            self._check_learned(data.name)
+        if self.strategy.ready:
+            raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
+        self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
+
+    def _latents(self, batches: TrainingBatches | MixedBatches, progress: bool) -> np.ndarray:
         """Latents of the clean images, computed once a task: [n,h,w,C]."""
-        size, chunk = self.config.image_size, 4 * self.autoencoder.batch_size
-        chunks = [paths[start : start + chunk] for start in range(0, len(paths), chunk)]
-        images = ahead(lambda part: load_images(part, size), chunks)
+        size, n = 4 * self.autoencoder.batch_size, batches.n_images
+        chunks = [(start, min(start + size, n)) for start in range(0, n, size)]
+        images = ahead(lambda chunk: batches.clean(*chunk), chunks)
         bar = tqdm(images, "encode", len(chunks), disable=not progress, leave=False)
         return np.concatenate([self.autoencoder.encode(part) for part in bar])
 
@@ -211,25 +242,39 @@ class ContinualModel:
                     self.save(checkpoint)
                     saved = time.monotonic()
 
+    def denoising_error(self, paths: Sequence[str | os.PathLike]) -> float:
+        """The mean squared error of images' latents as predicted at the sampler's first timestep, each under its own
+        condition. Where that is noise alone and the prediction is v, it is L_CDM there."""
+        images = load_images(list(paths), self.config.image_size)
+        latents = self.autoencoder.encode(images)
+        return self._x0_error(latents, images)
+
+    def _x0_error(self, latents: np.ndarray, conditions: np.ndarray) -> float:
+        d, seed = self.config.diffusion, self.config.seed
+        weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
+
+        def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray, stream: np.ndarray) -> np.ndarray:
+            start = sampler.start(z, stream, seed, steps=d.steps, skip=d.skip)
+            return sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=1, weights=weights)
+
+        x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
+        return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
+
     def _condition_ratio(self, paths: Sequence[Path]) -> float:
-        """The error of x0 as predicted at the sampler's first timestep under the image's own condition, over that
-        under another image's: 1 says that the model ignores its condition."""
-        d, batch = self.config.diffusion, self.config.scoring.batch_size
+        """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
+        batch = self.config.scoring.batch_size
         chosen = spread(paths, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)
-        sampler = self._samplers.whole
-        start = sampler.start(latents, np.arange(batch), self.config.seed, steps=d.steps, skip=d.skip)
+        own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
+        return own / max(other, 1e-12)
 
-        def error(condition: np.ndarray) -> float:
-            x0 = sampler.denoise(condition, start, steps=d.steps, skip=d.skip, stop=1)
-            return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
-
-        return error(images) / max(error(np.roll(images, 1, axis=0)), 1e-12)
-
-    def collect_bases(self, classes: Sequence[ClassData], progress: bool = True) -> dict[str, tuple[np.ndarray, float]]:
+    def collect_bases(
+        self, classes: Sequence[ClassData], progress: bool = True
+    ) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
-        (U [d, rank], share of the energy kept)}, taken while the sampler reconstructs a sample of their images."""
+        (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs a
+        sample of their images."""
         c = self.config.continual
         paths = [p for data in classes for p in spread(data.train, c.images)]
         collector = _core.Collector(self._samplers.whole, c.method, c.gamma)
@@ -244,7 +289,7 @@ class ContinualModel:
         bar = tqdm(ahead(read, starts), "representations", len(starts), disable=not progress, leave=False)
         for images, start in zip(bar, starts, strict=True):
             self._denoise(images, self.autoencoder.encode(images), noise_seed=start)
-        return collector.bases(self.bases)
+        return collector.bases(self.bases, c.max_rank_share)
 
     def recalibrate(self, classes: Sequence[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
@@ -353,11 +398,11 @@ class ContinualModel:
     # ---- files --------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything in one atomic file: weights, optimiser, bases, ledger, place in the task."""
+        """Write everything in one atomic file: weights, optimiser, what the strategy keeps, ledger, place in the task."""
         tensors = {f"model/{name}": self.params[name] for name in self.params.shapes()}
         tensors |= {f"autoencoder/{name}": value for name, value in self.autoencoder.weights().items()}
         tensors |= {"latent/shift": self.autoencoder.shift, "latent/scale": self.autoencoder.scale}
-        tensors |= {f"basis/{name}": U for name, U in self.bases.items()}
+        tensors |= self.strategy.tensors()
         for name, calibration in self.calibrations.items():
             if calibration is not None:
                 tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
@@ -367,6 +412,7 @@ class ContinualModel:
             "config": self.config.to_dict(),
             "ledger": self.ledger,
             "progress": self.progress,
+            "strategy": {"name": self.config.continual.strategy} | self.strategy.state(),
             "steps": self._trainer.n_steps,
             "age": self._trainer.age,
         }
@@ -375,7 +421,7 @@ class ContinualModel:
     @classmethod
     def load(cls, path: str | os.PathLike, config: Config | None = None) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
-        another strategy or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
+        another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         CheckpointError: damaged, or of another model."""
         tensors, state = load_checkpoint(path)
         model = cls(config or Config.from_dict(state["config"]), _load_weights=False)
@@ -395,7 +441,9 @@ class ContinualModel:
             self.params[name][...] = weights[name]
         self.autoencoder.set_weights(section("autoencoder/"))
         self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
-        self.bases = section("basis/")
+        kept = state.get("strategy", {"name": "cdad"})
+        if kept["name"] == self.config.continual.strategy:
+            self.strategy.restore(tensors, kept)
         self.ledger, self.progress = state["ledger"], state["progress"]
         for name in self.classes:
             parts = section(f"calibration/{name}/")
@@ -411,10 +459,7 @@ def _as_moment(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A moment that was kept as float32, or as the bits of bfloat16 (uint16), in the way in which it is kept now."""
     if values.dtype == dtype:
         return values
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    bits = values.view(np.uint32)
-    return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest even
+    return from_bfloat16(values) if values.dtype == np.uint16 else to_bfloat16(values)
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -424,11 +469,6 @@ def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> flo
     if tail > 0 and step >= steps - tail:
         scale *= 0.5 * (1.0 + np.cos(np.pi * (step - (steps - tail)) / tail))
     return float(scale)
-
-
-def spread(items: Sequence, n: int) -> list:
-    """At most ``n`` of the items, evenly spread over their order."""
-    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 
 
 def as_classes(task: Any, index: int) -> list[ClassData]:

@@ -48,7 +48,7 @@ def run_protocol(
     """Train and test ``protocol``'s tasks in order; return the results that the folder holds too.
 
     ``resume``: go on with the folder's checkpoint. ``start_from``: the checkpoint of another run that has learned
-    this protocol's first task (fine-tuning and protection share it). DataError: a class is missing, or the folder
+    this protocol's first task: strategies share it, and take what they keep of it from its images. DataError: a class is missing, or the folder
     holds another run and ``resume`` is not asked for.
     """
     folder = Path(folder)
@@ -68,6 +68,8 @@ def run_protocol(
         model = ContinualModel.load(start_from, config)
         if [list(task) for task in protocol.tasks[: len(model.ledger)]] != [t["classes"] for t in model.ledger]:
             raise DataError(f"{start_from} has learned other tasks than this protocol's first")
+        if not model.strategy.ready:
+            model.consolidate([dataset[name] for name in model.classes], progress=progress)
     else:
         model = ContinualModel(config)
     writer = ResultWriter(
@@ -89,8 +91,8 @@ def run_protocol(
                     checkpoint=checkpoint,
                     callback=losses,
                 )
-                tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}; x0 error under its "
-                     f"own against another image's condition: {model.ledger[-1]['condition_ratio']:.2f}")
+                tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}"
+                     + _told(model.ledger[-1]))
             if k + 1 < len(model.ledger) or _tested(writer, k, protocol):
                 continue
             model.save(folder / "tasks" / f"{k}.safetensors")
@@ -104,6 +106,15 @@ def run_protocol(
     results = read_json(folder / "results.json")
     _draw(results, folder, names, losses.path)
     return results
+
+
+def _told(entry: dict) -> str:
+    """What a task's line of the ledger says of it, but for what is told elsewhere."""
+    text = ""
+    if "condition_ratio" in entry:
+        text += f"; x0 error under its own against another image's condition: {entry['condition_ratio']:.2f}"
+    rest = {k: v for k, v in entry.items() if k not in ("classes", "steps", "seconds", "condition_ratio")}
+    return text + "".join(f"; {k.replace('_', ' ')}: {v:.4g}" for k, v in rest.items())
 
 
 def _tested(writer: ResultWriter, k: int, protocol: Protocol) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .ahead import ahead
 from .datasets import LAYOUTS, list_classes, load_class, open_dataset, read_sample
 from .images import check_mask, load_images, read_image, read_mask, resize_image, resize_mask
-from .loader import Batch, TrainingBatches, flip_horizontal
+from .loader import Batch, MixedBatches, TrainingBatches, flip_horizontal, read_pixels
 from .perturb import perturb, perturbation_rng
-from .records import IMAGE_SUFFIXES, ClassData, Dataset, Sample, check_classes
+from .records import IMAGE_SUFFIXES, ClassData, Dataset, Sample, check_classes, spread
 from .synthetic import PRODUCTS, render, write_dataset
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Batch",
     "ClassData",
     "Dataset",
+    "MixedBatches",
     "Sample",
     "TrainingBatches",
     "ahead",
@@ -31,9 +32,11 @@ __all__ = [
     "perturbation_rng",
     "read_image",
     "read_mask",
+    "read_pixels",
     "read_sample",
     "render",
     "resize_image",
     "resize_mask",
+    "spread",
     "write_dataset",
 ]

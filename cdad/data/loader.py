@@ -6,9 +6,11 @@ on the cache, or on where the epoch was entered.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from .ahead import ahead
-from .images import Size, parse_size, read_image, unit_float
+from .images import Size, load_images, parse_size, read_image, unit_float
 from .perturb import perturb, perturbation_rng
 from .records import ClassData
 
@@ -45,6 +47,7 @@ class TrainingBatches:
 
     Each image is decoded once, resized and rounded to 8 bits; up to ``cache_bytes`` of them stay in memory.
     None is ever replaced: with every image used once an epoch, a fixed subset has the highest hit rate.
+    ``pixels``, what `read_pixels` gave of each path, stand for the files, which are not read then.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class TrainingBatches:
         workers: int = 1,
         augment: Augment | None = None,
         cache_bytes: int = 1 << 30,
+        pixels: Sequence[np.ndarray] | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("workers", workers)):
             if value < 1:
@@ -75,6 +79,7 @@ class TrainingBatches:
         self._prefetch = prefetch
         self._workers = workers
         self._augment = augment
+        self._given = pixels
         self._cache: dict[int, np.ndarray] = {}
         self._cache_room = cache_bytes
         self._cache_lock = threading.Lock()
@@ -82,6 +87,23 @@ class TrainingBatches:
     def __len__(self) -> int:
         """Steps of an epoch."""
         return -(-len(self.paths) // self.batch_size)
+
+    @property
+    def n_images(self) -> int:
+        """Of how many images a batch's ``index`` tells."""
+        return len(self.paths)
+
+    def clean(self, start: int, stop: int) -> np.ndarray:
+        """The images ``start`` to ``stop`` - 1 as they are: float32 [n,H,W,3] in [0, 1]."""
+        if self._given is not None:
+            return np.stack([unit_float(pixels) for pixels in self._given[start:stop]])
+        return load_images(self.paths[start:stop], self.image_size)
+
+    def resized(self, batch_size: int) -> TrainingBatches:
+        """The same images in batches of another size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of ``epoch`` in order, from ``start_step`` on.
@@ -140,15 +162,50 @@ class TrainingBatches:
 
     def _pixels(self, index: int) -> np.ndarray:
         """The image as uint8 [H,W,3], from the cache or the file."""
+        if self._given is not None:
+            return self._given[index]
         pixels = self._cache.get(index)
         if pixels is None:
-            image = read_image(self.paths[index], size=self.image_size)
-            pixels = np.rint(image * np.float32(255)).astype(np.uint8)
+            pixels = read_pixels(self.paths[index], self.image_size)
             with self._cache_lock:
                 if index not in self._cache and pixels.nbytes <= self._cache_room:
                     self._cache[index] = pixels
                     self._cache_room -= pixels.nbytes
         return pixels
+
+
+class MixedBatches:
+    """Batches of ``new`` images, each followed by a batch of ``old`` ones; ``index`` counts the old after the new."""
+
+    def __init__(self, new: TrainingBatches, old: TrainingBatches):
+        self.new, self.old = new, old
+        self.paths = new.paths
+
+    @property
+    def n_images(self) -> int:
+        return self.new.n_images + self.old.n_images
+
+    def clean(self, start: int, stop: int) -> np.ndarray:
+        n = self.new.n_images
+        if stop <= n:
+            return self.new.clean(start, stop)
+        old = self.old.clean(max(start - n, 0), stop - n)
+        return old if start >= n else np.concatenate([self.new.clean(start, n), old])
+
+    def steps(self, first: int, last: int) -> Iterator[Batch]:
+        with closing(self.new.steps(first, last)) as new, closing(self.old.steps(first, last)) as old:
+            for a, b in zip(new, old, strict=True):
+                yield Batch(
+                    np.concatenate([a.image, b.image]),
+                    np.concatenate([a.perturbed, b.perturbed]),
+                    np.concatenate([a.index, b.index + self.new.n_images]),
+                    a.step,
+                )
+
+
+def read_pixels(path: str | os.PathLike, size: Size) -> np.ndarray:
+    """An image as training keeps it: resized, 8 bits, uint8 [H,W,3]."""
+    return np.rint(read_image(path, size=parse_size(size)) * np.float32(255)).astype(np.uint8)
 
 
 def flip_horizontal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,3 +98,8 @@ def list_images(folder: Path) -> list[Path]:
         if not path.is_file():
             raise DataError(f"{path} is named like an image and is not a regular file")
     return paths
+
+
+def spread(items: Sequence, n: int) -> list:
+    """At most ``n`` of the items, evenly spread over their order."""
+    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)

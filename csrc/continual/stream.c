@@ -147,6 +147,23 @@ done:
     return status;
 }
 
+cdad_status cdad_stream_share(const cdad_stream *s, const cdad_context *ctx, const float *U, int64_t k,
+                              double *energy, cdad_error *err) {
+    const double nothing = 1e-300; /* so small a share asks for no direction beside U's */
+    double *G = NULL;
+    float *same = NULL;
+    int64_t n;
+    cdad_status status;
+    CDAD_TRY_DONE(check_whole(s, err));
+    CDAD_TRY_DONE(check_stop(ctx, err));
+    CDAD_TRY_DONE(gram_matrix(s, &G, err));
+    CDAD_TRY_DONE(cdad_basis_extend(G, s->d, nothing, U, k, &same, &n, energy, err));
+done:
+    cdad_free(G);
+    cdad_free(same);
+    return status;
+}
+
 cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context *ctx, float **values,
                                         int64_t *n, cdad_error *err) {
     const int exact = s->method == CDAD_STREAM_EXACT;

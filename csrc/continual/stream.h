@@ -43,6 +43,10 @@ CDAD_MUST_USE cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_con
                                             int64_t k_old, float **U, int64_t *k, double *energy,
                                             cdad_error *err);
 
+/* *energy: the share of this stream's energy that lies in the span of U [d,k], k >= 1. */
+CDAD_MUST_USE cdad_status cdad_stream_share(const cdad_stream *s, const cdad_context *ctx, const float *U, int64_t k,
+                                            double *energy, cdad_error *err);
+
 /* *values [*n], descending, freed by cdad_free: the singular values of all features together, n = min(rows,
  * d); under the paper's rule those kept from the last block. */
 CDAD_MUST_USE cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context *ctx,

@@ -44,24 +44,45 @@ static cdad_value mix(cdad_builder *b, cdad_value a, cdad_value x, const char *o
                          NULL);
 }
 
+/* tau(x~) and L_amn (Eq. 12). */
+static void build_masked(cdad_builder *b, const cdad_denoiser_config *c, int64_t n, cdad_training_graph *g) {
+    g->image = cdad_image_input(b, c, "image", n);
+    g->perturbed = cdad_image_input(b, c, "perturbed", n);
+    g->condition = cdad_condition_build(b, c, g->perturbed);
+    g->local = local_features(b, c, g->image);
+    cdad_value target = g->local;
+    if (c->amn_target == CDAD_AMN_NORMALIZED)
+        target = cdad_build_unary(b, "stop_gradient", cdad_build_normalize(b, g->local, 1e-5));
+    g->loss_amn = cdad_build_op(b, "mse", 2, CDAD_IN(g->condition, target), NULL);
+}
+
+/* ||x||^2 over all elements of x [N,h,w,c]: [1] */
+static cdad_value squared_norm(cdad_builder *b, cdad_value x) {
+    const cdad_value squares = cdad_build_op(b, "mul", 2, CDAD_IN(x, x), NULL);
+    return cdad_build_reshape(b, cdad_build_op(b, "reduce_sum", 1, &squares, "axes", 15.0, NULL),
+                              cdad_shape_make(1, (int64_t)1));
+}
+
+/* Learning without forgetting (Li & Hoiem 2016), for a model that predicts a vector: its old prediction is the target. */
+static cdad_value distillation(cdad_builder *b, const cdad_denoiser_config *c, int64_t n, cdad_training_graph *g) {
+    g->teacher = cdad_latent_input(b, c, "teacher", n);
+    g->teacher_weight = cdad_build_input(b, "teacher_weight", cdad_shape_make(1, (int64_t)1));
+    const cdad_value distance = cdad_build_op(b, "mse", 2, CDAD_IN(g->prediction, g->teacher), NULL);
+    return cdad_build_op(b, "mul", 2, CDAD_IN(distance, g->teacher_weight), NULL);
+}
+
 cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, int64_t n, cdad_training_graph *out) {
-    cdad_training_graph g;
+    cdad_training_graph g = {.image = CDAD_NONE, .perturbed = CDAD_NONE, .condition = CDAD_NONE, .local = CDAD_NONE,
+                             .loss_amn = CDAD_NONE, .teacher = CDAD_NONE, .teacher_weight = CDAD_NONE};
     const cdad_shape coefficient = cdad_shape_make(4, n, (int64_t)1, (int64_t)1, (int64_t)1);
     g.latent = cdad_latent_input(b, c, "latent", n);
     g.noise = cdad_latent_input(b, c, "noise", n);
     g.t = cdad_build_input(b, "t", cdad_shape_make(1, n));
     g.signal = cdad_build_input(b, "signal", coefficient);
     g.sigma = cdad_build_input(b, "sigma", coefficient);
-    g.image = cdad_image_input(b, c, "image", n);
-    g.perturbed = cdad_image_input(b, c, "perturbed", n);
     g.context = cdad_context_input(b, c, n);
-
-    g.condition = cdad_condition_build(b, c, g.perturbed);
-    g.local = local_features(b, c, g.image);
-    cdad_value target = g.local;
-    if (c->amn_target == CDAD_AMN_NORMALIZED)
-        target = cdad_build_unary(b, "stop_gradient", cdad_build_normalize(b, g.local, 1e-5));
-    g.loss_amn = cdad_build_op(b, "mse", 2, CDAD_IN(g.condition, target), NULL);
+    if (!c->without_amn)
+        build_masked(b, c, n, &g);
 
     g.noised = mix(b, g.signal, g.latent, "add", g.sigma, g.noise);
     g.prediction = cdad_denoise_build(b, c, g.noised, g.t, g.context, g.condition);
@@ -69,7 +90,11 @@ cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, 
     const cdad_value wanted =
         c->prediction == CDAD_PREDICT_V ? mix(b, g.signal, g.noise, "sub", g.sigma, g.latent) : g.noise;
     g.loss_cdm = cdad_build_op(b, "mse", 2, CDAD_IN(g.prediction, wanted), NULL);
-    g.loss = cdad_build_add(b, g.loss_cdm, g.loss_amn);
+    g.loss = c->without_amn ? g.loss_cdm : cdad_build_add(b, g.loss_cdm, g.loss_amn);
+    if (c->distills)
+        g.loss = cdad_build_add(b, g.loss, distillation(b, c, n, &g));
+    if (c->objective == CDAD_OBJECTIVE_OUTPUT)
+        g.loss = squared_norm(b, g.prediction);
     *out = g;
     return b->status;
 }

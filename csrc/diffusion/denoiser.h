@@ -12,6 +12,11 @@ typedef enum {
     CDAD_AMN_NORMALIZED  /* the target normalised over its channels, no gradient into it: does not collapse */
 } cdad_amn_target;
 
+typedef enum {
+    CDAD_OBJECTIVE_LOSS,  /* L */
+    CDAD_OBJECTIVE_OUTPUT /* ||prediction||^2 over the batch: what MAS measures (Aljundi et al. 2018) */
+} cdad_objective;
+
 typedef struct cdad_denoiser_config {
     cdad_unet_config unet;
     cdad_amn_config amn;
@@ -24,21 +29,25 @@ typedef struct cdad_denoiser_config {
     /* Training timesteps are uniform in 0 .. T-1, but this share of them in focus_low .. T-1: where the sampler is. */
     double focus;
     int64_t focus_low;
+    int without_amn;          /* ablation: no condition is added, and there is no L_amn */
+    cdad_objective objective; /* of the training graph */
+    int distills;             /* the loss has a term for a teacher's prediction */
 } cdad_denoiser_config;
 
 /* Inputs and results of the training graph; every value is per batch of N samples. */
 typedef struct cdad_training_graph {
     cdad_value latent, noise, t;        /* z [N,h,w,c], eps [N,h,w,c], t [N] */
     cdad_value signal, sigma;           /* sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t): [N,1,1,1] */
-    cdad_value image, perturbed;        /* x, x~ [N,H,W,3] */
+    cdad_value image, perturbed;        /* x, x~ [N,H,W,3]; CDAD_NONE without the masked network */
     cdad_value context;                 /* [N,L,d] or CDAD_NONE */
+    cdad_value teacher, teacher_weight; /* another model's prediction [N,h,w,c], and its term's weight [1], or CDAD_NONE */
     cdad_value noised;                  /* q_sample(z, t) */
     cdad_value prediction;              /* eps or v [N,h,w,c] */
-    cdad_value condition, local;        /* tau(x~), E_lo(x) [N,h,w,model_channels] */
-    cdad_value loss, loss_cdm, loss_amn; /* [1] */
+    cdad_value condition, local;        /* tau(x~), E_lo(x) [N,h,w,model_channels], or CDAD_NONE */
+    cdad_value loss, loss_cdm, loss_amn; /* [1]; loss: the objective; loss_amn may be CDAD_NONE */
 } cdad_training_graph;
 
-/* L = L_CDM + L_amn (paper, Eqs. 11 to 13). */
+/* L = L_CDM + L_amn (paper, Eqs. 11 to 13), with distills + teacher_weight * mse(prediction, teacher). */
 cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, int64_t n, cdad_training_graph *out);
 
 /* tau(image): image [N,H,W,3] -> control [N,h,w,model_channels]. */

@@ -12,7 +12,7 @@ struct cdad_sampler {
     cdad_params *params;
     int64_t n, latent_count; /* elements of the batch's latents */
     cdad_graph *condition_graph, *unet_graph;
-    cdad_program *condition, *unet;
+    cdad_program *condition, *unet; /* condition: NULL without the masked network */
     cdad_value image, tau;                              /* of condition_graph */
     cdad_value x, t, context, control, prediction;      /* of unet_graph */
     float *state, *x0, *uncond_prediction, *timesteps;
@@ -36,19 +36,22 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
     const cdad_denoiser_config *c = &s->config;
     cdad_builder b;
     CDAD_TRY(cdad_graph_new(&s->condition_graph, err));
-    cdad_builder_init(&b, s->condition_graph, s->params, err);
-    s->image = cdad_image_input(&b, c, "image", s->n);
-    s->tau = cdad_condition_build(&b, c, s->image);
-    CDAD_TRY(b.status);
-    CDAD_TRY(cdad_program_new(&s->condition, s->condition_graph, 1, &s->tau, NULL, ctx, err));
+    if (!c->without_amn) {
+        cdad_builder_init(&b, s->condition_graph, s->params, err);
+        s->image = cdad_image_input(&b, c, "image", s->n);
+        s->tau = cdad_condition_build(&b, c, s->image);
+        CDAD_TRY(b.status);
+        CDAD_TRY(cdad_program_new(&s->condition, s->condition_graph, 1, &s->tau, NULL, ctx, err));
+    }
 
     CDAD_TRY(cdad_graph_new(&s->unet_graph, err));
     cdad_builder_init(&b, s->unet_graph, s->params, err);
     s->x = cdad_latent_input(&b, c, "x", s->n);
     s->t = cdad_build_input(&b, "t", cdad_shape_make(1, s->n));
     s->context = cdad_context_input(&b, c, s->n);
-    s->control = cdad_build_input(&b, "control",
-                                  cdad_shape_make(4, s->n, c->latent_h, c->latent_w, c->unet.model_channels));
+    s->control = c->without_amn ? CDAD_NONE
+                                : cdad_build_input(&b, "control", cdad_shape_make(4, s->n, c->latent_h, c->latent_w,
+                                                                                  c->unet.model_channels));
     s->prediction = cdad_denoise_build(&b, c, s->x, s->t, s->context, s->control);
     CDAD_TRY(b.status);
     return cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, NULL, ctx, err);
@@ -80,11 +83,14 @@ done:
 static cdad_status bind_weights(cdad_sampler *s, const float *weights, cdad_error *err) {
     const float *base = weights ? weights : s->params->values;
     CDAD_FAIL_IF(!base, err, CDAD_INVALID, "the parameters are not allocated yet");
-    CDAD_TRY(cdad_params_bind(s->params, base, s->condition_graph, s->condition, err));
+    if (s->condition)
+        CDAD_TRY(cdad_params_bind(s->params, base, s->condition_graph, s->condition, err));
     return cdad_params_bind(s->params, base, s->unet_graph, s->unet, err);
 }
 
 static cdad_status run_condition(cdad_sampler *s, const cdad_context *ctx, const float *image, cdad_error *err) {
+    if (!s->condition)
+        return CDAD_OK;
     CDAD_TRY(cdad_program_bind(s->condition, s->image, image, err));
     CDAD_TRY(cdad_program_run(s->condition, ctx, err));
     return cdad_program_bind(s->unet, s->control, cdad_program_data(s->condition, s->tau), err);
@@ -239,5 +245,5 @@ cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn,
 }
 
 int64_t cdad_sampler_arena_bytes(const cdad_sampler *s) {
-    return cdad_program_arena_bytes(s->condition) + cdad_program_arena_bytes(s->unet);
+    return (s->condition ? cdad_program_arena_bytes(s->condition) : 0) + cdad_program_arena_bytes(s->unet);
 }

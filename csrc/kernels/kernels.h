@@ -71,6 +71,13 @@ typedef struct cdad_attention_dims {
     float scale;
 } cdad_attention_dims;
 
+/* The pull of a quadratic penalty, strength/2 * sum_i importance[i] * (w[i] - anchor[i])^2, on n weights. Its gradient is
+ * added to theirs. importance NULL: there is none. */
+typedef struct cdad_pull {
+    const float *importance, *anchor;
+    float strength;
+} cdad_pull;
+
 /* One parameter's AdamW step (Loshchilov & Hutter 2019) and moving average: see adamw. */
 typedef struct cdad_adamw {
     float lr, beta1, beta2, eps, weight_decay;
@@ -78,6 +85,8 @@ typedef struct cdad_adamw {
     float grad_scale;   /* multiplies the gradient first: clipping */
     float ema_decay;
     int m_is_bf16;      /* m is bfloat16 [n] (uint16_t), rounded to nearest even, instead of float */
+    cdad_pull pull;     /* added to the gradient before grad_scale */
+    float *path;        /* [n] or NULL: path -= g * du, with the gradient as it was given (SI's path integral) */
 } cdad_adamw;
 
 /* What a product does beside multiplying. All zero: nothing. The result is act((A B + bias) + sum), in this order: the
@@ -204,6 +213,11 @@ typedef struct cdad_kernels {
 
     /* Sum of squares of n floats in double, by fixed tiles of 65536; *finite = 0 when a value is NaN or inf. */
     double (*sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite);
+    /* The same of the gradient g of the weights w and the penalty's, as adamw takes them together. */
+    double (*sum_squares_pulled)(const cdad_context *ctx, const float *g, const float *w, int64_t n,
+                                 const cdad_pull *pull, int *finite);
+    /* sum += g^2 (squares = 1) or |g|. */
+    void (*add_magnitudes)(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares);
 
     /* m = b1*m + (1-b1)*g', v = b2*v + (1-b2)*g'^2 with g' = g * grad_scale; the update is
      * du = -lr * ((m / bias1) / (sqrt(v / bias2) + eps) + weight_decay * w). It goes to du (which may be g), or, with

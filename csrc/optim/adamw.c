@@ -1,4 +1,4 @@
-/* AdamW with projection. */
+/* AdamW with projection and penalty. */
 #include "optim/adamw.h"
 
 #include <inttypes.h>
@@ -9,7 +9,6 @@
 #include "base/memory.h"
 #include "continual/basis.h"
 #include "continual/projection.h"
-#include "kernels/kernels.h"
 
 void cdad_optimizer_free(cdad_optimizer *o) {
     if (!o)
@@ -83,6 +82,12 @@ cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int fro
     return CDAD_OK;
 }
 
+void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const float *anchor, double strength) {
+    o->pull = (cdad_pull){.importance = importance, .anchor = anchor, .strength = (float)strength};
+}
+
+void cdad_optimizer_follow(cdad_optimizer *o, float *path) { o->path = path; }
+
 void cdad_optimizer_reset(cdad_optimizer *o) {
     const size_t bytes = (size_t)o->params->total * sizeof(float);
     memset(o->m, 0, (size_t)(o->params->total * cdad_optimizer_m_size(&o->config)));
@@ -98,6 +103,8 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, i
         int64_t bytes = 0;
         if (!o->protection[i].basis)
             continue;
+        CDAD_FAIL_IF(o->pull.importance || o->path, err, CDAD_INVALID,
+                     "%s is protected by a basis: it cannot have a penalty or a path integral too", p->name);
         CDAD_TRY(cdad_project_scratch(ctx, p->shape.dim[0], row_width(p), o->protection[i].rank, &bytes, err));
         most = bytes > most ? bytes : most;
         largest = p->count > largest ? p->count : largest;
@@ -126,11 +133,27 @@ static void project(cdad_optimizer *o, const cdad_context *ctx, int64_t i, float
                      q->complement ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF, o->scratch);
 }
 
-/* Adds parameter i's (already projected) gradient to the sum of squares. */
+/* The penalty of parameter i. */
+static cdad_pull pull_of(const cdad_optimizer *o, int64_t i) {
+    const int64_t at = o->params->items[i].offset;
+    cdad_pull pull = o->pull;
+    if (pull.importance) {
+        pull.importance += at;
+        pull.anchor += at;
+    }
+    return pull;
+}
+
+/* Adds parameter i's (already projected) gradient, with the penalty's, to the sum of squares. */
 static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
+    const cdad_param *p = &o->params->items[i];
+    const cdad_pull pull = pull_of(o, i);
     int finite = 1;
-    const double squares = ctx->kernels->sum_squares(ctx, grad, o->params->items[i].count, &finite);
-    CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", o->params->items[i].name);
+    const double squares =
+        pull.importance
+            ? ctx->kernels->sum_squares_pulled(ctx, grad, o->params->values + p->offset, p->count, &pull, &finite)
+            : ctx->kernels->sum_squares(ctx, grad, p->count, &finite);
+    CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", p->name);
     o->squares += squares;
     return CDAD_OK;
 }
@@ -157,6 +180,8 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     const int64_t at = p->offset;
     float *w = o->params->values + at, *e = o->ema ? o->ema + at : NULL;
     void *m = (char *)o->m + at * cdad_optimizer_m_size(&o->config);
+    h.pull = pull_of(o, i);
+    h.path = o->path ? o->path + at : NULL;
     if (o->protection[i].frozen) {
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else if (!o->protection[i].basis || o->config.projection != CDAD_PROJECT_UPDATE) {
@@ -176,6 +201,7 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     if (o->protection[i].frozen)
         return;
     event->bytes += p->count * (5 * (int64_t)sizeof(float) + 2 * cdad_optimizer_m_size(&o->config));
+    event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0));
     if (o->protection[i].basis)
         event->flops += 4.0 * (double)p->count * (double)o->protection[i].rank *
                         (o->config.projection == CDAD_PROJECT_UPDATE ? 2.0 : 1.0);

@@ -1,8 +1,9 @@
 /* AdamW over a parameter store (Loshchilov & Hutter 2019), with clipping, freezing, the projection of protected
- * weights (paper, Eq. 7) and an optional moving average. */
+ * weights (paper, Eq. 7), a quadratic penalty, SI's path integral and an optional moving average. */
 #ifndef CDAD_OPTIM_ADAMW_H
 #define CDAD_OPTIM_ADAMW_H
 
+#include "kernels/kernels.h"
 #include "nn/params.h"
 
 typedef enum {
@@ -35,6 +36,8 @@ typedef struct cdad_optimizer {
     float *ema;                  /* likewise, or NULL */
     float *grads;                /* likewise, or NULL where gradients are used as they come: cdad_optimizer_block */
     cdad_protection *protection; /* [params->n] */
+    cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
+    float *path;                 /* the path integral, likewise, or NULL */
     void *scratch;               /* of a projection, then a gradient that is used as it comes */
     int64_t scratch_bytes, update_offset;
     double squares;              /* of the gradients of this step so far */
@@ -56,6 +59,13 @@ void cdad_optimizer_free(cdad_optimizer *o); /* NULL is allowed */
  * protection as it was. */
 CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U,
                                                  int64_t rank, cdad_error *err);
+/* From now on each step adds the gradient of strength/2 * sum_i importance_i (w_i - anchor_i)^2 to the loss's, before
+ * clipping; both blocks are borrowed. importance NULL: no penalty. What is frozen is not pulled. Steps fail where a weight
+ * that is projected has a penalty: the projection would undo a part of it. */
+void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const float *anchor, double strength);
+/* From now on path_i -= g_i dw_i at each step, with g the loss's gradient without penalty and clipping, and dw the weight's
+ * change (Zenke et al. 2017, Eq. 3); the block is borrowed, and written. NULL: no more. */
+void cdad_optimizer_follow(cdad_optimizer *o, float *path);
 /* Forgets the moments, as at the start of a task. */
 void cdad_optimizer_reset(cdad_optimizer *o);
 

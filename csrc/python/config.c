@@ -191,8 +191,9 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
         PyErr_Format(PyExc_ValueError, "denoiser: %s is missing", unet ? "amn" : "unet");
         goto done;
     }
+    c->without_amn = amn == Py_None;
     if (PyDict_DelItemString(rest, "unet") < 0 || PyDict_DelItemString(rest, "amn") < 0 ||
-        read_unet(unet, &c->unet) < 0 || read_amn(amn, &c->amn) < 0 ||
+        read_unet(unet, &c->unet) < 0 || (!c->without_amn && read_amn(amn, &c->amn) < 0) ||
         read_fields(rest, "denoiser", fields, COUNT(fields)) < 0)
         goto done;
     c->prediction = (cdad_prediction_type)prediction;

@@ -6,6 +6,7 @@
 
 #include "base/blas.h"
 #include "base/philox.h"
+#include "continual/linalg.h"
 #include "graph/op.h"
 #include "kernels/kernels.h"
 #include "ops/winograd.h"
@@ -238,6 +239,31 @@ static PyObject *random_normal(PyObject *module, PyObject *args) {
     return a;
 }
 
+static PyObject *orthonormalise(PyObject *module, PyObject *arg) {
+    (void)module;
+    PyArrayObject *given = cdad_py_floats_any(arg, "rows");
+    if (!given)
+        return NULL;
+    const cdad_shape shape = cdad_py_shape_of(given);
+    PyObject *rows = NULL;
+    if (shape.ndim != 2 || shape.dim[0] > shape.dim[1] || shape.dim[1] > CDAD_LINALG_MAX)
+        PyErr_Format(PyExc_ValueError, "rows [k, d] with k <= d <= %d are wanted", CDAD_LINALG_MAX);
+    else
+        rows = cdad_py_new_floats(&shape, cdad_py_data(given));
+    Py_DECREF(given);
+    if (!rows || shape.dim[0] == 0)
+        return rows;
+    cdad_error err = {0};
+    cdad_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_reorthonormalise(PyArray_DATA((PyArrayObject *)rows), shape.dim[1], shape.dim[0], &err);
+    Py_END_ALLOW_THREADS
+    if (status == CDAD_OK)
+        return rows;
+    Py_DECREF(rows);
+    return cdad_py_raise(&err);
+}
+
 static PyObject *profile_start(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
@@ -277,6 +303,9 @@ static PyMethodDef methods[] = {
     {"random_normal", random_normal, METH_VARARGS,
      "random_normal(shape, seed, stream, /)\n--\n\nStandard normal float32 values that depend on (seed, stream, "
      "index) only (Philox4x32-10)."},
+    {"orthonormalise", orthonormalise, METH_O,
+     "orthonormalise(rows, /)\n--\n\nOrthonormal rows [k, d] of the span of `rows`, the first j of that of its first j; "
+     "they may change their signs."},
     {NULL, NULL, 0, NULL}};
 
 static int init_context(void) {

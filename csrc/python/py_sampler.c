@@ -274,7 +274,7 @@ static PyObject *bases_dict(const cdad_params *p, const cdad_weight_basis *bases
         if (U && dims[1] > 0)
             memcpy(PyArray_DATA((PyArrayObject *)U), bases[i].U,
                    (size_t)bases[i].d * (size_t)bases[i].k * sizeof(float));
-        PyObject *item = U ? Py_BuildValue("(Nd)", U, bases[i].energy) : NULL;
+        PyObject *item = U ? Py_BuildValue("(Ndd)", U, bases[i].energy, bases[i].capped) : NULL;
         if (!item || PyDict_SetItemString(dict, p->items[i].name, item) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(item);
@@ -282,11 +282,13 @@ static PyObject *bases_dict(const cdad_params *p, const cdad_weight_basis *bases
     return dict;
 }
 
-static PyObject *collector_bases(PyObject *o, PyObject *args) {
+static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"old", "max_share", NULL};
     py_collector *self = (py_collector *)o;
     const cdad_params *p = self->sampler->params->params;
     PyObject *old_arg, *held = NULL, *result = NULL;
-    if (!PyArg_ParseTuple(args, "O!:bases", &PyDict_Type, &old_arg))
+    double max_share = 1.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|d:bases", names, &PyDict_Type, &old_arg, &max_share))
         return NULL;
     cdad_weight_basis *old = PyMem_Calloc((size_t)p->n + 1, sizeof *old);
     cdad_weight_basis *out = PyMem_Calloc((size_t)p->n + 1, sizeof *out);
@@ -302,7 +304,7 @@ static PyObject *collector_bases(PyObject *o, PyObject *args) {
     cdad_py_lock_take(self->sampler->lock);
     const cdad_context ctx = cdad_py_context();
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_collector_bases(self->collector, &ctx, old, out, &err);
+    status = cdad_collector_bases(self->collector, &ctx, old, max_share, out, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->sampler->lock);
     result = status == CDAD_OK ? bases_dict(p, out) : cdad_py_raise(&err);
@@ -340,9 +342,10 @@ static PyType_Spec sampler_spec = {.name = "cdad._core.Sampler",
                                    .slots = sampler_slots};
 
 static PyMethodDef collector_methods[] = {
-    {"bases", collector_bases, METH_VARARGS,
-     "bases($self, old, /)\n--\n\n{weight: (U [d, rank], share of energy kept)} after the earlier tasks' bases "
-     "`old` {weight: U} (paper, Eq. 6). The GIL is released."},
+    {"bases", (PyCFunction)(void (*)(void))collector_bases, METH_VARARGS | METH_KEYWORDS,
+     "bases($self, old, max_share=1.0)\n--\n\n{weight: (U [d, rank], share of energy kept, share lost to max_share)} "
+     "after the earlier tasks' bases `old` {weight: U} (paper, Eq. 6); a rank stays within max_share * d where the old "
+     "one does. The GIL is released."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot collector_slots[] = {
     {Py_tp_new, collector_new},

@@ -10,7 +10,7 @@ typedef struct py_trainer {
     cdad_trainer *trainer;
     cdad_denoiser_config config;
     int64_t n;
-    PyObject *bases; /* {name: array}: keeps alive what the optimiser borrows */
+    PyObject *borrowed; /* {name: array}: keeps alive what the optimiser borrows: bases by parameter, and blocks */
     cdad_py_lock lock;
 } py_trainer;
 
@@ -20,20 +20,26 @@ static void trainer_dealloc(PyObject *o) {
     cdad_trainer_free(self->trainer);
     if (self->lock)
         PyThread_free_lock(self->lock);
-    Py_XDECREF(self->bases);
+    Py_XDECREF(self->borrowed);
     Py_XDECREF(self->params);
     type->tp_free(o);
     Py_DECREF(type);
 }
 
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"params", "config", "batch", "optimizer", "seed", NULL};
+    static char *names[] = {"params", "config", "batch", "optimizer", "seed", "objective", "distill", NULL};
     PyObject *params, *config, *optimizer;
     long long n;
     unsigned long long seed;
+    const char *objective = "loss";
+    int distill = 0;
     cdad_optimizer_config oc;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK:Trainer", names, &params, &config, &n, &optimizer, &seed))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK|sp:Trainer", names, &params, &config, &n, &optimizer, &seed,
+                                     &objective, &distill))
         return NULL;
+    const int is_output = strcmp(objective, "output") == 0;
+    if (!is_output && strcmp(objective, "loss") != 0)
+        return PyErr_Format(PyExc_ValueError, "objective is '%s'; 'loss' or 'output' is wanted", objective);
     cdad_py_params *store = cdad_py_params_check(NULL, params);
     py_trainer *self = store ? (py_trainer *)PyType_GenericAlloc(type, 0) : NULL;
     if (!self)
@@ -41,15 +47,18 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->params = (cdad_py_params *)Py_NewRef(params);
     self->n = n;
     self->lock = PyThread_allocate_lock();
-    self->bases = PyDict_New();
+    self->borrowed = PyDict_New();
     if (!self->lock)
         PyErr_NoMemory();
-    if (!self->lock || !self->bases || cdad_py_denoiser_config(config, &self->config) < 0 ||
-        cdad_py_optimizer_config(optimizer, &oc) < 0)
+    if (!self->lock || !self->borrowed || cdad_py_denoiser_config(config, &self->config) < 0 ||
+        (optimizer != Py_None && cdad_py_optimizer_config(optimizer, &oc) < 0))
         goto fail;
+    self->config.objective = is_output ? CDAD_OBJECTIVE_OUTPUT : CDAD_OBJECTIVE_LOSS;
+    self->config.distills = distill;
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context();
-    if (cdad_trainer_new(&self->trainer, &self->config, store->params, n, &oc, seed, &ctx, &err) == CDAD_OK)
+    if (cdad_trainer_new(&self->trainer, &self->config, store->params, n, optimizer == Py_None ? NULL : &oc, seed, &ctx,
+                         &err) == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
 fail:
@@ -126,43 +135,186 @@ static PyObject *gradient_dict(const py_trainer *self) {
     return dict;
 }
 
+/* The noise [N,h,w,c] and the timesteps [N] that a caller gives. */
+typedef struct given_draws {
+    PyArrayObject *noise, *t;
+} given_draws;
+
+static void release_draws(given_draws *d) {
+    Py_XDECREF(d->noise);
+    Py_XDECREF(d->t);
+}
+
+static int take_draws(const py_trainer *self, PyObject *noise, PyObject *timesteps, given_draws *d) {
+    const cdad_denoiser_config *c = &self->config;
+    const cdad_shape z = cdad_shape_make(4, self->n, c->latent_h, c->latent_w, c->unet.in_channels);
+    *d = (given_draws){.noise = cdad_py_floats(noise, &z, "noise")};
+    if (d->noise)
+        d->t = (PyArrayObject *)PyArray_FROMANY(timesteps, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO);
+    if (d->t && PyArray_SIZE(d->t) != self->n) {
+        PyErr_Format(PyExc_ValueError, "timesteps: %lld are wanted", (long long)self->n);
+        Py_CLEAR(d->t);
+    }
+    if (d->t)
+        return 0;
+    release_draws(d);
+    return -1;
+}
+
 static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"latent", "image", "perturbed", "noise", "timesteps", "context", NULL};
     py_trainer *self = (py_trainer *)o;
-    const cdad_denoiser_config *c = &self->config;
-    PyObject *latent, *image, *perturbed, *noise_arg, *t_arg, *context = Py_None, *result = NULL;
+    PyObject *latent, *image, *perturbed, *noise, *timesteps, *context = Py_None;
     step_arrays a;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|O:gradients", names, &latent, &image, &perturbed,
-                                     &noise_arg, &t_arg, &context) ||
+    given_draws d;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|O:gradients", names, &latent, &image, &perturbed, &noise,
+                                     &timesteps, &context) ||
         take_arrays(self, latent, image, perturbed, context, &a) < 0)
         return NULL;
-    const cdad_shape z = cdad_shape_make(4, self->n, c->latent_h, c->latent_w, c->unet.in_channels);
-    PyArrayObject *noise = cdad_py_floats(noise_arg, &z, "noise");
-    PyArrayObject *t = noise ? (PyArrayObject *)PyArray_FROMANY(t_arg, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO) : NULL;
-    if (t && PyArray_SIZE(t) != self->n) {
-        PyErr_Format(PyExc_ValueError, "timesteps: %lld are wanted", (long long)self->n);
-        Py_CLEAR(t);
+    if (take_draws(self, noise, timesteps, &d) < 0) {
+        release_arrays(&a);
+        return NULL;
     }
-    if (t) {
-        cdad_error err = {0};
-        cdad_step_result r;
-        cdad_status status;
-        cdad_py_lock_take(self->lock);
-        const cdad_context ctx = cdad_py_context();
-        Py_BEGIN_ALLOW_THREADS
-        status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
-                                        cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(noise),
-                                        PyArray_DATA(t), &r, &err);
-        Py_END_ALLOW_THREADS
-        PyObject *grads = status == CDAD_OK ? gradient_dict(self) : cdad_py_raise(&err);
-        PyThread_release_lock(self->lock);
-        if (grads)
-            result = Py_BuildValue("dddN", r.loss, r.loss_cdm, r.loss_amn, grads);
-    }
-    Py_XDECREF(noise);
-    Py_XDECREF(t);
+    cdad_error err = {0};
+    cdad_step_result r;
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    const cdad_context ctx = cdad_py_context();
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
+                                    cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
+                                    PyArray_DATA(d.t), &r, &err);
+    Py_END_ALLOW_THREADS
+    PyObject *grads = status == CDAD_OK ? gradient_dict(self) : cdad_py_raise(&err);
+    PyThread_release_lock(self->lock);
+    release_draws(&d);
     release_arrays(&a);
-    return result;
+    return grads ? Py_BuildValue("dddN", r.loss, r.loss_cdm, r.loss_amn, grads) : NULL;
+}
+
+/* `o` itself as a block in the layout of the parameters, which the core borrows, or NULL with an exception. */
+static float *take_block(const py_trainer *self, PyObject *o, const char *what, int written) {
+    const int flags = written ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
+    if (!PyArray_Check(o) || PyArray_TYPE((PyArrayObject *)o) != NPY_FLOAT32 ||
+        !PyArray_CHKFLAGS((PyArrayObject *)o, flags) || !PyArray_ISNOTSWAPPED((PyArrayObject *)o)) {
+        PyErr_Format(PyExc_TypeError, "%s: a contiguous%s array of float32 is wanted", what, written ? ", writable" : "");
+        return NULL;
+    }
+    const long long total = (long long)self->params->params->total;
+    if (PyArray_NDIM((PyArrayObject *)o) != 1 || PyArray_DIM((PyArrayObject *)o, 0) != total) {
+        PyErr_Format(PyExc_ValueError, "%s: a block of %lld elements is wanted, as block('weights') gives", what, total);
+        return NULL;
+    }
+    return cdad_py_data((PyArrayObject *)o);
+}
+
+static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"sums", "latent", "image", "perturbed", "noise", "timesteps", "context", "squares", NULL};
+    py_trainer *self = (py_trainer *)o;
+    PyObject *sums, *latent, *image, *perturbed, *noise, *timesteps, *context = Py_None;
+    int squares = 0;
+    step_arrays a;
+    given_draws d;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|Op:magnitudes", names, &sums, &latent, &image, &perturbed,
+                                     &noise, &timesteps, &context, &squares))
+        return NULL;
+    float *block = take_block(self, sums, "sums", 1);
+    if (!block || take_arrays(self, latent, image, perturbed, context, &a) < 0)
+        return NULL;
+    if (take_draws(self, noise, timesteps, &d) < 0) {
+        release_arrays(&a);
+        return NULL;
+    }
+    cdad_error err = {0};
+    cdad_step_result r;
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    const cdad_context ctx = cdad_py_context();
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_trainer_magnitudes(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
+                                     cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
+                                     PyArray_DATA(d.t), squares, block, &r, &err);
+    Py_END_ALLOW_THREADS
+    PyThread_release_lock(self->lock);
+    release_draws(&d);
+    release_arrays(&a);
+    return status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
+}
+
+/* The trainer's optimiser, or NULL with an exception. */
+static cdad_optimizer *optimizer_of(const py_trainer *self) {
+    cdad_optimizer *opt = cdad_trainer_optimizer(self->trainer);
+    if (!opt)
+        PyErr_SetString(PyExc_ValueError, "this trainer has no optimizer");
+    return opt;
+}
+
+/* Keeps a borrowed block, or with NULL the old one no longer; a name with a blank is no parameter's. */
+static int keep_block(const py_trainer *self, const char *name, PyObject *o) {
+    return PyDict_SetItemString(self->borrowed, name, o ? o : Py_None);
+}
+
+static PyObject *trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"importance", "anchor", "strength", NULL};
+    py_trainer *self = (py_trainer *)o;
+    PyObject *importance = Py_None, *anchor = Py_None;
+    double strength = 1.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOd:penalize", names, &importance, &anchor, &strength))
+        return NULL;
+    cdad_optimizer *opt = optimizer_of(self);
+    const int none = importance == Py_None;
+    float *const weight = opt && !none ? take_block(self, importance, "importance", 0) : NULL;
+    float *const to = weight ? take_block(self, anchor, "anchor", 0) : NULL;
+    if (!opt || (!none && !to))
+        return NULL;
+    if (!(strength >= 0))
+        return PyErr_Format(PyExc_ValueError, "the strength of a penalty is at least 0");
+    cdad_py_lock_take(self->lock);
+    cdad_optimizer_penalize(opt, NULL, NULL, 0);
+    const int kept = keep_block(self, "the importance", importance) == 0 && keep_block(self, "the anchor", anchor) == 0;
+    if (kept)
+        cdad_optimizer_penalize(opt, weight, to, strength);
+    PyThread_release_lock(self->lock);
+    return kept ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *trainer_follow(PyObject *o, PyObject *path) {
+    py_trainer *self = (py_trainer *)o;
+    cdad_optimizer *opt = optimizer_of(self);
+    float *const block = opt && path != Py_None ? take_block(self, path, "path", 1) : NULL;
+    if (!opt || (path != Py_None && !block))
+        return NULL;
+    cdad_py_lock_take(self->lock);
+    cdad_optimizer_follow(opt, NULL);
+    const int kept = keep_block(self, "the path", path) == 0;
+    if (kept)
+        cdad_optimizer_follow(opt, block);
+    PyThread_release_lock(self->lock);
+    return kept ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"weights", "strength", NULL};
+    py_trainer *self = (py_trainer *)o;
+    PyObject *weights = Py_None;
+    double strength = 1.0;
+    cdad_error err = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Od:teach", names, &weights, &strength))
+        return NULL;
+    float *const block = weights == Py_None ? NULL : take_block(self, weights, "weights", 0);
+    if (weights != Py_None && !block)
+        return NULL;
+    if (!(strength >= 0))
+        return PyErr_Format(PyExc_ValueError, "the strength of a teacher is at least 0");
+    cdad_py_lock_take(self->lock);
+    cdad_status status = cdad_trainer_teach(self->trainer, NULL, 0, &err);
+    const int kept = keep_block(self, "the teacher", weights) == 0;
+    if (status == CDAD_OK && kept)
+        status = cdad_trainer_teach(self->trainer, block, strength, &err);
+    PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) {
@@ -172,7 +324,8 @@ static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) 
     const char *name;
     PyObject *basis = Py_None;
     int frozen = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen) ||
+        !optimizer_of(self))
         return NULL;
     PyArrayObject *U = NULL;
     if (basis != Py_None) {
@@ -198,7 +351,7 @@ static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) 
     Py_END_ALLOW_THREADS
     int kept = 0;
     if (status == CDAD_OK)
-        kept = PyDict_SetItemString(self->bases, name, U ? (PyObject *)U : Py_None);
+        kept = PyDict_SetItemString(self->borrowed, name, U ? (PyObject *)U : Py_None);
     if (kept < 0) /* nobody keeps the basis alive: it goes again, which cannot fail */
         (void)!cdad_optimizer_protect(cdad_trainer_optimizer(self->trainer), name, frozen, NULL, 0, &err);
     PyThread_release_lock(self->lock);
@@ -209,14 +362,20 @@ static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) 
 }
 
 static PyObject *trainer_block(PyObject *o, PyObject *arg) {
-    const cdad_optimizer *opt = cdad_trainer_optimizer(((py_trainer *)o)->trainer);
-    const char *name = PyUnicode_AsUTF8(arg);
+    const py_trainer *self = (py_trainer *)o;
+    const cdad_optimizer *opt = optimizer_of(self);
+    const char *name = opt ? PyUnicode_AsUTF8(arg) : NULL;
     if (!name)
         return NULL;
     const int is_m = strcmp(name, "m") == 0;
-    void *data = is_m ? opt->m : strcmp(name, "v") == 0 ? opt->v : strcmp(name, "ema") == 0 ? opt->ema : NULL;
+    void *data = is_m                            ? opt->m
+                 : strcmp(name, "v") == 0        ? opt->v
+                 : strcmp(name, "ema") == 0      ? opt->ema
+                 : strcmp(name, "weights") == 0 ? self->params->params->values
+                                                 : NULL;
     if (!data)
-        return PyErr_Format(PyExc_ValueError, "there is no block '%s' ('m', 'v', or 'ema' where ema_decay > 0)", name);
+        return PyErr_Format(PyExc_ValueError,
+                            "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
     npy_intp n = (npy_intp)opt->params->total;
     const int type = is_m && opt->config.bf16_first_moment ? NPY_UINT16 : NPY_FLOAT32;
     PyObject *a = PyArray_SimpleNewFromData(1, &n, type, data);
@@ -227,11 +386,14 @@ static PyObject *trainer_block(PyObject *o, PyObject *arg) {
 
 /* The two counters of the optimiser, by the closure of their getset entry. */
 static int64_t *counter(PyObject *o, const void *which) {
-    cdad_optimizer *opt = cdad_trainer_optimizer(((py_trainer *)o)->trainer);
-    return which ? &opt->age : &opt->step;
+    cdad_optimizer *opt = optimizer_of((py_trainer *)o);
+    return !opt ? NULL : which ? &opt->age : &opt->step;
 }
 
-static PyObject *trainer_get_counter(PyObject *o, void *which) { return PyLong_FromLongLong(*counter(o, which)); }
+static PyObject *trainer_get_counter(PyObject *o, void *which) {
+    const int64_t *n = counter(o, which);
+    return n ? PyLong_FromLongLong(*n) : NULL;
+}
 
 static int trainer_set_counter(PyObject *o, PyObject *value, void *which) {
     const long long n = value ? PyLong_AsLongLong(value) : -1;
@@ -240,15 +402,21 @@ static int trainer_set_counter(PyObject *o, PyObject *value, void *which) {
             PyErr_SetString(PyExc_ValueError, "a counter is an integer >= 0");
         return -1;
     }
-    *counter(o, which) = n;
+    int64_t *at = counter(o, which);
+    if (!at)
+        return -1;
+    *at = n;
     return 0;
 }
 
 static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     (void)unused;
     py_trainer *self = (py_trainer *)o;
+    cdad_optimizer *opt = optimizer_of(self);
+    if (!opt)
+        return NULL;
     cdad_py_lock_take(self->lock);
-    cdad_optimizer_reset(cdad_trainer_optimizer(self->trainer));
+    cdad_optimizer_reset(opt);
     PyThread_release_lock(self->lock);
     Py_RETURN_NONE;
 }
@@ -257,11 +425,12 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     (void)unused;
     const cdad_trainer *t = ((py_trainer *)o)->trainer;
     const cdad_optimizer *opt = cdad_trainer_optimizer(((py_trainer *)o)->trainer);
-    const long long block = (long long)opt->params->total * (long long)sizeof(float);
+    const long long total = (long long)((py_trainer *)o)->params->params->total, block = total * (long long)sizeof(float);
     return Py_BuildValue("{s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
                          (long long)cdad_trainer_scratch_bytes(t), "parameters", block, "optimizer",
-                         block * (1 + (opt->ema != NULL) + (opt->grads != NULL)) +
-                             (long long)(opt->params->total * cdad_optimizer_m_size(&opt->config)));
+                         !opt ? 0LL
+                              : block * (1 + (opt->ema != NULL) + (opt->grads != NULL)) +
+                                    total * (long long)cdad_optimizer_m_size(&opt->config));
 }
 
 static PyMethodDef trainer_methods[] = {
@@ -273,13 +442,26 @@ static PyMethodDef trainer_methods[] = {
     {"gradients", (PyCFunction)(void (*)(void))trainer_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients($self, latent, image, perturbed, noise, timesteps, context=None)\n--\n\n(loss, L_CDM, L_amn, "
      "{name: gradient}) without an update."},
+    {"magnitudes", (PyCFunction)(void (*)(void))trainer_magnitudes, METH_VARARGS | METH_KEYWORDS,
+     "magnitudes($self, sums, latent, image, perturbed, noise, timesteps, context=None, squares=False)\n--\n\nAdds the "
+     "absolute values of the objective's gradient, or their squares, to `sums`, a block as block('weights') gives; "
+     "returns the objective. Wants a trainer without clipping; one whose optimizer is None needs the least memory."},
+    {"penalize", (PyCFunction)(void (*)(void))trainer_penalize, METH_VARARGS | METH_KEYWORDS,
+     "penalize($self, importance=None, anchor=None, strength=1.0)\n--\n\nAdds the gradient of strength/2 * "
+     "sum(importance * (weights - anchor)**2) to each step's; the blocks are borrowed. None ends it."},
+    {"follow", trainer_follow, METH_O,
+     "follow($self, path, /)\n--\n\nSubtracts gradient times change of the weights from the block `path` at each step "
+     "(SI's path integral); the gradient is the loss's, without penalty and clipping. None ends it."},
+    {"teach", (PyCFunction)(void (*)(void))trainer_teach, METH_VARARGS | METH_KEYWORDS,
+     "teach($self, weights=None, strength=1.0)\n--\n\nAdds strength * mse(prediction, what the model predicts with the "
+     "block `weights`) to the loss of each step, of a trainer made with distill=True. None ends it."},
     {"protect", (PyCFunction)(void (*)(void))trainer_protect, METH_VARARGS | METH_KEYWORDS,
      "protect($self, param, basis=None, frozen=False)\n--\n\nProtects a weight's old features by their orthonormal "
      "basis [d, rank], or freezes the parameter, or (neither) frees it."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
     {"block", trainer_block, METH_O,
-     "block($self, name, /)\n--\n\nA writable view of the moments 'm' and 'v' or of the moving average 'ema'; of 'm' "
-     "the bits of bfloat16 as uint16 where first_moment is \"bfloat16\"."},
+     "block($self, name, /)\n--\n\nA writable view of the 'weights', of the moments 'm' and 'v', or of the moving "
+     "average 'ema'; of 'm' the bits of bfloat16 as uint16 where first_moment is \"bfloat16\"."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef trainer_getset[] = {
@@ -294,7 +476,9 @@ static PyType_Slot trainer_slots[] = {
     {Py_tp_dealloc, trainer_dealloc},
     {Py_tp_methods, trainer_methods},
     {Py_tp_getset, trainer_getset},
-    {Py_tp_doc, "Trainer(params, config, batch, optimizer, seed)\n--\n\nTrains the denoiser on batches of one size."},
+    {Py_tp_doc, "Trainer(params, config, batch, optimizer, seed, objective='loss', distill=False)\n--\n\nTrains the denoiser on "
+     "batches of one size. objective 'output': the squared norm of the prediction instead of the loss. optimizer None: "
+     "for magnitudes() alone."},
     {0, NULL}};
 static PyType_Spec trainer_spec = {.name = "cdad._core.Trainer",
                                    .basicsize = sizeof(py_trainer),

@@ -502,6 +502,71 @@ static void test_sum_squares(void) {
     cdad_free(x);
 }
 
+/* A penalty is a part of the gradient, but not of the path integral. */
+static void test_penalty(void) {
+    cdad_adamw h = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .bias1 = 0.1f, .bias2 = 0.001f,
+                    .grad_scale = 0.5f, .ema_decay = 0.9f};
+    float *g = noise(BIG, 31, 0.0f, 2.0f), *start = noise(BIG, 32, 0.0f, 1.0f), *sum = noise(BIG, 33, 1.0f, 1.0f);
+    float *importance = noise(BIG, 34, 1.0f, 1.0f), *anchor = noise(BIG, 35, 0.0f, 1.0f), *pulled = floats(BIG);
+    float *w[2], *m[2], *v[2], *path = floats(BIG), *kept = floats(BIG), *du = floats(BIG);
+    double *want = doubles(BIG), squares = 0.0;
+    const cdad_context one = {.kernels = table};
+    const cdad_pull pull = {.importance = importance, .anchor = anchor, .strength = 3.0f};
+    for (int64_t i = 0; i < BIG; i++) {
+        const double total = (double)g[i] + 3.0 * (double)importance[i] * ((double)start[i] - (double)anchor[i]);
+        pulled[i] = (float)total;
+        squares += total * total;
+    }
+    for (int k = 0; k < 2; k++) {
+        w[k] = floats(BIG);
+        m[k] = floats(BIG);
+        v[k] = floats(BIG);
+        memcpy(w[k], start, sizeof(float) * BIG);
+    }
+    table->adamw(&one, w[0], m[0], v[0], NULL, NULL, pulled, BIG, &h);
+    h.pull = pull;
+    h.path = path;
+    table->adamw(&one, w[1], m[1], v[1], NULL, NULL, g, BIG, &h);
+    for (int64_t i = 0; i < BIG; i++)
+        want[i] = (double)m[0][i];
+    CHECK(worst(m[1], want, BIG, 1.0) < 1e-6, "a penalty's gradient: error %.2g", worst(m[1], want, BIG, 1.0));
+    for (int64_t i = 0; i < BIG; i++)
+        want[i] = (double)w[0][i];
+    CHECK(worst(w[1], want, BIG, 1.0) < 1e-5, "a penalty's update: error %.2g", worst(w[1], want, BIG, 1.0));
+    for (int64_t i = 0; i < BIG; i++)
+        want[i] = -(double)g[i] * ((double)w[1][i] - (double)start[i]);
+    CHECK(worst(path, want, BIG, 1.0) < 1e-6, "a path integral: error %.2g", worst(path, want, BIG, 1.0));
+    EACH_POOL({
+        int finite = 0;
+        const double found = table->sum_squares_pulled(ctx, g, start, BIG, &pull, &finite);
+        CHECK(finite && fabs(found / squares - 1.0) < 1e-6, "squares with a penalty: %g, %g is wanted", found, squares);
+        memset(m[0], 0, sizeof(float) * BIG);
+        memset(v[0], 0, sizeof(float) * BIG);
+        memset(kept, 0, sizeof(float) * BIG);
+        memcpy(w[0], start, sizeof(float) * BIG);
+        memcpy(du, g, sizeof(float) * BIG);
+        h.path = kept;
+        table->adamw(ctx, w[0], m[0], v[0], NULL, du, du, BIG, &h); /* du in place of g */
+        table->add_to(ctx, w[0], NULL, du, BIG, 0.0f);
+        CHECK(same(w[0], w[1], BIG) && same(kept, path, BIG), "%d threads change a penalty", threads);
+        for (int how = 0; how < 2; how++) {
+            memcpy(du, sum, sizeof(float) * BIG);
+            table->add_magnitudes(ctx, du, g, BIG, how);
+            for (int64_t i = 0; i < BIG; i++)
+                want[i] = (double)sum[i] + (how ? (double)g[i] * (double)g[i] : fabs((double)g[i]));
+            CHECK(worst(du, want, BIG, 1.0) < 1e-6, "magnitudes, squares %d: error %.2g", how, worst(du, want, BIG, 1.0));
+        }
+    })
+    importance[7] = NAN;
+    int finite = 1;
+    table->sum_squares_pulled(&one, g, start, BIG, &pull, &finite);
+    CHECK(!finite, "a penalty that is not finite is not noticed");
+    float *const all[] = {g, start, sum, importance, anchor, pulled, w[0], w[1], m[0], m[1], v[0], v[1], path, kept, du};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        cdad_free(all[i]);
+    cdad_free(want);
+}
+
 int cdad_test_kernels(void) {
     test_normal();
     on_every_table(test_functions);
@@ -512,6 +577,7 @@ int cdad_test_kernels(void) {
     on_every_table(test_binary);
     on_every_table(test_reduce);
     on_every_table(test_adamw);
+    on_every_table(test_penalty);
     on_every_table(test_sum_squares);
     return failures;
 }

@@ -235,14 +235,25 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
     cdad_optimizer_config how = adamw;
     model models[2];
     cdad_step_result r[2] = {{0}};
-    for (int kind = 0; kind < 3; kind++) { /* 2: the paper's projection, of the gradient */
+    float *importance = NULL, *path[2] = {NULL, NULL}; /* kind 3 */
+    for (int turn = 0; turn < 4; turn++) {
+        const int kind = (turn + 3) % 4; /* 2, the last: the paper's projection, of the gradient; 3: a penalty, a path */
         how.projection = kind == 2 ? CDAD_PROJECT_GRADIENT : CDAD_PROJECT_UPDATE;
         for (int i = 0; i < 2; i++) {
             how.clip_norm = i ? 0 : 1e30;
             CHECK_OK(new_model_by(&models[i], c, &how, ctx, err));
             cdad_optimizer *const o = cdad_trainer_optimizer(models[i].trainer);
             CHECK((o->grads == NULL) == i, "a block of gradients");
-            if (kind == 0)
+            if (kind == 3) {
+                if (i == 0)
+                    importance = floats(models[i].params->total);
+                path[i] = floats(models[i].params->total);
+                for (int64_t k = 0; k < models[i].params->total; k++)
+                    importance[k] = (float)(k % 7);
+                cdad_optimizer_penalize(o, importance, importance, 0.5); /* the anchor is far away */
+                cdad_optimizer_follow(o, path[i]);
+            }
+            if (kind == 0 || kind == 3)
                 continue;
             CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.linear1.weight", 0, narrow, 1, err));
             CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.self_attn.k_proj.weight", 0, wide, 6, err));
@@ -257,8 +268,17 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
                   r[1].grad_norm, r[0].grad_norm);
             free_state(&want);
         }
+        if (kind == 3) {
+            CHECK(same(path[0], path[1], models[0].params->total), "gradients as they come give another path");
+            cdad_optimizer *const o = cdad_trainer_optimizer(models[1].trainer);
+            CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.linear1.weight", 0, narrow, 1, err));
+            CHECK_FAILS(CDAD_INVALID, "protected by a basis", step(&models[1], &b, ctx, &r[1], err));
+            cdad_free(importance);
+            cdad_free(path[0]);
+            cdad_free(path[1]);
+        }
         free_model(&models[0]);
-        if (kind < 2)
+        if (kind != 2)
             free_model(&models[1]);
     }
     model *const m = &models[1];
@@ -303,6 +323,38 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
     free_model(m);
 }
 
+/* Ablation and distillation are planned as the full model is. */
+static void test_variants(cdad_denoiser_config c, const cdad_context *ctx, const cdad_context *other) {
+    const batch b = make_batch();
+    model m, taught;
+    cdad_step_result r = {0}, plain = {0};
+    CHECK_OK(new_model(&m, &c, ctx, err));
+    CHECK_FAILS(CDAD_INVALID, "not made to distil", cdad_trainer_teach(m.trainer, m.params->values, 1.0, err));
+    c.distills = 1;
+    EACH_ALLOCATION_FAILS(new_model(&taught, &c, ctx, err), !taught.trainer && !taught.params);
+    CHECK_OK(step(&m, &b, ctx, &plain, err));
+    CHECK_OK(step(&taught, &b, other, &r, err));
+    CHECK(r.loss == plain.loss && same(m.params->values, taught.params->values, m.params->total), "a teacher of weight 0");
+    float *zero = floats(m.params->total);
+    CHECK_OK(cdad_trainer_teach(taught.trainer, zero, 2.0, err));
+    CHECK_OK(step(&m, &b, ctx, &plain, err));
+    EACH_ALLOCATION_FAILS(step(&taught, &b, other, &r, err), 1);
+    CHECK(r.loss > plain.loss && r.loss_cdm == plain.loss_cdm, "a teacher's term: %g, without it %g", r.loss, plain.loss);
+    cdad_free(zero);
+    free_model(&taught);
+    free_model(&m);
+    c.distills = 0;
+    c.objective = CDAD_OBJECTIVE_OUTPUT;
+    test_plan(&c, ctx, other);
+    c.objective = CDAD_OBJECTIVE_LOSS;
+    c.without_amn = 1;
+    test_plan(&c, ctx, other);
+    EACH_ALLOCATION_FAILS(new_model(&m, &c, ctx, err), !m.trainer && !m.params);
+    CHECK_OK(cdad_trainer_step(m.trainer, ctx, b.latent, NULL, NULL, b.context, 1.0, &r, err));
+    CHECK(r.loss == r.loss_cdm && r.loss_amn == 0, "L_amn without its network: %g", r.loss_amn);
+    free_model(&m);
+}
+
 int cdad_test_training(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
@@ -311,6 +363,7 @@ int cdad_test_training(void) {
     test_plan(&c, &ctx, &other);
     test_failing_steps(&c, &ctx, &other);
     test_gradients_as_they_come(&c, &other);
+    test_variants(c, &ctx, &other);
     c.unet.context_dim = 0;
     c.prediction = CDAD_PREDICT_EPSILON;
     CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, 0, err));

@@ -107,9 +107,27 @@ typedef struct solve_job {
     const cdad_context *ctx;
     const cdad_weight_basis *old;
     cdad_weight_basis *out;
+    double max_share;
     const int64_t *order; /* taps, widest first */
     cdad_error *errors;   /* [n] */
 } solve_job;
+
+/* Cuts the newest directions, which stand by falling energy, off a basis of more than `most`. */
+static cdad_status cap(const solve_job *job, const weight_tap *tap, cdad_weight_basis *b, int64_t most, cdad_error *err) {
+    const double all = b->energy;
+    float *U = NULL;
+    if (b->k <= most)
+        return CDAD_OK;
+    CDAD_TRY(cdad_alloc((void **)&U, b->d * most * (int64_t)sizeof *U, err));
+    for (int64_t i = 0; i < b->d; i++)
+        memcpy(U + i * most, b->U + i * b->k, (size_t)most * sizeof *U);
+    cdad_free(b->U);
+    b->U = U;
+    b->k = most;
+    CDAD_TRY(cdad_stream_share(tap->stream, job->ctx, U, most, &b->energy, err));
+    b->capped = all > b->energy ? all - b->energy : 0;
+    return CDAD_OK;
+}
 
 static void solve(void *arg, int64_t task, int worker) {
     const solve_job *job = arg;
@@ -118,17 +136,22 @@ static void solve(void *arg, int64_t task, int worker) {
     const weight_tap *tap = &job->c->taps[i];
     const cdad_weight_basis *old = &job->old[tap->param];
     cdad_weight_basis *out = &job->out[tap->param];
+    const int64_t k_old = old->U ? old->k : 0, share = (int64_t)(job->max_share * (double)tap->d);
+    const int64_t most = share < 1 ? 1 : share;
+    cdad_error *err = &job->errors[i];
     out->d = tap->d;
-    job->errors[i].status = cdad_stream_basis(tap->stream, job->ctx, old->U, old->U ? old->k : 0, &out->U, &out->k,
-                                              &out->energy, &job->errors[i]);
+    err->status = cdad_stream_basis(tap->stream, job->ctx, old->U, k_old, &out->U, &out->k, &out->energy, err);
+    if (err->status == CDAD_OK)
+        err->status = cap(job, tap, out, most > k_old ? most : k_old, err);
 }
 
 cdad_status cdad_collector_bases(const cdad_collector *c, const cdad_context *ctx, const cdad_weight_basis *old,
-                                 cdad_weight_basis *out, cdad_error *err) {
+                                 double max_share, cdad_weight_basis *out, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_error *errors = NULL;
     int64_t *order = NULL;
     memset(out, 0, (size_t)c->params->n * sizeof *out);
+    CDAD_FAIL_IF(!(max_share > 0 && max_share <= 1), err, CDAD_INVALID, "a basis is capped at a share of 0 < share <= 1");
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&errors, c->n * (int64_t)sizeof *errors, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&order, c->n * (int64_t)sizeof *order, err));
     for (int64_t i = 0; i < c->n; i++) { /* insertion sort: a few hundred weights */
@@ -137,7 +160,8 @@ cdad_status cdad_collector_bases(const cdad_collector *c, const cdad_context *ct
             order[at] = order[at - 1];
         order[at] = i;
     }
-    solve_job job = {.c = c, .ctx = ctx, .old = old, .out = out, .order = order, .errors = errors};
+    solve_job job = {.c = c, .ctx = ctx, .old = old, .out = out, .max_share = max_share, .order = order,
+                     .errors = errors};
     cdad_pool_run(ctx->pool, c->n, solve, &job);
     for (int64_t i = 0; i < c->n; i++)
         if (errors[i].status != CDAD_OK) {

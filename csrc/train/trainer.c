@@ -13,10 +13,15 @@ struct cdad_trainer {
     cdad_graph *graph;
     cdad_program *program;
     cdad_training_graph values;
-    cdad_optimizer *optimizer;
+    cdad_program *teacher; /* predicts with `taught_by`; NULL where the configuration does not distil */
+    const float *taught_by;
+    float teacher_weight;
+    cdad_optimizer *optimizer; /* or NULL */
     int64_t *handed; /* as they come: the parameter of each gradient; NULL: gradients go into the optimiser's block */
     const cdad_context *ctx; /* of the step that runs */
     int64_t used;            /* gradients that it has used */
+    float *sums;             /* where their magnitudes go */
+    int squares;
     int64_t n;
     uint64_t seed;
     float *noise, *t, *signal, *sigma;
@@ -27,6 +32,7 @@ void cdad_trainer_free(cdad_trainer *t) {
     if (!t)
         return;
     cdad_program_free(t->program);
+    cdad_program_free(t->teacher);
     cdad_graph_free(t->graph);
     cdad_optimizer_free(t->optimizer);
     cdad_free(t->handed);
@@ -38,9 +44,15 @@ void cdad_trainer_free(cdad_trainer *t) {
     cdad_free(t);
 }
 
-cdad_optimizer *cdad_trainer_optimizer(cdad_trainer *t) { return t->optimizer; }
-int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->program); }
-int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) { return cdad_program_scratch_bytes(t->program); }
+cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t) { return t->optimizer; }
+
+int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) {
+    return cdad_program_arena_bytes(t->program) + (t->teacher ? cdad_program_arena_bytes(t->teacher) : 0);
+}
+
+int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) {
+    return cdad_program_scratch_bytes(t->program) + (t->teacher ? cdad_program_scratch_bytes(t->teacher) : 0);
+}
 
 /* Where the optimiser's block holds the gradient of parameter i. */
 static float *gradient_block(const cdad_trainer *t, int64_t i) {
@@ -66,10 +78,12 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
     for (int64_t i = 0; i < g->n_values; i++)
         if (g->values[i].kind == CDAD_VALUE_PARAM)
             wanted[n++] = (cdad_value)i;
-    cdad_value *const grads = outputs + 3;
+    const int64_t losses = v->loss_amn == CDAD_NONE ? 2 : 3;
+    cdad_value *const grads = outputs + losses;
     outputs[0] = v->loss;
     outputs[1] = v->loss_cdm;
-    outputs[2] = v->loss_amn;
+    if (losses > 2)
+        outputs[2] = v->loss_amn;
     CDAD_TRY_DONE(cdad_graph_backward(g, v->loss, n, wanted, grads, err));
     for (int64_t i = 0; i < n; i++) {
         if (grads[i] == CDAD_NONE) {
@@ -79,16 +93,18 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
         t->handed[i] = cdad_params_find(t->params, g->values[wanted[i]].name);
         handovers[i] = (cdad_handover){.value = grads[i], .spares = wanted[i]};
     }
-    if (t->optimizer->grads) {
+    if (t->optimizer && t->optimizer->grads) {
         const cdad_program_options all = {.n_external = n, .external = grads};
-        CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + 3, outputs, &all, ctx, err));
+        CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + losses, outputs, &all, ctx, err));
         for (int64_t i = 0; i < n; i++)
             CDAD_TRY_DONE(cdad_program_bind(t->program, grads[i], gradient_block(t, t->handed[i]), err));
     } else {
         const cdad_program_options one_by_one = {.n_handovers = n, .handovers = handovers};
-        CDAD_TRY_DONE(cdad_program_new(&t->program, g, 3, outputs, &one_by_one, ctx, err));
+        CDAD_TRY_DONE(cdad_program_new(&t->program, g, losses, outputs, &one_by_one, ctx, err));
     }
     CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, g, t->program, err));
+    if (t->config.distills)
+        CDAD_TRY_DONE(cdad_program_new(&t->teacher, g, 1, &v->prediction, NULL, ctx, err));
 done:
     cdad_free(wanted);
     cdad_free(outputs);
@@ -120,7 +136,8 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     CDAD_TRY_DONE(cdad_training_build(&b, c, n, &t->values));
     if (!params->values)
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
-    CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
+    if (optimizer)
+        CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
     CDAD_TRY_DONE(plan(t, ctx, err));
     *out = t;
     t = NULL;
@@ -145,32 +162,60 @@ static cdad_status set_timesteps(cdad_trainer *t, const int64_t *timesteps, cdad
 static cdad_status read_losses(const cdad_trainer *t, cdad_step_result *result, cdad_error *err) {
     result->loss = cdad_program_data(t->program, t->values.loss)[0];
     result->loss_cdm = cdad_program_data(t->program, t->values.loss_cdm)[0];
-    result->loss_amn = cdad_program_data(t->program, t->values.loss_amn)[0];
+    result->loss_amn = t->values.loss_amn == CDAD_NONE ? 0.0 : cdad_program_data(t->program, t->values.loss_amn)[0];
     CDAD_FAIL_IF(!isfinite(result->loss), err, CDAD_NOT_FINITE, "the loss is not finite (L_CDM %g, L_amn %g)",
                  result->loss_cdm, result->loss_amn);
     return CDAD_OK;
+}
+
+/* The arrays of a batch; timesteps have been set. */
+typedef struct batch_arrays {
+    const float *latent, *image, *perturbed, *context, *noise;
+} batch_arrays;
+
+static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batch_arrays *a, cdad_error *err) {
+    const cdad_training_graph *v = &t->values;
+    CDAD_TRY(cdad_program_bind(p, v->latent, a->latent, err));
+    CDAD_TRY(cdad_program_bind(p, v->noise, a->noise, err));
+    CDAD_TRY(cdad_program_bind(p, v->t, t->t, err));
+    CDAD_TRY(cdad_program_bind(p, v->signal, t->signal, err));
+    CDAD_TRY(cdad_program_bind(p, v->sigma, t->sigma, err));
+    if (v->image != CDAD_NONE) {
+        CDAD_TRY(cdad_program_bind(p, v->image, a->image, err));
+        CDAD_TRY(cdad_program_bind(p, v->perturbed, a->perturbed, err));
+    }
+    if (v->context == CDAD_NONE)
+        return CDAD_OK;
+    CDAD_FAIL_IF(!a->context, err, CDAD_INVALID, "this model wants a context");
+    return cdad_program_bind(p, v->context, a->context, err);
+}
+
+/* Binds the teacher's prediction of the batch; without a teacher any finite values, which the weight 0 takes out. */
+static cdad_status run_teacher(cdad_trainer *t, const cdad_context *ctx, const batch_arrays *a, cdad_error *err) {
+    const cdad_training_graph *v = &t->values;
+    const float *prediction = a->latent;
+    if (!t->teacher)
+        return CDAD_OK;
+    if (t->taught_by) {
+        CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->graph, t->teacher, err));
+        CDAD_TRY(bind_batch(t, t->teacher, a, err));
+        CDAD_TRY(cdad_program_run(t->teacher, ctx, err));
+        prediction = cdad_program_data(t->teacher, v->prediction);
+    }
+    CDAD_TRY(cdad_program_bind(t->program, v->teacher, prediction, err));
+    return cdad_program_bind(t->program, v->teacher_weight, &t->teacher_weight, err);
 }
 
 /* Losses and gradients; `to` is handed the gradients where they come one by one. */
 static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                        const float *perturbed, const float *context, const float *noise, const int64_t *timesteps,
                        cdad_handover_fn to, cdad_step_result *result, cdad_error *err) {
-    const cdad_training_graph *v = &t->values;
-    cdad_program *p = t->program;
+    const batch_arrays a = {.latent = latent, .image = image, .perturbed = perturbed, .context = context, .noise = noise};
     CDAD_TRY(set_timesteps(t, timesteps, err));
-    CDAD_TRY(cdad_program_bind(p, v->latent, latent, err));
-    CDAD_TRY(cdad_program_bind(p, v->noise, noise, err));
-    CDAD_TRY(cdad_program_bind(p, v->t, t->t, err));
-    CDAD_TRY(cdad_program_bind(p, v->signal, t->signal, err));
-    CDAD_TRY(cdad_program_bind(p, v->sigma, t->sigma, err));
-    CDAD_TRY(cdad_program_bind(p, v->image, image, err));
-    CDAD_TRY(cdad_program_bind(p, v->perturbed, perturbed, err));
-    if (v->context != CDAD_NONE) {
-        CDAD_FAIL_IF(!context, err, CDAD_INVALID, "this model wants a context");
-        CDAD_TRY(cdad_program_bind(p, v->context, context, err));
-    }
-    cdad_program_hand_to(p, to, t);
-    CDAD_TRY(cdad_program_run(p, ctx, err));
+    CDAD_TRY(bind_batch(t, t->program, &a, err));
+    CDAD_TRY(run_teacher(t, ctx, &a, err));
+    cdad_program_hand_to(t->program, to, t);
+    CDAD_TRY(cdad_program_run(t->program, ctx, err));
     return read_losses(t, result, err);
 }
 
@@ -185,8 +230,35 @@ static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, 
 cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                                    const float *perturbed, const float *context, const float *noise,
                                    const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
+    CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer has no room for gradients");
     CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, keep_gradient, result, err);
+}
+
+static cdad_status add_magnitudes(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
+    const cdad_trainer *t = arg;
+    const cdad_param *p = &t->params->items[t->handed[i]];
+    (void)err;
+    ctx->kernels->add_magnitudes(ctx, t->sums + p->offset, grad, p->count, t->squares);
+    return CDAD_OK;
+}
+
+cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
+                                    const float *perturbed, const float *context, const float *noise,
+                                    const int64_t *timesteps, int squares, float *sums, cdad_step_result *result,
+                                    cdad_error *err) {
+    CDAD_FAIL_IF(t->optimizer && t->optimizer->config.clip_norm > 0, err, CDAD_INVALID,
+                 "magnitudes want gradients that come one by one: a trainer without clipping");
+    t->sums = sums;
+    t->squares = squares;
+    return run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err);
+}
+
+cdad_status cdad_trainer_teach(cdad_trainer *t, const float *weights, double weight, cdad_error *err) {
+    CDAD_FAIL_IF(!t->teacher, err, CDAD_INVALID, "this trainer was not made to distil");
+    t->taught_by = weights;
+    t->teacher_weight = weights ? (float)weight : 0.0f;
+    return CDAD_OK;
 }
 
 /* Gradients come after the losses, so that losses that are not finite change nothing. */
@@ -210,6 +282,7 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
                               const float *perturbed, const float *context, double lr_scale,
                               cdad_step_result *result, cdad_error *err) {
     const cdad_denoiser_config *c = &t->config;
+    CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer takes no steps");
     const int64_t per = c->latent_h * c->latent_w * c->unet.in_channels;
     const int64_t first = t->optimizer->step * t->n; /* samples drawn before this step */
     const uint64_t noise_stream = cdad_stream_of_name("noise"), time_stream = cdad_stream_of_name("timestep");

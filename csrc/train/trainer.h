@@ -8,16 +8,18 @@
 
 typedef struct cdad_trainer cdad_trainer;
 
+/* loss: the objective; loss_amn: 0 without the masked network. */
 typedef struct cdad_step_result {
     double loss, loss_cdm, loss_amn, grad_norm;
 } cdad_step_result;
 
-/* For batches of n samples; allocates `params` if they are not allocated (seeded by `seed`). */
+/* For batches of n samples; allocates `params` if they are not allocated (seeded by `seed`). optimizer NULL: for
+ * cdad_trainer_magnitudes alone, without the memory of moments and gradients. */
 CDAD_MUST_USE cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params,
                                            int64_t n, const cdad_optimizer_config *optimizer, uint64_t seed,
                                            const cdad_context *ctx, cdad_error *err);
 void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
-cdad_optimizer *cdad_trainer_optimizer(cdad_trainer *t);
+cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t); /* NULL: there is none */
 
 /* latent [N,h,w,c] of the clean images x, image x and perturbed x~ [N,H,W,3], context [N,L,d] or NULL. Timesteps
  * and noise depend on (seed, number of the step, sample's place in the batch) only. Losses that are not finite fail
@@ -34,6 +36,18 @@ CDAD_MUST_USE cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_con
                                                  const float *image, const float *perturbed, const float *context,
                                                  const float *noise, const int64_t *timesteps,
                                                  cdad_step_result *result, cdad_error *err);
+
+/* sums += |gradient| or, with `squares`, its squares, element by element, with given timesteps and noise: of one sample
+ * where n is 1, as importances are defined. sums is a block in the layout of params->values. A failure leaves some of
+ * the parameters' sums with this gradient, and some without. Only for a trainer that uses gradients as they come. */
+CDAD_MUST_USE cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, const float *latent,
+                                                  const float *image, const float *perturbed, const float *context,
+                                                  const float *noise, const int64_t *timesteps, int squares,
+                                                  float *sums, cdad_step_result *result, cdad_error *err);
+
+/* From the next step on the loss has the term weight * mse(prediction, what the model predicts with `weights`, a block in
+ * the layout of params->values). It is borrowed; NULL: no term. CDAD_INVALID: the configuration does not distil. */
+CDAD_MUST_USE cdad_status cdad_trainer_teach(cdad_trainer *t, const float *weights, double weight, cdad_error *err);
 
 int64_t cdad_trainer_arena_bytes(const cdad_trainer *t);
 int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t);

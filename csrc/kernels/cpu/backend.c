@@ -44,6 +44,8 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(mse),
     SLOT(mse_grad),
     SLOT(sum_squares),
+    SLOT(sum_squares_pulled),
+    SLOT(add_magnitudes),
     SLOT(adamw),
     SLOT(add_to),
 };

@@ -28,6 +28,15 @@ static void add_tile(float *restrict w, float *restrict e, const float *restrict
         e[i] += rest * (w[i] - e[i]);
 }
 
+/* to = g + the penalty's gradient; g and w begin at the parameter's element `at`. */
+static inline void pull_tile(float *restrict to, const float *restrict g, const float *restrict w, const cdad_pull *p,
+                             int64_t at, int64_t n) {
+    const float *restrict importance = p->importance + at, *restrict anchor = p->anchor + at;
+    const float strength = p->strength;
+    for (int64_t i = 0; i < n; i++)
+        to[i] = g[i] + strength * (importance[i] * (w[i] - anchor[i]));
+}
+
 /* bfloat16 is the upper half of a float. */
 static void widen(float *restrict to, const uint16_t *restrict from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
@@ -69,16 +78,24 @@ static void adamw_task(void *arg, int64_t task, int worker) {
     const update_job *j = arg;
     const cdad_adamw *h = &j->h;
     const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
-    float wide[TILE], du[TILE], *m = h->m_is_bf16 ? wide : (float *)j->m + begin, *w = j->w + begin, *v = j->v + begin;
-    const float *g = j->g + begin;
+    float wide[TILE], pulled[TILE], du[TILE], *m = h->m_is_bf16 ? wide : (float *)j->m + begin;
+    float *w = j->w + begin, *v = j->v + begin, *e = j->e ? j->e + begin : NULL;
+    const float *const given = j->g + begin, *g = h->pull.importance ? pulled : given;
     (void)worker;
+    if (h->pull.importance)
+        pull_tile(pulled, given, w, &h->pull, begin, n);
     if (h->m_is_bf16)
         widen(wide, (uint16_t *)j->m + begin, n);
-    if (j->du) {
+    if (j->du || h->path) {
         update_tile(1, 0, w, m, v, NULL, du, g, n, h);
-        memcpy(j->du + begin, du, (size_t)n * sizeof *du); /* which may be g */
-    } else if (j->e)
-        update_tile(0, 1, w, m, v, j->e + begin, NULL, g, n, h);
+        for (int64_t i = 0; h->path && i < n; i++)
+            h->path[begin + i] -= given[i] * du[i];
+        if (j->du)
+            memcpy(j->du + begin, du, (size_t)n * sizeof *du); /* which may be g */
+        else
+            add_tile(w, e, du, n, h->ema_decay);
+    } else if (e)
+        update_tile(0, 1, w, m, v, e, NULL, g, n, h);
     else
         update_tile(0, 0, w, m, v, NULL, NULL, g, n, h);
     if (h->m_is_bf16)
@@ -105,33 +122,43 @@ void CDAD_K(add_to)(const cdad_context *ctx, float *w, float *e, const float *du
 }
 
 typedef struct sum_job {
-    const float *x;
-    int64_t n;
-    double *tile; /* [tasks] */
+    const float *x, *w; /* w: NULL, or what `pull` pulls: squares of x with the penalty's gradient */
+    const cdad_pull *pull;
+    int64_t n, at; /* at: of x in the parameter */
+    double *tile;  /* [tasks] */
 } sum_job;
 
 static void sum_task(void *arg, int64_t task, int worker) {
     const sum_job *j = arg;
-    const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE),
-                  full = begin + (end - begin) / LANES * LANES;
-    const float *x = j->x;
+    const int64_t begin = task * SUM_TILE, end = min64(j->n, begin + SUM_TILE);
+    float pulled[TILE];
     double lanes[LANES] = {0};
     (void)worker;
-    for (int64_t i = begin; i < full; i += LANES)
-        for (int k = 0; k < LANES; k++)
-            lanes[k] += (double)x[i + k] * (double)x[i + k];
-    for (int64_t i = full; i < end; i++)
-        lanes[i - full] += (double)x[i] * (double)x[i];
+    for (int64_t part = begin; part < end; part += TILE) { /* TILE is a multiple of the lanes */
+        const int64_t n = min64(end - part, TILE), full = n / LANES * LANES;
+        const float *x = j->x + part;
+        if (j->w) {
+            pull_tile(pulled, x, j->w + part, j->pull, j->at + part, n);
+            x = pulled;
+        }
+        for (int64_t i = 0; i < full; i += LANES)
+            for (int k = 0; k < LANES; k++)
+                lanes[k] += (double)x[i + k] * (double)x[i + k];
+        for (int64_t i = full; i < n; i++)
+            lanes[i - full] += (double)x[i] * (double)x[i];
+    }
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int k = 0; k < half; k++)
             lanes[k] += lanes[k + half];
     j->tile[task] = lanes[0];
 }
 
-double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
+static double sum_tiles(const cdad_context *ctx, const float *x, const float *w, const cdad_pull *pull, int64_t n,
+                        int *finite) {
     double total = 0.0, tile[SUM_TILES];
     for (int64_t begin = 0; begin < n; begin += SUM_TILES * SUM_TILE) {
-        sum_job job = {.x = x + begin, .n = min64(n - begin, SUM_TILES * SUM_TILE), .tile = tile};
+        sum_job job = {.x = x + begin, .w = w ? w + begin : NULL, .pull = pull, .at = begin,
+                       .n = min64(n - begin, SUM_TILES * SUM_TILE), .tile = tile};
         const int64_t tasks = (job.n + SUM_TILE - 1) / SUM_TILE;
         cdad_pool_run(ctx->pool, tasks, sum_task, &job);
         for (int64_t t = 0; t < tasks; t++)
@@ -139,4 +166,39 @@ double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, i
     }
     *finite = isfinite(total) != 0; /* squares of floats cannot overflow a double: only NaN and inf can */
     return total;
+}
+
+double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
+    return sum_tiles(ctx, x, NULL, NULL, n, finite);
+}
+
+double CDAD_K(sum_squares_pulled)(const cdad_context *ctx, const float *g, const float *w, int64_t n,
+                                  const cdad_pull *pull, int *finite) {
+    return sum_tiles(ctx, g, w, pull, n, finite);
+}
+
+typedef struct magnitude_job {
+    float *sum;
+    const float *g;
+    int64_t n;
+    int squares;
+} magnitude_job;
+
+static void magnitude_task(void *arg, int64_t task, int worker) {
+    const magnitude_job *j = arg;
+    const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
+    float *restrict sum = j->sum + begin;
+    const float *restrict g = j->g + begin;
+    (void)worker;
+    if (j->squares)
+        for (int64_t i = 0; i < n; i++)
+            sum[i] += g[i] * g[i];
+    else
+        for (int64_t i = 0; i < n; i++)
+            sum[i] += fabsf(g[i]);
+}
+
+void CDAD_K(add_magnitudes)(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares) {
+    magnitude_job job = {.sum = sum, .g = g, .n = n, .squares = squares};
+    cdad_pool_run(ctx->pool, (n + TILE - 1) / TILE, magnitude_task, &job);
 }

@@ -1,0 +1,122 @@
+"""The paper's method: updates off the significant representations of the old tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from .. import _core
+from ..bfloat16 import from_bfloat16, to_bfloat16
+from .base import Strategy
+
+# What float32 can keep: a basis that is less orthonormal is made so again.
+TOLERANCE = 1e-6
+
+
+class CDAD(Strategy):
+    """Updates stay orthogonal to the input features of the old tasks (paper, Eqs. 6 and 7); parameters without such
+    features (biases, norms) are frozen on incremental tasks."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bases: dict[str, np.ndarray] = {}
+        self._narrow: dict[str, np.ndarray] = {}  # what checkpoints hold where that is not the bases themselves
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.bases)
+
+    def before_task(self, model, index, step):
+        if index == 0:
+            return
+        for name in model.params.shapes():
+            basis = self.bases.get(name)
+            model._trainer.protect(name, basis, frozen=basis is None)
+
+    def after_task(self, model, classes, progress):
+        found = model.collect_bases(classes, progress)
+        checked = {name: orthonormal(U, self._width(name)) for name, (U, _, _) in found.items()}
+        new = {name: U for name, (U, _) in checked.items()}
+        self.bases, self._narrow = self._stored(new)
+        ranks = [U.shape[1] / U.shape[0] for U in new.values()]
+        report = {
+            "rank_share": float(np.mean(ranks)),
+            "rank_share_max": max(ranks),
+            "orthonormality_error": max(error for _, error in checked.values()),
+        }
+        if self.config.max_rank_share < 1:
+            capped = [share for _, _, share in found.values()]
+            report |= {"energy_capped": float(np.mean(capped)), "energy_capped_max": max(capped)}
+        return report
+
+    def _width(self, name: str) -> int:
+        return self.bases[name].shape[1] if name in self.bases else 0
+
+    def _stored(self, bases: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The bases as they are used, and as checkpoints hold them: in 16 bits directions are rounded once, when they are
+        new, and what is used is what a load would give, so that a run goes on from a checkpoint to the same bits."""
+        if self.config.basis_dtype == "float32":
+            return bases, {}
+        narrow = {}
+        for name, U in bases.items():
+            old = self._narrow.get(name)
+            new = _narrowed(U[:, old.shape[1] :] if old is not None else U, self.config.basis_dtype)
+            narrow[name] = np.concatenate([old, new], axis=1) if old is not None else new
+        return _all_widened(narrow), narrow
+
+    def tensors(self):
+        return {f"basis/{name}": U for name, U in (self._narrow or self.bases).items()}
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(a.nbytes for kept in (self.bases, self._narrow) for a in kept.values())
+
+    def restore(self, tensors, state):
+        kept = {k.removeprefix("basis/"): v for k, v in tensors.items() if k.startswith("basis/")}
+        wanted = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[self.config.basis_dtype]
+        self.bases = _all_widened(kept)
+        if all(U.dtype == wanted for U in kept.values()):
+            self._narrow = {} if wanted == np.float32 else kept
+        else:  # a checkpoint of another basis_dtype
+            self._narrow = {}
+            self.bases, self._narrow = self._stored(self.bases)
+
+
+def orthonormality_error(U: np.ndarray, first: int = 0) -> float:
+    """The largest element of |U^T U - I| in the columns from ``first`` on; 0 where there is none."""
+    worst = 0.0
+    for start in range(first, U.shape[1], 256):  # a part at a time: the square of a wide basis is larger than it
+        part = U[:, start : start + 256].astype(np.float64)
+        square = part.T @ U
+        square[np.arange(part.shape[1]), start + np.arange(part.shape[1])] -= 1
+        worst = max(worst, float(np.abs(square).max()))
+    return worst
+
+
+def orthonormal(U: np.ndarray, known: int) -> tuple[np.ndarray, float]:
+    """U [d, rank], whose first ``known`` columns are known to be orthonormal, and the error found in the others; made
+    orthonormal again where that is above `TOLERANCE`."""
+    U, error = np.ascontiguousarray(U), orthonormality_error(U, known)
+    return (_orthonormalised(U) if error > TOLERANCE else U), error
+
+
+def _orthonormalised(U: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(_core.orthonormalise(np.ascontiguousarray(U.T)).T)
+
+
+def _narrowed(U: np.ndarray, dtype: str) -> np.ndarray:
+    return U.astype(np.float16) if dtype == "float16" else to_bfloat16(U)
+
+
+def _widened(kept: np.ndarray) -> np.ndarray:
+    if kept.dtype == np.float32:
+        return kept
+    return _orthonormalised(kept.astype(np.float32) if kept.dtype == np.float16 else from_bfloat16(kept))
+
+
+def _all_widened(kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # Factorisations run in the calling thread without the interpreter's lock, so weights go side by side.
+    with ThreadPoolExecutor(_core.get_threads()) as pool:
+        return dict(zip(kept, pool.map(_widened, kept.values()), strict=True))

@@ -1,0 +1,161 @@
+"""What the paper's strategy keeps: orthonormal bases after many tasks, their cap, and their storage in 16 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cdad import ContinualModel, _core
+from cdad.bfloat16 import from_bfloat16, to_bfloat16
+from cdad.strategies.projection import TOLERANCE, orthonormal, orthonormality_error
+
+
+def tasks(products):
+    """Six tasks: half of each class's images."""
+    return [{f"{name}{half}": products[name].train[half::2]} for half in (0, 1) for name in ("gear", "cloth", "steel")]
+
+
+@pytest.fixture(scope="module")
+def quick(quick_config):
+    return quick_config.updated({"training.steps": 2, "training.increment_steps": 2, "scoring.calibration_images": 2})
+
+
+@pytest.fixture(scope="module")
+def learned(products, quick):
+    """A model after each of six tasks: its ledger, and its bases after every task."""
+    model, kept = ContinualModel(quick), []
+    for task in tasks(products):
+        model.fit_task(task, progress=False)
+        kept.append(dict(model.bases))
+    return model, kept
+
+
+def test_bases_stay_orthonormal_over_many_tasks(learned):
+    model, kept = learned
+    for U in model.bases.values():
+        assert np.abs(U.astype(np.float64).T @ U - np.eye(U.shape[1])).max() <= TOLERANCE
+    shares = [entry["rank_share"] for entry in model.ledger]
+    assert shares == sorted(shares) and shares[0] < shares[-1] <= model.ledger[-1]["rank_share_max"] <= 1
+    for entry, bases in zip(model.ledger, kept, strict=True):
+        ranks = [U.shape[1] / U.shape[0] for U in bases.values()]
+        assert entry["rank_share"] == pytest.approx(np.mean(ranks)) and entry["rank_share_max"] == max(ranks)
+        assert 0 <= entry["orthonormality_error"] <= TOLERANCE
+    for before, after in zip(kept, kept[1:]):
+        assert all(np.array_equal(after[name][:, : U.shape[1]], U) for name, U in before.items())
+
+
+def test_a_basis_that_drifts_is_made_orthonormal_again(products, quick, monkeypatch):
+    rng = np.random.default_rng(0)
+    U = np.linalg.qr(rng.standard_normal((300, 280)))[0].astype(np.float32)
+    drifted = U + rng.normal(0, 1e-5, U.shape).astype(np.float32)
+    assert orthonormality_error(U) < 1e-6 < orthonormality_error(drifted)
+    assert orthonormality_error(np.eye(4, dtype=np.float32)[:, [0, 1, 1]]) == 1
+    assert orthonormality_error(np.eye(4, dtype=np.float32)[:, [0, 0, 1]], first=2) == 0
+    same, error = orthonormal(U, 0)
+    assert same is U and error == orthonormality_error(U)
+    again, error = orthonormal(drifted, 0)
+    assert error > 1e-6 and orthonormality_error(again) < TOLERANCE
+    assert np.abs(again @ (again.T @ U) - U).max() < 1e-4, "it spans what it spanned"
+
+    model = ContinualModel(quick)
+    whole = model.collect_bases
+
+    def collect(classes, progress):
+        return {n: (V * np.float32(1 + 1e-5), *rest) for n, (V, *rest) in whole(classes, progress).items()}
+
+    monkeypatch.setattr(model, "collect_bases", collect)
+    model.fit_task(tasks(products)[0], progress=False)
+    assert model.ledger[0]["orthonormality_error"] > 1e-5
+    assert max(orthonormality_error(V) for V in model.bases.values()) < TOLERANCE
+
+
+def test_a_cap_keeps_the_directions_of_most_energy(learned, products, quick):
+    free, kept = learned
+    model = ContinualModel(quick.updated({"continual.max_rank_share": 0.25}))
+    first, second = tasks(products)[:2]
+    model.fit_task(first, progress=False)
+    capped = 0
+    for name, U in model.bases.items():
+        most = max(1, int(0.25 * len(U)))
+        whole = kept[0][name]
+        assert np.array_equal(U, whole[:, :most]), name
+        capped += whole.shape[1] > most
+    assert capped > 10
+    assert model.ledger[0]["energy_capped_max"] > model.ledger[0]["energy_capped"] > 0
+    assert "energy_capped" not in free.ledger[0]
+    # what the cap costs is what the directions beyond it hold
+    collector_of = model.collect_bases
+    model.strategy.bases = {}
+    lost = {name: (share, cap) for name, (_, share, cap) in collector_of([as_class(first)], False).items()}
+    model.config = model.config.updated({"continual.max_rank_share": 1.0})
+    whole = {name: share for name, (_, share, cap) in collector_of([as_class(first)], False).items() if cap == 0}
+    assert whole.keys() == lost.keys()
+    assert all(share + cap == pytest.approx(whole[name], abs=1e-9) for name, (share, cap) in lost.items())
+    # later tasks keep what there is, whatever the cap
+    model.strategy.bases = dict(kept[0])
+    model.config = model.config.updated({"continual.max_rank_share": 0.01})
+    after = model.collect_bases([as_class(second)], False)
+    assert all(np.array_equal(after[name][0], U) for name, U in kept[0].items() if U.shape[1])
+
+
+def as_class(task):
+    from cdad.model import as_classes
+
+    return as_classes(task, 0)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_bases_in_16_bits(learned, products, quick, tmp_path, dtype):
+    free, kept = learned
+    config = quick.updated({"continual.basis_dtype": dtype})
+    model = ContinualModel(config)
+    model.fit_task(tasks(products)[0], progress=False)
+    model.save(tmp_path / "half")
+    again = ContinualModel.load(tmp_path / "half")
+    assert again.bases.keys() == kept[0].keys()
+    for name, U in model.bases.items():
+        assert np.array_equal(again.bases[name], U), "what is used is what a load gives"
+        assert orthonormality_error(U) <= TOLERANCE
+    for name, U in kept[0].items():  # the first task's bases: the same weights, then rounded
+        V = model.bases[name][:, : U.shape[1]]
+        outside = 1 - np.sum((U.T @ V) ** 2) / max(1, U.shape[1])
+        assert outside < (1e-5 if dtype == "float16" else 1e-3), name
+    again.save(tmp_path / "twice")
+    assert (tmp_path / "twice").read_bytes() == (tmp_path / "half").read_bytes()
+    if dtype == "float16":  # a later task adds to what is kept
+        for other in (model, again):
+            other.fit_task(tasks(products)[1], progress=False)
+        assert all(np.array_equal(again.bases[name], U) for name, U in model.bases.items())
+    size = sum(U.nbytes for U in model.bases.values())
+    assert sum(a.nbytes for a in model.strategy.tensors().values()) * 2 == size
+    assert model.memory_bytes["strategy"] == size + size // 2
+    # another dtype at the next load
+    wanted = "float32" if dtype == "float16" else "float16"
+    other = ContinualModel.load(tmp_path / "half", config.updated({"continual.basis_dtype": wanted}))
+    assert max(orthonormality_error(U) for U in other.bases.values()) <= TOLERANCE
+    assert {a.dtype for a in other.strategy.tensors().values()} == {np.dtype(wanted)}
+
+
+def test_bfloat16_rounds_to_nearest_even():
+    x = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -3.14159, 0.0], np.float32)
+    assert from_bfloat16(to_bfloat16(x)).tolist() == [1.0, 1.0, 1 + 2**-6, -3.140625, 0.0]
+
+
+def test_rows_are_checked():
+    assert _core.orthonormalise(np.zeros((0, 5), np.float32)).shape == (0, 5)
+    for wrong in (np.zeros((6, 5)), np.zeros(5)):
+        with pytest.raises(ValueError, match="rows"):
+            _core.orthonormalise(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"continual.max_rank_share": 0.0}, "max_rank_share"),
+        ({"continual.max_rank_share": 0.5, "continual.method": "isvd"}, "forgets energies"),
+        ({"continual.basis_dtype": "int8"}, "float16, bfloat16"),
+    ],
+)
+def test_refusals_name_the_key(quick_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        quick_config.updated(changes)
