@@ -133,12 +133,23 @@ static void activate_tile(float *C, int64_t ldc, int64_t rows, int64_t cols, cda
         CDAD_K(activate)(C + i * ldc, cols, act);
 }
 
+/* Of the strip's operand, what its next block of K reads, where its lanes are rows in memory. */
+static gemm_ahead next_block(const gemm_job *job, int64_t l0, int64_t l1, int64_t k) {
+    const cdad_mat *m = job->plan.by_rows ? &job->A : &job->B;
+    const int64_t lane = job->plan.by_rows ? m->rs : m->cs, step = job->plan.by_rows ? m->cs : m->rs;
+    const int64_t kc = min_i(GEMM_KC, job->plan.K - k);
+    if (m->unfold || step != 1 || kc <= 0)
+        return (gemm_ahead){0};
+    return (gemm_ahead){.data = m->data + l0 * lane + k, .rows = l1 - l0, .stride = lane, .lines = ceil_div(kc, 16)};
+}
+
 /* A strip, lanes l0 .. l1-1, times the shared operand over one block of k. The strip's panels are read again
  * and again from the cache, the others once. `last`: after the last block; else NULL. */
 static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_t l1, const float *shared,
-                     int64_t kc, float *C, int64_t ldc, int add, const cdad_epilogue *last) {
+                     int64_t kc, float *C, int64_t ldc, int add, const cdad_epilogue *last, gemm_ahead ahead) {
     const gemm_plan *p = &job->plan;
-    const int64_t n_steps = steps(job, kc);
+    const int64_t n_steps = steps(job, kc), tiles = ceil_div(p->others, p->other_width) * ceil_div(l1 - l0, p->width);
+    const int64_t lines = ceil_div(ahead.rows * ahead.lines, tiles);
     for (int64_t o = 0; o < p->others; o += p->other_width)
         for (int64_t l = l0; l < l1; l += p->width) {
             const float *own = strip + (l - l0) * n_steps, *other = shared + o * n_steps;
@@ -146,6 +157,7 @@ static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_
             int64_t m = p->by_rows ? l : o, n = p->by_rows ? o : l, at = m * ldc + n;
             int64_t rows = min_i(GEMM_MR, p->M - m), cols = min_i(GEMM_NR, p->N - n);
             const float *bias = last && last->bias ? last->bias + n : NULL;
+            gemm_fetch(&ahead, lines);
             const float *sum = last && last->sum ? last->sum + at : NULL;
             (job->with.bf16 ? CDAD_K(gemm_tile_bf16) : CDAD_K(gemm_tile))(n_steps, a, b, rows, cols, C + at, ldc,
                                                                           add ? C + at : NULL, bias, sum);
@@ -175,7 +187,7 @@ static void run_strip(void *arg, int64_t index, int worker) {
         int64_t kc = min_i(GEMM_KC, job->k1 - k);
         pack_lanes(job, strip, l0, l1, k, kc);
         multiply(job, strip, l0, l1, job->shared + steps(job, k - job->k0) * p->padded, kc, job->C, job->ldc,
-                 k > 0 || job->with.accumulate, k + kc == p->K ? &job->with : NULL);
+                 k > 0 || job->with.accumulate, k + kc == p->K ? &job->with : NULL, next_block(job, l0, l1, k + kc));
         k += kc;
     } while (k < job->k1);
 }
@@ -192,7 +204,7 @@ static void run_slice(void *arg, int64_t index, int worker) {
         for (int64_t l0 = 0; l0 < p->lanes; l0 += p->strip) {
             int64_t l1 = min_i(p->lanes, l0 + p->strip);
             pack_lanes(job, strip, l0, l1, k, kc);
-            multiply(job, strip, l0, l1, other, kc, sum, p->N, k > first, NULL);
+            multiply(job, strip, l0, l1, other, kc, sum, p->N, k > first, NULL, (gemm_ahead){0});
         }
     }
 }

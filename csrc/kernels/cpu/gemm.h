@@ -37,6 +37,23 @@ void CDAD_K(gemm_words)(float *to, const float *panel, int64_t width, int64_t kc
 /* Whether the processor multiplies bfloat16 itself. */
 int CDAD_K(gemm_has_dots)(void);
 
+/* Rows of memory that will be read next, fetched into the second-level cache while something else is computed: weights come
+ * from main memory, and the processor does not foresee dozens of rows that end after a few lines. */
+typedef struct gemm_ahead {
+    const float *data;
+    int64_t rows, stride, lines; /* rows `stride` floats apart, so many lines of each; rows 0: nothing */
+    int64_t row, line;           /* the next one */
+} gemm_ahead;
+static inline void gemm_fetch(gemm_ahead *a, int64_t n) {
+    for (; n > 0 && a->row < a->rows; n--) {
+        __builtin_prefetch(a->data + a->row * a->stride + a->line * 16, 0, 2);
+        if (++a->line == a->lines) {
+            a->line = 0;
+            a->row++;
+        }
+    }
+}
+
 /* x[i] = act(x[i]), i < n, on one thread. */
 void CDAD_K(activate)(float *x, int64_t n, cdad_activation act);
 

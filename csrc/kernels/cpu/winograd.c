@@ -86,6 +86,15 @@ static void transform_block(const wino_job *j, float *to, float *taps, int64_t o
         transform_weights(4, to, stride, taps, kc);
 }
 
+/* What the block reads of a weight whose taps follow each other in memory, forwards or backwards. */
+static gemm_ahead next_taps(const wino_job *j, int64_t o, int64_t block) {
+    const int64_t outputs = min_i(GEMM_NR, j->O - o), first = j->tap_s < 0 ? 2 * (j->tap_r + j->tap_s) : 0;
+    if (block >= j->blocks || j->w.rs != 1 || j->w.cs != 9 * j->u.C)
+        return (gemm_ahead){0};
+    return (gemm_ahead){.data = j->w.data + first + o * j->w.cs + block * WINO_KC, .rows = 9 * outputs, .stride = j->u.C,
+                        .lines = ceil_div(block_length(j, block), 16)};
+}
+
 static void weights_task(void *arg, int64_t task, int worker) {
     const wino_job *j = arg;
     const int64_t column = task / j->blocks, block = task % j->blocks;
@@ -167,9 +176,11 @@ static void multiply_task(void *arg, int64_t task, int worker) {
         const int64_t kc = block_length(j, block);
         const float *b = j->fused ? fresh : weight_panel(j, column, block);
         const int64_t b_stride = weight_stride(j, block);
+        gemm_ahead ahead = j->fused ? next_taps(j, o, block + 1) : (gemm_ahead){0};
+        const int64_t lines = ceil_div(ahead.rows * ahead.lines, places);
         if (j->fused)
             transform_block(j, fresh, taps, o, block);
-        for (int64_t place = 0; place < places; place++)
+        for (int64_t place = 0; place < places; place++, gemm_fetch(&ahead, lines))
             for (int64_t p = p0; p < p1; p++) {
                 const int64_t rows = min_i(GEMM_MR, j->tiles - (j->first_panel + p) * GEMM_MR);
                 float *sum = sums + place * stride + (p - p0) * size;
