@@ -13,6 +13,7 @@ int cdad_test_gemm(void);
 int cdad_test_winograd(void);
 int cdad_test_conv_narrow(void);
 int cdad_test_continual(void);
+int cdad_test_streams(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
 int cdad_test_training(void);
@@ -30,6 +31,7 @@ static const struct {
     {"winograd", cdad_test_winograd},
     {"conv_narrow", cdad_test_conv_narrow},
     {"continual", cdad_test_continual},
+    {"streams", cdad_test_streams},
     {"places", cdad_test_places},
     {"graph", cdad_test_graph},
     {"training", cdad_test_training},
