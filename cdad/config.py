@@ -118,12 +118,16 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class ContinualConfig:
     """Significant representations (paper, Eqs. 6 to 9). ``strategy``: "cdad" protects old tasks, "finetune" does
-    not. ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
+    not. ``method``: how features are accumulated: "exact", "incremental", "sketch", "isvd" (the paper's text), or "auto",
+    which is "exact" for layers of width up to 6144 unless ``gamma`` is so close to 1 that it could not tell, and else
+    chooses by width and number of features, all within ``memory`` MiB (`_core.Collector.plan` shows it).
+    ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
     the representations are collected on: of too few, the basis misses directions that other normal images of the same
     class use, and nothing keeps later tasks from changing what is done with them (benchmarks/RESULTS.md)."""
 
     strategy: str = "cdad"
-    method: str = "exact"
+    method: str = "auto"
+    memory: int = 8192
     gamma: float = 0.999
     projection: str = "update"
     images: int = 64
@@ -337,7 +341,7 @@ def _check(config: Config) -> None:
     choice("amn.target", config.amn.target, "as_written", "normalized")
     choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
     choice("continual.strategy", config.continual.strategy, "cdad", "finetune")
-    choice("continual.method", config.continual.method, "exact", "isvd")
+    choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")
     choice("continual.projection", config.continual.projection, "update", "gradient")
     choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)

@@ -32,6 +32,24 @@ static double *gram_of(const float *X, int64_t rows, int64_t d) {
     return G;
 }
 
+/* Share of X's energy inside U [d,k]. */
+static double share_kept(const float *X, int64_t rows, int64_t d, const float *U, int64_t k) {
+    double *wide = doubles(rows * d + d * k), *basis = wide + rows * d, *inside = doubles(rows * k), total = 0, kept = 0;
+    for (int64_t i = 0; i < rows * d; i++) {
+        wide[i] = (double)X[i];
+        total += wide[i] * wide[i];
+    }
+    for (int64_t i = 0; i < d * k; i++)
+        basis[i] = (double)U[i];
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)k, (int)d, 1, wide, (int)d, basis, (int)k, 0,
+                inside, (int)k);
+    for (int64_t i = 0; i < rows * k; i++)
+        kept += inside[i] * inside[i];
+    cdad_free(wide);
+    cdad_free(inside);
+    return kept / total;
+}
+
 /* The eigenvalues of G [d,d], descending; G becomes the eigenvectors, a column each. */
 static double *decompose(double *G, int64_t d) {
     cdad_eigen eigen;
@@ -152,7 +170,7 @@ static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const fl
     const double allowed = (1 - plan->gamma) / 16;
     if (plan->method == CDAD_STREAM_INCREMENTAL)
         CHECK(e.lost <= allowed * total * (1 + 1e-9) + 1e-11 * total, "%s: lost %g", what, e.lost / total);
-    for (int64_t j = 0; j < d; j += d > 200 ? 7 : 1) { /* |X v|^2 - |B v|^2 along the features' own directions */
+    for (int64_t j = 0; j < d; j += d > 200 ? 23 : 1) { /* |X v|^2 - |B v|^2 along the features' own directions */
         double inside = 0;
         for (int64_t i = 0; i < held; i++) {
             double dot = 0;
@@ -172,7 +190,7 @@ static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const fl
         tail -= values[i];
     }
     CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
-    const double share = energy_share(X, rows, d, U, k, k);
+    const double share = share_kept(X, rows, d, U, k);
     CHECK(orthonormality(U, d, k) <= 1e-6, "%s: %g", what, orthonormality(U, d, k));
     CHECK(share >= energy - 1e-6 && share <= energy + e.lost / total + 1e-6, "%s: kept %g, said %g", what, share, energy);
     CHECK(k <= plan->rank && (energy >= plan->gamma - 1e-9 || plan->method == CDAD_STREAM_SKETCH), "%s: kept %g", what,
@@ -193,15 +211,15 @@ static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const fl
 
 /* Narrow features (the d x d side is smaller), wide ones (the other), with and without a limit: the same bits however
  * they are cut into blocks and whoever computes, and within the bounds. */
-static void test_blocks_and_bounds(const cdad_context *ctx, const cdad_context *serial) {
+static void test_blocks_and_bounds(const cdad_context *ctx, const cdad_context *serial, int bounds) {
     static const struct {
         int64_t d, rows, rank;
         float decay;
         double gamma;
         int64_t limit; /* 0: incremental */
     } cases[] = {
-        {60, 1500, 60, 0.93f, 0.99, 0},    {60, 1500, 60, 0.93f, 0.99, 20},  {600, 1300, 60, 0.93f, 0.999, 0},
-        {600, 1300, 300, 0.985f, 0.99, 0}, {600, 1300, 300, 0.985f, 0.99, 80}, {600, 1300, 300, 0.995f, 0.99, 25},
+        {60, 1500, 60, 0.93f, 0.99, 0},    {60, 1500, 60, 0.93f, 0.99, 20},  {500, 1000, 60, 0.93f, 0.999, 0},
+        {500, 1000, 300, 0.985f, 0.99, 0}, {500, 1000, 300, 0.985f, 0.99, 80}, {500, 1000, 300, 0.995f, 0.99, 25},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const int64_t d = cases[c].d, rows = cases[c].rows;
@@ -214,7 +232,8 @@ static void test_blocks_and_bounds(const cdad_context *ctx, const cdad_context *
             CHECK_OK(cdad_stream_add(t, serial, dense(X + i * d, d), rows - i < 37 ? rows - i : 37, err));
         CHECK(same_state(s, t, 0), "%s: blocks or threads change bits", what);
         CHECK(cdad_stream_rows(t) == rows, "%s: %" PRId64 " rows", what, cdad_stream_rows(t));
-        check_bounds(ctx, s, X, rows, what);
+        if (bounds)
+            check_bounds(ctx, s, X, rows, what);
         cdad_stream_free(s);
         cdad_stream_free(t);
         cdad_free(X);
@@ -273,7 +292,7 @@ static void test_old_basis(const cdad_context *ctx) {
     CHECK_OK(cdad_stream_add(exact, ctx, dense(Y, D), ROWS, err));
     CHECK_OK(cdad_stream_basis(a, ctx, NULL, 0, &old, &k_old, &energy, err));
     CHECK_OK(cdad_stream_basis(b, ctx, old, k_old, &U, &k, &energy, err));
-    const double share = energy_share(Y, ROWS, D, U, k, k);
+    const double share = share_kept(Y, ROWS, D, U, k);
     CHECK(orthonormality(U, D, k) <= 1e-6, "%g", orthonormality(U, D, k));
     CHECK(share >= 0.99 && energy >= 0.99 && fabs(share - energy) < 0.01 / 16 + 1e-6, "kept %g, said %g", share, energy);
     for (int64_t i = 0; i < D; i++)
@@ -352,7 +371,7 @@ static void test_merge(const cdad_context *ctx) {
             total += (double)X[i] * (double)X[i];
         CHECK(fabs(e.total - total) < 1e-12 * total, "total energy %g, should be %g", e.total, total);
         CHECK_OK(cdad_stream_basis(whole, ctx, NULL, 0, &U, &k, &energy, err));
-        const double share = energy_share(X, ROWS, D, U, k, k);
+        const double share = share_kept(X, ROWS, D, U, k);
         CHECK(share >= energy - 1e-6 && share <= energy + e.lost / total + 1e-6, "limit %" PRId64 ": kept %g, said %g",
               limits[l], share, energy);
         cdad_free(U);
@@ -410,7 +429,7 @@ static void test_resume_and_refusals(const cdad_context *ctx) {
 
 /* Stopped at each poll: the stream is as it was or says that it is torn, and a saved state mends it. */
 static void test_stopping(const cdad_context *ctx) {
-    enum { D = 900, ROWS = 900, CUT = 250 };
+    enum { D = 600, ROWS = 800, CUT = 250 };
     float *X = low_rank(ROWS, D, 300, 0.99f, 250);
     cdad_stream *s = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.99), *kept = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.99);
     cdad_context stopping = *ctx;
@@ -500,14 +519,14 @@ int cdad_test_streams(void) {
     four.pool = wide;
     test_cut();
     test_plan();
-    test_blocks_and_bounds(&ctx, &serial);
-    test_blocks_and_bounds(&ctx, &four);
+    test_blocks_and_bounds(&ctx, &serial, 1);
+    test_blocks_and_bounds(&ctx, &four, 0);
     test_small_singular_values(&ctx);
     test_old_basis(&ctx);
     test_sketch_learns_late(&ctx);
     test_merge(&ctx);
     test_resume_and_refusals(&ctx);
-    test_stopping(&ctx);
+    test_stopping(&serial);
     test_no_memory(&ctx);
     cdad_pool_free(pool);
     cdad_pool_free(wide);
