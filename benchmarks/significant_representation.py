@@ -93,13 +93,12 @@ def basis_worker(d: int, side: str, check: bool) -> dict[str, Any]:
 
 
 def memory_worker(blocks: int) -> dict[str, Any]:
-    """Peak memory over that many blocks of 512 features, by each method at the widths that it is for."""
+    """Peak memory over that many blocks: 512 features of width 1280 each, and 64 of two wide layers by other methods."""
     streams = [_core.Stream(1280, "auto"), _core.Stream(5760, "incremental"), _core.Stream(23040, "sketch", rank=64)]
-    data = [features(s.d, 512 if s.d < 5000 else 64, 0) for s in streams]
+    data = [[features(s.d, 512 if s.method == "exact" else 64, i) for i in range(3)] for s in streams]
     for i in range(blocks):
-        for stream, block in zip(streams, data, strict=True):
-            if stream.d < 5000 or i % 10 == 0:  # the wide ones take a tenth of the blocks: minutes are enough
-                stream.add(block)
+        for stream, three in zip(streams, data, strict=True):
+            stream.add(three[i % 3])
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

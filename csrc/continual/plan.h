@@ -33,7 +33,7 @@ typedef struct cdad_stream_plan {
  *                would lose what gamma asks for;
  *   exact        up to d = 6144: 151 MB, and an eigensolve of half a minute;
  *   incremental  for wider features of which no more than d/2 come: their rank is at most their number;
- *   sketch       otherwise: an eigensolve of width d would take minutes to hours, and 4 d^2 bytes gigabytes.
+ *   sketch       otherwise: an eigensolve of width d grows with its cube, to half an hour, and 4 d^2 bytes to gigabytes.
  * A sketch keeps up to d/8 directions, at least 256 and at most 1024, unless the hints say otherwise. hints may be
  * NULL. CDAD_SHAPE: d not in 1 to 32768; CDAD_INVALID: gamma not in (0, 1], an unknown method, or a negative hint. */
 CDAD_MUST_USE cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method,
