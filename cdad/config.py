@@ -119,7 +119,7 @@ class TrainingConfig:
 class ContinualConfig:
     """Significant representations (paper, Eqs. 6 to 9). ``strategy``: "cdad" protects old tasks, "finetune" does
     not. ``method``: how features are accumulated: "exact", "incremental", "sketch", "isvd" (the paper's text), or "auto",
-    which is "exact" for layers of width up to 6144 unless ``gamma`` is so close to 1 that it could not tell, and else
+    which is "exact" for layers of width up to 4096 unless ``gamma`` is so close to 1 that it could not tell, and else
     chooses by width and number of features, all within ``memory`` MiB (`_core.Collector.plan` shows it).
     ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images of each class that
     the representations are collected on: of too few, the basis misses directions that other normal images of the same

@@ -12,6 +12,7 @@
 #include "continual/lowrank.h"
 
 enum {
+    EXACT_ALWAYS = 4096,
     EXACT_WIDEST = 6144,
     SKETCH_SHARE = 8, /* of the width: directions of a sketch */
     SKETCH_LEAST = 256,
@@ -25,9 +26,11 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static cdad_stream_method choose(int64_t d, double gamma, int64_t columns) {
     if (1 - gamma < 4 * (double)FLT_EPSILON * sqrt((double)d))
         return CDAD_STREAM_INCREMENTAL;
-    if (d <= EXACT_WIDEST)
+    if (d <= EXACT_ALWAYS)
         return CDAD_STREAM_EXACT;
-    return columns > 0 && columns <= d / 2 ? CDAD_STREAM_INCREMENTAL : CDAD_STREAM_SKETCH;
+    if (columns > 0 && columns <= d)
+        return CDAD_STREAM_INCREMENTAL;
+    return d <= EXACT_WIDEST ? CDAD_STREAM_EXACT : CDAD_STREAM_SKETCH;
 }
 
 static int64_t bytes_of(const cdad_stream_plan *p, int64_t columns) {
@@ -72,15 +75,15 @@ static int64_t sum_bytes(const cdad_stream_plan *plans, int64_t n) {
     return sum;
 }
 
-/* The widest chosen stream of a method that another plan would shrink; *smaller is that plan. NULL: none. */
-static cdad_stream_plan *widest(cdad_stream_plan *plans, int64_t n, cdad_stream_method method,
-                                cdad_stream_plan *smaller) {
+/* The widest chosen stream, of the sketches or of the others, that another plan would shrink; *smaller is that plan.
+ * NULL: none. */
+static cdad_stream_plan *widest(cdad_stream_plan *plans, int64_t n, int sketches, cdad_stream_plan *smaller) {
     cdad_stream_plan *found = NULL;
     for (int64_t i = 0; i < n; i++) {
         cdad_stream_plan next = plans[i];
-        if (!next.chosen || next.method != method || (found && next.d <= found->d))
+        if (!next.chosen || (next.method == CDAD_STREAM_SKETCH) != sketches || (found && next.d <= found->d))
             continue;
-        if (method == CDAD_STREAM_SKETCH)
+        if (sketches)
             next.rank /= 2;
         else
             next.rank = min64(min64(max64(next.d / SKETCH_SHARE, SKETCH_LEAST), SKETCH_MOST), next.d);
@@ -97,9 +100,9 @@ static cdad_stream_plan *widest(cdad_stream_plan *plans, int64_t n, cdad_stream_
 int64_t cdad_stream_plans_fit(cdad_stream_plan *plans, int64_t n, int64_t memory) {
     int64_t sum = sum_bytes(plans, n);
     while (sum > memory) {
-        cdad_stream_plan smaller, *p = widest(plans, n, CDAD_STREAM_EXACT, &smaller);
+        cdad_stream_plan smaller, *p = widest(plans, n, 0, &smaller);
         if (!p)
-            p = widest(plans, n, CDAD_STREAM_SKETCH, &smaller);
+            p = widest(plans, n, 1, &smaller);
         if (!p)
             break;
         sum -= p->bytes - smaller.bytes;

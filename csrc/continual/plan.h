@@ -31,16 +31,18 @@ typedef struct cdad_stream_plan {
 /* The plan of one stream. CDAD_STREAM_AUTO is
  *   incremental  where 1 - gamma is within four times the rounding of float32 products, 1.2e-7 sqrt(d): a Gram matrix
  *                would lose what gamma asks for;
+ *   exact        up to d = 4096: 67 MB, and an eigensolve of ten seconds;
+ *   incremental  for wider features of which no more than d come: their rank is at most their number, and so is the side of
+ *                the eigensolve;
  *   exact        up to d = 6144: 151 MB, and an eigensolve of half a minute;
- *   incremental  for wider features of which no more than d/2 come: their rank is at most their number;
  *   sketch       otherwise: an eigensolve of width d grows with its cube, to half an hour, and 4 d^2 bytes to gigabytes.
  * A sketch keeps up to d/8 directions, at least 256 and at most 1024, unless the hints say otherwise. hints may be
  * NULL. CDAD_SHAPE: d not in 1 to 32768; CDAD_INVALID: gamma not in (0, 1], an unknown method, or a negative hint. */
 CDAD_MUST_USE cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method,
                                                 double gamma, const cdad_stream_hints *hints, cdad_error *err);
 
-/* Makes the n plans that CDAD_STREAM_AUTO chose fit `memory` bytes together, as far as they can: the widest exact
- * streams become sketches first, then the widest sketches lose half of their rank, down to 64. Returns the bytes of
+/* Makes the n plans that CDAD_STREAM_AUTO chose fit `memory` bytes together, as far as they can: the widest
+ * exact and incremental streams become sketches first, then the widest sketches lose half of their rank, down to 64. Returns the bytes of
  * all, which stay above `memory` where that was not enough. */
 int64_t cdad_stream_plans_fit(cdad_stream_plan *plans, int64_t n, int64_t memory);
 

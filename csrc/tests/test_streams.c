@@ -105,10 +105,13 @@ static void test_plan(void) {
         {1280, 0.9999, 10, 0, 0, CDAD_STREAM_EXACT, 1280}, /* narrow: however few come */
         {1280, 0.99999, 0, 0, 0, CDAD_STREAM_INCREMENTAL, 1280},
         {1280, 1, 0, 0, 0, CDAD_STREAM_INCREMENTAL, 1280},
+        {4096, 0.999, 10, 0, 0, CDAD_STREAM_EXACT, 4096},
+        {5760, 0.999, 5760, 0, 0, CDAD_STREAM_INCREMENTAL, 5760},
+        {5760, 0.999, 5761, 0, 0, CDAD_STREAM_EXACT, 5760},
         {6144, 0.999, 0, 0, 0, CDAD_STREAM_EXACT, 6144},
         {6145, 0.999, 0, 0, 0, CDAD_STREAM_SKETCH, 768},
-        {11520, 0.999, 5760, 0, 0, CDAD_STREAM_INCREMENTAL, 11520},
-        {11520, 0.999, 5761, 0, 0, CDAD_STREAM_SKETCH, 1024},
+        {11520, 0.999, 11520, 0, 0, CDAD_STREAM_INCREMENTAL, 11520},
+        {11520, 0.999, 11521, 0, 0, CDAD_STREAM_SKETCH, 1024},
         {23040, 0.999, 0, 0, 0, CDAD_STREAM_SKETCH, 1024},
         {23040, 0.999, 0, 100 << 20, 0, CDAD_STREAM_SKETCH, 568},
         {23040, 0.999, 0, 100 << 20, 300, CDAD_STREAM_SKETCH, 300},
@@ -137,7 +140,14 @@ static void test_plan(void) {
     CHECK_OK(cdad_stream_plan_make(&plans[0], 3000, CDAD_STREAM_AUTO, 0.999, NULL, err));
     CHECK_OK(cdad_stream_plan_make(&plans[1], 4500, CDAD_STREAM_AUTO, 0.999, NULL, err));
     CHECK_OK(cdad_stream_plan_make(&plans[2], 3000, CDAD_STREAM_EXACT, 0.999, NULL, err));
-    int64_t sum = plans[0].bytes + plans[1].bytes + plans[2].bytes;
+    const cdad_stream_hints come = {.columns = 4500};
+    cdad_stream_plan few;
+    CHECK_OK(cdad_stream_plan_make(&few, 4500, CDAD_STREAM_AUTO, 0.999, &come, err));
+    CHECK(few.method == CDAD_STREAM_INCREMENTAL, "method %d", few.method);
+    int64_t sum = few.bytes;
+    CHECK(cdad_stream_plans_fit(&few, 1, sum - 1) < sum && few.method == CDAD_STREAM_SKETCH,
+          "an incremental stream does not give way");
+    sum = plans[0].bytes + plans[1].bytes + plans[2].bytes;
     CHECK(cdad_stream_plans_fit(plans, 3, sum) == sum && plans[1].method == CDAD_STREAM_EXACT, "what fits was changed");
     sum = cdad_stream_plans_fit(plans, 3, sum - 1);
     CHECK(plans[0].method == CDAD_STREAM_EXACT && plans[1].method == CDAD_STREAM_SKETCH && plans[1].rank == 562,
