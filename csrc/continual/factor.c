@@ -332,8 +332,8 @@ done:
 }
 
 cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double lost,
-                              double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k, double *energy,
-                              cdad_error *err) {
+                              double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
+                              double *energy, cdad_error *err) {
     cdad_context alone = *ctx; /* others solve on the pool */
     cdad_status status;
     double *G = NULL;

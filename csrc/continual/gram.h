@@ -1,13 +1,14 @@
 /* The Gram matrix G = sum over all feature vectors x of x x^T: what exact streaming keeps.
  *
- * Products of a tile of rows are float32; tiles are summed in double. So the error of G is that of single
- * float32 products, about 1e-7 |G| shrinking with the number of tiles, however many rows come; a singular
- * value below about 3e-4 of the largest (its square below float32's rounding of the square) is noise.
+ * Products of a tile of rows are float32; tiles are summed in double. So the error of G is that of single float32
+ * products, about 1e-7 |G| shrinking with the number of tiles, however many rows come; a singular value below about
+ * 3e-4 of the largest (its square below float32's rounding of the square) is noise.
  *
- * What that costs at a threshold gamma: an eigenvalue is off by up to noise = 1.2e-7 trace / sqrt(d), and those below it
- * are not added to a basis. 1 - gamma is the share that may be missed, all d eigenvalues' noise together a share of
- * 1.2e-7 sqrt(d): 4e-6 at d = 1280, 8e-6 at 4608. At gamma = 0.999 or 0.9999 that moves a rank by a direction at most;
- * within four times of it, at gamma = 0.99999, ranks are noise, and CDAD_STREAM_AUTO accumulates incrementally.
+ * What that costs at a threshold gamma: an eigenvalue is off by up to noise = 1.2e-7 trace / sqrt(d), and those
+ * below it are not added to a basis. 1 - gamma is the share that may be missed, all d eigenvalues' noise together a
+ * share of 1.2e-7 sqrt(d): 4e-6 at d = 1280, 8e-6 at 4608, little beside what gamma = 0.999 or 0.9999 leaves. Where
+ * 1 - gamma is within four times of it, as at gamma = 0.99999, ranks are noise, and CDAD_STREAM_AUTO accumulates
+ * incrementally.
  *
  * Half of the symmetric matrix is stored and computed. */
 #ifndef CDAD_CONTINUAL_GRAM_H

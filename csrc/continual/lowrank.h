@@ -1,11 +1,12 @@
-/* A weighted basis S U^T (k directions of width d) of all features so far: what incremental streaming and a sketch keep.
+/* A weighted basis S U^T (k directions of width d) of all features so far: what incremental streaming and a sketch
+ * keep.
  *
- * Features are appended to the k rows; when as many wait as there are directions, and at least 256, the rows [S U^T; X]
- * are factored on their smaller side (Brand, "Incremental singular value decomposition of uncertain data with missing
- * values", ECCV 2002; Ross et al., IJCV 2008, without the mean), and cdad_sketch_cut says what stays. So the result does
- * not depend on how features are cut into blocks, bit by bit. `total`, the energy of all features, is summed exactly;
- * `loss` is what cuts took: G - A^T A is positive semi-definite, its trace is loss.energy and its norm at most
- * loss.spectral, to float32's rounding of the rows.
+ * Features are appended to the k rows; when as many wait as there are directions, and at least 256, the rows [S U^T;
+ * X] are factored on their smaller side (Brand, "Incremental singular value decomposition of uncertain data with
+ * missing values", ECCV 2002; Ross et al., IJCV 2008, without the mean), and cdad_sketch_cut says what stays. So the
+ * result does not depend on how features are cut into blocks, bit by bit. `total`, the energy of all features, is
+ * summed exactly; `loss` is what cuts took: G - A^T A is positive semi-definite, its trace is loss.energy and its
+ * norm at most loss.spectral, to float32's rounding of the rows.
  *
  * Incremental: limit = d, and a share of (1 - gamma)/16 of the energy may go, so that a basis can still reach gamma
  * with hardly a direction too many. Sketch: at most `limit` directions, see sketch.h. */

@@ -41,9 +41,9 @@ typedef struct cdad_stream_plan {
 CDAD_MUST_USE cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method,
                                                 double gamma, const cdad_stream_hints *hints, cdad_error *err);
 
-/* Makes the n plans that CDAD_STREAM_AUTO chose fit `memory` bytes together, as far as they can: the widest
- * exact and incremental streams become sketches first, then the widest sketches lose half of their rank, down to 64. Returns the bytes of
- * all, which stay above `memory` where that was not enough. */
+/* Makes the n plans that CDAD_STREAM_AUTO chose fit `memory` bytes together, as far as they can: the widest exact
+ * and incremental streams become sketches first, then the widest sketches lose half of their rank, down to 64.
+ * Returns the bytes of all, which stay above `memory` where that was not enough. */
 int64_t cdad_stream_plans_fit(cdad_stream_plan *plans, int64_t n, int64_t memory);
 
 #endif

@@ -9,9 +9,9 @@
  * With A all features and B what is kept, for every x of length 1 and every k < limit / 5:
  *     0 <= |A x|^2 - |B x|^2 <= spectral <= (|A - A_k|_F^2 + (limit/5) allowed) / (limit/5 - k),
  * where A_k is A's best approximation of rank k, spectral the sum over all cuts of the largest energy taken, and
- * `allowed` what the cuts by energy (cdad_sketch_cut) took together at most. So a basis that keeps an energy E of B keeps at least E
- * of A. `lost`, all that was taken, is |A|_F^2 - |B|_F^2: what a basis of all of B may miss at most, measured, not
- * estimated. */
+ * `allowed` what the cuts by energy (cdad_sketch_cut) took together at most. So a basis that keeps an energy E of B
+ * keeps at least E of A. `lost`, all that was taken, is |A|_F^2 - |B|_F^2: what a basis of all of B may miss at most,
+ * measured, not estimated. */
 #ifndef CDAD_CONTINUAL_SKETCH_H
 #define CDAD_CONTINUAL_SKETCH_H
 

@@ -114,6 +114,7 @@ cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cda
     const int exact = s->plan.method == CDAD_STREAM_EXACT && other->plan.method == CDAD_STREAM_EXACT;
     CDAD_TRY(check_whole(s, err));
     CDAD_TRY(check_whole(other, err));
+    CDAD_FAIL_IF(s == other, err, CDAD_INVALID, "stream: merging a stream with itself");
     CDAD_FAIL_IF(!exact && !(is_lowrank(s) && is_lowrank(other)), err, CDAD_INVALID,
                  "stream: two exact streams can be merged, or incremental streams and sketches, no others");
     CDAD_FAIL_IF(s->plan.d != other->plan.d, err, CDAD_SHAPE,

@@ -41,11 +41,11 @@ typedef struct cdad_stream_energy {
 /* Exact streams lose nothing; of the paper's rule nothing is known: NaN. */
 cdad_stream_energy cdad_stream_energies(const cdad_stream *s);
 
-/* Takes in X [rows,d], a matrix or an image still to be unfolded; one call is one block of the paper's rule.
- * Bits do not depend on the number of threads. CDAD_SHAPE: an unfolding of another size; CDAD_NOT_FINITE:
- * names the first NaN or infinity. A failure leaves the stream as it was, but CDAD_CANCELLED may have taken
- * in part of a block, and so may any failure of a large block of an incremental stream or a sketch: the stream
- * then refuses all but cdad_stream_state_set and cdad_stream_free. */
+/* Takes in X [rows,d], a matrix or an image still to be unfolded; one call is one block of the paper's rule. Bits do
+ * not depend on the number of threads. CDAD_SHAPE: an unfolding of another size; CDAD_NOT_FINITE: names the first
+ * NaN or infinity. A failure leaves the stream as it was, but CDAD_CANCELLED may have taken in part of a block, and
+ * so may any failure of a large block of an incremental stream or a sketch: the stream then refuses all but
+ * cdad_stream_state_set and cdad_stream_free. */
 CDAD_MUST_USE cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X, int64_t rows,
                                           cdad_error *err);
 
@@ -55,19 +55,18 @@ CDAD_MUST_USE cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ct
 CDAD_MUST_USE cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cdad_stream *other,
                                             cdad_error *err);
 
-/* Eq. 6, see cdad_basis_extend: U_old [d,k_old] (NULL when k_old is 0) is kept bit by bit, *U [d,*k] row
- * major is freed by cdad_free, *energy is the share of this stream's energy that *U keeps. Of an incremental stream
- * or a sketch it is the share that *U keeps for certain, of all energy, the lost one included; a sketch that lost more
- * than gamma leaves ends below gamma, with `rank` directions. Under the paper's
- * rule energies are gone: without U_old the result is its U and the share that the last cut kept; with U_old
- * its directions count as features of equal weight. */
+/* Eq. 6, see cdad_basis_extend: U_old [d,k_old] (NULL when k_old is 0) is kept bit by bit, *U [d,*k] row major is
+ * freed by cdad_free, *energy is the share of this stream's energy that *U keeps. Of an incremental stream or a
+ * sketch it is the share that *U keeps for certain, of all energy, the lost one included; a sketch that lost more
+ * than gamma leaves ends below gamma, with `rank` directions. Under the paper's rule energies are gone: without
+ * U_old the result is its U and the share that the last cut kept; with U_old its directions count as features of
+ * equal weight. */
 CDAD_MUST_USE cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, const float *U_old,
                                             int64_t k_old, float **U, int64_t *k, double *energy,
                                             cdad_error *err);
 
-/* *values [*n], descending, freed by cdad_free: the singular values of all features together, n = min(rows,
- * d); of an incremental stream or a sketch those of what is kept; under the paper's rule those kept from the last
- * block. */
+/* values [*n], descending, freed by cdad_free: the singular values of all features together, n = min(rows, d); of an
+ * incremental stream or a sketch those of what is kept; under the paper's rule those kept from the last block. */
 CDAD_MUST_USE cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context *ctx,
                                                       float **values, int64_t *n, cdad_error *err);
 
@@ -77,8 +76,8 @@ CDAD_MUST_USE cdad_status cdad_stream_singular_values(const cdad_stream *s, cons
 CDAD_MUST_USE cdad_status cdad_stream_state_size(const cdad_stream *s, int64_t *n, cdad_error *err);
 void cdad_stream_state_get(const cdad_stream *s, double *state);
 
-/* Replaces the content; `n` doubles of a stream of the same width and method (and rank, of a sketch). CDAD_INVALID when they are not,
- * and the stream is as it was. */
+/* Replaces the content; `n` doubles of a stream of the same width and method (and rank, of a sketch). CDAD_INVALID
+ * when they are not, and the stream is as it was. */
 CDAD_MUST_USE cdad_status cdad_stream_state_set(cdad_stream *s, const double *state, int64_t n,
                                                 cdad_error *err);
 

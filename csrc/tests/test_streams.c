@@ -388,6 +388,7 @@ static void test_merge(const cdad_context *ctx) {
         cdad_stream *exact = new_stream(D, CDAD_STREAM_EXACT, 0.99), *wide = new_kind(D + 1, 0.99, limits[l]);
         CHECK_FAILS(CDAD_INVALID, "merged", cdad_stream_merge(whole, ctx, exact, err));
         CHECK_FAILS(CDAD_INVALID, "merged", cdad_stream_merge(exact, ctx, whole, err));
+        CHECK_FAILS(CDAD_INVALID, "itself", cdad_stream_merge(whole, ctx, whole, err));
         CHECK_FAILS(CDAD_SHAPE, "width 301", cdad_stream_merge(whole, ctx, wide, err));
         cdad_stream_free(exact);
         cdad_stream_free(wide);

@@ -16,9 +16,9 @@ typedef struct cdad_collecting {
     int64_t memory; /* bytes that all streams together may hold where CDAD_STREAM_AUTO chooses; 0: any */
 } cdad_collecting;
 
-/* Taps every conv and linear weight of `params` (those with two or more dimensions) in `sampler`, which must
- * outlive the collector; what the sampler runs is collected from now on. Memory is taken when features come. Weights that read the same features
- * (q and k) share one stream. */
+/* Taps every conv and linear weight of `params` (those with two or more dimensions) in `sampler`, which must outlive
+ * the collector; what the sampler runs is collected from now on. Memory is taken when features come. Weights that
+ * read the same features (q and k) share one stream. */
 CDAD_MUST_USE cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, const cdad_params *params,
                                              const cdad_collecting *how, cdad_error *err);
 void cdad_collector_free(cdad_collector *c); /* NULL is allowed; removes the taps */
