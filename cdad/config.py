@@ -126,20 +126,24 @@ class ContinualConfig:
     """What is done against forgetting (cdad/strategies). ``strategy``: "cdad", the paper's; "finetune" or "without_cdm",
     nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition.
 
-    Significant representations (paper, Eqs. 6 to 9): ``method``: "exact" or "isvd" (the published rule); ``gamma``: the share
-    of the energy that bases keep; ``projection``: "update" (default) or "gradient" (the paper's text). ``images``: images
-    of each class that the representations are collected on: of too few, the basis misses directions that other normal
-    images of the same class use, and nothing keeps later tasks from changing what is done with them
-    (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many. ``max_rank_share``: no basis grows beyond this share of its width; of a task's new
-    directions those with the most energy stay, and the ledger tells what the others held. ``basis_dtype``: "float32",
-    "float16" or "bfloat16", of the bases in checkpoints; what is used is what a checkpoint gives back.
+    Significant representations (paper, Eqs. 6 to 9): ``method``: how features are accumulated: "exact", "incremental",
+    "sketch", "isvd" (the published rule), or "auto", which is "exact" for layers of width up to 4096 unless ``gamma`` is so
+    close to 1 that it could not tell, and else chooses by width and number of features, all within ``memory`` MiB
+    (`_core.Collector.plan` shows it). ``gamma``: the share of the energy that bases keep; ``projection``: "update" (default)
+    or "gradient" (the paper's text). ``images``: images of each class that the representations are collected on: of too
+    few, the basis misses directions that other normal images of the same class use, and nothing keeps later tasks from
+    changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many.
+    ``max_rank_share``: no basis grows beyond this share of its width; of a task's new directions those with the most energy
+    stay, and the ledger tells what the others held. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
+    checkpoints; what is used is what a checkpoint gives back.
 
     ``strength``: of the penalty of "ewc" (lambda), "si" (c), "mas" (lambda), or of the term of "distill".
     ``importance_decay``: what is kept of earlier importances when a task's are added (1: all). ``si_damping``: xi of "si".
     ``replay_images``: stored images a class, ``replay_share``: of a batch, of "replay"."""
 
     strategy: str = "cdad"
-    method: str = "exact"
+    method: str = "auto"
+    memory: int = 8192
     gamma: float = 0.999
     projection: str = "update"
     images: int = 64
@@ -374,7 +378,7 @@ def _check(config: Config) -> None:
     if config.continual.strategy == "controlnet":
         raise ValueError("continual.strategy 'controlnet' is not there yet: there is no ControlNet model to train")
     choice("continual.strategy", config.continual.strategy, *STRATEGIES)
-    choice("continual.method", config.continual.method, "exact", "isvd")
+    choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")
     choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")
     choice("continual.projection", config.continual.projection, "update", "gradient")
     choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
@@ -386,8 +390,8 @@ def _check(config: Config) -> None:
     c = config.continual
     if not 0 < c.max_rank_share <= 1:
         raise ValueError(f"continual.max_rank_share is {c.max_rank_share}; 0 < share <= 1 is wanted")
-    if c.max_rank_share < 1 and c.method != "exact":
-        raise ValueError("continual.max_rank_share wants continual.method 'exact': 'isvd' forgets energies")
+    if c.max_rank_share < 1 and c.method == "isvd":
+        raise ValueError("continual.max_rank_share wants another continual.method: 'isvd' forgets energies")
     if not 0 <= c.strength < float("inf"):
         raise ValueError(f"continual.strength is {c.strength}; a finite number >= 0 is wanted")
     if not 0 <= c.importance_decay <= 1:

@@ -24,6 +24,7 @@ from .data.records import ClassData, spread
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
 from .programs import Programs
+from .results import format_table
 from .scoring import Calibration, image_scores, score_maps
 from .strategies import make_strategy
 
@@ -277,9 +278,14 @@ class ContinualModel:
         sample of their images."""
         c = self.config.continual
         paths = [p for data in classes for p in spread(data.train, c.images)]
-        collector = _core.Collector(self._samplers.whole, c.method, c.gamma)
-        batch = self.config.scoring.batch_size
+        batch, d = self.config.scoring.batch_size, self.config.diffusion
         starts = range(0, len(paths), batch)
+        runs = len(starts) * (d.stop or d.steps) * (2 if d.stop and d.mirrored else 1)
+        collector = _core.Collector(self._samplers.whole, c.method, c.gamma, runs, c.memory << 20)
+        plan = collector.plan()
+        log.info("representations:\n%s", describe_plan(plan))
+        if sum(size for *_, size in plan.values()) > c.memory << 20:
+            log.warning("representations may take more than continual.memory = %d MiB", c.memory)
 
         def read(start: int) -> np.ndarray:
             # A batch that is not full is filled from the first images: no sample counts as a repeat alone.
@@ -469,6 +475,18 @@ def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> flo
     if tail > 0 and step >= steps - tail:
         scale *= 0.5 * (1.0 + np.cos(np.pi * (step - (steps - tail)) / tail))
     return float(scale)
+
+
+def describe_plan(plan: dict[str, tuple[int, str, int, int]]) -> str:
+    """`_core.Collector.plan` as a table: one line a kind of stream, widest first, with the memory that it may take."""
+    kinds: dict[tuple[int, str, int], list[int]] = {}
+    for d, method, rank, size in plan.values():
+        kinds.setdefault((d, method, rank), []).append(size)
+    rows = [
+        {"width": d, "method": method, "rank at most": rank, "weights": len(sizes), "MiB": sum(sizes) / 2**20}
+        for (d, method, rank), sizes in sorted(kinds.items(), reverse=True)
+    ]
+    return format_table(rows, digits=1, title=f"{sum(row['MiB'] for row in rows):.1f} MiB at most")
 
 
 def as_classes(task: Any, index: int) -> list[ClassData]:

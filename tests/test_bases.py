@@ -98,6 +98,20 @@ def test_a_cap_keeps_the_directions_of_most_energy(learned, products, quick):
     assert all(np.array_equal(after[name][0], U) for name, U in kept[0].items() if U.shape[1])
 
 
+def test_a_cap_on_a_weighted_basis_tells_its_cost(learned, products, quick):
+    model = ContinualModel(quick.updated({"continual.method": "incremental"}))
+    model.fit_task(tasks(products)[0], progress=False)
+    model.strategy.bases = {}
+    found = {}
+    for share in (1.0, 0.25):
+        model.config = model.config.updated({"continual.max_rank_share": share})
+        found[share] = model.collect_bases([as_class(tasks(products)[0])], False)
+    capped = {name: (kept, cost) for name, (_, kept, cost) in found[0.25].items() if cost}
+    assert len(capped) > 10
+    for name, (kept, cost) in capped.items():
+        assert kept + cost == pytest.approx(found[1.0][name][1], abs=1e-6) and kept < found[1.0][name][1], name
+
+
 def as_class(task):
     from cdad.model import as_classes
 

@@ -88,6 +88,25 @@ def test_exact_equals_one_svd_of_everything(golden, gamma):
         assert np.linalg.norm(V.T @ U) == pytest.approx(U.shape[1] ** 0.5, rel=1e-6)  # the same subspace
 
 
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_weighted_bases_are_as_good_as_one_svd(golden, gamma):
+    """Incremental streams keep gamma with hardly a direction more; sketches say what they keep."""
+    for name, layer in golden.items():
+        features = blocks(layer)
+        X, d = np.concatenate(features), features[0].shape[1]
+        fewest = layer[f"svd_rank_{gamma}"][0] + 1
+        for stream in (Stream(d, "incremental", gamma), Stream(d, "sketch", gamma, rank=max(1, d // 4))):
+            for block in features:
+                stream.add(block)
+            U, energy = stream.basis()
+            total, lost, _ = stream.energy
+            assert total == pytest.approx((X.astype(np.float64) ** 2).sum(), rel=1e-12), name
+            assert energy - 1e-6 <= share(U, X) <= energy + lost / total + 1e-6, name
+            assert orthonormality(U) <= 1e-6
+            if stream.method == "incremental":
+                assert fewest <= U.shape[1] <= 1.05 * fewest + 1 and energy >= gamma, name
+
+
 @pytest.mark.parametrize("method", ["exact", "isvd"])
 def test_six_tasks(method):
     rng, d, rank = np.random.default_rng(0), 90, 14
@@ -167,7 +186,7 @@ def test_refusals():
         stream.merge(stream)
     with pytest.raises(ValueError, match="width 6"):
         stream.merge(Stream(6))
-    with pytest.raises(ValueError, match="exact"):
+    with pytest.raises(ValueError, match="two exact streams"):
         stream.merge(Stream(5, method="isvd"))
     with pytest.raises(TypeError, match="Stream"):
         stream.merge(before)

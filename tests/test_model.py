@@ -88,6 +88,25 @@ def test_products_in_bfloat16(products, quick_config, images, tmp_path):
         quick_config.updated({"precision": "half"})
 
 
+@pytest.mark.parametrize("method", ["incremental", "sketch"])
+def test_bases_by_other_methods_keep_what_exact_ones_do(first, products, method, caplog):
+    classes, config = [products[name] for name in FIRST], first.config
+    caplog.set_level("INFO", "cdad")
+    first.strategy.bases = {}
+    exact = first.collect_bases(classes, progress=False)
+    assert "MiB at most" in caplog.text and "exact" in caplog.text
+    first.config = config.updated({"continual.method": method})
+    bases = first.collect_bases(classes, progress=False)
+    assert bases.keys() == exact.keys() and method in caplog.text
+    for name, (U, energy, _) in bases.items():
+        if method == "incremental" or len(U) <= 256:  # wider sketches may have to stop at their rank
+            assert energy >= config.continual.gamma, name
+            assert exact[name][0].shape[1] <= U.shape[1] <= 1.05 * exact[name][0].shape[1] + 1, name
+    first.config = config.updated({"continual.memory": 1})  # "auto" makes do with sketches
+    assert first.collect_bases(classes, progress=False).keys() == exact.keys()
+    assert "continual.memory = 1 MiB" in caplog.text
+
+
 def test_a_model_that_ignores_its_condition_is_noticed(products, quick_config, caplog):
     model = ContinualModel(quick_config.updated({"training.steps": 1, "training.lr": 1e-9}))
     model.fit_task([products["gear"]], progress=False)

@@ -1,7 +1,6 @@
 /* Growing an orthonormal basis by the energy that lies outside of it. */
 #include "continual/basis.h"
 
-#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
@@ -53,29 +52,24 @@ static cdad_status factor(const float *U, int64_t d, int64_t k, double **reflect
     return CDAD_OK;
 }
 
-/* How many eigenvalues stand above the rounding errors of a Gram matrix of float32 products, whose norm is
- * about float32's epsilon times the trace over sqrt(d). */
-static int64_t count_above_noise(const double *energies, int64_t n, double total, int64_t d) {
-    const double noise = (double)FLT_EPSILON * total / sqrt((double)d);
+static int64_t count_above(const double *energies, int64_t n, double noise) {
     int64_t k = 0;
     while (k < n && energies[k] > noise)
         k++;
     return k;
 }
 
-cdad_status cdad_basis_extend(double *G, int64_t d, double gamma, const float *U_old, int64_t k_old,
-                              float **U, int64_t *k, double *energy, cdad_error *err) {
+cdad_status cdad_basis_extend(double *G, int64_t d, double total, double noise, double gamma, const float *U_old,
+                              int64_t k_old, int64_t most, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
     const int64_t rest = d - k_old; /* the width of the residual */
     double *reflectors = NULL, *tau = NULL, *V = NULL;
-    double total = 0, kept = 0;
+    double kept = 0;
     int64_t added = 0, count;
     cdad_eigen eigen = {0};
     *U = NULL;
     CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
                  "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
-    for (int64_t i = 0; i < d; i++)
-        total += G[i * d + i];
     if (k_old > 0) {
         CDAD_TRY_DONE(factor(U_old, d, k_old, &reflectors, &tau, err));
         /* In the coordinates of Q the residual is the trailing block of Q^T G Q. */
@@ -88,8 +82,9 @@ cdad_status cdad_basis_extend(double *G, int64_t d, double gamma, const float *U
     }
     if (rest > 0 && total > 0 && kept < gamma * total) {
         CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, rest, err));
-        added = cdad_energy_rank(eigen.values, count_above_noise(eigen.values, rest, total, d), kept, total,
-                                 gamma, CDAD_RANK_REACH);
+        added = cdad_energy_rank(eigen.values, count_above(eigen.values, rest, noise * total), kept, total, gamma,
+                                 CDAD_RANK_REACH);
+        added = added < most ? added : most;
         CDAD_TRY_DONE(cdad_size_mul(d, added, &count, err));
         CDAD_TRY_DONE(cdad_alloc_zero((void **)&V, count * (int64_t)sizeof *V, err));
         CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, added, V, err)); /* [rest,added], dense */

@@ -33,9 +33,11 @@ static int64_t stored(int64_t d) {
     return count;
 }
 
+int64_t cdad_gram_bytes(int64_t d) { return stored(d) * (int64_t)sizeof(double); }
+
 cdad_status cdad_gram_init(cdad_gram *g, int64_t d, cdad_error *err) {
     g->d = d;
-    return cdad_alloc_zero((void **)&g->upper, stored(d) * (int64_t)sizeof *g->upper, err);
+    return cdad_alloc_zero((void **)&g->upper, cdad_gram_bytes(d), err);
 }
 
 void cdad_gram_reset(cdad_gram *g) {
@@ -104,6 +106,13 @@ done:
 void cdad_gram_merge(cdad_gram *g, const cdad_gram *h) {
     for (int64_t i = 0, n = stored(g->d); i < n; i++)
         g->upper[i] += h->upper[i];
+}
+
+double cdad_gram_trace(const cdad_gram *g) {
+    double sum = 0;
+    for (int64_t i = 0; i < g->d; i++)
+        sum += *element(g, i, i);
+    return sum;
 }
 
 void cdad_gram_expand(const cdad_gram *g, double *full) {

@@ -9,6 +9,8 @@
 #include "continual/features.h"
 #include "continual/linalg.h"
 
+int64_t cdad_isvd_bytes(int64_t d) { return d * (d + 1) * (int64_t)sizeof(float); }
+
 void cdad_isvd_init(cdad_isvd *v, int64_t d) { *v = (cdad_isvd){.d = d, .share = 1}; }
 
 void cdad_isvd_reset(cdad_isvd *v) {

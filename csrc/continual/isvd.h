@@ -15,6 +15,9 @@ typedef struct cdad_isvd {
     double share;  /* of the energy of the last [U, M] that the k directions keep; 1 when there is none */
 } cdad_isvd;
 
+/* Of a basis of full rank; a block that is being added takes d*(k + rows) floats more. */
+int64_t cdad_isvd_bytes(int64_t d);
+
 void cdad_isvd_init(cdad_isvd *v, int64_t d);
 void cdad_isvd_reset(cdad_isvd *v);
 

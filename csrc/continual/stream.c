@@ -1,44 +1,45 @@
-/* Streams: one interface to the two ways of accumulating features. */
+/* Streams: one interface to the ways of accumulating features. */
 #include "continual/stream.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 
 #include "base/blas.h"
 #include "base/memory.h"
 #include "continual/basis.h"
+#include "continual/factor.h"
 #include "continual/features.h"
 #include "continual/gram.h"
 #include "continual/isvd.h"
 #include "continual/linalg.h"
+#include "continual/lowrank.h"
+
+enum { DROPPED_SHARE = 16 }; /* of what gamma leaves, an incremental stream or a sketch drops one part in 16 */
 
 struct cdad_stream {
-    cdad_stream_method method;
-    double gamma;
-    int64_t d, rows;
+    cdad_stream_plan plan;
+    int64_t rows;
     int torn; /* an add was stopped half-way */
     cdad_gram gram;
     cdad_isvd isvd;
+    cdad_lowrank lowrank;
 };
 
-cdad_status cdad_stream_new(cdad_stream **out, int64_t d, cdad_stream_method method, double gamma,
-                            cdad_error *err) {
-    *out = NULL;
-    CDAD_FAIL_IF(d < 1 || d > CDAD_LINALG_MAX, err, CDAD_SHAPE,
-                 "stream: features of width %" PRId64 ", expected 1 to %d", d, CDAD_LINALG_MAX);
-    CDAD_FAIL_IF(!(gamma > 0 && gamma <= 1), err, CDAD_INVALID,
-                 "stream: energy threshold gamma is %g, expected above 0 and at most 1", gamma);
-    CDAD_FAIL_IF(method != CDAD_STREAM_EXACT && method != CDAD_STREAM_ISVD, err, CDAD_INVALID,
-                 "stream: method %d is unknown", (int)method);
+static int is_lowrank(const cdad_stream *s) {
+    return s->plan.method == CDAD_STREAM_INCREMENTAL || s->plan.method == CDAD_STREAM_SKETCH;
+}
+
+cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cdad_error *err) {
     cdad_stream *s;
     cdad_status status;
+    *out = NULL;
     CDAD_TRY(cdad_alloc_zero((void **)&s, (int64_t)sizeof *s, err));
-    s->method = method;
-    s->gamma = gamma;
-    s->d = d;
-    cdad_isvd_init(&s->isvd, d);
-    if (method == CDAD_STREAM_EXACT)
-        CDAD_TRY_DONE(cdad_gram_init(&s->gram, d, err));
+    s->plan = *plan;
+    cdad_isvd_init(&s->isvd, plan->d);
+    cdad_lowrank_init(&s->lowrank, plan->d, plan->rank, (1 - plan->gamma) / DROPPED_SHARE);
+    if (plan->method == CDAD_STREAM_EXACT)
+        CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, err));
     *out = s;
     return CDAD_OK;
 done:
@@ -46,19 +47,39 @@ done:
     return status;
 }
 
+cdad_status cdad_stream_new(cdad_stream **out, int64_t d, cdad_stream_method method, double gamma,
+                            cdad_error *err) {
+    cdad_stream_plan plan;
+    *out = NULL;
+    CDAD_TRY(cdad_stream_plan_make(&plan, d, method, gamma, NULL, err));
+    return cdad_stream_open(out, &plan, err);
+}
+
 void cdad_stream_free(cdad_stream *s) {
     if (!s)
         return;
     cdad_gram_reset(&s->gram);
     cdad_isvd_reset(&s->isvd);
+    cdad_lowrank_reset(&s->lowrank);
     cdad_free(s);
 }
 
-int64_t cdad_stream_width(const cdad_stream *s) { return s->d; }
+const cdad_stream_plan *cdad_stream_planned(const cdad_stream *s) { return &s->plan; }
+int64_t cdad_stream_width(const cdad_stream *s) { return s->plan.d; }
 int64_t cdad_stream_rows(const cdad_stream *s) { return s->rows; }
 
+cdad_stream_energy cdad_stream_energies(const cdad_stream *s) {
+    if (s->plan.method == CDAD_STREAM_EXACT)
+        return (cdad_stream_energy){.total = cdad_gram_trace(&s->gram)};
+    if (s->plan.method == CDAD_STREAM_ISVD)
+        return (cdad_stream_energy){.total = NAN, .lost = NAN, .spectral = NAN};
+    return (cdad_stream_energy){.total = s->lowrank.total,
+                                .lost = s->lowrank.loss.energy,
+                                .spectral = s->lowrank.loss.spectral};
+}
+
 static cdad_status check_whole(const cdad_stream *s, cdad_error *err) {
-    CDAD_FAIL_IF(s->torn, err, CDAD_INVALID,
+    CDAD_FAIL_IF(s->torn || s->lowrank.torn, err, CDAD_INVALID,
                  "stream: an add was stopped half-way: begin a new stream or set a saved state");
     return CDAD_OK;
 }
@@ -72,40 +93,48 @@ cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X,
                             cdad_error *err) {
     CDAD_TRY(check_whole(s, err));
     CDAD_FAIL_IF(rows < 0, err, CDAD_SHAPE, "stream: %" PRId64 " rows", rows);
-    CDAD_TRY(cdad_features_check(ctx, X, rows, s->d, err));
+    CDAD_TRY(cdad_features_check(ctx, X, rows, s->plan.d, err));
     CDAD_TRY(check_stop(ctx, err));
     if (rows == 0)
         return CDAD_OK;
-    if (s->method == CDAD_STREAM_EXACT) {
+    if (s->plan.method == CDAD_STREAM_EXACT) {
         const cdad_status status = cdad_gram_add(&s->gram, ctx, X, rows, err);
         s->torn = status == CDAD_CANCELLED;
         CDAD_TRY(status);
+    } else if (is_lowrank(s)) {
+        CDAD_TRY(cdad_lowrank_add(&s->lowrank, ctx, X, rows, err));
     } else {
-        CDAD_TRY(cdad_isvd_add(&s->isvd, ctx, X, rows, s->gamma, err));
+        CDAD_TRY(cdad_isvd_add(&s->isvd, ctx, X, rows, s->plan.gamma, err));
     }
     s->rows += rows;
     return CDAD_OK;
 }
 
-cdad_status cdad_stream_merge(cdad_stream *s, const cdad_stream *other, cdad_error *err) {
+cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cdad_stream *other, cdad_error *err) {
+    const int exact = s->plan.method == CDAD_STREAM_EXACT && other->plan.method == CDAD_STREAM_EXACT;
     CDAD_TRY(check_whole(s, err));
     CDAD_TRY(check_whole(other, err));
-    CDAD_FAIL_IF(s->method != CDAD_STREAM_EXACT || other->method != CDAD_STREAM_EXACT, err, CDAD_INVALID,
-                 "stream: only exact streams can be merged");
-    CDAD_FAIL_IF(s->d != other->d, err, CDAD_SHAPE,
-                 "stream: merging features of width %" PRId64 " into width %" PRId64, other->d, s->d);
-    cdad_gram_merge(&s->gram, &other->gram);
+    CDAD_FAIL_IF(s == other, err, CDAD_INVALID, "stream: merging a stream with itself");
+    CDAD_FAIL_IF(!exact && !(is_lowrank(s) && is_lowrank(other)), err, CDAD_INVALID,
+                 "stream: two exact streams can be merged, or incremental streams and sketches, no others");
+    CDAD_FAIL_IF(s->plan.d != other->plan.d, err, CDAD_SHAPE,
+                 "stream: merging features of width %" PRId64 " into width %" PRId64, other->plan.d, s->plan.d);
+    CDAD_TRY(check_stop(ctx, err));
+    if (exact)
+        cdad_gram_merge(&s->gram, &other->gram);
+    else
+        CDAD_TRY(cdad_lowrank_merge(&s->lowrank, ctx, &other->lowrank, err));
     s->rows += other->rows;
     return CDAD_OK;
 }
 
 /* *G [d,d]: the Gram matrix, or under the paper's rule that of its directions. */
 static cdad_status gram_matrix(const cdad_stream *s, double **G, cdad_error *err) {
-    const int64_t d = s->d, k = s->isvd.k;
+    const int64_t d = s->plan.d, k = s->isvd.k;
     double *U = NULL;
     cdad_status status;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)G, d * d * (int64_t)sizeof **G, err));
-    if (s->method == CDAD_STREAM_EXACT) {
+    if (s->plan.method == CDAD_STREAM_EXACT) {
         cdad_gram_expand(&s->gram, *G);
     } else if (k > 0) {
         CDAD_TRY_DONE(cdad_alloc((void **)&U, k * d * (int64_t)sizeof *U, err));
@@ -131,16 +160,23 @@ static cdad_status isvd_basis(const cdad_isvd *v, float **U, int64_t *k, double 
 
 cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, const float *U_old,
                               int64_t k_old, float **U, int64_t *k, double *energy, cdad_error *err) {
-    double *G = NULL;
+    const int64_t d = s->plan.d;
+    double *G = NULL, total = 0;
     cdad_status status;
     *U = NULL;
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
-    if (s->method == CDAD_STREAM_ISVD && k_old == 0) {
+    if (is_lowrank(s)) {
+        status = cdad_factor_basis(ctx, s->lowrank.A, s->lowrank.n, d, s->lowrank.loss.energy, s->plan.gamma, U_old, k_old,
+                                   s->plan.rank, U, k, energy, err);
+    } else if (s->plan.method == CDAD_STREAM_ISVD && k_old == 0) {
         status = isvd_basis(&s->isvd, U, k, energy, err);
     } else {
         CDAD_TRY_DONE(gram_matrix(s, &G, err));
-        CDAD_TRY_DONE(cdad_basis_extend(G, s->d, s->gamma, U_old, k_old, U, k, energy, err));
+        for (int64_t i = 0; i < d; i++)
+            total += G[i * d + i];
+        CDAD_TRY_DONE(cdad_basis_extend(G, d, total, (double)FLT_EPSILON / sqrt((double)d), s->plan.gamma, U_old, k_old, d,
+                                        U, k, energy, err));
     }
 done:
     cdad_free(G);
@@ -150,14 +186,23 @@ done:
 cdad_status cdad_stream_share(const cdad_stream *s, const cdad_context *ctx, const float *U, int64_t k,
                               double *energy, cdad_error *err) {
     const double nothing = 1e-300; /* so small a share asks for no direction beside U's */
-    double *G = NULL;
+    const int64_t d = s->plan.d;
+    double *G = NULL, total = 0;
     float *same = NULL;
     int64_t n;
     cdad_status status;
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
+    if (s->plan.method == CDAD_STREAM_ISVD) {
+        status = cdad_fail(err, CDAD_INVALID, "the paper's rule keeps no energies: no share can be told");
+        goto done;
+    }
+    if (is_lowrank(s))
+        return cdad_lowrank_share(&s->lowrank, U, k, energy, err);
     CDAD_TRY_DONE(gram_matrix(s, &G, err));
-    CDAD_TRY_DONE(cdad_basis_extend(G, s->d, nothing, U, k, &same, &n, energy, err));
+    for (int64_t i = 0; i < d; i++)
+        total += G[i * d + i];
+    CDAD_TRY_DONE(cdad_basis_extend(G, d, total, 0, nothing, U, k, 0, &same, &n, energy, err));
 done:
     cdad_free(G);
     cdad_free(same);
@@ -166,21 +211,29 @@ done:
 
 cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context *ctx, float **values,
                                         int64_t *n, cdad_error *err) {
-    const int exact = s->method == CDAD_STREAM_EXACT;
-    const int64_t count = !exact ? s->isvd.k : s->rows < s->d ? s->rows : s->d;
+    const int64_t d = s->plan.d, rows = is_lowrank(s) ? s->lowrank.n : s->rows;
+    const int stored = s->plan.method == CDAD_STREAM_ISVD;
+    const int64_t count = stored ? s->isvd.k : rows < d ? rows : d;
+    cdad_context alone = *ctx;
     double *G = NULL;
     cdad_eigen eigen = {0};
     cdad_status status;
     *values = NULL;
+    alone.pool = NULL;
+    alone.poll = NULL;
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
-    if (exact && count > 0) {
+    if (is_lowrank(s) && count > 0) {
+        CDAD_TRY_DONE(cdad_alloc((void **)&G, count * count * (int64_t)sizeof *G, err));
+        CDAD_TRY_DONE(cdad_factor_gram(&alone, s->lowrank.A, rows, d, G, err));
+        CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, count, err));
+    } else if (!stored && count > 0) {
         CDAD_TRY_DONE(gram_matrix(s, &G, err));
-        CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, s->d, err));
+        CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, d, err));
     }
     CDAD_TRY_DONE(cdad_alloc((void **)values, count * (int64_t)sizeof **values, err));
     for (int64_t i = 0; i < count; i++)
-        (*values)[i] = exact ? (float)sqrt(fmax(eigen.values[i], 0)) : s->isvd.values[i];
+        (*values)[i] = stored ? s->isvd.values[i] : (float)sqrt(fmax(eigen.values[i], 0));
     *n = count;
 done:
     cdad_eigen_reset(&eigen);
@@ -190,33 +243,42 @@ done:
 
 cdad_status cdad_stream_state_size(const cdad_stream *s, int64_t *n, cdad_error *err) {
     CDAD_TRY(check_whole(s, err));
-    *n = s->method == CDAD_STREAM_EXACT ? 1 + s->d * (s->d + 1) / 2 : 3 + s->isvd.k * (s->d + 1);
+    const int64_t d = s->plan.d;
+    *n = s->plan.method == CDAD_STREAM_EXACT ? 1 + d * (d + 1) / 2
+         : is_lowrank(s)                     ? 1 + cdad_lowrank_packed(&s->lowrank)
+                                             : 3 + s->isvd.k * (d + 1);
     return CDAD_OK;
 }
 
 void cdad_stream_state_get(const cdad_stream *s, double *state) {
     *state++ = (double)s->rows;
-    if (s->method == CDAD_STREAM_EXACT) {
+    if (s->plan.method == CDAD_STREAM_EXACT) {
         cdad_gram_pack(&s->gram, state);
+        return;
+    }
+    if (is_lowrank(s)) {
+        cdad_lowrank_pack(&s->lowrank, state);
         return;
     }
     *state++ = (double)s->isvd.k;
     *state++ = s->isvd.share;
     for (int64_t i = 0; i < s->isvd.k; i++)
         *state++ = (double)s->isvd.values[i];
-    for (int64_t i = 0; i < s->isvd.k * s->d; i++)
+    for (int64_t i = 0; i < s->isvd.k * s->plan.d; i++)
         *state++ = (double)s->isvd.U[i];
 }
 
 static int is_count(double x, double limit) { return x >= 0 && x <= limit && x == floor(x); }
 
 cdad_status cdad_stream_state_set(cdad_stream *s, const double *state, int64_t n, cdad_error *err) {
-    const int64_t d = s->d;
+    const int64_t d = s->plan.d;
     for (int64_t i = 0; i < n; i++)
         CDAD_FAIL_IF(!isfinite(state[i]), err, CDAD_INVALID, "stream state: value %" PRId64 " is %g", i,
                      state[i]);
     CDAD_FAIL_IF(n < 1 || !is_count(state[0], 0x1p53), err, CDAD_INVALID, "stream state: no row count");
-    if (s->method == CDAD_STREAM_EXACT) {
+    if (is_lowrank(s)) {
+        CDAD_TRY(cdad_lowrank_unpack(&s->lowrank, state + 1, n - 1, err));
+    } else if (s->plan.method == CDAD_STREAM_EXACT) {
         CDAD_FAIL_IF(n != 1 + d * (d + 1) / 2, err, CDAD_INVALID,
                      "stream state: %" PRId64 " values, expected %" PRId64 " for width %" PRId64, n,
                      1 + d * (d + 1) / 2, d);

@@ -14,6 +14,7 @@
 #include <numpy/arrayobject.h>
 
 #include "base/context.h"
+#include "continual/plan.h"
 #include "graph/program.h"
 #include "nn/params.h"
 
@@ -46,6 +47,10 @@ static inline void cdad_py_lock_take(cdad_py_lock lock) {
         Py_END_ALLOW_THREADS
     }
 }
+
+/* A stream's method by its name in Python (py_stream.c), and back; -1 with an exception. */
+int cdad_py_stream_method(const char *name);
+const char *cdad_py_stream_method_name(cdad_stream_method method);
 
 /* The parameter store type (py_params.c). */
 typedef struct cdad_py_params {

@@ -208,17 +208,18 @@ static void collector_dealloc(PyObject *o) {
 }
 
 static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"sampler", "method", "gamma", NULL};
+    static char *names[] = {"sampler", "method", "gamma", "runs", "memory", NULL};
     PyObject *sampler;
-    const char *method = "exact";
+    const char *name = "exact";
     double gamma = 0.999;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sd:Collector", names, &sampler, &method, &gamma))
+    long long runs = 0, memory = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sdLL:Collector", names, &sampler, &name, &gamma, &runs, &memory))
         return NULL;
     if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
         return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
-    const int isvd = strcmp(method, "isvd") == 0;
-    if (!isvd && strcmp(method, "exact") != 0)
-        return PyErr_Format(PyExc_ValueError, "method is '%s'; 'exact' or 'isvd' is wanted", method);
+    const int method = cdad_py_stream_method(name);
+    if (method < 0)
+        return NULL;
     py_sampler *s = (py_sampler *)sampler;
     if (s->tapped)
         return PyErr_Format(PyExc_ValueError, "a Collector is attached to this sampler already");
@@ -226,14 +227,32 @@ static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (!self)
         return NULL;
     self->sampler = (py_sampler *)Py_NewRef(sampler);
+    const cdad_collecting how = {.method = (cdad_stream_method)method, .gamma = gamma, .runs = runs, .memory = memory};
     cdad_error err = {0};
-    if (cdad_collector_new(&self->collector, s->sampler, s->params->params,
-                           isvd ? CDAD_STREAM_ISVD : CDAD_STREAM_EXACT, gamma, &err) != CDAD_OK) {
+    if (cdad_collector_new(&self->collector, s->sampler, s->params->params, &how, &err) != CDAD_OK) {
         Py_DECREF(self);
         return cdad_py_raise(&err);
     }
     s->tapped = 1;
     return (PyObject *)self;
+}
+
+static PyObject *collector_plan(PyObject *o, PyObject *unused) {
+    py_collector *self = (py_collector *)o;
+    const cdad_params *p = self->sampler->params->params;
+    PyObject *dict = PyDict_New();
+    (void)unused;
+    for (int64_t i = 0; dict && i < p->n; i++) {
+        const cdad_stream_plan *plan = cdad_collector_plan(self->collector, i);
+        if (!plan)
+            continue;
+        PyObject *item = Py_BuildValue("(LsLL)", (long long)plan->d, cdad_py_stream_method_name(plan->method),
+                                       (long long)plan->rank, (long long)plan->bytes);
+        if (!item || PyDict_SetItemString(dict, p->items[i].name, item) < 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(item);
+    }
+    return dict;
 }
 
 /* {name: U [d,k]} -> old [params->n]; the arrays are kept alive by `held`. */
@@ -342,6 +361,9 @@ static PyType_Spec sampler_spec = {.name = "cdad._core.Sampler",
                                    .slots = sampler_slots};
 
 static PyMethodDef collector_methods[] = {
+    {"plan", collector_plan, METH_NOARGS,
+     "plan($self)\n--\n\n{weight: (width d, method, directions kept at most, bytes held at most)}; bytes are 0 where an "
+     "earlier weight reads the same features. No memory is taken before features come."},
     {"bases", (PyCFunction)(void (*)(void))collector_bases, METH_VARARGS | METH_KEYWORDS,
      "bases($self, old, max_share=1.0)\n--\n\n{weight: (U [d, rank], share of energy kept, share lost to max_share)} "
      "after the earlier tasks' bases `old` {weight: U} (paper, Eq. 6); a rank stays within max_share * d where the old "
@@ -351,8 +373,9 @@ static PyType_Slot collector_slots[] = {
     {Py_tp_new, collector_new},
     {Py_tp_dealloc, collector_dealloc},
     {Py_tp_methods, collector_methods},
-    {Py_tp_doc, "Collector(sampler, method='exact', gamma=0.999)\n--\n\nTakes in the input features of every weight "
-                "while the sampler runs, from now on."},
+    {Py_tp_doc, "Collector(sampler, method='exact', gamma=0.999, runs=0, memory=0)\n--\n\nTakes in the input features of every "
+                "weight while the sampler runs, from now on, each in a Stream of that method. With 'auto', runs (of the "
+                "model to come, at most; 0: unknown) and memory (bytes for all streams; 0: any) help to choose."},
     {0, NULL}};
 static PyType_Spec collector_spec = {.name = "cdad._core.Collector",
                                      .basicsize = sizeof(py_collector),

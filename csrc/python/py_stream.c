@@ -8,38 +8,52 @@
 
 static PyObject *stream_type;
 
-static const char *const METHODS[] = {[CDAD_STREAM_EXACT] = "exact", [CDAD_STREAM_ISVD] = "isvd"};
+static const char *const METHODS[] = {[CDAD_STREAM_EXACT] = "exact",
+                                      [CDAD_STREAM_ISVD] = "isvd",
+                                      [CDAD_STREAM_INCREMENTAL] = "incremental",
+                                      [CDAD_STREAM_SKETCH] = "sketch",
+                                      [CDAD_STREAM_AUTO] = "auto"};
+
+int cdad_py_stream_method(const char *name) {
+    for (int i = 0; i <= CDAD_STREAM_AUTO; i++)
+        if (strcmp(name, METHODS[i]) == 0)
+            return i;
+    PyErr_Format(PyExc_ValueError, "method is '%s', expected 'auto', 'exact', 'incremental', 'sketch' or 'isvd'", name);
+    return -1;
+}
+
+const char *cdad_py_stream_method_name(cdad_stream_method method) { return METHODS[method]; }
 
 typedef struct py_stream {
     PyObject_HEAD
     cdad_stream *stream;
     cdad_py_lock lock; /* for `stream` */
-    cdad_stream_method method;
-    double gamma;
 } py_stream;
 
 static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"d", "method", "gamma", NULL};
+    static char *names[] = {"d", "method", "gamma", "columns", "memory", "rank", NULL};
     const char *name = METHODS[CDAD_STREAM_EXACT];
-    long long d;
+    long long d, columns = 0, memory = 0, rank = 0;
     double gamma = 0.999;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|sd:Stream", names, &d, &name, &gamma))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|sdLLL:Stream", names, &d, &name, &gamma, &columns, &memory, &rank))
         return NULL;
-    const int exact = strcmp(name, METHODS[CDAD_STREAM_EXACT]) == 0;
-    if (!exact && strcmp(name, METHODS[CDAD_STREAM_ISVD]) != 0)
-        return PyErr_Format(PyExc_ValueError, "method is '%s', expected 'exact' or 'isvd'", name);
+    const int method = cdad_py_stream_method(name);
+    if (method < 0)
+        return NULL;
+    const cdad_stream_hints hints = {.columns = columns, .memory = memory, .rank = rank};
+    cdad_stream_plan plan;
+    cdad_error err = {0};
+    if (cdad_stream_plan_make(&plan, d, (cdad_stream_method)method, gamma, &hints, &err) != CDAD_OK)
+        return cdad_py_raise(&err);
     py_stream *self = (py_stream *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
-    cdad_error err = {0};
-    self->method = exact ? CDAD_STREAM_EXACT : CDAD_STREAM_ISVD;
-    self->gamma = gamma;
     self->lock = PyThread_allocate_lock();
     if (!self->lock) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    if (cdad_stream_new(&self->stream, d, self->method, gamma, &err) != CDAD_OK) {
+    if (cdad_stream_open(&self->stream, &plan, &err) != CDAD_OK) {
         Py_DECREF(self);
         return cdad_py_raise(&err);
     }
@@ -151,12 +165,13 @@ static PyObject *stream_merge(PyObject *o, PyObject *arg) {
     if (self == other)
         return PyErr_Format(PyExc_ValueError, "a stream cannot be merged with itself");
     py_stream *first = self < other ? self : other, *second = self < other ? other : self;
+    const cdad_context ctx = cdad_py_context();
     cdad_error err = {0};
     cdad_status status;
     cdad_py_lock_take(first->lock); /* by address: merges in both directions do not wait for each other */
     cdad_py_lock_take(second->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_merge(self->stream, other->stream, &err);
+    status = cdad_stream_merge(self->stream, &ctx, other->stream, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(second->lock);
     PyThread_release_lock(first->lock);
@@ -221,14 +236,35 @@ static PyObject *stream_get_rows(PyObject *o, void *unused) {
     return PyLong_FromLongLong(rows);
 }
 
+static const cdad_stream_plan *plan_of(PyObject *o) { return cdad_stream_planned(((py_stream *)o)->stream); }
+
 static PyObject *stream_get_method(PyObject *o, void *unused) {
     (void)unused;
-    return PyUnicode_FromString(METHODS[((py_stream *)o)->method]);
+    return PyUnicode_FromString(METHODS[plan_of(o)->method]);
 }
 
 static PyObject *stream_get_gamma(PyObject *o, void *unused) {
     (void)unused;
-    return PyFloat_FromDouble(((py_stream *)o)->gamma);
+    return PyFloat_FromDouble(plan_of(o)->gamma);
+}
+
+static PyObject *stream_get_rank(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(plan_of(o)->rank);
+}
+
+static PyObject *stream_get_bytes(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(plan_of(o)->bytes);
+}
+
+static PyObject *stream_get_energy(PyObject *o, void *unused) {
+    (void)unused;
+    py_stream *self = (py_stream *)o;
+    cdad_py_lock_take(self->lock);
+    const cdad_stream_energy energy = cdad_stream_energies(self->stream);
+    PyThread_release_lock(self->lock);
+    return Py_BuildValue("(ddd)", energy.total, energy.lost, energy.spectral);
 }
 
 static PyMethodDef stream_methods[] = {
@@ -241,20 +277,27 @@ static PyMethodDef stream_methods[] = {
      "energy is the share that it keeps. ValueError: old is not orthonormal."},
     {"singular_values", stream_singular_values, METH_NOARGS,
      "singular_values($self)\n--\n\nOf all features together, float32 [min(rows, d)], descending; with "
-     "'isvd' those kept from the last block."},
+     "'incremental' and 'sketch' of what is kept, with 'isvd' those kept from the last block."},
     {"merge", stream_merge, METH_O,
-     "merge($self, other, /)\n--\n\nTakes in all that another 'exact' stream of the same width holds."},
+     "merge($self, other, /)\n--\n\nTakes in all that another stream of the same width holds: two 'exact' streams, or "
+     "'incremental' ones and 'sketch'es in any pair, whose losses add up."},
     {"state", stream_state, METH_NOARGS, "state($self)\n--\n\nThe content, float64 [n], exact to the bit."},
     {"load_state", stream_load_state, METH_O,
-     "load_state($self, state, /)\n--\n\nReplaces the content by another stream's state(), of the same d and "
-     "method."},
+     "load_state($self, state, /)\n--\n\nReplaces the content by another stream's state(), of the same d, "
+     "method and rank."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef stream_getset[] = {
     {"d", stream_get_d, NULL, "Width of the feature vectors.", NULL},
     {"rows", stream_get_rows, NULL, "Feature vectors taken in so far.", NULL},
-    {"method", stream_get_method, NULL, "'exact' or 'isvd'.", NULL},
+    {"method", stream_get_method, NULL, "'exact', 'incremental', 'sketch' or 'isvd'; never 'auto'.", NULL},
     {"gamma", stream_get_gamma, NULL, "Share of the energy that a basis keeps.", NULL},
+    {"rank", stream_get_rank, NULL, "Directions kept at most: d but for a sketch.", NULL},
+    {"bytes", stream_get_bytes, NULL, "Memory that is held at most, as planned.", NULL},
+    {"energy", stream_get_energy, NULL,
+     "(total, lost, spectral): the sum of squares of all features; how much of it the stream no longer holds, which is "
+     "what a basis of all that is left misses at most; and how much of it in any one direction at most. 'exact' loses "
+     "nothing; NaN with 'isvd', which does not know.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot stream_slots[] = {
@@ -263,9 +306,13 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_methods, stream_methods},
     {Py_tp_getset, stream_getset},
     {Py_tp_doc,
-     "Stream(d, method='exact', gamma=0.999)\n--\n\nThe input features of one layer over a task, taken in "
-     "block by block in bounded memory. 'exact' equals one SVD of all of them; 'isvd' is the iterative SVD "
-     "of \"One-for-More\" (CVPR 2025) as published, each add() one block."},
+     "Stream(d, method='exact', gamma=0.999, columns=0, memory=0, rank=0)\n--\n\nThe input features of one layer over "
+     "a task, taken in block by block in bounded memory. 'exact' equals one SVD of all of them; 'incremental' keeps a "
+     "weighted basis U S and loses at most (1 - gamma)/16 of the energy; 'sketch' keeps at most `rank` directions by "
+     "Frequent Directions (Ghashami et al. 2016), chosen to fit `memory` bytes or from d where 0; 'auto' is one of them "
+     "by d, gamma and the number of feature vectors to come, `columns`, where known; 'isvd' is the iterative SVD of "
+     "\"One-for-More\" (CVPR 2025) as published, each add() one block. ValueError: d not in 1..32768, gamma not in "
+     "(0, 1], an unknown method, a negative hint."},
     {0, NULL}};
 static PyType_Spec stream_spec = {.name = "cdad._core.Stream",
                                   .basicsize = sizeof(py_stream),

@@ -1,4 +1,5 @@
-/* Runs every C test; each returns its number of failed checks. `--counted NAME REPEATS` runs one case of counted.c. */
+/* Runs every C test, or those named; each returns its number of failed checks. `--counted NAME REPEATS` runs one case of
+ * counted.c. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@ int cdad_test_epilogue(void);
 int cdad_test_winograd(void);
 int cdad_test_conv_narrow(void);
 int cdad_test_continual(void);
+int cdad_test_streams(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
 int cdad_test_training(void);
@@ -32,6 +34,7 @@ static const struct {
     {"winograd", cdad_test_winograd},
     {"conv_narrow", cdad_test_conv_narrow},
     {"continual", cdad_test_continual},
+    {"streams", cdad_test_streams},
     {"places", cdad_test_places},
     {"graph", cdad_test_graph},
     {"training", cdad_test_training},
@@ -40,13 +43,19 @@ static const struct {
 int main(int argc, char **argv) {
     if (argc == 4 && strcmp(argv[1], "--counted") == 0)
         return cdad_counted(argv[2], atoi(argv[3])) != 0;
-    int failed = 0;
+    int failed = 0, ran = 0;
     const int n = (int)(sizeof tests / sizeof *tests);
     for (int i = 0; i < n; i++) {
+        int wanted = argc < 2;
+        for (int a = 1; a < argc; a++)
+            wanted |= strcmp(argv[a], tests[i].name) == 0;
+        if (!wanted)
+            continue;
         const int failures = tests[i].run();
+        ran++;
         printf("%s: %s\n", tests[i].name, failures ? "FAILED" : "ok");
         failed += failures != 0;
     }
-    printf("%d passed, %d failed\n", n - failed, failed);
-    return failed != 0;
+    printf("%d passed, %d failed\n", ran - failed, failed);
+    return failed != 0 || ran == 0;
 }

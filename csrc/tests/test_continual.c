@@ -2,92 +2,11 @@
 #include <float.h>
 #include <math.h>
 
-#include "base/philox.h"
 #include "continual/basis.h"
 #include "continual/projection.h"
-#include "continual/stream.h"
-#include "check.h"
+#include "stream_check.h"
 
 int cdad_test_continual(void);
-
-static float *normal(int64_t n, uint64_t stream) {
-    float *x = floats(n);
-    cdad_random_normal(x, n, 7, stream, 0);
-    return x;
-}
-
-/* X [rows,d] of rank `rank`, the spread of its directions falling by `decay` from each to the next. */
-static float *low_rank(int64_t rows, int64_t d, int64_t rank, float decay, uint64_t stream) {
-    float *X = floats(rows * d), *left = normal(rows * rank, stream),
-          *right = normal(rank * d, stream + 1000);
-    for (int64_t i = 0; i < rows; i++) {
-        float scale = 1;
-        for (int64_t r = 0; r < rank; r++, scale *= decay)
-            for (int64_t j = 0; j < d; j++)
-                X[i * d + j] += scale * left[i * rank + r] * right[r * d + j];
-    }
-    cdad_free(left);
-    cdad_free(right);
-    return X;
-}
-
-static cdad_mat dense(const float *X, int64_t d) { return (cdad_mat){.data = X, .rs = d, .cs = 1}; }
-
-static cdad_stream *new_stream(int64_t d, cdad_stream_method method, double gamma) {
-    cdad_stream *s;
-    CHECK_OK(cdad_stream_new(&s, d, method, gamma, err));
-    return s;
-}
-
-static double *state_of(const cdad_stream *s, int64_t *n) {
-    void *state;
-    CHECK_OK(cdad_stream_state_size(s, n, err));
-    CHECK_OK(cdad_alloc(&state, *n * (int64_t)sizeof(double), err));
-    cdad_stream_state_get(s, state);
-    return state;
-}
-
-static int same_state(const cdad_stream *a, const cdad_stream *b, double tolerance) {
-    int64_t n, m;
-    double *x = state_of(a, &n), *y = state_of(b, &m), largest = 0, off = 0;
-    for (int64_t i = 1; i < n && n == m; i++) {
-        largest = fmax(largest, fabs(x[i]));
-        off = fmax(off, fabs(x[i] - y[i]));
-    }
-    const int same = n == m && x[0] == y[0] && off <= tolerance * largest;
-    cdad_free(x);
-    cdad_free(y);
-    return same;
-}
-
-/* max |U^T U - I| over U [d,k] */
-static double orthonormality(const float *U, int64_t d, int64_t k) {
-    double off = 0;
-    for (int64_t a = 0; a < k; a++)
-        for (int64_t b = a; b < k; b++) {
-            double dot = 0;
-            for (int64_t i = 0; i < d; i++)
-                dot += (double)U[i * k + a] * (double)U[i * k + b];
-            off = fmax(off, fabs(dot - (a == b)));
-        }
-    return off;
-}
-
-/* Share of X's energy inside the first `use` columns of U [d,k]. */
-static double energy_share(const float *X, int64_t rows, int64_t d, const float *U, int64_t k, int64_t use) {
-    double inside = 0, total = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t a = 0; a < use; a++) {
-            double dot = 0;
-            for (int64_t j = 0; j < d; j++)
-                dot += (double)X[i * d + j] * (double)U[j * k + a];
-            inside += dot * dot;
-        }
-        for (int64_t j = 0; j < d; j++)
-            total += (double)X[i * d + j] * (double)X[i * d + j];
-    }
-    return inside / total;
-}
 
 /* Q spans what U leaves free: going onto Q gives `off`, which is `dW` [O,d] gone off U. */
 static void check_complement(const cdad_context *ctx, const float *U, int64_t d, int64_t k, const float *dW,
@@ -239,11 +158,11 @@ static void test_tasks(const cdad_context *ctx, cdad_stream_method method) {
         for (int64_t i = 0; i < D && k > 0; i++)
             CHECK(!memcmp(next + i * k_next, U + i * k, (size_t)k * sizeof *U), "task %d: old basis changed",
                   t);
-        if (method == CDAD_STREAM_EXACT) {
+        if (method != CDAD_STREAM_ISVD) {
             const double share = energy_share(X[t], ROWS, D, next, k_next, k_next);
-            CHECK(share >= gamma - 1e-6 && fabs(share - energy) < 1e-5, "task %d: kept %g, said %g", t, share,
-                  energy);
-            CHECK(k_next == k || energy_share(X[t], ROWS, D, next, k_next, k_next - 1) < gamma,
+            CHECK(share >= gamma - 1e-6 && share >= energy - 1e-6 && share - energy < (1 - gamma) / 16 + 1e-5,
+                  "task %d: kept %g, said %g", t, share, energy);
+            CHECK(method != CDAD_STREAM_EXACT || k_next == k || energy_share(X[t], ROWS, D, next, k_next, k_next - 1) < gamma,
                   "task %d: rank %" PRId64 " is not the smallest", t, k_next);
         }
         cdad_free(U);
@@ -264,7 +183,7 @@ static void test_tasks(const cdad_context *ctx, cdad_stream_method method) {
             inside += (double)before[i] * (double)before[i];
     CHECK(fabs(lost / inside - energy_share(before, O, D, U, k, k)) < 1e-6,
           "the projection takes more than Eq. 7");
-    for (int t = 0; t < TASKS && method == CDAD_STREAM_EXACT;
+    for (int t = 0; t < TASKS && method != CDAD_STREAM_ISVD;
          t++) { /* each task: its energy share outside at most */
         double with = 0, without = 0, x2 = 0, w2 = 0;
         for (int64_t r = 0; r < ROWS; r++)
@@ -350,7 +269,7 @@ static void test_edges(const cdad_context *ctx) {
     double energy;
     for (int i = 0; i < D; i++)
         identity[i * D + i] = 1;
-    for (int method = CDAD_STREAM_EXACT; method <= CDAD_STREAM_ISVD; method++) {
+    for (int method = CDAD_STREAM_EXACT; method <= CDAD_STREAM_SKETCH; method++) {
         cdad_stream *s = new_stream(D, (cdad_stream_method)method, 1);
         check_basis(ctx, s, NULL, 0, D, 0, "nothing added");
         CHECK_OK(cdad_stream_add(s, ctx, dense(zeros, D), D, err));
@@ -375,13 +294,6 @@ static void test_edges(const cdad_context *ctx) {
     cdad_free(all);
     cdad_free(X);
     cdad_free(zeros);
-}
-
-static int stop_at_poll; /* the poll that says stop */
-
-static int count_down(void *arg) {
-    (void)arg;
-    return --stop_at_poll == 0;
 }
 
 static void test_refusals(const cdad_context *ctx) {
@@ -433,8 +345,8 @@ static void test_refusals(const cdad_context *ctx) {
 
     cdad_stream *wide = new_stream(D + 1, CDAD_STREAM_EXACT, 0.9),
                 *isvd = new_stream(D, CDAD_STREAM_ISVD, 0.9);
-    CHECK_FAILS(CDAD_SHAPE, "width 9", cdad_stream_merge(s, wide, err));
-    CHECK_FAILS(CDAD_INVALID, "exact", cdad_stream_merge(s, isvd, err));
+    CHECK_FAILS(CDAD_SHAPE, "width 9", cdad_stream_merge(s, ctx, wide, err));
+    CHECK_FAILS(CDAD_INVALID, "exact", cdad_stream_merge(s, ctx, isvd, err));
     double *state = state_of(s, &n);
     CHECK_FAILS(CDAD_INVALID, "36 values", cdad_stream_state_set(s, state, n - 1, err));
     CHECK_FAILS(CDAD_INVALID, "width", cdad_stream_state_set(wide, state, n, err));
@@ -454,7 +366,7 @@ static void test_refusals(const cdad_context *ctx) {
     CHECK_FAILS(CDAD_CANCELLED, "stopped", cdad_stream_add(s, &stopping, dense(X, D), ROWS, err));
     CHECK_FAILS(CDAD_INVALID, "half-way", cdad_stream_add(s, ctx, dense(X, D), ROWS, err));
     CHECK_FAILS(CDAD_INVALID, "half-way", cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
-    CHECK_FAILS(CDAD_INVALID, "half-way", cdad_stream_merge(kept, s, err));
+    CHECK_FAILS(CDAD_INVALID, "half-way", cdad_stream_merge(kept, ctx, s, err));
     cdad_free(state);
     state = state_of(kept, &n);
     CHECK_OK(cdad_stream_state_set(s, state, n, err));
@@ -478,12 +390,12 @@ static void test_merge_and_state(const cdad_context *ctx) {
     CHECK_OK(cdad_stream_add(whole, ctx, second, ROWS / 2, err));
     CHECK_OK(cdad_stream_add(a, ctx, first, ROWS / 2, err));
     CHECK_OK(cdad_stream_add(b, ctx, second, ROWS / 2, err));
-    CHECK_OK(cdad_stream_merge(a, b, err));
+    CHECK_OK(cdad_stream_merge(a, ctx, b, err));
     CHECK(same_state(whole, a, 1e-15), "two halves are not the whole");
     cdad_stream_free(whole);
     cdad_stream_free(a);
     cdad_stream_free(b);
-    for (int method = CDAD_STREAM_EXACT; method <= CDAD_STREAM_ISVD; method++) {
+    for (int method = CDAD_STREAM_EXACT; method <= CDAD_STREAM_SKETCH; method++) {
         int64_t n;
         cdad_stream *s = new_stream(D, (cdad_stream_method)method, 0.9),
                     *t = new_stream(D, (cdad_stream_method)method, 0.9);
@@ -527,25 +439,11 @@ static void test_isvd(const cdad_context *ctx) {
     cdad_stream_free(s);
 }
 
-/* Runs `call` with its first allocation failing, then its second, ... until it needs no more. */
-#define EACH_ALLOCATION_FAILS(call, after_failure)                              \
-    do {                                                                        \
-        cdad_status s_ = CDAD_NO_MEMORY;                                        \
-        for (int64_t i_ = 1; s_ == CDAD_NO_MEMORY && i_ < 99; i_++) {           \
-            cdad_alloc_fail_after(i_);                                          \
-            s_ = (call);                                                        \
-            cdad_alloc_fail_after(0);                                           \
-            if (s_ == CDAD_NO_MEMORY)                                           \
-                CHECK(after_failure, "allocation %" PRId64 " left traces", i_); \
-        }                                                                       \
-        CHECK(s_ == CDAD_OK, "status %d", s_);                                  \
-    } while (0)
-
 static void test_no_memory(const cdad_context *ctx) {
     enum { D = 10, ROWS = 30 };
     float *X = normal(ROWS * D, 90);
     const cdad_mat strided = {.data = X, .rs = 1, .cs = ROWS};
-    for (int m = CDAD_STREAM_EXACT; m <= CDAD_STREAM_ISVD; m++) {
+    for (int m = CDAD_STREAM_EXACT; m <= CDAD_STREAM_SKETCH; m++) {
         const cdad_stream_method method = (cdad_stream_method)m;
         cdad_stream *s = new_stream(D, method, 0.9), *kept = new_stream(D, method, 0.9), *other;
         float *old, *U, *values;
@@ -565,7 +463,7 @@ static void test_no_memory(const cdad_context *ctx) {
         EACH_ALLOCATION_FAILS(cdad_stream_singular_values(s, ctx, &values, &n, NULL), values == NULL);
         cdad_free(values);
         double *state = state_of(kept, &n);
-        if (method == CDAD_STREAM_ISVD) { /* an exact state needs no memory */
+        if (method != CDAD_STREAM_EXACT) { /* an exact state needs no memory */
             EACH_ALLOCATION_FAILS(cdad_stream_state_set(s, state, n, NULL), cdad_stream_rows(s) > ROWS);
         }
         cdad_free(state);
@@ -585,8 +483,8 @@ int cdad_test_continual(void) {
     test_gram(&ctx, &serial);
     test_unfolded(&ctx);
     test_spectrum(&ctx);
-    test_tasks(&ctx, CDAD_STREAM_EXACT);
-    test_tasks(&ctx, CDAD_STREAM_ISVD);
+    for (int method = CDAD_STREAM_EXACT; method <= CDAD_STREAM_SKETCH; method++)
+        test_tasks(&ctx, (cdad_stream_method)method);
     test_projection(&ctx);
     test_edges(&ctx);
     test_refusals(&ctx);

@@ -1,6 +1,7 @@
 /* Collecting significant representations. */
 #include "train/collector.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -10,8 +11,9 @@ typedef struct weight_tap {
     int64_t param;          /* index in params */
     cdad_unfold unfold;     /* of a convolution's input; R = 0 for a plain matrix */
     int64_t d;
-    cdad_stream *stream;    /* shared with `twin` when that is >= 0 */
-    int64_t twin;           /* an earlier tap that reads the same features, or -1 */
+    cdad_stream_plan plan;
+    cdad_stream *stream;    /* opened by the first features, so that a plan costs nothing; NULL with a twin */
+    int64_t twin;           /* an earlier tap that reads the same features, or -1: its stream is used */
 } weight_tap;
 
 struct cdad_collector {
@@ -28,17 +30,21 @@ void cdad_collector_free(cdad_collector *c) {
         const cdad_status ignored =
             cdad_sampler_tap(c->sampler, c->params->items[c->taps[i].param].name, NULL, NULL, NULL);
         (void)ignored; /* it can only fail for a name that the sampler does not know */
-        if (c->taps[i].twin < 0)
-            cdad_stream_free(c->taps[i].stream);
+        cdad_stream_free(c->taps[i].stream);
     }
     cdad_free(c->taps);
     cdad_free(c);
 }
 
+static cdad_status open_stream(weight_tap *tap, cdad_error *err) {
+    return tap->stream ? CDAD_OK : cdad_stream_open(&tap->stream, &tap->plan, err);
+}
+
 static cdad_status take_features(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
                                  const cdad_shape *shape, cdad_error *err) {
-    const weight_tap *tap = arg;
+    weight_tap *tap = arg;
     (void)node;
+    CDAD_TRY(open_stream(tap, err));
     if (tap->unfold.R == 0) {
         const cdad_mat X = {.data = input, .rs = tap->d, .cs = 1};
         return cdad_stream_add(tap->stream, ctx, X, cdad_shape_count(shape) / tap->d, err);
@@ -62,44 +68,85 @@ static int64_t find_twin(const cdad_collector *c, const cdad_graph *g, const cda
     return -1;
 }
 
-static cdad_status add_tap(cdad_collector *c, int64_t param, cdad_stream_method method, double gamma,
-                           cdad_error *err) {
+/* Describes a weight's tap and plans its stream; nothing is tapped yet. */
+static cdad_status plan_tap(cdad_collector *c, int64_t param, const cdad_collecting *how, cdad_error *err) {
     const cdad_param *p = &c->params->items[param];
     const cdad_graph *g;
     const cdad_node *node = cdad_sampler_weight_node(c->sampler, p->name, &g);
     CDAD_FAIL_IF(!node, err, CDAD_INVALID, "the sampler's model has no weight %s", p->name);
     weight_tap *tap = &c->taps[c->n];
+    const cdad_shape *input = cdad_graph_shape(g, node->in[0]);
     *tap = (weight_tap){.param = param, .d = p->count / p->shape.dim[0], .twin = find_twin(c, g, node)};
-    if (p->shape.ndim == 4)
-        tap->unfold = cdad_conv2d_unfold(node->attr, cdad_graph_shape(g, node->in[0]), &p->shape,
-                                              cdad_graph_shape(g, node->out[0]));
-    if (tap->twin >= 0) {
-        tap->stream = c->taps[tap->twin].stream;
-        c->n++;
-        return CDAD_OK;
+    int64_t rows = cdad_shape_count(input) / tap->d;
+    if (p->shape.ndim == 4) {
+        tap->unfold = cdad_conv2d_unfold(node->attr, input, &p->shape, cdad_graph_shape(g, node->out[0]));
+        rows = tap->unfold.N * tap->unfold.P * tap->unfold.Q;
     }
-    CDAD_TRY(cdad_stream_new(&tap->stream, tap->d, method, gamma, err));
+    if (tap->twin >= 0) {
+        tap->plan = c->taps[tap->twin].plan;
+        tap->plan.bytes = 0;
+    } else {
+        cdad_stream_hints hints = {0};
+        CDAD_TRY(cdad_size_mul(rows, how->runs, &hints.columns, err));
+        CDAD_TRY(cdad_stream_plan_make(&tap->plan, tap->d, how->method, how->gamma, &hints, err));
+    }
     c->n++;
-    return cdad_sampler_tap(c->sampler, p->name, take_features, tap, err);
+    return CDAD_OK;
+}
+
+/* Makes the plans fit together; weights that share a stream share its plan. */
+static cdad_status fit_plans(cdad_collector *c, int64_t memory, cdad_error *err) {
+    cdad_stream_plan *plans;
+    int64_t n = 0;
+    CDAD_TRY(cdad_alloc((void **)&plans, c->n * (int64_t)sizeof *plans, err));
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->taps[i].twin < 0)
+            plans[n++] = c->taps[i].plan;
+    cdad_stream_plans_fit(plans, n, memory);
+    n = 0;
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->taps[i].twin < 0) {
+            c->taps[i].plan = plans[n++];
+        } else {
+            c->taps[i].plan = c->taps[c->taps[i].twin].plan;
+            c->taps[i].plan.bytes = 0;
+        }
+    cdad_free(plans);
+    return CDAD_OK;
 }
 
 cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, const cdad_params *params,
-                               cdad_stream_method method, double gamma, cdad_error *err) {
+                               const cdad_collecting *how, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_collector *c = NULL;
     *out = NULL;
+    CDAD_FAIL_IF(how->runs < 0 || how->memory < 0, err, CDAD_INVALID,
+                 "collector: %" PRId64 " runs, %" PRId64 " bytes: neither may be negative", how->runs, how->memory);
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&c, sizeof *c, err));
     c->sampler = sampler;
     c->params = params;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&c->taps, params->n * (int64_t)sizeof *c->taps, err));
     for (int64_t i = 0; i < params->n; i++)
         if (params->items[i].shape.ndim >= 2)
-            CDAD_TRY_DONE(add_tap(c, i, method, gamma, err));
+            CDAD_TRY_DONE(plan_tap(c, i, how, err));
+    if (how->memory > 0)
+        CDAD_TRY_DONE(fit_plans(c, how->memory, err));
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->taps[i].twin < 0)
+            CDAD_TRY_DONE(
+                cdad_sampler_tap(sampler, params->items[c->taps[i].param].name, take_features, &c->taps[i], err));
     *out = c;
     c = NULL;
 done:
     cdad_collector_free(c);
     return status;
+}
+
+const cdad_stream_plan *cdad_collector_plan(const cdad_collector *c, int64_t param) {
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->taps[i].param == param)
+            return &c->taps[i].plan;
+    return NULL;
 }
 
 typedef struct solve_job {
@@ -113,7 +160,8 @@ typedef struct solve_job {
 } solve_job;
 
 /* Cuts the newest directions, which stand by falling energy, off a basis of more than `most`. */
-static cdad_status cap(const solve_job *job, const weight_tap *tap, cdad_weight_basis *b, int64_t most, cdad_error *err) {
+static cdad_status cap(const solve_job *job, const cdad_stream *stream, cdad_weight_basis *b, int64_t most,
+                       cdad_error *err) {
     const double all = b->energy;
     float *U = NULL;
     if (b->k <= most)
@@ -124,7 +172,7 @@ static cdad_status cap(const solve_job *job, const weight_tap *tap, cdad_weight_
     cdad_free(b->U);
     b->U = U;
     b->k = most;
-    CDAD_TRY(cdad_stream_share(tap->stream, job->ctx, U, most, &b->energy, err));
+    CDAD_TRY(cdad_stream_share(stream, job->ctx, U, most, &b->energy, err));
     b->capped = all > b->energy ? all - b->energy : 0;
     return CDAD_OK;
 }
@@ -140,18 +188,22 @@ static void solve(void *arg, int64_t task, int worker) {
     const int64_t most = share < 1 ? 1 : share;
     cdad_error *err = &job->errors[i];
     out->d = tap->d;
-    err->status = cdad_stream_basis(tap->stream, job->ctx, old->U, k_old, &out->U, &out->k, &out->energy, err);
+    const cdad_stream *stream = tap->twin >= 0 ? job->c->taps[tap->twin].stream : tap->stream;
+    err->status = cdad_stream_basis(stream, job->ctx, old->U, k_old, &out->U, &out->k, &out->energy, err);
     if (err->status == CDAD_OK)
-        err->status = cap(job, tap, out, most > k_old ? most : k_old, err);
+        err->status = cap(job, stream, out, most > k_old ? most : k_old, err);
 }
 
-cdad_status cdad_collector_bases(const cdad_collector *c, const cdad_context *ctx, const cdad_weight_basis *old,
+cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, const cdad_weight_basis *old,
                                  double max_share, cdad_weight_basis *out, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_error *errors = NULL;
     int64_t *order = NULL;
     memset(out, 0, (size_t)c->params->n * sizeof *out);
     CDAD_FAIL_IF(!(max_share > 0 && max_share <= 1), err, CDAD_INVALID, "a basis is capped at a share of 0 < share <= 1");
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->taps[i].twin < 0)
+            CDAD_TRY_DONE(open_stream(&c->taps[i], err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&errors, c->n * (int64_t)sizeof *errors, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&order, c->n * (int64_t)sizeof *order, err));
     for (int64_t i = 0; i < c->n; i++) { /* insertion sort: a few hundred weights */

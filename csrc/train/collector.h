@@ -9,12 +9,23 @@
 
 typedef struct cdad_collector cdad_collector;
 
-/* Taps every conv and linear weight of `params` (those with two or more dimensions) in `sampler`, which must
- * outlive the collector; what the sampler runs is collected from now on. Weights that read the same features
- * (q and k) share one stream. */
+typedef struct cdad_collecting {
+    cdad_stream_method method;
+    double gamma;
+    int64_t runs;   /* of the model that are about to come, at most; 0: unknown */
+    int64_t memory; /* bytes that all streams together may hold where CDAD_STREAM_AUTO chooses; 0: any */
+} cdad_collecting;
+
+/* Taps every conv and linear weight of `params` (those with two or more dimensions) in `sampler`, which must outlive
+ * the collector; what the sampler runs is collected from now on. Memory is taken when features come. Weights that
+ * read the same features (q and k) share one stream. */
 CDAD_MUST_USE cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, const cdad_params *params,
-                                             cdad_stream_method method, double gamma, cdad_error *err);
+                                             const cdad_collecting *how, cdad_error *err);
 void cdad_collector_free(cdad_collector *c); /* NULL is allowed; removes the taps */
+
+/* How a parameter's features are accumulated; bytes are 0 where an earlier parameter's stream is shared. NULL: it has
+ * none. */
+const cdad_stream_plan *cdad_collector_plan(const cdad_collector *c, int64_t param);
 
 /* The basis of one parameter's features, U [d,k] row-major. */
 typedef struct cdad_weight_basis {
@@ -27,7 +38,7 @@ typedef struct cdad_weight_basis {
 /* old [params->n]: the bases of the earlier tasks (U NULL: none); out [params->n]: the joint bases (Eq. 6),
  * solved side by side on the pool. No basis grows beyond max_share of its width, in (0, 1], and at least one direction:
  * of the new ones those with the most energy stay; the old all do. */
-CDAD_MUST_USE cdad_status cdad_collector_bases(const cdad_collector *c, const cdad_context *ctx,
+CDAD_MUST_USE cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx,
                                                const cdad_weight_basis *old, double max_share,
                                                cdad_weight_basis *out, cdad_error *err);
 

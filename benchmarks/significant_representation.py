@@ -1,0 +1,254 @@
+"""Significant representations: the core's streams beside the paper's Algorithm 1 in PyTorch, on the same features.
+
+    python benchmarks/significant_representation.py [--only NAME ...] [--quick] [--rounds N] [--threads N] [--json FILE]
+
+Features are synthetic: normal, the spread of direction i falling as 1/i, turned by signs and a cosine transform; they
+come in 10 blocks. The core takes `Stream(d, method="auto")`; Algorithm 1 is `torch.linalg.svd` of [U, block] for each
+block at gamma = 0.999, with the published count of directions. Every measurement runs in a process of its own; the
+sides take turns, and medians over the rounds are shown. A ratio above 1 means that the core is better.
+``--quick`` measures once, and the narrowest layers only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.fft
+
+import cdad
+from cdad import _core
+from cdad.results import format_table
+
+SEED, GAMMA, BLOCKS = 0, 0.999, 10
+# width: feature vectors in all. The last three are a Stable-Diffusion U-Net's 3x3 convolutions of 320, 640, 1280 channels.
+SHAPES = {1280: 50000, 2880: 20000, 5760: 5000, 11520: 2560}
+
+
+def features(d: int, rows: int, block: int) -> np.ndarray:
+    """Float32 [rows,d]: block `block` of the task's features."""
+    x = _core.random_normal((rows, d), SEED, block) / np.arange(1, d + 1, dtype=np.float32)
+    return scipy.fft.dct(x, axis=1, norm="ortho") * np.where(_core.random_normal((d,), SEED, 1000) > 0, 1, -1).astype(np.float32)
+
+
+def algorithm_1(torch, blocks: list) -> Any:
+    """U [d,k] after all blocks [d,columns] (paper, Algorithm 1; the rank as the published code counts it)."""
+    basis = None
+    for block in blocks:
+        matrix = block if basis is None else torch.cat([basis, block], dim=1)
+        u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
+        share = torch.cumsum(s**2, 0) / torch.sum(s**2)
+        basis = u[:, : max(1, int((share < GAMMA).sum()))]
+    return basis
+
+
+# ---- what a worker measures -----------------------------------------------------------------------------------
+
+
+def basis_worker(d: int, side: str, check: bool) -> dict[str, Any]:
+    """Seconds for all blocks and the basis; the share of the energy that the basis keeps, where it is wanted."""
+    rows = SHAPES[d] // BLOCKS
+    blocks = [features(d, rows, i) for i in range(BLOCKS)]
+    found: dict[str, Any] = {}
+    if side == "cdad":
+        _core.Stream(d, "auto", columns=rows).add(blocks[0][:64])  # threads are there
+        began, busy = time.perf_counter(), time.process_time()
+        stream = _core.Stream(d, "auto", GAMMA, columns=SHAPES[d])
+        for block in blocks:
+            stream.add(block)
+        added = time.perf_counter()
+        U, said = stream.basis()
+        found |= {"method": stream.method, "adding": added - began, "said": said}
+    else:
+        import torch
+
+        tensors = [torch.from_numpy(np.ascontiguousarray(block.T)) for block in blocks]
+        torch.linalg.svd(tensors[0][:64, :64])
+        began, busy = time.perf_counter(), time.process_time()
+        U = algorithm_1(torch, tensors).numpy()
+    found |= {"seconds": time.perf_counter() - began, "busy": time.process_time() - busy, "rank": U.shape[1]}
+    if check:
+        gram = np.zeros((d, d))
+        for block in blocks:
+            wide = block.astype(np.float64)
+            gram += wide.T @ wide
+        values = np.linalg.eigvalsh(gram)[::-1]
+        total = values.sum()
+        U = np.linalg.qr(U.astype(np.float64))[0]
+        k = int(np.searchsorted(np.cumsum(values) / total, GAMMA)) + 1
+        found |= {"kept": float(np.sum(U * (gram @ U)) / total), "best": float(values[:k].sum() / total), "best_rank": k}
+    return found
+
+
+def memory_worker(blocks: int) -> dict[str, Any]:
+    """Peak memory over that many blocks: 512 features of width 1280 each, and 64 of two wide layers by other methods."""
+    streams = [_core.Stream(1280, "auto"), _core.Stream(5760, "incremental"), _core.Stream(23040, "sketch", rank=64)]
+    data = [[features(s.d, 512 if s.method == "exact" else 64, i) for i in range(3)] for s in streams]
+    for i in range(blocks):
+        for stream, three in zip(streams, data, strict=True):
+            stream.add(three[i % 3])
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def projection_worker(side: str) -> dict[str, Any]:
+    """Seconds of a training step of "small", plain or with every weight's update projected off d/4 directions."""
+    config = cdad.preset("small")
+    batch, n = config.training.batch_size, config.latent_size
+    params = _core.Params()
+    trainer = _core.Trainer(params, config.denoiser(), batch, config.optimizer(), SEED)
+    latent = _core.random_normal((batch, n, n, config.autoencoder.latent_channels), SEED, 0)
+    image = _core.random_normal((batch, config.image_size, config.image_size, 3), SEED, 1) * 0.2 + 0.5
+    rng, bases = np.random.default_rng(SEED), {}
+    for name, shape in params.shapes().items():
+        d = int(np.prod(shape[1:]))
+        if len(shape) > 1 and side != "plain":
+            if d not in bases:
+                bases[d] = np.linalg.qr(rng.standard_normal((d, max(1, d // 4)), np.float32))[0]
+            if side == "cdad":
+                trainer.protect(name, bases[d])
+    if side == "torch":
+        import torch
+
+        pairs = [(torch.randn(shape[0], int(np.prod(shape[1:]))), torch.from_numpy(bases[int(np.prod(shape[1:]))]))
+                 for shape in params.shapes().values() if len(shape) > 1]  # fmt: skip
+
+        def run() -> None:
+            for gradient, basis in pairs:
+                gradient -= gradient @ (basis @ basis.T)
+    else:
+
+        def run() -> None:
+            trainer.step(latent, image, image)
+
+    times = []
+    run()
+    for _ in range(7):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(times)}
+
+
+# ---- what is reported -----------------------------------------------------------------------------------------
+
+
+class Bench:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.command = shlex.join(["python", *sys.argv])
+
+    def spawn(self, *work: str) -> dict[str, Any]:
+        threads = str(self.arguments.threads)
+        command = [sys.executable, __file__, "--threads", threads, "--worker", *work]
+        here = str(Path(cdad.__file__).resolve().parents[1])  # the workers measure the package that this process has
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": here}
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def rounds(self, *works: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+        """What each work found in each round; the works take turns."""
+        found: list[list[dict[str, Any]]] = [[] for _ in works]
+        for i in range(1 if self.arguments.quick else self.arguments.rounds):
+            for work, runs in zip(works, found, strict=True):
+                runs.append(self.spawn(*work, *(["check"] if work[0] == "basis" and i == 0 and int(work[1]) < 6000 else [])))
+        return found
+
+    def record(self, name: str, value: float, unit: str, peer: str, peer_value: float, ratio: float | None = None) -> dict:
+        ratio = peer_value / value if ratio is None else ratio
+        return {"name": name, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio,
+                "command": self.command}  # fmt: skip
+
+    def basis(self, d: int) -> list[dict]:
+        ours, theirs = self.rounds(("basis", str(d), "cdad"), ("basis", str(d), "torch"))
+        seconds = [statistics.median(run["seconds"] for run in runs) for runs in (ours, theirs)]
+        name, peer = f"{d}x{SHAPES[d]}", "Algorithm 1, PyTorch"
+        busy = [statistics.median(run["busy"] for run in runs) for runs in (ours, theirs)]
+        print(f"{name}: {ours[0]['method']}, rank {ours[0]['rank']} (Algorithm 1: {theirs[0]['rank']}), "
+              f"{statistics.median(run['adding'] for run in ours):.3f} of {seconds[0]:.3f} s adding; "
+              f"processor time {busy[0]:.3f} s, Algorithm 1 {busy[1]:.3f} s", flush=True)  # fmt: skip
+        records = [self.record(f"basis_{name}", seconds[0], "s", peer, seconds[1])]
+        if "kept" in ours[0]:
+            a, b = ours[0], theirs[0]
+            print(f"  kept {a['kept']:.6f} (said {a['said']:.6f}), Algorithm 1 {b['kept']:.6f}, one decomposition in float64 "
+                  f"{a['best']:.6f} by rank {a['best_rank']}", flush=True)  # fmt: skip
+            errors = [max(abs(run["kept"] - run["best"]), 1e-9) for run in (a, b)]
+            records.append(self.record(f"basis_energy_error{'' if d == 1280 else f'_{name}'}", errors[0], "share", peer, errors[1]))
+        return records
+
+    def memory(self) -> list[dict]:
+        few, many = 10, 100 if self.arguments.quick else 1000
+        peaks = [self.spawn("memory", str(blocks))["peak"] / 2**20 for blocks in (few, many)]
+        stored = (many - few) * 512 * 1280 * 4 / 2**20  # what holding the narrow features alone would add
+        growth = max(peaks[1] - peaks[0], 0.0)
+        print(f"memory: {peaks[0]:.1f} MiB after {few} blocks, {peaks[1]:.1f} after {many}", flush=True)
+        return [self.record("basis_memory_growth", growth, "MiB", "features held", stored, stored / max(growth, 1.0))]
+
+    def projection(self) -> list[dict]:
+        runs = self.rounds(("projection", "plain"), ("projection", "cdad"), ("projection", "torch"))
+        plain, protected, peer = (statistics.median(run["seconds"] for run in side) for side in runs)
+        overhead = 100 * (protected / plain - 1)
+        print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * protected:.0f} ms; by U U^T in PyTorch {1e3 * peer:.0f} ms more", flush=True)
+        return [self.record("projection_overhead", overhead, "%", "U U^T formed, PyTorch", 100 * peer / plain,
+                            peer / max(protected - plain, 1e-3 * plain))]  # fmt: skip
+
+
+BENCHMARKS: dict[str, Callable[[Bench], list[dict]]] = {
+    **{f"basis_{d}x{rows}": lambda bench, d=d: bench.basis(d) for d, rows in SHAPES.items()},
+    "basis_memory_growth": Bench.memory,
+    "projection_overhead": Bench.projection,
+}
+SLOW = {f"basis_{d}x{rows}" for d, rows in SHAPES.items() if d > 3000}
+
+
+def worker(work: list[str], threads: int) -> dict[str, Any]:
+    _core.set_threads(threads)
+    if work[-1] == "torch" or "torch" in work:
+        import torch
+
+        torch.set_num_threads(threads)
+    if work[0] == "basis":
+        return basis_worker(int(work[1]), work[2], "check" in work)
+    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(work[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(worker(arguments.worker, arguments.threads)))
+        return 0
+    bench, records = Bench(arguments), []
+    for name in arguments.only or [n for n in BENCHMARKS if not (arguments.quick and n in SLOW)]:
+        found = BENCHMARKS[name](bench)
+        records += found
+        for r in found:
+            print(f"{r['name']}: {r['value']:.4g} {r['unit']}, {r['peer']} {r['peer_value']:.4g}, ratio {r['ratio']:.2f}", flush=True)
+        if arguments.json:  # after each: what an interrupted run has measured is not lost
+            Path(arguments.json).write_text(json.dumps(records, indent=1) + "\n")
+    columns = ["name", "value", "unit", "peer", "peer_value", "ratio"]
+    print("\n" + format_table(records, columns, digits=6))
+    info = _core.build_info()
+    print(f"{platform.machine()}, {arguments.threads} threads, {info['isa']}, Python {platform.python_version()}, NumPy {np.__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,354 @@
+/* Gram matrices, rotations and bases of factors. */
+#include "continual/factor.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/blas.h"
+#include "base/memory.h"
+#include "continual/basis.h"
+#include "continual/linalg.h"
+
+enum {
+    TILE = 256,       /* rows and columns of a tile of a Gram matrix */
+    DEPTH = 512,      /* elements that a tile sums at a time */
+    COLUMNS = 256,    /* columns that a task rotates */
+    TASKS_A_POLL = 2, /* of each worker: at the widest 6 GFLOP, tens of milliseconds */
+    CHUNK = 256       /* rows of a basis that are widened to double at a time */
+};
+
+static const double ORTHONORMAL_TOLERANCE = 1e-4;
+/* Energies that fall further than this leave their directions, found from their squares, less orthonormal than float32. */
+static const double STEEP = 1e-7;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static cdad_status alloc_doubles(double **out, int64_t rows, int64_t cols, cdad_error *err) {
+    int64_t count;
+    CDAD_TRY(cdad_size_mul(rows, cols, &count, err));
+    return cdad_alloc((void **)out, count * (int64_t)sizeof(double), err);
+}
+
+static int64_t workers(const cdad_context *ctx) { return ctx->pool ? cdad_pool_threads(ctx->pool) : 1; }
+
+static cdad_status check_stop(const cdad_context *ctx, cdad_error *err) {
+    CDAD_FAIL_IF(ctx->poll && ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "stopped while features were factored");
+    return CDAD_OK;
+}
+
+/* dst [rows,cols] = src, whose rows are ld apart. */
+static void widen(double *dst, const float *src, int64_t ld, int64_t rows, int64_t cols) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++)
+            dst[i * cols + j] = (double)src[i * ld + j];
+}
+
+/* ---- Gram matrices ---- */
+
+typedef struct {
+    const float *A;
+    int64_t n, d, first_task;
+    int by_rows;     /* A A^T, else A^T A */
+    double *M;       /* [side,side]; NULL: only how far M is from the identity is wanted */
+    double *scratch; /* 2*TILE*DEPTH a worker; without M a tile more */
+    double *off;     /* a task; without M */
+} gram_job;
+
+/* Task t counts the tiles of the upper half by block columns: (0,0), (0,1), (1,1), (0,2), ... */
+static void gram_task(void *arg, int64_t task, int worker) {
+    const gram_job *job = arg;
+    const int64_t side = job->by_rows ? job->n : job->d, inner = job->by_rows ? job->d : job->n, d = job->d;
+    const int64_t doubles = 2 * TILE * DEPTH + (job->M ? 0 : TILE * TILE);
+    int64_t bi = job->first_task + task, bj = 0;
+    while (bi > bj)
+        bi -= ++bj;
+    const int64_t height = min64(TILE, side - bi * TILE), width = min64(TILE, side - bj * TILE);
+    double *X = job->scratch + (int64_t)worker * doubles, *Y = bi == bj ? X : X + TILE * DEPTH;
+    const int64_t ld = job->M ? side : TILE;
+    double *C = job->M ? job->M + bi * TILE * side + bj * TILE : X + 2 * TILE * DEPTH;
+    for (int64_t at = 0; at < inner; at += DEPTH) {
+        const int64_t depth = min64(DEPTH, inner - at);
+        if (job->by_rows) { /* X [height,depth], Y [width,depth] */
+            widen(X, job->A + bi * TILE * d + at, d, height, depth);
+            if (bi != bj)
+                widen(Y, job->A + bj * TILE * d + at, d, width, depth);
+            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)height, (int)width, (int)depth, 1, X, (int)depth,
+                        Y, (int)depth, at > 0, C, (int)ld);
+        } else { /* X [depth,height], Y [depth,width] */
+            widen(X, job->A + at * d + bi * TILE, d, depth, height);
+            if (bi != bj)
+                widen(Y, job->A + at * d + bj * TILE, d, depth, width);
+            cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)height, (int)width, (int)depth, 1, X, (int)height,
+                        Y, (int)width, at > 0, C, (int)ld);
+        }
+    }
+    if (job->M)
+        return;
+    double off = 0;
+    for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < width; j++) {
+            const double x = fabs(C[i * ld + j] - (bi == bj && i == j));
+            off = x > off ? x : off;
+        }
+    job->off[job->first_task + task] = off;
+}
+
+static cdad_status gram_tiles(const cdad_context *ctx, gram_job *job, cdad_error *err) {
+    cdad_status status;
+    const int64_t side = job->by_rows ? job->n : job->d, blocks = (side + TILE - 1) / TILE;
+    const int64_t tasks = blocks * (blocks + 1) / 2, at_once = TASKS_A_POLL * workers(ctx);
+    CDAD_TRY_DONE(alloc_doubles(&job->scratch, workers(ctx), 2 * TILE * DEPTH + (job->M ? 0 : TILE * TILE), err));
+    for (job->first_task = 0; job->first_task < tasks; job->first_task += at_once) {
+        CDAD_TRY_DONE(check_stop(ctx, err));
+        cdad_pool_run(ctx->pool, min64(at_once, tasks - job->first_task), gram_task, job);
+    }
+done:
+    cdad_free(job->scratch);
+    return status;
+}
+
+cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double *M,
+                             cdad_error *err) {
+    gram_job job = {.A = A, .n = n, .d = d, .by_rows = n <= d, .M = M};
+    const int64_t side = min64(n, d);
+    CDAD_TRY(gram_tiles(ctx, &job, err));
+    for (int64_t i = 0; i < side; i++)
+        for (int64_t j = i + 1; j < side; j++)
+            M[j * side + i] = M[i * side + j];
+    return CDAD_OK;
+}
+
+/* U [d,k] must hold finite values and have orthonormal columns. */
+static cdad_status check_orthonormal(const cdad_context *ctx, const float *U, int64_t d, int64_t k, cdad_error *err) {
+    cdad_status status;
+    const int64_t blocks = (k + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
+    gram_job job = {.A = U, .n = d, .d = k};
+    double off = 0;
+    for (int64_t i = 0; i < d * k; i++)
+        CDAD_FAIL_IF(!isfinite(U[i]), err, CDAD_NOT_FINITE, "basis: row %" PRId64 ", column %" PRId64 " is %g", i / k,
+                     i % k, (double)U[i]);
+    CDAD_TRY_DONE(alloc_doubles(&job.off, tasks, 1, err));
+    CDAD_TRY_DONE(gram_tiles(ctx, &job, err));
+    for (int64_t i = 0; i < tasks; i++)
+        off = fmax(off, job.off[i]);
+    if (!(off <= ORTHONORMAL_TOLERANCE))
+        status = cdad_fail(err, CDAD_INVALID, "basis: columns are not orthonormal (off by %.2g, limit %.2g)", off,
+                           ORTHONORMAL_TOLERANCE);
+done:
+    cdad_free(job.off);
+    return status;
+}
+
+/* ---- rotation ---- */
+
+typedef struct {
+    float *A;
+    int64_t n, d, k, first_task;
+    const double *W;
+    double *scratch; /* (n + k)*COLUMNS a worker */
+} rotate_job;
+
+static void rotate_task(void *arg, int64_t task, int worker) {
+    const rotate_job *job = arg;
+    const int64_t first = (job->first_task + task) * COLUMNS, width = min64(COLUMNS, job->d - first);
+    double *X = job->scratch + (int64_t)worker * (job->n + job->k) * COLUMNS, *Y = X + job->n * COLUMNS;
+    widen(X, job->A + first, job->d, job->n, width);
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)job->k, (int)width, (int)job->n, 1, job->W,
+                (int)job->n, X, (int)width, 0, Y, (int)width);
+    for (int64_t i = 0; i < job->k; i++)
+        for (int64_t j = 0; j < width; j++)
+            job->A[i * job->d + first + j] = (float)Y[i * width + j];
+}
+
+cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W, int64_t k,
+                               int *begun, cdad_error *err) {
+    cdad_status status;
+    const int64_t tasks = (d + COLUMNS - 1) / COLUMNS, at_once = TASKS_A_POLL * workers(ctx);
+    rotate_job job = {.A = A, .n = n, .d = d, .k = k, .W = W};
+    *begun = 0;
+    CDAD_TRY_DONE(alloc_doubles(&job.scratch, workers(ctx), (n + k) * COLUMNS, err));
+    for (job.first_task = 0; job.first_task < tasks; job.first_task += at_once) {
+        CDAD_TRY_DONE(check_stop(ctx, err));
+        *begun = 1;
+        cdad_pool_run(ctx->pool, min64(at_once, tasks - job.first_task), rotate_task, &job);
+    }
+done:
+    cdad_free(job.scratch);
+    return status;
+}
+
+/* ---- bases ---- */
+
+/* R [n,d] -= (R U) U^T, and so its rows' parts in the span of U [d,k] are gone but for float32's rounding of what is
+ * left. Twice: U is orthonormal to float32's rounding only, and what that leaves is squared. */
+static cdad_status take_off(float *R, int64_t n, int64_t d, const float *U, int64_t k, cdad_error *err) {
+    cdad_status status;
+    double *coefficients = NULL, *rows = NULL, *part = NULL;
+    CDAD_TRY_DONE(alloc_doubles(&coefficients, n, k, err));
+    CDAD_TRY_DONE(alloc_doubles(&rows, CHUNK, k, err));
+    CDAD_TRY_DONE(alloc_doubles(&part, n, CHUNK, err));
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t at = 0; at < d; at += CHUNK) {
+            const int64_t width = min64(CHUNK, d - at);
+            widen(rows, U + at * k, k, width, k);
+            widen(part, R + at, d, n, width);
+            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)n, (int)k, (int)width, 1, part, (int)width, rows,
+                        (int)k, at > 0, coefficients, (int)k);
+        }
+        for (int64_t at = 0; at < d; at += CHUNK) {
+            const int64_t width = min64(CHUNK, d - at);
+            widen(rows, U + at * k, k, width, k);
+            widen(part, R + at, d, n, width);
+            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)n, (int)width, (int)k, -1, coefficients, (int)k,
+                        rows, (int)k, 1, part, (int)width);
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t j = 0; j < width; j++)
+                    R[i * d + at + j] = (float)part[i * width + j];
+        }
+    }
+done:
+    cdad_free(coefficients);
+    cdad_free(rows);
+    cdad_free(part);
+    return status;
+}
+
+/* The same of the columns of V [d,m], column major, in double. */
+static cdad_status take_off_columns(double *V, int64_t m, const float *U, int64_t d, int64_t k, cdad_error *err) {
+    cdad_status status;
+    double *coefficients = NULL, *rows = NULL;
+    CDAD_TRY_DONE(alloc_doubles(&coefficients, k, m, err)); /* column major */
+    CDAD_TRY_DONE(alloc_doubles(&rows, CHUNK, k, err));     /* row major: column major its transpose [k,CHUNK] */
+    for (int pass = 0; pass < 2; pass++)
+        for (int back = 0; back < 2; back++)
+            for (int64_t at = 0; at < d; at += CHUNK) {
+                const int64_t width = min64(CHUNK, d - at);
+                widen(rows, U + at * k, k, width, k);
+                if (!back)
+                    cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, (int)k, (int)m, (int)width, 1, rows, (int)k,
+                                V + at, (int)d, at > 0, coefficients, (int)k);
+                else
+                    cblas_dgemm(CblasColMajor, CblasTrans, CblasNoTrans, (int)width, (int)m, (int)k, -1, rows, (int)k,
+                                coefficients, (int)k, 1, V + at, (int)d);
+            }
+done:
+    cdad_free(coefficients);
+    cdad_free(rows);
+    return status;
+}
+
+/* The first m columns of V [d,m], column major, nearly orthonormal, become so to double's rounding. */
+static cdad_status orthonormalise(double *V, int64_t d, int64_t m, double *room, cdad_error *err) {
+    cdad_status status;
+    double *tau = NULL;
+    CDAD_TRY_DONE(alloc_doubles(&tau, m, 1, err));
+    memcpy(room, V, (size_t)(d * m) * sizeof *V);
+    CDAD_TRY_DONE(cdad_qr(room, d, m, tau, err));
+    memset(V, 0, (size_t)(d * m) * sizeof *V);
+    for (int64_t j = 0; j < m; j++) /* R is the identity but for roundings and signs: Q's columns keep V's directions */
+        V[j + j * d] = copysign(1, room[j + j * d]);
+    CDAD_TRY_DONE(cdad_qr_apply('L', 'N', room, m, tau, V, d, m, err));
+done:
+    cdad_free(tau);
+    return status;
+}
+
+static double sum_squares(const float *x, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
+/* The n x n way, n <= d. */
+static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double total,
+                                 double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
+                                 double *energy, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    float *R = NULL; /* A's residual outside of U_old */
+    double *M = NULL, *V = NULL, *W = NULL, *part = NULL, kept = 0;
+    int64_t added = 0, count;
+    cdad_eigen eigen = {0};
+    if (k_old > 0) {
+        CDAD_TRY_DONE(check_orthonormal(ctx, U_old, d, k_old, err));
+        CDAD_TRY_DONE(cdad_size_mul(n, d, &count, err));
+        CDAD_TRY_DONE(cdad_alloc((void **)&R, count * (int64_t)sizeof *R, err));
+        memcpy(R, A, (size_t)count * sizeof *R);
+        CDAD_TRY_DONE(take_off(R, n, d, U_old, k_old, err));
+        kept = fmax(sum_squares(A, n * d) - sum_squares(R, n * d), 0);
+        A = R;
+    }
+    if (n > 0 && k_old < d && total > 0 && kept < gamma * total) {
+        int64_t above = 0;
+        CDAD_TRY_DONE(alloc_doubles(&M, n, n, err));
+        CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, M, err));
+        CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, n, err));
+        while (above < min64(n, d - k_old) && eigen.values[above] > CDAD_FACTOR_NOISE * total)
+            above++;
+        added = cdad_energy_rank(eigen.values, above, kept, total, gamma, CDAD_RANK_REACH);
+        added = min64(added, most);
+        for (int64_t j = 0; j < added; j++)
+            kept += eigen.values[j];
+    }
+    if (added > 0) {
+        CDAD_TRY_DONE(alloc_doubles(&W, n, added, err));
+        CDAD_TRY_DONE(alloc_doubles(&V, d, 2 * added, err)); /* and room for its QR */
+        CDAD_TRY_DONE(alloc_doubles(&part, n, CHUNK, err));
+        CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, added, W, err));
+        for (int64_t j = 0; j < added; j++)
+            for (int64_t i = 0; i < n; i++)
+                W[i + j * n] /= sqrt(eigen.values[j]);
+        for (int64_t at = 0; at < d; at += CHUNK) { /* V = A^T W S^-1 */
+            const int64_t width = min64(CHUNK, d - at);
+            widen(part, A + at, d, n, width);
+            cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, (int)width, (int)added, (int)n, 1, part, (int)width,
+                        W, (int)n, 0, V + at, (int)d);
+        }
+        if (k_old > 0)
+            CDAD_TRY_DONE(take_off_columns(V, added, U_old, d, k_old, err));
+        if (eigen.values[added - 1] < STEEP * eigen.values[0])
+            CDAD_TRY_DONE(orthonormalise(V, d, added, V + d * added, err));
+    }
+    *k = k_old + added;
+    *energy = total > 0 ? fmin(kept / total, 1) : 1;
+    CDAD_TRY_DONE(cdad_size_mul(d, *k, &count, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)U, count * (int64_t)sizeof **U, err));
+    for (int64_t i = 0; i < d; i++) {
+        float *row = *U + i * *k;
+        if (k_old > 0)
+            memcpy(row, U_old + i * k_old, (size_t)k_old * sizeof *row);
+        for (int64_t j = 0; j < added; j++)
+            row[k_old + j] = (float)V[i + j * d];
+    }
+done:
+    cdad_eigen_reset(&eigen);
+    cdad_free(part);
+    cdad_free(V);
+    cdad_free(W);
+    cdad_free(M);
+    cdad_free(R);
+    return status;
+}
+
+cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double lost,
+                              double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
+                              double *energy, cdad_error *err) {
+    cdad_context alone = *ctx; /* others solve on the pool */
+    cdad_status status;
+    double *G = NULL;
+    const double total = sum_squares(A, n * d) + lost;
+    alone.pool = NULL;
+    alone.poll = NULL;
+    *U = NULL;
+    CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
+                 "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
+    if (n <= d)
+        return basis_by_rows(&alone, A, n, d, total, gamma, U_old, k_old, most, U, k, energy, err);
+    CDAD_TRY_DONE(alloc_doubles(&G, d, d, err));
+    CDAD_TRY_DONE(cdad_factor_gram(&alone, A, n, d, G, err));
+    CDAD_TRY_DONE(cdad_basis_extend(G, d, total, CDAD_FACTOR_NOISE, gamma, U_old, k_old, most, U, k, energy, err));
+done:
+    cdad_free(G);
+    return status;
+}

@@ -1,0 +1,31 @@
+/* Features of low rank as a factor: rows of floats A [n,d] that stand for the Gram matrix A^T A.
+ *
+ * Gram matrices of the factor's smaller side are summed in double from products in double, so singular values down
+ * to 1e-8 of the largest survive: as far as float32 features hold them. (Demmel, Veselic, "Jacobi's method is more
+ * accurate than QR", SIAM J. Matrix Anal. 1992, for why rounding the rows of S U^T to float32 keeps small ones.) */
+#ifndef CDAD_CONTINUAL_FACTOR_H
+#define CDAD_CONTINUAL_FACTOR_H
+
+#include "kernels/kernels.h"
+
+/* The energy below which a direction is float32's rounding of the others, of the total. */
+#define CDAD_FACTOR_NOISE 0x1p-46 /* FLT_EPSILON^2 */
+
+/* M [least,least], least = min(n,d): A A^T when n <= d, else A^T A. Work is cut by shape and polls for a stop. */
+CDAD_MUST_USE cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double *M,
+                                           cdad_error *err);
+
+/* A[0..k) = W^T A in place, W [n,k] column major, k <= n <= d. CDAD_NO_MEMORY leaves A as it was, CDAD_CANCELLED may
+ * not: *begun says whether A has changed. */
+CDAD_MUST_USE cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W,
+                                             int64_t k, int *begun, cdad_error *err);
+
+/* Eq. 6 (see cdad_basis_extend) of G = A^T A, in the calling thread. Shares are taken of |A|^2 + lost: not of an
+ * energy summed before A was rounded to float32, which is off by more than the small directions have. Of n < d rows
+ * no [d,d] matrix is made: the residual's directions come from its n x n Gram matrix. Directions below
+ * CDAD_FACTOR_NOISE are not added. */
+CDAD_MUST_USE cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n, int64_t d,
+                                            double lost, double gamma, const float *U_old, int64_t k_old,
+                                            int64_t most, float **U, int64_t *k, double *energy, cdad_error *err);
+
+#endif

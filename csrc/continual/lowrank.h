@@ -1,0 +1,57 @@
+/* A weighted basis S U^T (k directions of width d) of all features so far: what incremental streaming and a sketch
+ * keep.
+ *
+ * Features are appended to the k rows; when as many wait as there are directions, and at least 256, the rows [S U^T;
+ * X] are factored on their smaller side (Brand, "Incremental singular value decomposition of uncertain data with
+ * missing values", ECCV 2002; Ross et al., IJCV 2008, without the mean), and cdad_sketch_cut says what stays. So the
+ * result does not depend on how features are cut into blocks, bit by bit. `total`, the energy of all features, is
+ * summed exactly; `loss` is what cuts took: G - A^T A is positive semi-definite, its trace is loss.energy and its
+ * norm at most loss.spectral, to float32's rounding of the rows.
+ *
+ * Incremental: limit = d, and a share of (1 - gamma)/16 of the energy may go, so that a basis can still reach gamma
+ * with hardly a direction too many. Sketch: at most `limit` directions, see sketch.h. */
+#ifndef CDAD_CONTINUAL_LOWRANK_H
+#define CDAD_CONTINUAL_LOWRANK_H
+
+#include "continual/sketch.h"
+#include "kernels/kernels.h"
+
+typedef struct cdad_lowrank {
+    int64_t d, limit;
+    double share; /* of the energy that cuts may take to save directions */
+    int64_t k;    /* directions: the first rows of A, orthogonal, their squared lengths are energies */
+    int64_t n;    /* rows: features from k on, as they came */
+    int64_t capacity;
+    float *A; /* [capacity,d] */
+    double total;
+    cdad_sketch_loss loss;
+    int torn; /* a failure left part of a block in, or half of the rows rotated */
+} cdad_lowrank;
+
+void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, double share);
+void cdad_lowrank_reset(cdad_lowrank *v);
+
+/* That at most `limit` directions and the features that wait take, if `columns` features come (0: any number). */
+int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t columns);
+
+/* X [rows,d], already checked. Polls for a stop. A failure leaves `v` as it was or, once a block has been factored,
+ * torn. */
+CDAD_MUST_USE cdad_status cdad_lowrank_add(cdad_lowrank *v, const cdad_context *ctx, cdad_mat X, int64_t rows,
+                                           cdad_error *err);
+
+/* v also stands for what w, of the same width, stands for: w's rows are added, its energies and losses too. */
+CDAD_MUST_USE cdad_status cdad_lowrank_merge(cdad_lowrank *v, const cdad_context *ctx, const cdad_lowrank *w,
+                                             cdad_error *err);
+
+/* *energy: the share of the energy, stored and cut, that the rows have in the span of U [d,k], orthonormal; 1 where there
+ * is none. */
+CDAD_MUST_USE cdad_status cdad_lowrank_share(const cdad_lowrank *v, const float *U, int64_t k, double *energy,
+                                             cdad_error *err);
+
+/* Content as doubles, exact to the bit: k, n, total, both losses, then the rows. */
+int64_t cdad_lowrank_packed(const cdad_lowrank *v);
+void cdad_lowrank_pack(const cdad_lowrank *v, double *packed);
+/* CDAD_INVALID: `n` doubles that hold no such content; `v` is then as it was. */
+CDAD_MUST_USE cdad_status cdad_lowrank_unpack(cdad_lowrank *v, const double *packed, int64_t n, cdad_error *err);
+
+#endif

@@ -1,0 +1,111 @@
+/* What the tests of streams share: features, states, and what a basis must be. */
+#ifndef CDAD_TESTS_STREAM_CHECK_H
+#define CDAD_TESTS_STREAM_CHECK_H
+
+#include <math.h>
+
+#include "base/philox.h"
+#include "continual/stream.h"
+#include "check.h"
+
+static inline float *normal(int64_t n, uint64_t stream) {
+    float *x = floats(n);
+    cdad_random_normal(x, n, 7, stream, 0);
+    return x;
+}
+
+/* X [rows,d] of rank `rank`, the spread of its directions falling by `decay` from each to the next. */
+static inline float *low_rank(int64_t rows, int64_t d, int64_t rank, float decay, uint64_t stream) {
+    float *X = floats(rows * d), *left = normal(rows * rank, stream),
+          *right = normal(rank * d, stream + 1000);
+    for (int64_t i = 0; i < rows; i++) {
+        float scale = 1;
+        for (int64_t r = 0; r < rank; r++, scale *= decay)
+            for (int64_t j = 0; j < d; j++)
+                X[i * d + j] += scale * left[i * rank + r] * right[r * d + j];
+    }
+    cdad_free(left);
+    cdad_free(right);
+    return X;
+}
+
+static inline cdad_mat dense(const float *X, int64_t d) { return (cdad_mat){.data = X, .rs = d, .cs = 1}; }
+
+static inline cdad_stream *new_stream(int64_t d, cdad_stream_method method, double gamma) {
+    cdad_stream *s;
+    CHECK_OK(cdad_stream_new(&s, d, method, gamma, err));
+    return s;
+}
+
+static inline double *state_of(const cdad_stream *s, int64_t *n) {
+    void *state;
+    CHECK_OK(cdad_stream_state_size(s, n, err));
+    CHECK_OK(cdad_alloc(&state, *n * (int64_t)sizeof(double), err));
+    cdad_stream_state_get(s, state);
+    return state;
+}
+
+static inline int same_state(const cdad_stream *a, const cdad_stream *b, double tolerance) {
+    int64_t n, m;
+    double *x = state_of(a, &n), *y = state_of(b, &m), largest = 0, off = 0;
+    for (int64_t i = 1; i < n && n == m; i++) {
+        largest = fmax(largest, fabs(x[i]));
+        off = fmax(off, fabs(x[i] - y[i]));
+    }
+    const int same = n == m && x[0] == y[0] && off <= tolerance * largest;
+    cdad_free(x);
+    cdad_free(y);
+    return same;
+}
+
+/* max |U^T U - I| over U [d,k] */
+static inline double orthonormality(const float *U, int64_t d, int64_t k) {
+    double off = 0;
+    for (int64_t a = 0; a < k; a++)
+        for (int64_t b = a; b < k; b++) {
+            double dot = 0;
+            for (int64_t i = 0; i < d; i++)
+                dot += (double)U[i * k + a] * (double)U[i * k + b];
+            off = fmax(off, fabs(dot - (a == b)));
+        }
+    return off;
+}
+
+/* Share of X's energy inside the first `use` columns of U [d,k]. */
+static inline double energy_share(const float *X, int64_t rows, int64_t d, const float *U, int64_t k, int64_t use) {
+    double inside = 0, total = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t a = 0; a < use; a++) {
+            double dot = 0;
+            for (int64_t j = 0; j < d; j++)
+                dot += (double)X[i * d + j] * (double)U[j * k + a];
+            inside += dot * dot;
+        }
+        for (int64_t j = 0; j < d; j++)
+            total += (double)X[i * d + j] * (double)X[i * d + j];
+    }
+    return inside / total;
+}
+
+static int stop_at_poll; /* the poll that says stop */
+
+static inline int count_down(void *arg) {
+    (void)arg;
+    return --stop_at_poll == 0;
+}
+
+/* Runs `call` with its first allocation failing, then its second, ... until it needs no more. */
+#define EACH_ALLOCATION_FAILS(call, after_failure)                              \
+    do {                                                                        \
+        cdad_status s_ = CDAD_NO_MEMORY;                                        \
+        for (int64_t i_ = 1; s_ == CDAD_NO_MEMORY && i_ < 99; i_++) {           \
+            cdad_alloc_fail_after(i_);                                          \
+            s_ = (call);                                                        \
+            cdad_alloc_fail_after(0);                                           \
+            if (s_ == CDAD_NO_MEMORY)                                           \
+                CHECK(after_failure, "allocation %" PRId64 " left traces", i_); \
+        }                                                                       \
+        CHECK(s_ == CDAD_OK, "status %d", s_);                                  \
+    } while (0)
+
+#endif

@@ -1,0 +1,545 @@
+/* Incremental streams, sketches and their plans: against Gram matrices and spectra in double, and by their bounds. */
+#include "base/blas.h"
+#include "continual/linalg.h"
+#include "continual/lowrank.h"
+#include "continual/sketch.h"
+#include "stream_check.h"
+
+int cdad_test_streams(void);
+
+static cdad_stream *new_sketch(int64_t d, double gamma, int64_t rank) {
+    const cdad_stream_hints hints = {.rank = rank};
+    cdad_stream_plan plan;
+    cdad_stream *s;
+    CHECK_OK(cdad_stream_plan_make(&plan, d, CDAD_STREAM_SKETCH, gamma, &hints, err));
+    CHECK_OK(cdad_stream_open(&s, &plan, err));
+    return s;
+}
+
+/* A stream of either kind: rank 0 is incremental. */
+static cdad_stream *new_kind(int64_t d, double gamma, int64_t rank) {
+    return rank > 0 ? new_sketch(d, gamma, rank) : new_stream(d, CDAD_STREAM_INCREMENTAL, gamma);
+}
+
+/* X^T X in double. */
+static double *gram_of(const float *X, int64_t rows, int64_t d) {
+    double *G = doubles(d * d), *wide = doubles(rows * d);
+    for (int64_t i = 0; i < rows * d; i++)
+        wide[i] = (double)X[i];
+    cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, (int)d, (int)d, (int)rows, 1, wide, (int)d, wide, (int)d, 0, G,
+                (int)d);
+    cdad_free(wide);
+    return G;
+}
+
+/* Share of X's energy inside U [d,k]. */
+static double share_kept(const float *X, int64_t rows, int64_t d, const float *U, int64_t k) {
+    double *wide = doubles(rows * d + d * k), *basis = wide + rows * d, *inside = doubles(rows * k), total = 0, kept = 0;
+    for (int64_t i = 0; i < rows * d; i++) {
+        wide[i] = (double)X[i];
+        total += wide[i] * wide[i];
+    }
+    for (int64_t i = 0; i < d * k; i++)
+        basis[i] = (double)U[i];
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)k, (int)d, 1, wide, (int)d, basis, (int)k, 0,
+                inside, (int)k);
+    for (int64_t i = 0; i < rows * k; i++)
+        kept += inside[i] * inside[i];
+    cdad_free(wide);
+    cdad_free(inside);
+    return kept / total;
+}
+
+/* The eigenvalues of G [d,d], descending; G becomes the eigenvectors, a column each. */
+static double *decompose(double *G, int64_t d) {
+    cdad_eigen eigen;
+    double *V = doubles(d * d), *values = doubles(d);
+    CHECK_OK(cdad_eigen_init(&eigen, G, d, err));
+    CHECK_OK(cdad_eigen_vectors(&eigen, d, V, err));
+    memcpy(values, eigen.values, (size_t)d * sizeof *values);
+    memcpy(G, V, (size_t)(d * d) * sizeof *V);
+    cdad_eigen_reset(&eigen);
+    cdad_free(V);
+    return values;
+}
+
+static void test_cut(void) {
+    static const struct {
+        double allowed, noise;
+        int64_t limit, k;
+        double left[6], energy, spectral;
+    } cases[] = {
+        {0, 0, 6, 5, {100, 50, 9, 4, 1}, 0, 0},        /* the zero goes */
+        {1, 0, 6, 4, {100, 50, 9, 4}, 1, 1},           /* what is allowed goes */
+        {4.9, 0, 6, 4, {100, 50, 9, 4}, 1, 1},         /* 1 + 4 would be too much */
+        {5, 0, 6, 3, {100, 50, 9}, 5, 4},              /* but no longer is */
+        {0, 9, 6, 2, {100, 50}, 14, 9},                /* noise goes whatever is allowed */
+        {0, 0, 3, 3, {100, 50, 5}, 4 + 1 + 4, 4},      /* three stay, of which the last one loses what the fourth had */
+        {0, 0, 1, 1, {50}, 50 + 50 + 9 + 4 + 1, 50},   /* one stays and loses */
+        {200, 0, 6, 0, {0}, 164, 100},                 /* all may go */
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        double energies[6] = {100, 50, 9, 4, 1, 0};
+        cdad_sketch_loss loss;
+        const int64_t k = cdad_sketch_cut(energies, 6, cases[c].allowed, cases[c].noise, cases[c].limit, &loss);
+        CHECK(k == cases[c].k, "case %zu: %" PRId64 " stay", c, k);
+        CHECK(loss.energy == cases[c].energy && loss.spectral == cases[c].spectral, "case %zu: lost %g, %g", c,
+              loss.energy, loss.spectral);
+        for (int64_t i = 0; i < k; i++)
+            CHECK(energies[i] == cases[c].left[i], "case %zu: energy %" PRId64 " is %g", c, i, energies[i]);
+    }
+    double even[3] = {2, 2, 2}; /* as much as is taken: nothing is left of the last that stays */
+    cdad_sketch_loss loss;
+    CHECK(cdad_sketch_cut(even, 3, 0, 0, 2, &loss) == 1 && loss.energy == 4 && loss.spectral == 2, "lost %g", loss.energy);
+}
+
+static void test_plan(void) {
+    static const struct {
+        int64_t d;
+        double gamma;
+        int64_t columns, memory, rank;
+        cdad_stream_method method;
+        int64_t planned_rank;
+    } cases[] = {
+        {1280, 0.999, 0, 0, 0, CDAD_STREAM_EXACT, 1280},
+        {1280, 0.9999, 10, 0, 0, CDAD_STREAM_EXACT, 1280}, /* narrow: however few come */
+        {1280, 0.99999, 0, 0, 0, CDAD_STREAM_INCREMENTAL, 1280},
+        {1280, 1, 0, 0, 0, CDAD_STREAM_INCREMENTAL, 1280},
+        {4096, 0.999, 10, 0, 0, CDAD_STREAM_EXACT, 4096},
+        {5760, 0.999, 5760, 0, 0, CDAD_STREAM_INCREMENTAL, 5760},
+        {5760, 0.999, 5761, 0, 0, CDAD_STREAM_EXACT, 5760},
+        {6144, 0.999, 0, 0, 0, CDAD_STREAM_EXACT, 6144},
+        {6145, 0.999, 0, 0, 0, CDAD_STREAM_SKETCH, 768},
+        {11520, 0.999, 11520, 0, 0, CDAD_STREAM_INCREMENTAL, 11520},
+        {11520, 0.999, 11521, 0, 0, CDAD_STREAM_SKETCH, 1024},
+        {23040, 0.999, 0, 0, 0, CDAD_STREAM_SKETCH, 1024},
+        {23040, 0.999, 0, 100 << 20, 0, CDAD_STREAM_SKETCH, 568},
+        {23040, 0.999, 0, 100 << 20, 300, CDAD_STREAM_SKETCH, 300},
+    };
+    cdad_stream_plan plan;
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const cdad_stream_hints hints = {cases[c].columns, cases[c].memory, cases[c].rank};
+        CHECK_OK(cdad_stream_plan_make(&plan, cases[c].d, CDAD_STREAM_AUTO, cases[c].gamma, &hints, err));
+        CHECK(plan.method == cases[c].method && plan.rank == cases[c].planned_rank && plan.chosen,
+              "case %zu: method %d, rank %" PRId64, c, plan.method, plan.rank);
+        CHECK(cases[c].memory == 0 || plan.bytes <= cases[c].memory, "case %zu: %" PRId64 " bytes", c, plan.bytes);
+    }
+    CHECK_OK(cdad_stream_plan_make(&plan, 11520, CDAD_STREAM_EXACT, 0.999, NULL, err));
+    CHECK(plan.method == CDAD_STREAM_EXACT && !plan.chosen && plan.bytes >= 4ll * 11520 * 11520 &&
+              plan.bytes < 5ll * 11520 * 11520,
+          "%" PRId64 " bytes", plan.bytes);
+    CHECK_OK(cdad_stream_plan_make(&plan, 40, CDAD_STREAM_SKETCH, 0.999, NULL, err));
+    CHECK(plan.rank == 40, "a sketch of %" PRId64 " directions of width 40", plan.rank);
+    const cdad_stream_hints negative = {.columns = -1};
+    CHECK_FAILS(CDAD_INVALID, "-1 columns",
+                cdad_stream_plan_make(&plan, 40, CDAD_STREAM_AUTO, 0.9, &negative, err));
+    CHECK_FAILS(CDAD_INVALID, "method 5", cdad_stream_plan_make(&plan, 40, (cdad_stream_method)5, 0.9, NULL, err));
+
+    /* 36, 81 and 36 MB of exact streams; the last was not chosen and stays. */
+    cdad_stream_plan plans[3];
+    CHECK_OK(cdad_stream_plan_make(&plans[0], 3000, CDAD_STREAM_AUTO, 0.999, NULL, err));
+    CHECK_OK(cdad_stream_plan_make(&plans[1], 4500, CDAD_STREAM_AUTO, 0.999, NULL, err));
+    CHECK_OK(cdad_stream_plan_make(&plans[2], 3000, CDAD_STREAM_EXACT, 0.999, NULL, err));
+    const cdad_stream_hints come = {.columns = 4500};
+    cdad_stream_plan few;
+    CHECK_OK(cdad_stream_plan_make(&few, 4500, CDAD_STREAM_AUTO, 0.999, &come, err));
+    CHECK(few.method == CDAD_STREAM_INCREMENTAL, "method %d", few.method);
+    int64_t sum = few.bytes;
+    CHECK(cdad_stream_plans_fit(&few, 1, sum - 1) < sum && few.method == CDAD_STREAM_SKETCH,
+          "an incremental stream does not give way");
+    sum = plans[0].bytes + plans[1].bytes + plans[2].bytes;
+    CHECK(cdad_stream_plans_fit(plans, 3, sum) == sum && plans[1].method == CDAD_STREAM_EXACT, "what fits was changed");
+    sum = cdad_stream_plans_fit(plans, 3, sum - 1);
+    CHECK(plans[0].method == CDAD_STREAM_EXACT && plans[1].method == CDAD_STREAM_SKETCH && plans[1].rank == 562,
+          "the widest: rank %" PRId64, plans[1].rank);
+    CHECK(sum == plans[0].bytes + plans[1].bytes + plans[2].bytes, "%" PRId64 " bytes", sum);
+    sum = cdad_stream_plans_fit(plans, 3, 50 << 20);
+    CHECK(sum <= 50 << 20 && plans[0].method == CDAD_STREAM_SKETCH && plans[0].rank >= 64, "%" PRId64 " bytes", sum);
+    sum = cdad_stream_plans_fit(plans, 3, 1);
+    CHECK(sum > 1 && plans[0].rank >= 64 && plans[0].rank < 128 && plans[2].method == CDAD_STREAM_EXACT,
+          "%" PRId64 " bytes, rank %" PRId64, sum, plans[0].rank);
+}
+
+/* What is reported of a stream is true of X [rows,d], all that it has seen, and so is what sketch.h promises. */
+static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const float *X, int64_t rows, const char *what) {
+    const int64_t d = cdad_stream_width(s);
+    const cdad_stream_plan *plan = cdad_stream_planned(s);
+    const cdad_stream_energy e = cdad_stream_energies(s);
+    double *V = gram_of(X, rows, d), total = 0, left = 0, energy;
+    int64_t n, k;
+    float *U;
+    for (int64_t i = 0; i < d; i++)
+        total += V[i * d + i];
+    double *values = decompose(V, d), *state = state_of(s, &n), *B = state + 6;
+    const int64_t held = (n - 6) / d;
+    for (int64_t i = 0; i < held * d; i++)
+        left += B[i] * B[i];
+    CHECK(fabs(e.total - total) < 1e-12 * total, "%s: total energy %.15g, should be %.15g", what, e.total, total);
+    CHECK(fabs(e.total - left - e.lost) < 1e-6 * total, "%s: lost %g, measured %g", what, e.lost, e.total - left);
+    CHECK(held <= cdad_lowrank_bytes(d, plan->rank, 0) / (d * (int64_t)sizeof(float)), "%s: %" PRId64 " rows", what, held);
+    const double allowed = (1 - plan->gamma) / 16;
+    if (plan->method == CDAD_STREAM_INCREMENTAL)
+        CHECK(e.lost <= allowed * total * (1 + 1e-9) + 1e-11 * total, "%s: lost %g", what, e.lost / total);
+    for (int64_t j = 0; j < d; j += d > 200 ? 23 : 1) { /* |X v|^2 - |B v|^2 along the features' own directions */
+        double inside = 0;
+        for (int64_t i = 0; i < held; i++) {
+            double dot = 0;
+            for (int64_t l = 0; l < d; l++)
+                dot += B[i * d + l] * V[l + j * d];
+            inside += dot * dot;
+        }
+        const double gone = values[j] - inside;
+        CHECK(gone > -1e-6 * total && gone <= e.spectral + 1e-6 * total, "%s: direction %" PRId64 " lost %g of %g", what,
+              j, gone, e.spectral);
+    }
+    double tail = total;
+    const int64_t shrunk = (plan->rank + 4) / 5;
+    for (int64_t i = 0; i < shrunk; i++) {
+        CHECK(plan->rank == d || e.spectral <= (tail + (double)shrunk * allowed * total) / (double)(shrunk - i) + 1e-9 * total,
+              "%s: spectral loss %g at rank %" PRId64, what, e.spectral, i);
+        tail -= values[i];
+    }
+    CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+    const double share = share_kept(X, rows, d, U, k);
+    CHECK(orthonormality(U, d, k) <= 1e-6, "%s: %g", what, orthonormality(U, d, k));
+    CHECK(share >= energy - 1e-6 && share <= energy + e.lost / total + 1e-6, "%s: kept %g, said %g", what, share, energy);
+    CHECK(k <= plan->rank && (energy >= plan->gamma - 1e-9 || plan->method == CDAD_STREAM_SKETCH), "%s: kept %g", what,
+          energy);
+    if (plan->method == CDAD_STREAM_INCREMENTAL) { /* hardly more directions than a decomposition of everything needs */
+        double best = 0;
+        int64_t fewest = 0;
+        while (fewest < d && best < plan->gamma * total)
+            best += values[fewest++];
+        CHECK(k >= fewest && (double)k <= 1.05 * (double)fewest + 1, "%s: rank %" PRId64 ", %" PRId64 " would do", what, k,
+              fewest);
+    }
+    cdad_free(U);
+    cdad_free(state);
+    cdad_free(values);
+    cdad_free(V);
+}
+
+/* Narrow features (the d x d side is smaller), wide ones (the other), with and without a limit: the same bits however
+ * they are cut into blocks and whoever computes, and within the bounds. */
+static void test_blocks_and_bounds(const cdad_context *ctx, const cdad_context *serial, int bounds) {
+    static const struct {
+        int64_t d, rows, rank;
+        float decay;
+        double gamma;
+        int64_t limit; /* 0: incremental */
+    } cases[] = {
+        {60, 1500, 60, 0.93f, 0.99, 0},    {60, 1500, 60, 0.93f, 0.99, 20},  {500, 1000, 60, 0.93f, 0.999, 0},
+        {500, 1000, 300, 0.985f, 0.99, 0}, {500, 1000, 300, 0.985f, 0.99, 80}, {500, 1000, 300, 0.995f, 0.99, 25},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const int64_t d = cases[c].d, rows = cases[c].rows;
+        float *X = low_rank(rows, d, cases[c].rank, cases[c].decay, 100 + c);
+        cdad_stream *s = new_kind(d, cases[c].gamma, cases[c].limit), *t = new_kind(d, cases[c].gamma, cases[c].limit);
+        char what[32];
+        snprintf(what, sizeof what, "case %zu", c);
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X, d), rows, err));
+        for (int64_t i = 0; i < rows; i += 37)
+            CHECK_OK(cdad_stream_add(t, serial, dense(X + i * d, d), rows - i < 37 ? rows - i : 37, err));
+        CHECK(same_state(s, t, 0), "%s: blocks or threads change bits", what);
+        CHECK(cdad_stream_rows(t) == rows, "%s: %" PRId64 " rows", what, cdad_stream_rows(t));
+        if (bounds)
+            check_bounds(ctx, s, X, rows, what);
+        cdad_stream_free(s);
+        cdad_stream_free(t);
+        cdad_free(X);
+    }
+}
+
+/* Ten directions, each a fifth of the one before: energies down to 3e-13 of the first. */
+static void test_small_singular_values(const cdad_context *ctx) {
+    enum { ROWS = 900, RANK = 10 };
+    static const int64_t widths[] = {40, 500};
+    for (int w = 0; w < 2; w++) {
+        const int64_t d = widths[w];
+        float *X = floats(ROWS * d), *values, *U;
+        double energy, *G;
+        int64_t n, k;
+        float *left = normal(ROWS * RANK, 200), *right = normal(RANK * d, 201);
+        for (int64_t i = 0; i < ROWS; i++) /* one direction each d / RANK columns: exactly of rank 10, not to float32's rounding */
+            for (int64_t j = 0; j < d; j++) {
+                const int64_t r = j * RANK / d;
+                X[i * d + j] = left[i * RANK + r] * right[r * d + j] * powf(0.2f, (float)r);
+            }
+        G = gram_of(X, ROWS, d);
+        double *expected = decompose(G, d);
+        cdad_stream *s = new_stream(d, CDAD_STREAM_INCREMENTAL, 1);
+        for (int64_t i = 0; i < ROWS; i += 300)
+            CHECK_OK(cdad_stream_add(s, ctx, dense(X + i * d, d), 300, err));
+        CHECK_OK(cdad_stream_singular_values(s, ctx, &values, &n, err));
+        for (int64_t i = 0; i < RANK; i++)
+            CHECK(fabs((double)values[i] / sqrt(expected[i]) - 1) < 1e-3, "width %" PRId64 ": value %" PRId64 " is %g, not %g",
+                  d, i, (double)values[i], sqrt(expected[i]));
+        CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+        CHECK(k == RANK, "width %" PRId64 ": rank %" PRId64, d, k);
+        cdad_free(U);
+        cdad_free(values);
+        cdad_stream_free(s);
+        cdad_free(expected);
+        cdad_free(G);
+        cdad_free(left);
+        cdad_free(right);
+        cdad_free(X);
+    }
+}
+
+/* Old bases where no d x d matrix is made: kept bit by bit, joined to reach gamma, refused when they are none. */
+static void test_old_basis(const cdad_context *ctx) {
+    enum { D = 700, ROWS = 400, RANK = 40 };
+    float *X = low_rank(ROWS, D, RANK, 0.9f, 210), *Y = low_rank(ROWS, D, RANK, 0.9f, 211), *old, *U, *again;
+    cdad_stream *a = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.99), *b = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.99),
+                *exact = new_stream(D, CDAD_STREAM_EXACT, 0.99);
+    int64_t k_old, k, k_exact;
+    double energy;
+    CHECK_OK(cdad_stream_add(a, ctx, dense(X, D), ROWS, err));
+    for (int64_t i = 0; i < ROWS * D; i++) /* half of it known */
+        Y[i] += X[i];
+    CHECK_OK(cdad_stream_add(b, ctx, dense(Y, D), ROWS, err));
+    CHECK_OK(cdad_stream_add(exact, ctx, dense(Y, D), ROWS, err));
+    CHECK_OK(cdad_stream_basis(a, ctx, NULL, 0, &old, &k_old, &energy, err));
+    CHECK_OK(cdad_stream_basis(b, ctx, old, k_old, &U, &k, &energy, err));
+    const double share = share_kept(Y, ROWS, D, U, k);
+    CHECK(orthonormality(U, D, k) <= 1e-6, "%g", orthonormality(U, D, k));
+    CHECK(share >= 0.99 && energy >= 0.99 && fabs(share - energy) < 0.01 / 16 + 1e-6, "kept %g, said %g", share, energy);
+    for (int64_t i = 0; i < D; i++)
+        CHECK(!memcmp(U + i * k, old + i * k_old, (size_t)k_old * sizeof *U), "row %" PRId64 " of the old basis", i);
+    CHECK_OK(cdad_stream_basis(exact, ctx, old, k_old, &again, &k_exact, &energy, err));
+    CHECK(k >= k_exact && k <= k_exact + 2 && k > k_old, "rank %" PRId64 ", exact %" PRId64, k, k_exact);
+    cdad_free(again);
+    CHECK_OK(cdad_stream_basis(b, ctx, U, k, &again, &k_exact, &energy, err));
+    CHECK(k_exact == k && energy >= 0.99, "what is known added %" PRId64 " directions", k_exact - k);
+    cdad_free(again);
+    again = NULL;
+    CHECK_FAILS(CDAD_SHAPE, "701 columns", cdad_stream_basis(b, ctx, U, D + 1, &again, &k, &energy, err));
+    old[k_old + 1] += 0.01f;
+    CHECK_FAILS(CDAD_INVALID, "not orthonormal", cdad_stream_basis(b, ctx, old, k_old, &again, &k, &energy, err));
+    old[k_old + 1] = NAN;
+    CHECK_FAILS(CDAD_NOT_FINITE, "row 1, column 1", cdad_stream_basis(b, ctx, old, k_old, &again, &k, &energy, err));
+    CHECK(again == NULL, "a basis that was refused");
+    cdad_stream_free(a);
+    cdad_stream_free(b);
+    cdad_stream_free(exact);
+    cdad_free(old);
+    cdad_free(U);
+    cdad_free(X);
+    cdad_free(Y);
+}
+
+/* What comes at last, and each time weaker than the weakest that is kept, is kept all the same once it has gone on. */
+static void test_sketch_learns_late(const cdad_context *ctx) {
+    enum { D = 300, LIMIT = 20, EARLY = 600, LATE = 6000 };
+    cdad_stream *s = new_sketch(D, 0.9, LIMIT);
+    float *X = floats(LATE * D), *U, *early = normal(EARLY * 40, 220), *late = normal(LATE, 221);
+    int64_t k;
+    double energy, found = 0;
+    for (int64_t i = 0; i < EARLY; i++)
+        for (int64_t j = 0; j < 40; j++)
+            X[i * D + j] = early[i * 40 + j];
+    CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), EARLY, err));
+    memset(X, 0, LATE * D * sizeof *X);
+    for (int64_t i = 0; i < LATE; i++)
+        X[i * D + 250] = late[i];
+    for (int64_t i = 0; i < LATE; i += 40) /* an energy of 40 a block against 600 in each of the early directions */
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X + i * D, D), 40, err));
+    CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+    CHECK(k <= LIMIT, "rank %" PRId64, k);
+    for (int64_t j = 0; j < k; j++)
+        found += (double)U[250 * k + j] * (double)U[250 * k + j];
+    CHECK(found > 0.99, "%g of the late direction", found);
+    cdad_free(U);
+    cdad_free(X);
+    cdad_free(early);
+    cdad_free(late);
+    cdad_stream_free(s);
+}
+
+static void test_merge(const cdad_context *ctx) {
+    enum { D = 300, ROWS = 1400, PARTS = 3 };
+    static const int64_t limits[] = {0, 50};
+    float *X = low_rank(ROWS, D, 200, 0.98f, 230);
+    for (int l = 0; l < 2; l++) {
+        cdad_stream *whole = new_kind(D, 0.99, limits[l]), *other;
+        for (int64_t part = 0, first = 0, end; part < PARTS; part++, first = end) {
+            end = (part + 1) * ROWS / PARTS;
+            other = new_kind(D, 0.99, part == 1 ? 70 : limits[l]); /* any pair */
+            CHECK_OK(cdad_stream_add(other, ctx, dense(X + first * D, D), end - first, err));
+            const cdad_stream_energy a = cdad_stream_energies(whole), b = cdad_stream_energies(other);
+            CHECK_OK(cdad_stream_merge(whole, ctx, other, err));
+            CHECK(cdad_stream_energies(whole).lost >= a.lost + b.lost, "limit %" PRId64 ": losses", limits[l]);
+            cdad_stream_free(other);
+        }
+        CHECK(cdad_stream_rows(whole) == ROWS, "%" PRId64 " rows", cdad_stream_rows(whole));
+        const cdad_stream_energy e = cdad_stream_energies(whole);
+        float *U;
+        int64_t k;
+        double energy, total = 0;
+        for (int64_t i = 0; i < ROWS * D; i++)
+            total += (double)X[i] * (double)X[i];
+        CHECK(fabs(e.total - total) < 1e-12 * total, "total energy %g, should be %g", e.total, total);
+        CHECK_OK(cdad_stream_basis(whole, ctx, NULL, 0, &U, &k, &energy, err));
+        const double share = share_kept(X, ROWS, D, U, k);
+        CHECK(share >= energy - 1e-6 && share <= energy + e.lost / total + 1e-6, "limit %" PRId64 ": kept %g, said %g",
+              limits[l], share, energy);
+        cdad_free(U);
+        cdad_stream *exact = new_stream(D, CDAD_STREAM_EXACT, 0.99), *wide = new_kind(D + 1, 0.99, limits[l]);
+        CHECK_FAILS(CDAD_INVALID, "merged", cdad_stream_merge(whole, ctx, exact, err));
+        CHECK_FAILS(CDAD_INVALID, "merged", cdad_stream_merge(exact, ctx, whole, err));
+        CHECK_FAILS(CDAD_INVALID, "itself", cdad_stream_merge(whole, ctx, whole, err));
+        CHECK_FAILS(CDAD_SHAPE, "width 301", cdad_stream_merge(whole, ctx, wide, err));
+        cdad_stream_free(exact);
+        cdad_stream_free(wide);
+        cdad_stream_free(whole);
+    }
+    cdad_free(X);
+}
+
+static void test_resume_and_refusals(const cdad_context *ctx) {
+    enum { D = 300, ROWS = 1000, CUT = 431 };
+    static const int64_t limits[] = {0, 50};
+    float *X = low_rank(ROWS, D, 200, 0.98f, 240);
+    for (int l = 0; l < 2; l++) {
+        cdad_stream *s = new_kind(D, 0.99, limits[l]), *t = new_kind(D, 0.99, limits[l]), *kept = new_kind(D, 0.99, limits[l]);
+        int64_t n;
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), CUT, err));
+        double *state = state_of(s, &n);
+        CHECK_OK(cdad_stream_state_set(t, state, n, err));
+        CHECK_OK(cdad_stream_state_set(kept, state, n, err));
+        const float before = X[(ROWS - 1) * D + 7];
+        X[(ROWS - 1) * D + 7] = NAN;
+        CHECK_FAILS(CDAD_NOT_FINITE, "row 568, column 7", cdad_stream_add(s, ctx, dense(X + CUT * D, D), ROWS - CUT, err));
+        CHECK(same_state(s, kept, 0), "a refused block left traces");
+        X[(ROWS - 1) * D + 7] = before;
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X + CUT * D, D), ROWS - CUT, err));
+        CHECK_OK(cdad_stream_add(t, ctx, dense(X + CUT * D, D), ROWS - CUT, err));
+        CHECK(same_state(s, t, 0), "a saved state goes on otherwise");
+
+        cdad_stream *narrow = new_kind(D - 1, 0.99, limits[l]), *few = new_kind(D, 0.99, 3);
+        CHECK_FAILS(CDAD_INVALID, "directions of width 299", cdad_stream_state_set(narrow, state, n, err));
+        CHECK_FAILS(CDAD_INVALID, "at most 3 directions", cdad_stream_state_set(few, state, n, err));
+        CHECK_FAILS(CDAD_INVALID, "directions", cdad_stream_state_set(kept, state, n - 1, err));
+        CHECK_FAILS(CDAD_INVALID, "directions", cdad_stream_state_set(kept, state, 3, err));
+        const double value = state[n - 2];
+        state[n - 2] = 1e-300;
+        CHECK_FAILS(CDAD_INVALID, "no float32", cdad_stream_state_set(kept, state, n, err));
+        state[n - 2] = value;
+        state[4] = -1;
+        CHECK_FAILS(CDAD_INVALID, "directions", cdad_stream_state_set(kept, state, n, err));
+        cdad_free(state);
+        cdad_stream_free(narrow);
+        cdad_stream_free(few);
+        cdad_stream_free(s);
+        cdad_stream_free(t);
+        cdad_stream_free(kept);
+    }
+    cdad_free(X);
+}
+
+/* Stopped at each poll: the stream is as it was or says that it is torn, and a saved state mends it. */
+static void test_stopping(const cdad_context *ctx) {
+    enum { D = 600, ROWS = 800, CUT = 250 };
+    float *X = low_rank(ROWS, D, 300, 0.99f, 250);
+    cdad_stream *s = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.99), *kept = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.99);
+    cdad_context stopping = *ctx;
+    int untouched = 0, torn = 0, done = 0;
+    int64_t n, size;
+    stopping.poll = count_down;
+    CHECK_OK(cdad_stream_add(kept, ctx, dense(X, D), CUT, err));
+    double *state = state_of(kept, &n);
+    for (int at = 1; at < 200 && !done; at++) {
+        CHECK_OK(cdad_stream_state_set(s, state, n, err));
+        stop_at_poll = at;
+        const cdad_status status = cdad_stream_add(s, &stopping, dense(X + CUT * D, D), ROWS - CUT, NULL);
+        CHECK(status == CDAD_OK || status == CDAD_CANCELLED, "poll %d: status %d", at, status);
+        done = status == CDAD_OK;
+        if (!done && cdad_stream_state_size(s, &size, NULL) == CDAD_OK) {
+            untouched++;
+            CHECK(same_state(s, kept, 0) && cdad_stream_rows(s) == CUT, "poll %d left traces", at);
+        } else if (!done) {
+            torn++;
+            CHECK_FAILS(CDAD_INVALID, "half-way", cdad_stream_add(s, ctx, dense(X, D), 1, err));
+        }
+    }
+    CHECK(done && untouched > 2 && torn > 2, "%d untouched, %d torn", untouched, torn);
+    cdad_free(state);
+    cdad_stream_free(s);
+    cdad_stream_free(kept);
+    cdad_free(X);
+}
+
+/* Each allocation of a block that is factored several times fails in turn. */
+static void test_no_memory(const cdad_context *ctx) {
+    enum { D = 40, WIDE = 400, ROWS = 900, CUT = 250 };
+    static const int64_t widths[] = {D, WIDE};
+    for (int w = 0; w < 2; w++) {
+        const int64_t d = widths[w];
+        float *X = low_rank(ROWS, d, 30, 0.9f, 260), *old, *U, *values;
+        cdad_stream *s = new_sketch(d, 0.99, 20), *kept = new_sketch(d, 0.99, 20), *part = new_sketch(d, 0.99, 20);
+        int64_t n, size, k, k_old;
+        double energy;
+        int untouched = 0, torn = 0;
+        CHECK_OK(cdad_stream_add(kept, ctx, dense(X, d), CUT, err));
+        double *state = state_of(kept, &n);
+        for (int merging = 0; merging < 2; merging++) {
+            cdad_status status = CDAD_NO_MEMORY;
+            CHECK_OK(cdad_stream_state_set(part, state, n, err));
+            for (int64_t i = 1; status == CDAD_NO_MEMORY && i < 200; i++) {
+                CHECK_OK(cdad_stream_state_set(s, state, n, err));
+                cdad_alloc_fail_after(i);
+                status = merging ? cdad_stream_merge(s, ctx, part, NULL)
+                                 : cdad_stream_add(s, ctx, dense(X + CUT * d, d), ROWS - CUT, NULL);
+                cdad_alloc_fail_after(0);
+                if (status == CDAD_NO_MEMORY && cdad_stream_state_size(s, &size, NULL) == CDAD_OK) {
+                    untouched++;
+                    CHECK(same_state(s, kept, 0), "allocation %" PRId64 " left traces", i);
+                } else if (status == CDAD_NO_MEMORY) {
+                    torn++;
+                }
+            }
+            CHECK(status == CDAD_OK, "status %d", status);
+        }
+        CHECK(untouched > 4 && torn > 4, "width %" PRId64 ": %d untouched, %d torn", d, untouched, torn);
+        CHECK_OK(cdad_stream_basis(kept, ctx, NULL, 0, &old, &k_old, &energy, err));
+        const int64_t some = k_old / 2;
+        for (int64_t i = 0; i < d; i++)
+            memmove(old + i * some, old + i * k_old, (size_t)some * sizeof *old);
+        EACH_ALLOCATION_FAILS(cdad_stream_basis(s, ctx, old, some, &U, &k, &energy, NULL), U == NULL);
+        CHECK(k > some, "rank %" PRId64, k);
+        cdad_free(U);
+        EACH_ALLOCATION_FAILS(cdad_stream_singular_values(s, ctx, &values, &k, NULL), values == NULL);
+        cdad_free(values);
+        cdad_free(old);
+        cdad_free(state);
+        cdad_stream_free(s);
+        cdad_stream_free(kept);
+        cdad_stream_free(part);
+        cdad_free(X);
+    }
+}
+
+int cdad_test_streams(void) {
+    cdad_pool *pool = NULL, *wide = NULL;
+    CHECK_OK(cdad_pool_new(&pool, 3, err));
+    CHECK_OK(cdad_pool_new(&wide, 4, err));
+    const cdad_context serial = {.kernels = cdad_kernels_select(NULL)};
+    cdad_context ctx = serial, four = serial;
+    ctx.pool = pool;
+    four.pool = wide;
+    test_cut();
+    test_plan();
+    test_blocks_and_bounds(&ctx, &serial, 1);
+    test_blocks_and_bounds(&ctx, &four, 0);
+    test_small_singular_values(&ctx);
+    test_old_basis(&ctx);
+    test_sketch_learns_late(&ctx);
+    test_merge(&ctx);
+    test_resume_and_refusals(&ctx);
+    test_stopping(&serial);
+    test_no_memory(&ctx);
+    cdad_pool_free(pool);
+    cdad_pool_free(wide);
+    return failures;
+}
