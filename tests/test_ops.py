@@ -337,6 +337,31 @@ def test_bits_do_not_depend_on_the_batch(case, isa):
                 np.testing.assert_array_equal(np.where(exact, BATCH * a[i], 0), np.where(exact, b[0], 0))
 
 
+def test_a_group_s_first_value_may_stand_apart():
+    """Values are taken from a group's first one (csrc/kernels/cpu/group_norm.c): one far away must not cost precision, nor
+    touch the bits of other groups."""
+    x = np.random.default_rng(0).standard_normal((4, 32, 32, 64)).astype(np.float32)
+    apart = x.copy()
+    apart[2, 0, 0, 8] = 1e4  # the first value of a sample's second group
+
+    def statistics(images):
+        graph = _core.Graph()
+        values = [graph.input("x", images.shape), graph.input("gamma", (64,)), graph.input("beta", (64,))]
+        program = graph.compile(list(graph.op("group_norm", values, groups=8)))
+        return program.run(dict(zip(values, (images, np.ones(64, np.float32), np.zeros(64, np.float32)))))[1:]
+
+    mean, rstd = statistics(apart)
+    wide = apart[2].astype(np.float64)[..., 8:16]
+    assert rstd[2, 1] == pytest.approx(1 / np.sqrt(wide.var() + 1e-5), rel=1e-6)
+    assert mean[2, 1] == pytest.approx(wide.mean(), rel=1e-6)
+    rest = np.ones((4, 8), bool)
+    rest[2, 1] = False
+    for new, old in zip((mean, rstd), statistics(x)):
+        np.testing.assert_array_equal(new[rest], old[rest])
+    for new, old in zip(statistics(apart[2:3]), (mean, rstd)):
+        np.testing.assert_array_equal(new[0], old[2])
+
+
 X = (2, 4, 4, 6)
 BAD = (
     ("linear", ((2, 7), (5, 6)), {}, "7 features, weight wants 6"),

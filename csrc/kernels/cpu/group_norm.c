@@ -10,6 +10,7 @@
 #define WIDTH 32      /* channels that a task has at least: whole cache lines */
 #define WIDEST 256    /* channels that it has at most, unless groups are wider */
 #define ELEMENTS 4096 /* that a task has at least, up to that: less does not pay for a thread's waking */
+#define FAR 64.0      /* of the variance: the square of a distance from the mean that costs it bits */
 #define TASKS 16      /* of wider ones there are at least so many: rows of whole samples are read faster than parts */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -87,45 +88,76 @@ static inline void add_lanes(double *sum, vf v, int64_t lanes) {
         sum[k] += (double)x[k];
 }
 
-static inline vf term(vf x, vf shift, int power) { return power == 2 ? (x - shift) * (x - shift) : x; }
-
-/* sum[k] += sum over rows of (x[r, k] - shift[k])^power for n vectors. Even and odd rows apart: sums wait for sums. */
-V_INLINE void add_sums(int n, int power, double *sum, const float *x, const float *shift, int64_t rows, int64_t C,
-                       int64_t lanes) {
-    vf even[2], odd[2], s[2];
+/* first[k] += sum over rows of x[r, k] - shift[k], and second[k] of its square, for n vectors. Even and odd rows apart: sums
+ * wait for sums. */
+V_INLINE void add_moments(int n, double *first, double *second, const float *x, const float *shift, int64_t rows,
+                          int64_t C, int64_t lanes) {
+    vf sum[2][2], square[2][2], s[2];
     int64_t r = 0;
     V_UNROLL for (int i = 0; i < n; i++) {
-        even[i] = odd[i] = (vf){0};
         s[i] = v_load(shift + i * VL);
+        sum[0][i] = sum[1][i] = square[0][i] = square[1][i] = (vf){0};
     }
     for (; r + 2 <= rows; r += 2)
-        V_UNROLL for (int i = 0; i < n; i++) {
-            even[i] += term(load(x + r * C, n, i, lanes), s[i], power);
-            odd[i] += term(load(x + (r + 1) * C, n, i, lanes), s[i], power);
-        }
+        V_UNROLL for (int odd = 0; odd < 2; odd++)
+            V_UNROLL for (int i = 0; i < n; i++) {
+                const vf v = load(x + (r + odd) * C, n, i, lanes) - s[i];
+                sum[odd][i] += v;
+                square[odd][i] += v * v;
+            }
     V_UNROLL for (int i = 0; i < n; i++) {
-        if (r < rows)
-            even[i] += term(load(x + r * C, n, i, lanes), s[i], power);
-        add_lanes(sum + i * VL, even[i] + odd[i], lanes);
+        if (r < rows) {
+            const vf v = load(x + r * C, n, i, lanes) - s[i];
+            sum[0][i] += v;
+            square[0][i] += v * v;
+        }
+        add_lanes(first + i * VL, sum[0][i] + sum[1][i], lanes);
+        add_lanes(second + i * VL, square[0][i] + square[1][i], lanes);
     }
 }
 
-/* totals[g] = sum over the channels of group g of this task, around `mean` where the power is 2. */
-V_INLINE void group_sums(int power, const group_job *j, const part *p, double *totals, const float *mean) {
+/* Of the groups of this task: the sums of x - near[group] and of its square, in one pass. */
+static void group_moments(const group_job *j, const part *p, const float *near, double *first, double *second) {
     for (int64_t g = 0; g < p->w / p->per; g++)
-        totals[g] = 0.0;
+        first[g] = second[g] = 0.0;
     for (int64_t c = 0; c < p->w; c += BLOCK) {
-        double sum[BLOCK] = {0};
+        double sum[BLOCK] = {0}, square[BLOCK] = {0};
         float shift[BLOCK] = {0};
         const int64_t w = min64(BLOCK, p->w - c);
-        for (int64_t k = 0; k < w && power == 2; k++)
-            shift[k] = mean[(c + k) / p->per];
+        for (int64_t k = 0; k < w; k++)
+            shift[k] = near[(c + k) / p->per];
         for (int64_t r = 0; r < j->HW; r += ROWS) {
             const float *x = j->x + p->at + r * j->C + c;
-            EACH_VECTORS(w, add_sums(n, power, sum + k, x + k, shift + k, min64(ROWS, j->HW - r), j->C, lanes))
+            EACH_VECTORS(w, add_moments(n, sum + k, square + k, x + k, shift + k, min64(ROWS, j->HW - r), j->C, lanes))
         }
-        for (int64_t k = 0; k < w; k++)
-            totals[(c + k) / p->per] += sum[k];
+        for (int64_t k = 0; k < w; k++) {
+            first[(c + k) / p->per] += sum[k];
+            second[(c + k) / p->per] += square[k];
+        }
+    }
+}
+
+/* A group's values are taken from its first one, which is as near to them as they are to each other, so that a mean far
+ * from zero costs the variance nothing. Where that one stands apart, they are taken from the mean in a second pass. */
+static void group_statistics(const group_job *j, const part *p, float *mean, float *rstd) {
+    const double count = (double)(j->HW * p->per);
+    const int64_t groups = p->w / p->per;
+    double first[WIDEST], second[WIDEST];
+    float near[WIDEST];
+    for (int64_t g = 0; g < groups; g++)
+        near[g] = j->x[p->at + g * p->per];
+    for (int pass = 0, again = 1; pass < 2 && again; pass++) {
+        again = 0;
+        group_moments(j, p, near, first, second);
+        for (int64_t g = 0; g < groups; g++) {
+            const double off = first[g] / count, variance = fmax(0.0, second[g] / count - off * off);
+            mean[g] = (float)((double)near[g] + off);
+            rstd[g] = (float)(1.0 / sqrt(variance + (double)j->eps));
+            if (off * off > FAR * variance) { /* the others come out the same again */
+                near[g] = mean[g];
+                again = 1;
+            }
+        }
     }
 }
 
@@ -154,16 +186,9 @@ V_INLINE void normalize_block(int silu, const group_job *j, int64_t at, const fl
 static void group_norm_task(void *arg, int64_t task, int worker) {
     const group_job *j = arg;
     const part p = part_of(j, task);
-    const double count = (double)(j->HW * p.per);
     float *mean = j->mean + p.n * j->G + p.g0, *rstd = j->rstd + p.n * j->G + p.g0;
-    double totals[WIDEST];
     (void)worker;
-    group_sums(1, j, &p, totals, NULL);
-    for (int64_t g = 0; g < p.w / p.per; g++)
-        mean[g] = (float)(totals[g] / count);
-    group_sums(2, j, &p, totals, mean);
-    for (int64_t g = 0; g < p.w / p.per; g++)
-        rstd[g] = (float)(1.0 / sqrt(totals[g] / count + (double)j->eps));
+    group_statistics(j, &p, mean, rstd);
     for (int64_t c = 0; c < p.w; c += BLOCK) {
         float a[BLOCK] = {0}, b[BLOCK] = {0};
         const int64_t w = min64(BLOCK, p.w - c);
