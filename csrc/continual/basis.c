@@ -59,6 +59,22 @@ static int64_t count_above(const double *energies, int64_t n, double noise) {
     return k;
 }
 
+cdad_status cdad_basis_join(const float *U_old, int64_t k_old, const double *V, int64_t added, int64_t d, float **U,
+                            int64_t *k, cdad_error *err) {
+    int64_t count;
+    *k = k_old + added;
+    CDAD_TRY(cdad_size_mul(d, *k, &count, err));
+    CDAD_TRY(cdad_alloc((void **)U, count * (int64_t)sizeof **U, err));
+    for (int64_t i = 0; i < d; i++) {
+        float *row = *U + i * *k;
+        if (k_old > 0)
+            memcpy(row, U_old + i * k_old, (size_t)k_old * sizeof *row);
+        for (int64_t j = 0; j < added; j++)
+            row[k_old + j] = (float)V[i + j * d];
+    }
+    return CDAD_OK;
+}
+
 cdad_status cdad_basis_extend(double *G, int64_t d, double total, double noise, double gamma, const float *U_old,
                               int64_t k_old, int64_t most, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
@@ -97,17 +113,8 @@ cdad_status cdad_basis_extend(double *G, int64_t d, double total, double noise, 
         for (int64_t j = 0; j < added; j++)
             kept += eigen.values[j];
     }
-    *k = k_old + added;
     *energy = total > 0 ? fmin(kept / total, 1) : 1;
-    CDAD_TRY_DONE(cdad_size_mul(d, *k, &count, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)U, count * (int64_t)sizeof **U, err));
-    for (int64_t i = 0; i < d; i++) {
-        float *row = *U + i * *k;
-        if (k_old > 0)
-            memcpy(row, U_old + i * k_old, (size_t)k_old * sizeof *row);
-        for (int64_t j = 0; j < added; j++)
-            row[k_old + j] = (float)V[i + j * d];
-    }
+    CDAD_TRY_DONE(cdad_basis_join(U_old, k_old, V, added, d, U, k, err));
 done:
     cdad_eigen_reset(&eigen);
     cdad_free(V);

@@ -31,6 +31,11 @@ CDAD_MUST_USE cdad_status cdad_basis_extend(double *G, int64_t d, double total, 
                                             const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
                                             double *energy, cdad_error *err);
 
+/* *U [d,*k], *k = k_old + added, row major, freed by cdad_free: U_old [d,k_old] bit by bit, then the columns of V [d,added],
+ * column major, as float32. */
+CDAD_MUST_USE cdad_status cdad_basis_join(const float *U_old, int64_t k_old, const double *V, int64_t added, int64_t d,
+                                          float **U, int64_t *k, cdad_error *err);
+
 /* *Q [d,d-k] row major, orthonormal: the complement of U [d,k], 0 <= k < d, so that I - U U^T = Q Q^T. Freed by
  * cdad_free; NULL on failure. Errors of U as above. */
 CDAD_MUST_USE cdad_status cdad_basis_complement(const float *U, int64_t d, int64_t k, float **Q, cdad_error *err);

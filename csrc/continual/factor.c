@@ -310,17 +310,8 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_
         if (eigen.values[added - 1] < STEEP * eigen.values[0])
             CDAD_TRY_DONE(orthonormalise(V, d, added, V + d * added, err));
     }
-    *k = k_old + added;
     *energy = total > 0 ? fmin(kept / total, 1) : 1;
-    CDAD_TRY_DONE(cdad_size_mul(d, *k, &count, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)U, count * (int64_t)sizeof **U, err));
-    for (int64_t i = 0; i < d; i++) {
-        float *row = *U + i * *k;
-        if (k_old > 0)
-            memcpy(row, U_old + i * k_old, (size_t)k_old * sizeof *row);
-        for (int64_t j = 0; j < added; j++)
-            row[k_old + j] = (float)V[i + j * d];
-    }
+    CDAD_TRY_DONE(cdad_basis_join(U_old, k_old, V, added, d, U, k, err));
 done:
     cdad_eigen_reset(&eigen);
     cdad_free(part);
