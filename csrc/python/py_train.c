@@ -161,6 +161,17 @@ static int take_draws(const py_trainer *self, PyObject *noise, PyObject *timeste
     return -1;
 }
 
+/* Arrays and draws, or neither and -1 with an exception. */
+static int take_batch(py_trainer *self, PyObject *latent, PyObject *image, PyObject *perturbed, PyObject *context,
+                      PyObject *noise, PyObject *timesteps, step_arrays *a, given_draws *d) {
+    if (take_arrays(self, latent, image, perturbed, context, a) < 0)
+        return -1;
+    if (take_draws(self, noise, timesteps, d) == 0)
+        return 0;
+    release_arrays(a);
+    return -1;
+}
+
 static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"latent", "image", "perturbed", "noise", "timesteps", "context", NULL};
     py_trainer *self = (py_trainer *)o;
@@ -169,12 +180,8 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     given_draws d;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|O:gradients", names, &latent, &image, &perturbed, &noise,
                                      &timesteps, &context) ||
-        take_arrays(self, latent, image, perturbed, context, &a) < 0)
+        take_batch(self, latent, image, perturbed, context, noise, timesteps, &a, &d) < 0)
         return NULL;
-    if (take_draws(self, noise, timesteps, &d) < 0) {
-        release_arrays(&a);
-        return NULL;
-    }
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
@@ -219,12 +226,8 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
                                      &noise, &timesteps, &context, &squares))
         return NULL;
     float *block = take_block(self, sums, "sums", 1);
-    if (!block || take_arrays(self, latent, image, perturbed, context, &a) < 0)
+    if (!block || take_batch(self, latent, image, perturbed, context, noise, timesteps, &a, &d) < 0)
         return NULL;
-    if (take_draws(self, noise, timesteps, &d) < 0) {
-        release_arrays(&a);
-        return NULL;
-    }
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
