@@ -39,6 +39,7 @@ import numpy as np
 import cdad
 from cdad.data.records import ClassData
 from cdad.results import format_table, write_atomically
+from cdad.strategies import make_strategy
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
@@ -101,12 +102,12 @@ def _models(a: argparse.Namespace) -> tuple[cdad.ContinualModel, dict[str, cdad.
     }
     old = cdad.ContinualModel.load(a.model, config.updated({"continual.strategy": "cdad"}))
     if a.gamma is not None or not old.strategy.ready:
-        old.strategy.bases = {}
+        old.strategy = make_strategy(old.config.continual)  # which keeps nothing yet
         dataset = cdad.open_dataset(a.data)
         old.consolidate([dataset[name] for name in old.classes], progress=sys.stderr.isatty())
     for model in variants.values():
         if model.config.continual.strategy == "cdad":
-            model.strategy.bases = dict(old.bases)
+            model.strategy.restore(old.strategy.tensors(), {})
     return old, variants
 
 
