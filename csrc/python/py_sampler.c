@@ -215,15 +215,6 @@ static void collector_dealloc(PyObject *o) {
     Py_DECREF(type);
 }
 
-/* `o` as a sampler that can be tapped, or NULL with an exception. Borrowed. */
-static py_sampler *untapped(PyObject *o) {
-    if (Py_TYPE(o) != (PyTypeObject *)sampler_type)
-        return (py_sampler *)PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(o));
-    if (((py_sampler *)o)->tapped)
-        return (py_sampler *)PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
-    return (py_sampler *)o;
-}
-
 static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"sampler", "method", "gamma", NULL};
     PyObject *sampler;
@@ -231,12 +222,14 @@ static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     double gamma = 0.999;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sd:Collector", names, &sampler, &method, &gamma))
         return NULL;
-    py_sampler *s = untapped(sampler);
-    if (!s)
-        return NULL;
+    if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
+        return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
     const int isvd = strcmp(method, "isvd") == 0;
     if (!isvd && strcmp(method, "exact") != 0)
         return PyErr_Format(PyExc_ValueError, "method is '%s'; 'exact' or 'isvd' is wanted", method);
+    py_sampler *s = (py_sampler *)sampler;
+    if (s->tapped)
+        return PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
     py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
@@ -349,8 +342,12 @@ static PyObject *recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     PyObject *sampler, *names_arg;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:Recorder", keywords, &sampler, &names_arg))
         return NULL;
-    py_sampler *s = untapped(sampler);
-    PyObject *names = s ? PySequence_Tuple(names_arg) : NULL;
+    if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
+        return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
+    py_sampler *s = (py_sampler *)sampler;
+    if (s->tapped)
+        return PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
+    PyObject *names = PySequence_Tuple(names_arg);
     if (!names)
         return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(names);
