@@ -213,7 +213,7 @@ def _draw(layers: dict[str, dict[str, np.ndarray]], names: list[str], a: argpars
             axis.semilogy(range(len(names)), values, ".-", linewidth=0.8, label=variant)
         axis.set_title(f"drift, {measure}", loc="left", fontsize=10)
         axis.grid(True, alpha=0.3)
-    axes[0, 0].legend(loc="center right")
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(layers), fontsize=9)
     axes[-1, 0].set_xlabel(f"weights, from {names[0]} to {names[-1]}")
     fig.suptitle(f"Relative change of layers' outputs after {', '.join(a.increments)}")
     fig.savefig(a.png, dpi=120)
