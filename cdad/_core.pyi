@@ -140,6 +140,10 @@ class Collector:
         self, old: dict[str, ArrayLike], max_share: float = 1.0
     ) -> dict[str, tuple[Floats, float, float]]: ...
 
+class Recorder:
+    def __init__(self, sampler: Sampler, names: Sequence[str]) -> None: ...
+    def take(self) -> dict[str, Floats]: ...
+
 class Stream:
     d: int
     rows: int

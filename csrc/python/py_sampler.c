@@ -1,7 +1,8 @@
-/* Sampler: reconstructions; Collector: significant representations of a model. */
+/* Sampler: reconstructions; Collector: significant representations of a model; Recorder: features as they are. */
 #include "base/memory.h"
 #include "python/config.h"
 #include "train/collector.h"
+#include "train/recorder.h"
 
 #include <string.h>
 
@@ -11,7 +12,7 @@ typedef struct py_sampler {
     cdad_sampler *sampler;
     cdad_denoiser_config config;
     int64_t n;
-    int tapped; /* a collector is attached */
+    int tapped; /* a collector or a recorder is attached */
     cdad_py_lock lock;
 } py_sampler;
 
@@ -20,6 +21,13 @@ typedef struct py_collector {
     py_sampler *sampler;
     cdad_collector *collector;
 } py_collector;
+
+typedef struct py_recorder {
+    PyObject_HEAD
+    py_sampler *sampler;
+    PyObject *names; /* tuple of str */
+    cdad_recorder *recorder;
+} py_recorder;
 
 static PyObject *sampler_type;
 
@@ -222,7 +230,7 @@ static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         return NULL;
     py_sampler *s = (py_sampler *)sampler;
     if (s->tapped)
-        return PyErr_Format(PyExc_ValueError, "a Collector is attached to this sampler already");
+        return PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
     py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
@@ -336,6 +344,87 @@ done:
     return result;
 }
 
+static void recorder_dealloc(PyObject *o) {
+    py_recorder *self = (py_recorder *)o;
+    PyTypeObject *type = Py_TYPE(o);
+    cdad_recorder_free(self->recorder);
+    if (self->sampler && self->recorder)
+        self->sampler->tapped = 0;
+    Py_XDECREF(self->names);
+    Py_XDECREF(self->sampler);
+    type->tp_free(o);
+    Py_DECREF(type);
+}
+
+static PyObject *recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *keywords[] = {"sampler", "names", NULL};
+    PyObject *sampler, *names_arg;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:Recorder", keywords, &sampler, &names_arg))
+        return NULL;
+    if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
+        return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
+    py_sampler *s = (py_sampler *)sampler;
+    if (s->tapped)
+        return PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
+    PyObject *names = PySequence_Tuple(names_arg);
+    if (!names)
+        return NULL;
+    const Py_ssize_t n = PyTuple_GET_SIZE(names);
+    int64_t *chosen = PyMem_Calloc((size_t)n + 1, sizeof *chosen);
+    py_recorder *self = NULL;
+    if (!chosen) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
+        chosen[i] = name ? cdad_params_find(s->params->params, name) : -1;
+        if (chosen[i] < 0) {
+            if (name)
+                PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
+            goto done;
+        }
+    }
+    self = (py_recorder *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        goto done;
+    self->sampler = (py_sampler *)Py_NewRef(sampler);
+    self->names = Py_NewRef(names);
+    cdad_error err = {0};
+    if (cdad_recorder_new(&self->recorder, s->sampler, s->params->params, chosen, n, &err) == CDAD_OK) {
+        s->tapped = 1;
+    } else {
+        Py_CLEAR(self);
+        cdad_py_raise(&err);
+    }
+done:
+    PyMem_Free(chosen);
+    Py_DECREF(names);
+    return (PyObject *)self;
+}
+
+static PyObject *recorder_take(PyObject *o, PyObject *unused) {
+    (void)unused;
+    py_recorder *self = (py_recorder *)o;
+    PyObject *dict = PyDict_New();
+    cdad_py_lock_take(self->sampler->lock);
+    for (Py_ssize_t i = 0; dict && i < PyTuple_GET_SIZE(self->names); i++) {
+        int64_t rows, d;
+        const float *data = cdad_recorder_rows(self->recorder, i, &rows, &d);
+        npy_intp dims[2] = {(npy_intp)rows, (npy_intp)d};
+        PyObject *X = PyArray_SimpleNew(2, dims, NPY_FLOAT32);
+        if (X && rows > 0)
+            memcpy(PyArray_DATA((PyArrayObject *)X), data, (size_t)rows * (size_t)d * sizeof(float));
+        if (!X || PyDict_SetItem(dict, PyTuple_GET_ITEM(self->names, i), X) < 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(X);
+    }
+    if (dict)
+        cdad_recorder_clear(self->recorder);
+    PyThread_release_lock(self->sampler->lock);
+    return dict;
+}
+
 static PyMethodDef sampler_methods[] = {
     {"denoise", (PyCFunction)(void (*)(void))sampler_denoise, METH_VARARGS | METH_KEYWORDS,
      "denoise($self, image, start, context=None, steps=10, skip=0, uncond=None, guidance=1.0, weights=None, "
@@ -382,9 +471,26 @@ static PyType_Spec collector_spec = {.name = "cdad._core.Collector",
                                      .flags = Py_TPFLAGS_DEFAULT,
                                      .slots = collector_slots};
 
+static PyMethodDef recorder_methods[] = {
+    {"take", recorder_take, METH_NOARGS,
+     "take($self)\n--\n\n{weight: its input features [rows, d] since the last call}, images unfolded."},
+    {NULL, NULL, 0, NULL}};
+static PyType_Slot recorder_slots[] = {
+    {Py_tp_new, recorder_new},
+    {Py_tp_dealloc, recorder_dealloc},
+    {Py_tp_methods, recorder_methods},
+    {Py_tp_doc, "Recorder(sampler, names)\n--\n\nKeeps the input features of these weights while the sampler runs, from "
+                "now on: memory grows until they are taken."},
+    {0, NULL}};
+static PyType_Spec recorder_spec = {.name = "cdad._core.Recorder",
+                                    .basicsize = sizeof(py_recorder),
+                                    .flags = Py_TPFLAGS_DEFAULT,
+                                    .slots = recorder_slots};
+
 int cdad_py_add_sampler(PyObject *module) {
     return cdad_py_add_type(module, &sampler_spec, &sampler_type) < 0 ||
-                   cdad_py_add_type(module, &collector_spec, NULL) < 0
+                   cdad_py_add_type(module, &collector_spec, NULL) < 0 ||
+                   cdad_py_add_type(module, &recorder_spec, NULL) < 0
                ? -1
                : 0;
 }

@@ -1,0 +1,112 @@
+"""What the scripts of the paper's own evidence share: feature matrices, real and made up, and pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cdad
+from cdad import _core
+from cdad.data import load_images, spread, write_dataset
+from cdad.data.records import ClassData
+
+QUICK = {
+    "training.warmup": 2,
+    "diffusion.steps": 3,
+    "scoring.backbone": "autoencoder",
+    "scoring.calibration_images": 4,
+    "continual.images": 4,
+}
+
+
+def figure(rows: int, columns: int, size: tuple[float, float]):
+    """A matplotlib figure and its axes, without a window. SystemExit where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        sys.exit('pictures want matplotlib: pip install matplotlib; without it, --png ""')
+    fig = Figure(figsize=size, layout="constrained")
+    return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def products(folder: Path, names: Sequence[str]) -> cdad.data.Dataset:
+    """Synthetic products, those drawn that are not there yet."""
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        write_dataset(folder, classes=missing, size=64, n_train=12, n_good=4, n_defect=2, seed=0)
+    return cdad.open_dataset(folder)
+
+
+def made_up_features(rows: int, d: int, groups: int = 10, seed: int = 0) -> np.ndarray:
+    """Features [rows, d] as a layer has them over several products, one product after the other: their mean square is 1,
+    singular values fall like 1/j, and every second direction is one of the product's own; under them lies white noise of
+    a thousandth of the energy."""
+    rng = np.random.default_rng(seed)
+    n = max(2, d // 4)
+    scale = (1 / np.arange(1, n + 1)).astype(np.float32)
+    common = _directions(rng, n, d)
+    X = np.empty((rows, d), np.float32)
+    for part in np.array_split(np.arange(rows), groups):
+        own = np.where(np.arange(n)[:, None] % 2, _directions(rng, n, d), common)
+        z = rng.standard_normal((len(part), n), np.float32) * scale
+        X[part[0] : part[-1] + 1] = z @ own
+    X /= np.sqrt(np.mean(X * X, dtype=np.float64))
+    for part in np.array_split(np.arange(rows), groups):
+        X[part[0] : part[-1] + 1] += np.float32(0.001**0.5) * rng.standard_normal((len(part), d), np.float32)
+    return X
+
+
+def _directions(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    return np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, n), np.float32))[0].T)
+
+
+def batches(model: cdad.ContinualModel, classes: Sequence[ClassData], images: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Whole batches of about ``images`` of the images that `ContinualModel.collect_bases` takes of these classes, evenly
+    spread, each with the seed of its noise there: what the model computes with them is what its bases were made of."""
+    batch = model.config.scoring.batch_size
+    paths = [path for data in classes for path in spread(data.train, model.config.continual.images)]
+    for start in spread(range(0, len(paths), batch), max(1, images // batch)):
+        chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
+        yield load_images(chosen, model.config.image_size), start
+
+
+def recorded(model: cdad.ContinualModel, names: Sequence[str], images: np.ndarray, latents: np.ndarray, noise_seed: int
+             ) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
+    """The input features {weight: [rows, d]} of a whole batch, and what the model draws, as latents."""
+    recorder = _core.Recorder(model._samplers.whole, names)
+    drawn = model._denoise(images, latents, noise_seed)
+    return recorder.take(), drawn
+
+
+def layer_features(model: cdad.ContinualModel, classes: Sequence[ClassData], name: str, rows: int) -> np.ndarray:
+    """About ``rows`` input features [rows, d] of one weight, class after class, in equal numbers; fewer where the images
+    of `collect_bases` give no more."""
+    parts = []
+    for data in classes:
+        found, wanted = [], rows // len(classes)
+        for images, seed in batches(model, [data], 1 << 30):
+            found.append(recorded(model, [name], images, model.autoencoder.encode(images), seed)[0][name])
+            if sum(map(len, found)) >= wanted:
+                break
+        parts.append(np.concatenate(found)[:wanted])
+    return np.concatenate(parts)
+
+
+def weights(model: cdad.ContinualModel) -> list[str]:
+    """The names of the weights that have features: those of linear maps and convolutions."""
+    return [name for name, shape in model.params.shapes().items() if len(shape) > 1]
+
+
+def better(value: float, peer: float) -> float | None:
+    """How many times smaller than the peer's; None where one of them is 0."""
+    return peer / value if value > 0 and peer > 0 else None
+
+
+def record(name: str, value: float, unit: str, peer: str, peer_value: float, ratio: float | None) -> dict[str, Any]:
+    command = " ".join(["python", *sys.argv])
+    return {"name": name, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio,
+            "command": command}  # fmt: skip
