@@ -43,6 +43,7 @@ from cdad.strategies import make_strategy
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
+import runs  # noqa: E402
 
 PEER = "no projection"
 VARIANTS = {
@@ -83,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _quick(folder: Path) -> tuple[Path, Path, list[str], int, int]:
-    dataset = evidence.products(folder / "data", ("gear", "cloth", "steel"))
-    model = cdad.ContinualModel(cdad.preset("tiny").updated(evidence.QUICK | {"training.steps": 6}))
+    dataset = cdad.open_dataset(runs.products(folder / "data", ("gear", "cloth", "steel")))
+    model = cdad.ContinualModel(cdad.preset("tiny").updated(runs.QUICK))
     model.fit_task([dataset[name] for name in ("gear", "cloth")], progress=False)
     model.save(folder / "first.safetensors")
     return folder / "first.safetensors", folder / "data", ["steel"], 10, 8

@@ -11,16 +11,8 @@ import numpy as np
 
 import cdad
 from cdad import _core
-from cdad.data import load_images, spread, write_dataset
+from cdad.data import load_images, spread
 from cdad.data.records import ClassData
-
-QUICK = {
-    "training.warmup": 2,
-    "diffusion.steps": 3,
-    "scoring.backbone": "autoencoder",
-    "scoring.calibration_images": 4,
-    "continual.images": 4,
-}
 
 
 def figure(rows: int, columns: int, size: tuple[float, float]):
@@ -31,14 +23,6 @@ def figure(rows: int, columns: int, size: tuple[float, float]):
         sys.exit('pictures want matplotlib: pip install matplotlib; without it, --png ""')
     fig = Figure(figsize=size, layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False)
-
-
-def products(folder: Path, names: Sequence[str]) -> cdad.data.Dataset:
-    """Synthetic products, those drawn that are not there yet."""
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        write_dataset(folder, classes=missing, size=64, n_train=12, n_good=4, n_defect=2, seed=0)
-    return cdad.open_dataset(folder)
 
 
 def made_up_features(rows: int, d: int, groups: int = 10, seed: int = 0) -> np.ndarray:

@@ -32,10 +32,11 @@ import numpy as np
 
 import cdad
 from cdad.config import STRATEGIES
-from cdad.data import write_dataset
 from cdad.metrics import MEASURES
-from cdad.results import JSON_NAME, format_table, read_json, write_atomically
-from cdad.run import CHECKPOINT
+from cdad.results import format_table, write_atomically
+
+sys.path.insert(0, str(Path(__file__).parent))
+import runs  # noqa: E402
 
 TUNED = {
     "ewc": (1e2, 1e4, 1e6),
@@ -44,15 +45,6 @@ TUNED = {
     "distill": (0.1, 1.0, 10.0),
 }
 BEYOND = 3  # further strengths, while the best one is the first or the last; then one on each side of it
-QUICK = {
-    "training.steps": 6,
-    "training.increment_steps": 6,
-    "training.warmup": 2,
-    "diffusion.steps": 3,
-    "scoring.backbone": "autoencoder",
-    "scoring.calibration_images": 4,
-    "continual.images": 4,
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,10 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     a = parser.parse_args(argv)
     out = Path(a.out)
     if a.quick:
-        a.data, a.protocols, a.preset, a.tune_steps = _draw(out / "data"), ["gear,cloth/steel/plank"], "tiny", 4
+        a.data = runs.products(out / "data", ("cloth", "gear", "plank", "steel"))
+        a.protocols, a.preset, a.tune_steps = ["gear,cloth/steel/plank"], "tiny", 4
     elif not a.data:
         parser.error("--data is wanted, or --quick")
-    config = cdad.preset(a.preset).updated(_changes(a))
+    config = cdad.preset(a.preset).updated(runs.changes(a))
     dataset = cdad.open_dataset(a.data)
     records, text = [], []
     for name in a.protocols:
@@ -101,55 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _changes(a: argparse.Namespace) -> dict:
-    changes: dict = dict(QUICK) if a.quick else {}
-    if a.weights:
-        files = [str(Path(a.weights) / f"taef2_{side}.safetensors") for side in ("encoder", "decoder")]
-        changes |= {"autoencoder.kind": "tiny", "autoencoder.weights": files}
-    for item in a.set:
-        key, _, value = item.partition("=")
-        changes[key] = json.loads(value)
-    return changes
-
-
-def _draw(folder: Path) -> Path:
-    """Synthetic products, those that are not there yet."""
-    missing = [name for name in ("cloth", "gear", "plank", "steel") if not (folder / name).exists()]
-    if missing:
-        write_dataset(folder, classes=missing, size=64, n_train=12, n_good=4, n_defect=2, seed=0)
-    return folder
-
-
 def _strengths(folder: Path) -> dict[str, float]:
     path = folder / "strengths.json"
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _learn(config, dataset, protocol, folder: Path, start_from: Path | None = None):
-    """The results of a run, begun, gone on with or, where it is finished, read. ValueError: it has another configuration."""
-    if (folder / "config.toml").exists() and cdad.Config.from_toml(folder / "config.toml") != config:
-        raise ValueError(f"{folder} was run with another configuration: choose another --out")
-    if (folder / JSON_NAME).exists():
-        results = read_json(folder / JSON_NAME)
-        if results.matrix.n_learned == len(protocol.tasks):
-            return results
-    return cdad.run_protocol(
-        config,
-        dataset,
-        protocol,
-        folder,
-        resume=(folder / CHECKPOINT).exists(),
-        start_from=start_from,
-        progress=sys.stderr.isatty(),
-        tell=lambda text: print(f"[{folder.name}] {text}", flush=True),
-    )
-
-
-def _first(config, dataset, protocol, folder: Path) -> Path:
-    """The checkpoint after the first task, learned under SI."""
-    alone = cdad.Protocol(f"{protocol.name}, first task", protocol.tasks[:1])
-    _learn(config.updated({"continual.strategy": "si"}), dataset, alone, folder)
-    return folder / "tasks" / "0.safetensors"
 
 
 def _run(config, dataset, protocol, folder: Path, strategy: str, seed: int, keep: bool) -> dict[str, dict[str, float]]:
@@ -162,8 +109,9 @@ def _run(config, dataset, protocol, folder: Path, strategy: str, seed: int, keep
         print(f"{strategy}: no tuned strength, {mine.continual.strength:g} is used: see --tune", flush=True)
     first = None
     if mine.has_amn:
-        first = _first(config.updated({"seed": seed}), dataset, protocol, folder / "first")
-    results = _learn(mine, dataset, protocol, folder / strategy, first)
+        # Under SI, which has to follow the weights from the start, and leaves them as any other strategy does.
+        first = runs.first_task(config.updated({"seed": seed}), dataset, protocol, folder / "first", "si")
+    results = runs.learn(mine, dataset, protocol, folder / strategy, first)
     if not keep:
         for path in (folder / strategy).rglob("*.safetensors"):
             path.unlink()
@@ -244,15 +192,15 @@ def _percent(summaries: list[dict], measure: str, kind: str) -> np.ndarray:
 
 
 def _table(name: str, summaries: dict[str, list[dict]], seeds: list[int]) -> str:
-    def cell(runs: list[dict], measure: str, kind: str) -> str:
-        values = _percent(runs, measure, kind)
+    def cell(seeds: list[dict], measure: str, kind: str) -> str:
+        values = _percent(seeds, measure, kind)
         spread = f" +-{(values.max() - values.min()) / 2:.1f}" if len(values) > 1 else ""
         return f"{values.mean():.1f}{spread}"
 
     rows = [
-        {"strategy": strategy} | {f"{m} {short}": cell(runs, m, kind) for m in MEASURES for kind, short in
+        {"strategy": strategy} | {f"{m} {short}": cell(seeds, m, kind) for m in MEASURES for kind, short in
                                   (("average", "A-"), ("forgetting", "FM"))}
-        for strategy, runs in summaries.items()
+        for strategy, seeds in summaries.items()
     ]  # fmt: skip
     title = f"{name}, seeds {', '.join(map(str, seeds))}; percent, mean and half the range over seeds:"
     return format_table(rows, title=title)
@@ -262,10 +210,10 @@ def _records(name: str, summaries: dict[str, list[dict]]) -> list[dict]:
     if "finetune" not in summaries:
         return []
     command, records = " ".join(["python", *sys.argv]), []
-    for strategy, runs in summaries.items():
+    for strategy, seeds in summaries.items():
         for measure in MEASURES if strategy != "finetune" else ():
             for kind in ("average", "forgetting"):
-                value, peer = (float(_percent(s, measure, kind).mean()) for s in (runs, summaries["finetune"]))
+                value, peer = (float(_percent(s, measure, kind).mean()) for s in (seeds, summaries["finetune"]))
                 better = (value, peer) if kind == "average" else (peer, value)
                 ratio = better[0] / better[1] if min(better) > 0 else None  # forgetting may be below zero
                 records.append({"name": f"{name}_{strategy}_{measure}_{kind}", "value": value, "unit": "percent",

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import cdad
 from cdad.metrics import MEASURES
-from cdad.results import JSON_NAME, RunResults, format_table, read_json, write_atomically
-from cdad.run import CHECKPOINT
+from cdad.results import format_table, write_atomically
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
+import runs  # noqa: E402
 
 GAMMAS = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)
 PEER = "gamma 0"
@@ -53,21 +53,21 @@ def main(argv: list[str] | None = None) -> int:
         evidence.figure(1, 1, (1, 1))  # not after the work: is matplotlib here?
     out = Path(a.out)
     if a.quick:
-        dataset = evidence.products(out / "data", ("cloth", "gear", "steel"))
+        dataset = cdad.open_dataset(runs.products(out / "data", ("cloth", "gear", "steel")))
         a.protocol, a.preset = "cloth,gear/steel", "tiny"
     elif a.data:
         dataset = cdad.open_dataset(a.data)
     else:
         parser.error("--data is wanted, or --quick")
-    config = cdad.preset(a.preset).updated({"seed": a.seed} | _changes(a))
+    config = cdad.preset(a.preset).updated({"seed": a.seed} | runs.changes(a))
     protocol = cdad.protocol(a.protocol, list(dataset))
     folder = out / a.protocol.replace("/", "_").replace(",", "+") / f"gamma-seed{a.seed}"
-    first = Path(a.first) if a.first else _first(config, dataset, protocol, folder / "first")
+    first = Path(a.first) if a.first else runs.first_task(config, dataset, protocol, folder / "first", "finetune")
     found = {}
     for gamma in a.gammas:
         changes = {"continual.strategy": "cdad", "continual.gamma": gamma} if gamma > 0 else {"continual.strategy": "finetune"}
         run = folder / f"{gamma:g}"
-        found[gamma] = _learn(config.updated(changes), dataset, protocol, run, first).summary()
+        found[gamma] = runs.learn(config.updated(changes), dataset, protocol, run, first).summary()
         for path in run.rglob("*.safetensors") if not a.keep else ():
             path.unlink()
     rows = [
@@ -82,44 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     if a.json:
         write_atomically(a.json, (json.dumps(_records(found, a.protocol), indent=1) + "\n").encode())
     return 0
-
-
-def _changes(a: argparse.Namespace) -> dict:
-    changes: dict = evidence.QUICK | {"training.steps": 6, "training.increment_steps": 6} if a.quick else {}
-    if a.weights:
-        files = [str(Path(a.weights) / f"taef2_{side}.safetensors") for side in ("encoder", "decoder")]
-        changes |= {"autoencoder.kind": "tiny", "autoencoder.weights": files}
-    for item in a.set:
-        key, _, value = item.partition("=")
-        changes[key] = json.loads(value)
-    return changes
-
-
-def _first(config: cdad.Config, dataset, protocol: cdad.Protocol, folder: Path) -> Path:
-    """The checkpoint after the first task."""
-    alone = cdad.Protocol(f"{protocol.name}, first task", protocol.tasks[:1])
-    _learn(config.updated({"continual.strategy": "finetune"}), dataset, alone, folder)
-    return folder / "tasks" / "0.safetensors"
-
-
-def _learn(config: cdad.Config, dataset, protocol: cdad.Protocol, folder: Path, first: Path | None = None) -> RunResults:
-    """The results of a run, begun, gone on with or, where it is finished, read. ValueError: it has another configuration."""
-    if (folder / "config.toml").exists() and cdad.Config.from_toml(folder / "config.toml") != config:
-        raise ValueError(f"{folder} was run with another configuration: choose another --out")
-    if (folder / JSON_NAME).exists():
-        results = read_json(folder / JSON_NAME)
-        if results.matrix.n_learned == len(protocol.tasks):
-            return results
-    return cdad.run_protocol(
-        config,
-        dataset,
-        protocol,
-        folder,
-        resume=(folder / CHECKPOINT).exists(),
-        start_from=first,
-        progress=sys.stderr.isatty(),
-        tell=lambda text: print(f"[{folder.name}] {text}", flush=True),
-    )
 
 
 def _records(found: dict[float, dict], protocol: str) -> list[dict]:

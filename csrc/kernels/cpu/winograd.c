@@ -86,12 +86,12 @@ static void transform_block(const wino_job *j, float *to, float *taps, int64_t o
         transform_weights(4, to, stride, taps, kc);
 }
 
-/* What the block reads of a weight whose taps follow each other in memory, forwards or backwards. */
+/* What the block reads of a weight [O,3,3,C]. A turned one is read by columns, which the processor foresees. */
 static gemm_ahead next_taps(const wino_job *j, int64_t o, int64_t block) {
-    const int64_t outputs = min_i(GEMM_NR, j->O - o), first = j->tap_s < 0 ? 2 * (j->tap_r + j->tap_s) : 0;
+    const int64_t outputs = min_i(GEMM_NR, j->O - o);
     if (block >= j->blocks || j->w.rs != 1 || j->w.cs != 9 * j->u.C)
         return (gemm_ahead){0};
-    return (gemm_ahead){.data = j->w.data + first + o * j->w.cs + block * WINO_KC, .rows = 9 * outputs, .stride = j->u.C,
+    return (gemm_ahead){.data = j->w.data + o * j->w.cs + block * WINO_KC, .rows = 9 * outputs, .stride = j->u.C,
                         .lines = ceil_div(block_length(j, block), 16)};
 }
 
