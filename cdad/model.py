@@ -25,7 +25,7 @@ from .errors import CheckpointError, DataError
 from .features import FeatureDistance
 from .programs import Programs
 from .results import format_table
-from .scoring import Calibration, image_scores, score_maps
+from .scoring import Calibration, image_scores, score_maps, whitening
 from .strategies import make_strategy
 
 log = logging.getLogger("cdad")
@@ -102,8 +102,9 @@ class ContinualModel:
         if self._features is None:
             c = self.config
             self._features = FeatureDistance(
-                c.scoring.backbone, self.autoencoder, c.image_size, c.scoring.batch_size
-            )
+                c.scoring.backbone, self.autoencoder, c.image_size, c.scoring.batch_size,
+                c.scoring.distance if c.scoring.calibrate else "euclidean",
+            )  # fmt: skip
         return self._features
 
     @property
@@ -173,7 +174,7 @@ class ContinualModel:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
             self.progress = {"classes": names, "step": 0, "seconds": 0.0}
             self._trainer.reset()
-        self.strategy.before_task(self, index, self.progress["step"])
+        self.strategy.before_task(self, classes, index, self.progress["step"], progress)
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
@@ -271,17 +272,18 @@ class ContinualModel:
         return own / max(other, 1e-12)
 
     def collect_bases(
-        self, classes: Sequence[ClassData], progress: bool = True
+        self, classes: Sequence[ClassData], progress: bool = True, *, gamma: float | None = None
     ) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
         (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs a
-        sample of their images."""
+        sample of their images. ``gamma``: instead of the configuration's."""
         c = self.config.continual
+        gamma = c.gamma if gamma is None else gamma
         paths = [p for data in classes for p in spread(data.train, c.images)]
         batch, d = self.config.scoring.batch_size, self.config.diffusion
         starts = range(0, len(paths), batch)
         runs = len(starts) * (d.stop or d.steps) * (2 if d.stop and d.mirrored else 1)
-        collector = _core.Collector(self._samplers.whole, c.method, c.gamma, runs, c.memory << 20)
+        collector = _core.Collector(self._samplers.whole, c.method, gamma, runs, c.memory << 20)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
         if sum(size for *_, size in plan.values()) > c.memory << 20:
@@ -315,10 +317,14 @@ class ContinualModel:
         def read(data: ClassData) -> np.ndarray:
             return load_images(spread(data.train, scoring.calibration_images), self.config.image_size)
 
-        return {
-            data.name: Calibration.measure(self._distances(images)[0])
-            for images, data in zip(ahead(read, classes), classes, strict=True)
-        }
+        return {data.name: self._calibration_of(images) for images, data in zip(ahead(read, classes), classes, strict=True)}
+
+    def _calibration_of(self, images: np.ndarray) -> Calibration:
+        reference, drawn = self._drawings(images)
+        moments: list[np.ndarray] = []
+        if self.config.scoring.distance == "mahalanobis":
+            moments = self.features.second_moments(np.concatenate([reference] * len(drawn)), np.concatenate(drawn))
+        return Calibration.measure(self._distances(reference, drawn, [whitening(m) for m in moments]), moments)
 
     # ---- prediction ---------------------------------------------------------------------------------------
 
@@ -348,7 +354,7 @@ class ContinualModel:
         if n == 0:
             empty = np.zeros((0, size, size), np.float32)
             return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
-        maps, reconstructions = [], []
+        maps, reconstructions, calibration = [], [], self._calibration(class_name)
         starts = range(0, n, chunk)
 
         def read(start: int) -> np.ndarray:
@@ -357,9 +363,10 @@ class ContinualModel:
             return stack_images(part, size) if is_array else load_images(part, size)
 
         for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
-            distances, drawn = self._distances(array)
-            maps.append(score_maps(distances, self._calibration(class_name), self.config.scoring, size))
-            reconstructions.append(drawn)
+            reference, drawn = self._drawings(array)
+            distances = self._distances(reference, drawn, calibration.whitening if calibration else ())
+            maps.append(score_maps(distances, calibration, self.config.scoring, size))
+            reconstructions.append(drawn[0])
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
         return Prediction(scores, joined, np.concatenate(reconstructions))
@@ -371,9 +378,11 @@ class ContinualModel:
     def _calibration(self, class_name: str | None) -> Calibration | None:
         if not self.config.scoring.calibrate:
             return None
-        if class_name is not None:
-            return self.calibrations[class_name]
-        return Calibration.pool(list(self.calibrations.values()))
+        chosen = self.calibrations if class_name is None else {class_name: self.calibrations[class_name]}
+        for name, calibration in chosen.items():
+            if calibration is None or self.config.scoring.distance == "mahalanobis" and not calibration.moments:
+                raise RuntimeError(f"class {name!r} was learned without this calibration of its scores: recalibrate() measures it")
+        return Calibration.pool(list(chosen.values()))
 
     def _denoise(self, images: np.ndarray, latents: np.ndarray, noise_seed: int) -> np.ndarray:
         d, seed = self.config.diffusion, self.config.seed
@@ -389,17 +398,18 @@ class ContinualModel:
 
         return self._samplers.run(run, latents, images)
 
-    def _distances(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Feature distances [N,H,W,layers] between x^ = D(E(x)) and x-, and x- itself (paper, Eq. 1)."""
+    def _drawings(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """x^ = D(E(x)) [N,H,W,3], and x- from each of the noises."""
         latents = self.autoencoder.encode(images)
-        reference = self.autoencoder.decode(latents)
-        total, drawn = None, None
-        for seed in range(self.config.scoring.noise_seeds):
-            x = self.autoencoder.decode(self._denoise(images, latents, seed))
-            distance = self.features(reference, x)
-            total = distance if total is None else total + distance
-            drawn = x if drawn is None else drawn
-        return total / np.float32(self.config.scoring.noise_seeds), drawn
+        drawn = [self.autoencoder.decode(self._denoise(images, latents, seed)) for seed in range(self.config.scoring.noise_seeds)]
+        return self.autoencoder.decode(latents), drawn
+
+    def _distances(self, reference: np.ndarray, drawn: list[np.ndarray], white: Sequence[np.ndarray]) -> np.ndarray:
+        """Feature distances [N,H,W,layers] between x^ and x- (paper, Eq. 1), the mean over the noises."""
+        total = self.features(reference, drawn[0], white)
+        for x in drawn[1:]:
+            total += self.features(reference, x, white)
+        return total / np.float32(len(drawn))
 
     # ---- files --------------------------------------------------------------------------------------------
 

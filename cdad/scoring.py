@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -12,38 +13,58 @@ from .config import ScoringConfig
 
 _BLUR = 8.0  # pixels at 256: normal parts move by this much from image to image
 _FLOOR = 2.0  # of a map's mean: what every pixel's normal distance counts at least
+_RIDGE = 0.02  # of the mean variance: what is added to that of every direction of the features
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The distances of a class's normal training images: ``layers`` float32 [L], their mean a layer, and ``mean``
-    float32 [H,W], the mean map of the layers so balanced. Places that are hard to redraw on every normal part then
-    count for less, and the maps of all classes have one scale."""
+    """What is normal for a class, from its training images: ``layers`` float32 [L], the mean distance a layer, and
+    ``mean`` float32 [H,W], the mean map of the layers so balanced. Places that are hard to redraw on every normal part then
+    count for less, and the maps of all classes have one scale. ``moments``: where distances are Mahalanobis', the second
+    moments float32 [C,C] a layer of the features' differences: directions of the features in which normal images and their
+    drawings differ count for less."""
 
     layers: np.ndarray
     mean: np.ndarray
+    moments: tuple[np.ndarray, ...] = ()
 
     @classmethod
-    def measure(cls, distances: np.ndarray) -> Calibration:
+    def measure(cls, distances: np.ndarray, moments: Sequence[np.ndarray] = ()) -> Calibration:
         """From distances [N,H,W,L] of normal images."""
         layers = distances.mean((0, 1, 2), dtype=np.float64).astype(np.float32) + np.float32(1e-12)
         mean = (distances / layers).mean((0, 3), dtype=np.float64).astype(np.float32)
-        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256))
+        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments))
 
     @classmethod
     def pool(cls, calibrations: Sequence[Calibration]) -> Calibration:
         """For images of an unknown class: the mean of several classes' calibrations."""
         layers = np.mean([c.layers for c in calibrations], axis=0)
-        return cls(layers, np.mean([c.mean for c in calibrations], axis=0))
+        moments = [np.mean(layer, axis=0) for layer in zip(*(c.moments for c in calibrations), strict=True)]
+        return cls(layers, np.mean([c.mean for c in calibrations], axis=0), tuple(moments))
+
+    @cached_property
+    def whitening(self) -> list[np.ndarray]:
+        """A matrix W float32 [C,C] a layer: |W r|^2 is the squared Mahalanobis distance of a difference r."""
+        return [whitening(moment) for moment in self.moments]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        return {"layers": self.layers, "mean": self.mean}
+        return {"layers": self.layers, "mean": self.mean} | {f"moment.{i}": m for i, m in enumerate(self.moments)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> Calibration:
         """The inverse of `tensors`."""
-        return cls(tensors["layers"], tensors["mean"])
+        moments = (tensors[f"moment.{i}"] for i in range(len(tensors) - 2))
+        return cls(tensors["layers"], tensors["mean"], tuple(moments))
+
+
+def whitening(moment: np.ndarray) -> np.ndarray:
+    """W float32 [C,C] with W^T W the inverse of a second moment [C,C], to which a ridge is added: few images do not tell
+    directions without variance from those whose variance they did not meet."""
+    C = len(moment)
+    ridge = _RIDGE * np.trace(moment, dtype=np.float64) / C + 1e-12
+    factor = np.linalg.cholesky(moment.astype(np.float64) + ridge * np.eye(C))
+    return np.ascontiguousarray(np.linalg.inv(factor), np.float32)
 
 
 def score_maps(

@@ -13,6 +13,7 @@ from cdad.config import AutoencoderConfig
 from cdad.data import load_images, render
 from cdad.errors import FormatError
 from cdad.features import FeatureDistance
+from cdad.scoring import whitening
 from cdad.weights import load_tensors
 from cdad.weights.efficientnet import find_efficientnet_lite0
 
@@ -133,3 +134,31 @@ def test_feature_distance(backbone, pictures):
     assert not same.any() and changed.shape[:3] == pictures.shape[:3]
     inside, far = changed[:, 16:32, 40:56].mean(), changed[:, 40:, :24].mean()
     assert inside > 10 * far
+
+
+def test_mahalanobis_distance(pictures):
+    """Against the formula, from the features themselves; and a batch's results do not depend on its company."""
+    plain, features = (FeatureDistance("autoencoder", Autoencoder(AutoencoderConfig(), 64, 4), 64, 4, d)
+                       for d in ("euclidean", "mahalanobis"))  # fmt: skip
+    other = np.roll(pictures, 5, axis=1)
+    moments = features.second_moments(pictures, other)
+    (a,), (b,) = (zip(*(features._features.run(x[None]) for x in side), strict=True) for side in (pictures, other))
+    r = (np.concatenate(a) - np.concatenate(b)).astype(np.float64)
+    rows = r.reshape(-1, r.shape[-1])
+    assert np.allclose(moments[0], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-7 * moments[0].max())
+    white = [whitening(m) for m in moments]
+    ridge = 0.02 * np.trace(moments[0]) / len(moments[0])
+    inverse = np.linalg.inv(moments[0].astype(np.float64) + ridge * np.eye(len(moments[0])))
+    wanted = np.einsum("nhwc,cd,nhwd->nhw", r, inverse, r)
+    found = features(pictures, other, white)
+    assert found.shape == (*pictures.shape[:3], 1)
+    step = 64 // wanted.shape[1]
+    means = found[..., 0].reshape(len(r), wanted.shape[1], step, wanted.shape[2], step).mean((2, 4))
+    assert np.abs(means - wanted)[:, 1:-1, 1:-1].mean() < 0.35 * wanted.mean()  # bilinear enlarging mixes neighbours
+    assert found.mean() == pytest.approx(wanted.mean(), rel=0.1)
+    assert wanted.mean() == pytest.approx(len(inverse), rel=0.25)  # white: a variance of 1 each way, but for the ridge
+    assert np.array_equal(found[1:2], features(pictures[1:2], other[1:2], white))
+    same = [np.eye(len(white[0]), dtype=np.float32)]
+    assert np.allclose(features(pictures, other, same), plain(pictures, other), rtol=1e-5)
+    with pytest.raises(TypeError, match="takes 3 arrays, not 2"):
+        features(pictures, other)

@@ -44,6 +44,48 @@ def test_bases_stay_orthonormal_over_many_tasks(learned):
         assert all(np.array_equal(after[name][:, : U.shape[1]], U) for name, U in before.items())
 
 
+def test_confined_updates_are_adamw_in_the_directions_coordinates(quick):
+    """A first step moves each coordinate by the learning rate, but for tiny gradients, and nothing across the directions."""
+    config = quick.updated({"training.clip_norm": 0.0, "training.weight_decay": 0.5})
+    params = _core.Params()
+    trainer = _core.Trainer(params, config.denoiser(), 2, config.optimizer(), 0)
+    rng, spans, before = np.random.default_rng(0), {}, {}
+    for i, (name, shape) in enumerate(params.shapes().items()):
+        before[name] = params[name].copy()
+        if len(shape) < 2:
+            trainer.protect(name, frozen=True)
+            continue
+        d = int(np.prod(shape[1:]))
+        basis = np.linalg.qr(rng.normal(size=(d, d)))[0].astype(np.float32)
+        rank = (0, 1, d // 2, d - d // 4, d)[i % 5]
+        if i % 2:  # what a basis leaves free
+            trainer.protect(name, basis[:, rank:])
+        else:
+            trainer.confine(name, basis[:, :rank])
+        spans[name] = basis.astype(np.float64), rank, i % 2 == 0
+    n = config.latent_size
+    latent = _core.random_normal((2, n, n, config.autoencoder.latent_channels), 0, 0)
+    image = _core.random_normal((2, 64, 64, 3), 0, 1)
+    trainer.step(latent, image, image)
+    moved = 0
+    for name, old in before.items():
+        dW = (params[name].astype(np.float64) - old).reshape(len(old), -1)
+        if name not in spans or spans[name][1] == 0:
+            assert not dW.any()
+            continue
+        basis, rank, confined = spans[name]
+        if rank == len(basis) and not confined:  # protected from nothing
+            continue
+        inside, outside = dW @ basis[:, :rank], dW @ basis[:, rank:]
+        rounding = 1e-7 * np.abs(old).max() * np.sqrt(dW.shape[1])
+        assert np.abs(outside).max(initial=0) <= 1e-6 * np.abs(dW).max() + rounding
+        assert np.linalg.norm(inside, axis=1).max() <= config.training.lr * 1.001 * np.sqrt(rank) + rounding
+        if confined:
+            assert np.abs(inside).max() <= config.training.lr * 1.001 + rounding
+            moved += np.median(np.abs(inside)) > 0.9 * config.training.lr
+    assert moved > len(spans) / 10
+
+
 def test_a_basis_that_drifts_is_made_orthonormal_again(products, quick, monkeypatch):
     rng = np.random.default_rng(0)
     U = np.linalg.qr(rng.standard_normal((300, 280)))[0].astype(np.float32)

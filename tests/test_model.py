@@ -198,13 +198,13 @@ def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, mon
 
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")
-    predicted, distances = [], first._distances
+    predicted, drawings = [], first._drawings
 
     def note(images):
         predicted.append(len(images))
-        return distances(images)
+        return drawings(images)
 
-    monkeypatch.setattr(first, "_distances", note)
+    monkeypatch.setattr(first, "_drawings", note)
     with pytest.raises(ImageError, match="bad.png"):
         first.predict([*paths, bad])
     assert predicted == [16] and not is_reading()  # the chunk before that of the broken image
@@ -212,7 +212,7 @@ def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, mon
     def interrupt(images):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(first, "_distances", interrupt)
+    monkeypatch.setattr(first, "_drawings", interrupt)
     with pytest.raises(KeyboardInterrupt):
         first.predict(paths)
     assert not is_reading()

@@ -54,6 +54,23 @@ def test_a_pool_of_one_calibration_is_itself(distances):
     assert np.array_equal(again.layers, one.layers) and np.array_equal(again.mean, one.mean)
 
 
+def test_second_moments_go_with_a_calibration(distances):
+    rng = np.random.default_rng(3)
+    parts = [[x @ x.T for x in rng.normal(size=(2, n, 2 * n)).astype(np.float32)] for n in (3, 5)]
+    one, two = (Calibration.measure(distances, moments) for moments in zip(*parts, strict=True))
+    again = Calibration.from_tensors(one.tensors())
+    assert all(np.array_equal(a, b) for a, b in zip(again.moments, one.moments, strict=True)) and len(again.moments) == 2
+    pooled = Calibration.pool([one, two])
+    for i, white in enumerate(pooled.whitening):
+        moment = (one.moments[i] + two.moments[i]).astype(np.float64) / 2
+        moment += 0.02 * np.trace(moment) / len(moment) * np.eye(len(moment))
+        assert white.dtype == np.float32 and np.allclose(white.T @ white, np.linalg.inv(moment), rtol=1e-3, atol=1e-6)
+
+
+def test_features_that_never_differ_have_a_whitening():
+    assert np.isfinite(Calibration.measure(np.ones((1, 8, 8, 1), np.float32), [np.zeros((4, 4), np.float32)]).whitening[0]).all()
+
+
 def test_an_image_s_score_is_the_mean_of_its_highest_pixels(distances):
     maps = distances[..., 0]
     ordered = np.sort(maps.reshape(3, -1), axis=1)

@@ -20,7 +20,7 @@ class Strategy:
     lower bound.
 
     Gradients and updates live in the core and never exist all at once there, so there are no hooks inside a step:
-    `before_task` tells the trainer what to do at each one. It can project or freeze a weight (`Trainer.protect`), pull
+    `before_task` tells the trainer what to do at each one. It can project or freeze a weight (`Trainer.protect`, `confine`), pull
     the weights to an anchor (`penalize`), add up gradient times change (`follow`) and learn from a teacher (`teach`).
     """
 
@@ -43,8 +43,8 @@ class Strategy:
         """The task's batches, given those of its `training_classes`."""
         return new
 
-    def before_task(self, model: ContinualModel, index: int, step: int) -> None:
-        """Task ``index`` (from 0) is about to begin, or at ``step`` > 0 to go on."""
+    def before_task(self, model: ContinualModel, classes: Sequence[ClassData], index: int, step: int, progress: bool) -> None:
+        """Task ``index`` (from 0), of ``classes``, is about to begin, or at ``step`` > 0 to go on."""
 
     def after_task(self, model: ContinualModel, classes: Sequence[ClassData], progress: bool) -> dict[str, Any]:
         """``classes`` have been learned. Returns what the task's line of the ledger says of it (JSON values). What is

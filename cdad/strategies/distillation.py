@@ -18,7 +18,7 @@ class Distill(Strategy):
         super().__init__(config)
         self.weights: np.ndarray | None = None  # before the task that runs
 
-    def before_task(self, model, index, step):
+    def before_task(self, model, classes, index, step, progress):
         if index == 0:
             return
         if step == 0:

@@ -40,7 +40,7 @@ class QuadraticPenalty(Strategy):
     def ready(self) -> bool:
         return self.importance is not None
 
-    def before_task(self, model, index, step):
+    def before_task(self, model, classes, index, step, progress):
         if index > 0:
             model._trainer.penalize(self.importance, self.anchor, self.pull * self.config.strength)
 
@@ -97,7 +97,7 @@ class SI(QuadraticPenalty):
         super().__init__(config)
         self.path: np.ndarray | None = None  # of the task that runs
 
-    def before_task(self, model, index, step):
+    def before_task(self, model, classes, index, step, progress):
         if step == 0:
             weights = model._trainer.block("weights")
             self.path = np.zeros_like(weights)
@@ -105,7 +105,7 @@ class SI(QuadraticPenalty):
                 self.anchor = weights.copy()
         elif self.path is None:
             raise CheckpointError("si follows the weights through a whole task: it cannot begin in the middle of one")
-        super().before_task(model, index, step)
+        super().before_task(model, classes, index, step, progress)
         model._trainer.follow(self.path)
 
     def after_task(self, model, classes, progress):

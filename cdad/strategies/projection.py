@@ -17,23 +17,36 @@ TOLERANCE = 1e-6
 
 class CDAD(Strategy):
     """Updates stay orthogonal to the input features of the old tasks (paper, Eqs. 6 and 7); parameters without such
-    features (biases, norms) are frozen on incremental tasks."""
+    features (biases, norms) are frozen on incremental tasks.
+
+    Of what the bases leave free, a new task gets the directions that its own features take, up to a share ``free_gamma`` of
+    their energy: some hundredths of the width, in whose coordinates AdamW works. In the others the new features have next to
+    nothing, and a step there would move what the old ones have left in them."""
 
     def __init__(self, config):
         super().__init__(config)
         self.bases: dict[str, np.ndarray] = {}
         self._narrow: dict[str, np.ndarray] = {}  # what checkpoints hold where that is not the bases themselves
+        self._free: dict[str, np.ndarray] = {}  # within a task: the directions that are its own
 
     @property
     def ready(self) -> bool:
         return bool(self.bases)
 
-    def before_task(self, model, index, step):
+    def before_task(self, model, classes, index, step, progress):
         if index == 0:
             return
+        # Without a condition the denoiser may read noise alone, and no task has directions of its own.
+        whole = self.config.free_gamma >= 1 or self.config.projection == "gradient" or not model.config.has_amn
+        if step == 0 and not whole:
+            found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
+            self._free = {name: np.ascontiguousarray(U[:, self._width(name) :]) for name, (U, _, _) in found.items()}
         for name in model.params.shapes():
             basis = self.bases.get(name)
-            model._trainer.protect(name, basis, frozen=basis is None)
+            if basis is None or whole:
+                model._trainer.protect(name, basis, frozen=basis is None)
+            else:
+                model._trainer.confine(name, self._free[name])
 
     def after_task(self, model, classes, progress):
         found = model.collect_bases(classes, progress)
@@ -46,6 +59,9 @@ class CDAD(Strategy):
             "rank_share_max": max(ranks),
             "orthonormality_error": max(error for _, error in checked.values()),
         }
+        if self._free:
+            report["free_share"] = float(np.mean([V.shape[1] / V.shape[0] for V in self._free.values()]))
+            self._free = {}
         if self.config.max_rank_share < 1:
             capped = [share for _, _, share in found.values()]
             report |= {"energy_capped": float(np.mean(capped)), "energy_capped_max": max(capped)}
@@ -67,14 +83,16 @@ class CDAD(Strategy):
         return _all_widened(narrow), narrow
 
     def tensors(self):
-        return {f"basis/{name}": U for name, U in (self._narrow or self.bases).items()}
+        kept = {f"basis/{name}": U for name, U in (self._narrow or self.bases).items()}
+        return kept | {f"free/{name}": V for name, V in self._free.items()}
 
     @property
     def memory_bytes(self) -> int:
-        return sum(a.nbytes for kept in (self.bases, self._narrow) for a in kept.values())
+        return sum(a.nbytes for kept in (self.bases, self._narrow, self._free) for a in kept.values())
 
     def restore(self, tensors, state):
         kept = {k.removeprefix("basis/"): v for k, v in tensors.items() if k.startswith("basis/")}
+        self._free = {k.removeprefix("free/"): v for k, v in tensors.items() if k.startswith("free/")}
         wanted = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[self.config.basis_dtype]
         self.bases = _all_widened(kept)
         if all(U.dtype == wanted for U in kept.values()):

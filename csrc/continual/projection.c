@@ -1,6 +1,8 @@
 /* Projecting updates. */
 #include "continual/projection.h"
 
+#include <string.h>
+
 #include "base/memory.h"
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -16,17 +18,38 @@ cdad_status cdad_project_scratch(const cdad_context *ctx, int64_t O, int64_t d, 
     return CDAD_OK;
 }
 
+/* out [O,n] = A [O,m] B [m,n], or, accumulating, + it. */
+static void product(const cdad_context *ctx, float *out, const float *A, cdad_mat B, int64_t O, int64_t n, int64_t m,
+                    int accumulate, void *scratch) {
+    const cdad_mat left = {.data = A, .rs = m, .cs = 1};
+    const cdad_epilogue with = {.accumulate = accumulate};
+    ctx->kernels->gemm(ctx, O, n, m, left, B, out, n, &with, scratch);
+}
+
+static void *after_inside(void *scratch, int64_t O, int64_t k) {
+    return (char *)scratch + cdad_align_up(O * k * (int64_t)sizeof(float));
+}
+
 void cdad_project(const cdad_context *ctx, float *dW, int64_t O, const float *U, int64_t d, int64_t k,
                   cdad_projection_side side, void *scratch) {
-    const cdad_kernels *kernels = ctx->kernels;
     const int off = side == CDAD_PROJECT_OFF;
     float *inside = scratch; /* [O,k] */
-    void *gemm_scratch = (char *)scratch + cdad_align_up(O * k * (int64_t)sizeof(float));
     const cdad_mat basis = {.data = U, .rs = k, .cs = 1}, basis_t = {.data = U, .rs = 1, .cs = k};
-    const cdad_mat update = {.data = dW, .rs = d, .cs = 1}, coefficients = {.data = inside, .rs = k, .cs = 1};
-    kernels->gemm(ctx, O, k, d, update, basis, inside, k, NULL, gemm_scratch);
+    product(ctx, inside, dW, basis, O, k, d, 0, after_inside(scratch, O, k));
     if (off)
-        kernels->affine(ctx, inside, inside, O * k, -1, 0);
-    const cdad_epilogue with = {.accumulate = off};
-    kernels->gemm(ctx, O, d, k, coefficients, basis_t, dW, d, &with, gemm_scratch);
+        ctx->kernels->affine(ctx, inside, inside, O * k, -1, 0);
+    product(ctx, dW, inside, basis_t, O, d, k, off, after_inside(scratch, O, k));
+}
+
+void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, const float *V, int64_t d, int64_t k,
+                      void *scratch) {
+    float *out = C == G ? scratch : C;
+    product(ctx, out, G, (cdad_mat){.data = V, .rs = k, .cs = 1}, O, k, d, 0, after_inside(scratch, O, k));
+    if (C == G)
+        memcpy(C, out, (size_t)(O * k) * sizeof *C);
+}
+
+void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, const float *V, int64_t d,
+                          int64_t k, void *scratch) {
+    product(ctx, W, C, (cdad_mat){.data = V, .rs = 1, .cs = k}, O, d, k, 1, after_inside(scratch, O, k));
 }

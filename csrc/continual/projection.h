@@ -1,10 +1,10 @@
-/* Projection of an update off the protected subspace ("One-for-More", CVPR 2025, Eq. 7). */
+/* Projection of updates off the protected subspace ("One-for-More", CVPR 2025, Eq. 7), and updates inside a subspace. */
 #ifndef CDAD_CONTINUAL_PROJECTION_H
 #define CDAD_CONTINUAL_PROJECTION_H
 
 #include "kernels/kernels.h"
 
-/* Bytes of scratch for cdad_project: CDAD_SHAPE when they do not fit an int64_t. */
+/* Bytes of scratch for what follows: CDAD_SHAPE when they do not fit an int64_t. */
 CDAD_MUST_USE cdad_status cdad_project_scratch(const cdad_context *ctx, int64_t O, int64_t d, int64_t k,
                                                int64_t *bytes, cdad_error *err);
 
@@ -19,5 +19,12 @@ typedef enum {
  * weights rounds it by more than either. */
 void cdad_project(const cdad_context *ctx, float *dW, int64_t O, const float *U, int64_t d, int64_t k,
                   cdad_projection_side side, void *scratch);
+
+/* Coordinates C [O,k] = G V of a gradient G [O,d] in orthonormal directions V [d,k], row major; C may be G's memory, whose
+ * first O*k elements they then take. And the way back, W [O,d] += C V^T. */
+void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, const float *V, int64_t d, int64_t k,
+                      void *scratch);
+void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, const float *V, int64_t d,
+                          int64_t k, void *scratch);
 
 #endif

@@ -62,23 +62,48 @@ cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err) {
 /* A weight [O, ...] as a matrix of O rows. */
 static int64_t row_width(const cdad_param *p) { return p->count / p->shape.dim[0]; }
 
+/* The place of a parameter that may have directions U [d,rank], or none; negative: none is called so. */
+static cdad_status find(const cdad_optimizer *o, const char *param, const float *U, int64_t rank, int64_t *i,
+                        cdad_error *err) {
+    *i = cdad_params_find(o->params, param);
+    CDAD_FAIL_IF(*i < 0, err, CDAD_INVALID, "the model has no parameter %s", param);
+    if (!U)
+        return CDAD_OK;
+    CDAD_FAIL_IF(o->params->items[*i].shape.ndim < 2, err, CDAD_INVALID,
+                 "%s is no weight matrix: it cannot have a basis", param);
+    const int64_t d = row_width(&o->params->items[*i]);
+    CDAD_FAIL_IF(rank < 0 || rank > d, err, CDAD_SHAPE, "%s: a basis of rank %" PRId64 " for features of width %" PRId64,
+                 param, rank, d);
+    return CDAD_OK;
+}
+
+static void treat(cdad_optimizer *o, int64_t i, cdad_protection how) {
+    cdad_free(o->protection[i].complement);
+    o->protection[i] = how;
+}
+
 cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U, int64_t rank,
                                    cdad_error *err) {
-    const int64_t i = cdad_params_find(o->params, param);
-    CDAD_FAIL_IF(i < 0, err, CDAD_INVALID, "the model has no parameter %s", param);
-    CDAD_FAIL_IF(U && o->params->items[i].shape.ndim < 2, err, CDAD_INVALID,
-                 "%s is no weight matrix: it cannot have a basis", param);
-    const int64_t d = row_width(&o->params->items[i]);
-    CDAD_FAIL_IF(U && (rank < 0 || rank > d), err, CDAD_SHAPE, "%s: a basis of rank %" PRId64 " for features of width %" PRId64,
-                 param, rank, d);
+    int64_t i;
+    CDAD_TRY(find(o, param, U, rank, &i, err));
     cdad_protection how = {.frozen = frozen, .basis = U, .rank = rank};
-    if (U && rank < d && rank > d - rank) {
+    const int64_t d = U ? row_width(&o->params->items[i]) : 0;
+    if (U && rank == d) {
+        how = (cdad_protection){.frozen = 1};
+    } else if (U && rank > 0 && (o->config.projection == CDAD_PROJECT_UPDATE || rank > d - rank)) {
         CDAD_TRY(cdad_basis_complement(U, d, rank, &how.complement, err));
         how.basis = how.complement;
         how.rank = d - rank;
+        how.onto = 1;
     }
-    cdad_free(o->protection[i].complement);
-    o->protection[i] = how;
+    treat(o, i, how);
+    return CDAD_OK;
+}
+
+cdad_status cdad_optimizer_confine(cdad_optimizer *o, const char *param, const float *V, int64_t rank, cdad_error *err) {
+    int64_t i;
+    CDAD_TRY(find(o, param, V, rank, &i, err));
+    treat(o, i, rank > 0 ? (cdad_protection){.basis = V, .rank = rank, .onto = 1} : (cdad_protection){.frozen = 1});
     return CDAD_OK;
 }
 
@@ -121,16 +146,32 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, i
     return CDAD_OK;
 }
 
-static int is_projected(const cdad_optimizer *o, int64_t i) {
-    return o->protection[i].basis && o->protection[i].rank > 0;
+/* Whether AdamW works in the coordinates of a weight's free directions. */
+static int in_coordinates(const cdad_optimizer *o, int64_t i) {
+    return o->protection[i].onto && o->config.projection == CDAD_PROJECT_UPDATE;
 }
 
-static void project(cdad_optimizer *o, const cdad_context *ctx, int64_t i, float *dW) {
+/* Numbers that AdamW moves for parameter i. */
+static int64_t moving(const cdad_optimizer *o, int64_t i) {
+    const cdad_param *p = &o->params->items[i];
+    return in_coordinates(o, i) ? p->shape.dim[0] * o->protection[i].rank : p->count;
+}
+
+/* What AdamW takes for parameter i's gradient: itself, or in `own`, which may be its memory, the gradient projected. */
+static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *own) {
     const cdad_param *p = &o->params->items[i];
     const cdad_protection *q = &o->protection[i];
-    if (is_projected(o, i))
-        cdad_project(ctx, dW, p->shape.dim[0], q->basis, row_width(p), q->rank,
-                     q->complement ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF, o->scratch);
+    if (!q->basis || q->rank == 0)
+        return grad;
+    if (in_coordinates(o, i)) {
+        cdad_coordinates(ctx, own, grad, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
+        return own;
+    }
+    if (own != grad)
+        memcpy(own, grad, (size_t)p->count * sizeof *own);
+    cdad_project(ctx, own, p->shape.dim[0], q->basis, row_width(p), q->rank, q->onto ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF,
+                 o->scratch);
+    return own;
 }
 
 /* The penalty of parameter i. */
@@ -144,7 +185,7 @@ static cdad_pull pull_of(const cdad_optimizer *o, int64_t i) {
     return pull;
 }
 
-/* Adds parameter i's (already projected) gradient, with the penalty's, to the sum of squares. */
+/* Adds parameter i's prepared gradient, with the penalty's, to the sum of squares. */
 static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_param *p = &o->params->items[i];
     const cdad_pull pull = pull_of(o, i);
@@ -152,7 +193,7 @@ static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i
     const double squares =
         pull.importance
             ? ctx->kernels->sum_squares_pulled(ctx, grad, o->params->values + p->offset, p->count, &pull, &finite)
-            : ctx->kernels->sum_squares(ctx, grad, p->count, &finite);
+            : ctx->kernels->sum_squares(ctx, grad, moving(o, i), &finite);
     CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", p->name);
     o->squares += squares;
     return CDAD_OK;
@@ -174,23 +215,25 @@ static cdad_adamw numbers(const cdad_optimizer *o, double grad_scale) {
                         .m_is_bf16 = c->bf16_first_moment};
 }
 
-/* Moves parameter i and its average by its (already projected) gradient; du: room for a projected update, or `grad`. */
+/* Moves parameter i and its average by its prepared gradient; du: room for an update, or `grad`. */
 static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *du, cdad_adamw h) {
     const cdad_param *p = &o->params->items[i];
+    const cdad_protection *q = &o->protection[i];
     const int64_t at = p->offset;
     float *w = o->params->values + at, *e = o->ema ? o->ema + at : NULL;
     void *m = (char *)o->m + at * cdad_optimizer_m_size(&o->config);
     h.pull = pull_of(o, i);
     h.path = o->path ? o->path + at : NULL;
-    if (o->protection[i].frozen) {
-        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
-    } else if (!o->protection[i].basis || o->config.projection != CDAD_PROJECT_UPDATE) {
-        ctx->kernels->adamw(ctx, w, m, o->v + at, e, NULL, grad, p->count, &h);
-    } else {
+    if (q->basis && o->config.projection == CDAD_PROJECT_UPDATE)
         h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
-        ctx->kernels->adamw(ctx, w, m, o->v + at, NULL, du, grad, p->count, &h);
-        project(o, ctx, i, du);
-        ctx->kernels->add_to(ctx, w, e, du, p->count, h.ema_decay);
+    if (q->frozen) {
+        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
+    } else if (in_coordinates(o, i)) {
+        ctx->kernels->adamw(ctx, w, m, o->v + at, NULL, du, grad, moving(o, i), &h);
+        cdad_add_coordinates(ctx, w, du, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
+        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
+    } else {
+        ctx->kernels->adamw(ctx, w, m, o->v + at, e, NULL, grad, p->count, &h);
     }
 }
 
@@ -200,11 +243,11 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     const cdad_param *p = &o->params->items[i];
     if (o->protection[i].frozen)
         return;
-    event->bytes += p->count * (5 * (int64_t)sizeof(float) + 2 * cdad_optimizer_m_size(&o->config));
+    event->bytes += moving(o, i) * (3 * (int64_t)sizeof(float) + 2 * cdad_optimizer_m_size(&o->config));
+    event->bytes += p->count * 2 * (int64_t)sizeof(float);
     event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0));
     if (o->protection[i].basis)
-        event->flops += 4.0 * (double)p->count * (double)o->protection[i].rank *
-                        (o->config.projection == CDAD_PROJECT_UPDATE ? 2.0 : 1.0);
+        event->flops += 4.0 * (double)p->count * (double)o->protection[i].rank;
 }
 
 cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
@@ -220,11 +263,7 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     float *own = (float *)((char *)o->scratch + o->update_offset);
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
     if (!o->protection[i].frozen) {
-        if (is_projected(o, i)) {
-            memcpy(own, grad, (size_t)p->count * sizeof *own);
-            project(o, ctx, i, own);
-            grad = own;
-        }
+        grad = prepare(o, ctx, i, grad, own);
         CDAD_TRY(measure(o, ctx, i, grad, err));
     }
     move(o, ctx, i, grad, own, numbers(o, 1.0));
@@ -254,8 +293,8 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     for (int64_t i = 0; i < params->n; i++) {
         if (o->protection[i].frozen)
             continue;
-        project(o, ctx, i, o->grads + params->items[i].offset);
-        CDAD_TRY(measure(o, ctx, i, o->grads + params->items[i].offset, err));
+        float *grad = o->grads + params->items[i].offset;
+        CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
     }
     const double norm = sqrt(o->squares);
     const cdad_adamw h = numbers(o, clip > 0 && norm > clip ? clip / norm : 1.0);

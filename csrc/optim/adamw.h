@@ -8,7 +8,8 @@
 
 typedef enum {
     CDAD_PROJECT_GRADIENT, /* the paper's text: G - U U^T G before AdamW, whose scaling and decay leave the subspace */
-    CDAD_PROJECT_UPDATE    /* the gradient and AdamW's update: X_old dW = 0 to rounding; no decay on protected weights */
+    CDAD_PROJECT_UPDATE    /* AdamW, its moments and all, in coordinates of what the basis leaves free: X_old dW = 0 to
+                            * rounding; no decay on protected weights */
 } cdad_projection_mode;
 
 typedef struct cdad_optimizer_config {
@@ -19,13 +20,15 @@ typedef struct cdad_optimizer_config {
     int bf16_first_moment; /* m is kept as bfloat16: a sixth less memory for weights and moments */
 } cdad_optimizer_config;
 
-/* How a parameter is treated. Updates of a weight with a basis U [d,k] go off its span. A basis of more than half of
- * the space is replaced by its complement, the narrower one, onto which updates go. */
+/* How a parameter is treated. CDAD_PROJECT_UPDATE: the weight [O,d] of a layer moves by C V^T, with V [d,rank] directions and
+ * C [O,rank], which take the first places of the weight's moments, AdamW's steps (as of low-rank gradients in Zhao et al. 2024,
+ * GaLore). CDAD_PROJECT_GRADIENT: the gradient goes off the basis, or, where that is narrower, onto its complement. */
 typedef struct cdad_protection {
     int frozen;
-    const float *basis; /* [d,rank], row major, or NULL: borrowed, or `complement` */
+    const float *basis; /* [d,rank], row major, or NULL: what is protected, or where updates go; borrowed, or `complement` */
     int64_t rank;
-    float *complement; /* owned, or NULL */
+    int onto;           /* updates go onto the span, not off it */
+    float *complement;  /* owned, or NULL */
 } cdad_protection;
 
 typedef struct cdad_optimizer {
@@ -55,10 +58,13 @@ CDAD_MUST_USE cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_pa
                                              const cdad_optimizer_config *config, cdad_error *err);
 void cdad_optimizer_free(cdad_optimizer *o); /* NULL is allowed */
 
-/* U [d,rank], row major, orthonormal, or NULL, is borrowed: it must outlive its use. A failure leaves the parameter's
- * protection as it was. */
+/* Protects a weight's old features by their basis U [d,rank], row major, orthonormal, or NULL: borrowed, it must outlive its
+ * use. A failure leaves the parameter's protection as it was. */
 CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U,
                                                  int64_t rank, cdad_error *err);
+/* Updates of a weight go onto directions V [d,rank], as above: instead of all that a basis leaves free. */
+CDAD_MUST_USE cdad_status cdad_optimizer_confine(cdad_optimizer *o, const char *param, const float *V, int64_t rank,
+                                                 cdad_error *err);
 /* From now on each step adds the gradient of strength/2 * sum_i importance_i (w_i - anchor_i)^2 to the loss's, before
  * clipping; both blocks are borrowed. importance NULL: no penalty. What is frozen is not pulled. Steps fail where a weight
  * that is projected has a penalty: the projection would undo a part of it. */

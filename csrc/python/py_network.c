@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#define MAX_VALUES 4
+#define MAX_VALUES 8
 
 /* What a builder is given and fills in. */
 typedef struct network_spec {
@@ -130,16 +130,36 @@ static const struct {
     {"condition", condition},         {"unet", unet},
 };
 
+typedef enum { NO_DISTANCE, EUCLIDEAN, MAHALANOBIS } distance_kind;
+
+static int distance_kind_of(const char *name) {
+    if (!name)
+        return NO_DISTANCE;
+    if (strcmp(name, "euclidean") == 0)
+        return EUCLIDEAN;
+    if (strcmp(name, "mahalanobis") == 0)
+        return MAHALANOBIS;
+    PyErr_Format(PyExc_ValueError, "distance is 'euclidean', 'mahalanobis' or None, not '%s'", name);
+    return -1;
+}
+
 /* features -> distance: for two images, per layer the squared L2 distance of the features over the channels
- * (paper, Eq. 1), bilinearly enlarged to the image: one map [N,H,W,1] a layer. */
-static int distance(cdad_builder *b, network_spec *s, network_fn features) {
+ * (paper, Eq. 1), bilinearly enlarged to the image: one map [N,H,W,1] a layer. Mahalanobis': the features' difference first
+ * goes through one more input a layer, a whitening matrix [C,C]. */
+static int distance(cdad_builder *b, network_spec *s, network_fn features, distance_kind how) {
     network_spec a = *s, c = *s;
     if (features(b, &a) < 0 || features(b, &c) < 0)
         return -1;
     s->in[s->n_in++] = a.in[0];
     s->in[s->n_in++] = c.in[0];
     for (int i = 0; i < a.n_out; i++) {
-        const cdad_value d = cdad_build_op(b, "sub", 2, CDAD_IN(a.out[i], c.out[i]), NULL);
+        cdad_value d = cdad_build_op(b, "sub", 2, CDAD_IN(a.out[i], c.out[i]), NULL);
+        if (how == MAHALANOBIS) {
+            const int64_t channels = cdad_build_channels(b, d);
+            const cdad_value white = cdad_build_input(b, "whitening", cdad_shape_make(2, channels, channels));
+            s->in[s->n_in++] = white;
+            d = cdad_build_op(b, "linear", 2, CDAD_IN(d, white), NULL);
+        }
         cdad_value sum = cdad_build_op(b, "mul", 2, CDAD_IN(d, d), NULL);
         sum = cdad_build_op(b, "reduce_sum", 1, &sum, "axes", 8.0, NULL); /* over the channels */
         s->out[s->n_out++] =
@@ -177,7 +197,7 @@ static network_fn find_kind(const char *name) {
     return NULL;
 }
 
-static int build(py_network *self, const char *kind, int is_distance) {
+static int build(py_network *self, const char *kind, distance_kind how) {
     cdad_error err = {0};
     cdad_builder b;
     const network_fn fn = find_kind(kind);
@@ -186,7 +206,7 @@ static int build(py_network *self, const char *kind, int is_distance) {
     if (cdad_graph_new(&self->graph, &err) != CDAD_OK)
         goto raise;
     cdad_builder_init(&b, self->graph, self->params->params, &err);
-    if ((is_distance ? distance(&b, &self->spec, fn) : fn(&b, &self->spec)) < 0)
+    if ((how == NO_DISTANCE ? fn(&b, &self->spec) : distance(&b, &self->spec, fn, how)) < 0)
         return -1;
     if (b.status != CDAD_OK)
         goto raise;
@@ -202,11 +222,13 @@ raise:
 static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"params", "kind", "config", "batch", "size", "distance", NULL};
     PyObject *params, *config;
-    const char *kind;
+    const char *kind, *measure = NULL;
     long long n, h, w;
-    int is_distance = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OsOL(LL)|p:Network", names, &params, &kind, &config, &n, &h, &w,
-                                     &is_distance))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OsOL(LL)|z:Network", names, &params, &kind, &config, &n, &h, &w,
+                                     &measure))
+        return NULL;
+    const int how = distance_kind_of(measure);
+    if (how < 0)
         return NULL;
     cdad_py_params *store = cdad_py_params_check(NULL, params);
     py_network *self = store ? (py_network *)PyType_GenericAlloc(type, 0) : NULL;
@@ -217,7 +239,7 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->spec = (network_spec){.config = config, .n = n, .h = h, .w = w};
     if (!self->lock)
         PyErr_NoMemory();
-    if (!self->lock || build(self, kind, is_distance) < 0) {
+    if (!self->lock || build(self, kind, (distance_kind)how) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -293,9 +315,10 @@ static PyType_Slot network_slots[] = {
     {Py_tp_dealloc, network_dealloc},
     {Py_tp_methods, network_methods},
     {Py_tp_getset, network_getset},
-    {Py_tp_doc, "Network(params, kind, config, batch, size, distance=False)\n--\n\nA model planned for one batch "
-                "shape. With distance=True a feature extractor takes two images and gives, per layer, the squared "
-                "distance of their features, enlarged to the image."},
+    {Py_tp_doc, "Network(params, kind, config, batch, size, distance=None)\n--\n\nA model planned for one batch "
+                "shape. With distance='euclidean' a feature extractor takes two images and gives, per layer, the squared "
+                "distance of their features, enlarged to the image; with 'mahalanobis' it takes a whitening matrix "
+                "[C,C] a layer too, by which their difference is multiplied first."},
     {0, NULL}};
 static PyType_Spec network_spec_ = {.name = "cdad._core.Network",
                                     .basicsize = sizeof(py_network),

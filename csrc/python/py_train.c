@@ -320,48 +320,65 @@ static PyObject *trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
     return kept ? Py_NewRef(Py_None) : NULL;
 }
 
+/* Orthonormal directions of a parameter's rows, float32 [d,k]; NULL with an exception. */
+static PyArrayObject *directions_of(const py_trainer *self, const char *name, PyObject *o) {
+    const cdad_params *p = self->params->params;
+    const int64_t i = cdad_params_find(p, name);
+    if (i < 0)
+        return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
+    PyArrayObject *U = cdad_py_floats_any(o, name);
+    if (U && (PyArray_NDIM(U) != 2 || PyArray_DIM(U, 0) != p->items[i].count / p->items[i].shape.dim[0])) {
+        PyErr_Format(PyExc_ValueError, "the basis of %s is [%lld, rank]", name,
+                     (long long)(p->items[i].count / p->items[i].shape.dim[0]));
+        Py_CLEAR(U);
+    }
+    return U;
+}
+
+/* What protect and confine do with directions, NULL or taken over, which live on as long as the optimiser uses them. */
+static PyObject *treat(py_trainer *self, const char *name, PyArrayObject *U, int confine, int frozen) {
+    cdad_optimizer *const opt = cdad_trainer_optimizer(self->trainer);
+    const int64_t rank = U ? PyArray_DIM(U, 1) : 0;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = confine ? cdad_optimizer_confine(opt, name, cdad_py_data(U), rank, &err)
+                     : cdad_optimizer_protect(opt, name, frozen, cdad_py_data(U), rank, &err);
+    Py_END_ALLOW_THREADS
+    int kept = 0;
+    if (status == CDAD_OK)
+        kept = PyDict_SetItemString(self->borrowed, name, U ? (PyObject *)U : Py_None);
+    if (kept < 0) /* nobody keeps them alive: they go again, which cannot fail */
+        (void)!cdad_optimizer_protect(opt, name, frozen, NULL, 0, &err);
+    PyThread_release_lock(self->lock);
+    Py_XDECREF(U);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"param", "basis", "frozen", NULL};
     py_trainer *self = (py_trainer *)o;
-    const cdad_params *p = self->params->params;
     const char *name;
     PyObject *basis = Py_None;
     int frozen = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen) ||
         !optimizer_of(self))
         return NULL;
-    PyArrayObject *U = NULL;
-    if (basis != Py_None) {
-        const int64_t i = cdad_params_find(p, name);
-        if (i < 0)
-            return PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
-        U = cdad_py_floats_any(basis, name);
-        if (!U)
-            return NULL;
-        if (PyArray_NDIM(U) != 2 || PyArray_DIM(U, 0) != p->items[i].count / p->items[i].shape.dim[0]) {
-            PyErr_Format(PyExc_ValueError, "the basis of %s is [%lld, rank]", name,
-                         (long long)(p->items[i].count / p->items[i].shape.dim[0]));
-            Py_DECREF(U);
-            return NULL;
-        }
-    }
-    const int64_t rank = U ? PyArray_DIM(U, 1) : 0;
-    cdad_error err = {0};
-    cdad_status status;
-    cdad_py_lock_take(self->lock);
-    Py_BEGIN_ALLOW_THREADS
-    status = cdad_optimizer_protect(cdad_trainer_optimizer(self->trainer), name, frozen, cdad_py_data(U), rank, &err);
-    Py_END_ALLOW_THREADS
-    int kept = 0;
-    if (status == CDAD_OK)
-        kept = PyDict_SetItemString(self->borrowed, name, U ? (PyObject *)U : Py_None);
-    if (kept < 0) /* nobody keeps the basis alive: it goes again, which cannot fail */
-        (void)!cdad_optimizer_protect(cdad_trainer_optimizer(self->trainer), name, frozen, NULL, 0, &err);
-    PyThread_release_lock(self->lock);
-    Py_XDECREF(U);
-    if (status != CDAD_OK)
-        return cdad_py_raise(&err);
-    return kept < 0 ? NULL : Py_NewRef(Py_None);
+    PyArrayObject *U = basis == Py_None ? NULL : directions_of(self, name, basis);
+    return basis != Py_None && !U ? NULL : treat(self, name, U, 0, frozen);
+}
+
+static PyObject *trainer_confine(PyObject *o, PyObject *args) {
+    py_trainer *self = (py_trainer *)o;
+    const char *name;
+    PyObject *directions;
+    if (!PyArg_ParseTuple(args, "sO:confine", &name, &directions) || !optimizer_of(self))
+        return NULL;
+    PyArrayObject *V = directions_of(self, name, directions);
+    return V ? treat(self, name, V, 1, 0) : NULL;
 }
 
 static PyObject *trainer_block(PyObject *o, PyObject *arg) {
@@ -461,6 +478,9 @@ static PyMethodDef trainer_methods[] = {
     {"protect", (PyCFunction)(void (*)(void))trainer_protect, METH_VARARGS | METH_KEYWORDS,
      "protect($self, param, basis=None, frozen=False)\n--\n\nProtects a weight's old features by their orthonormal "
      "basis [d, rank], or freezes the parameter, or (neither) frees it."},
+    {"confine", trainer_confine, METH_VARARGS,
+     "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [d, k] instead of all "
+     "that a basis leaves free."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
     {"block", trainer_block, METH_O,
      "block($self, name, /)\n--\n\nA writable view of the 'weights', of the moments 'm' and 'v', or of the moving "

@@ -24,6 +24,21 @@ static void check_complement(const cdad_context *ctx, const float *U, int64_t d,
     for (int64_t i = 0; i < O * d; i++)
         CHECK(fabsf(onto[i] - off[i]) < 3e-6f, "rank %" PRId64 ", element %" PRId64 ": %g, off the basis %g", k, i,
               (double)onto[i], (double)off[i]);
+    /* The same by coordinates, in memory of their own and in the gradient's, added to other values. */
+    float *C = floats(O * d), *in_place = floats(O * d), *W = floats(O * d);
+    memcpy(in_place, dW, (size_t)(O * d) * sizeof *dW);
+    cdad_coordinates(ctx, C, dW, O, Q, d, d - k, scratch);
+    cdad_coordinates(ctx, in_place, in_place, O, Q, d, d - k, scratch);
+    CHECK(!memcmp(C, in_place, (size_t)(O * (d - k)) * sizeof *C), "rank %" PRId64 ": other coordinates in place", k);
+    for (int64_t i = 0; i < O * d; i++)
+        W[i] = 1.0f;
+    cdad_add_coordinates(ctx, W, C, O, Q, d, d - k, scratch);
+    for (int64_t i = 0; i < O * d; i++)
+        CHECK(fabsf(W[i] - 1.0f - onto[i]) < 2e-6f, "rank %" PRId64 ", element %" PRId64 ": %g by coordinates", k, i,
+              (double)(W[i] - 1.0f));
+    cdad_free(C);
+    cdad_free(in_place);
+    cdad_free(W);
     cdad_free(onto);
     cdad_free(scratch);
     cdad_free(Q);

@@ -258,6 +258,8 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
             CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.linear1.weight", 0, narrow, 1, err));
             CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.self_attn.k_proj.weight", 0, wide, 6, err));
             CHECK_OK(cdad_optimizer_protect(o, "amn.encoder.layers.0.linear1.bias", 1, NULL, 0, err));
+            CHECK_OK(cdad_optimizer_confine(o, "amn.encoder.layers.0.self_attn.v_proj.weight", wide, 6, err));
+            CHECK_OK(cdad_optimizer_confine(o, "amn.encoder.layers.0.self_attn.q_proj.weight", wide, 0, err));
         }
         for (int k = 0; k < 3; k++) {
             for (int i = 0; i < 2; i++)
