@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 
 from cdad import ContinualModel, _core
 from cdad.results import read_json
@@ -76,6 +77,23 @@ def test_recorded_features_are_what_a_collector_takes_in(script, first):
         U, energy = stream.basis()
         assert energy == pytest.approx(bases[name][1], rel=1e-6) and U.shape == bases[name][0].shape, name
         assert np.linalg.norm(U.T @ bases[name][0]) == pytest.approx(U.shape[1] ** 0.5, rel=1e-4), name
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_the_output_projection_reads_is_the_attention_of_what_is_recorded(first, layer):
+    model, at = first.config, f"amn.encoder.layers.{layer}.self_attn."
+    names = [f"{at}{part}_proj.weight" for part in ("q", "k", "v", "out")]
+    recorder = _core.Recorder(first._samplers.whole, names)
+    images, latents = drawn(first)
+    first._denoise(images, latents, 0)
+    found = recorder.take()
+    *inputs, output = (found[name].reshape(len(images), -1, found[name].shape[1]).astype(np.float64) for name in names)
+    side = int(output.shape[1] ** 0.5)
+    weights, biases = ([first.params[name.replace("weight", end)] for name in names] for end in ("weight", "bias"))
+    q, k, v = (reference.linear(x, w.astype(np.float64), b) for x, w, b in zip(inputs, weights, biases))
+    mask = dict(zip(("mask_h", "mask_w"), model.amn.neighbor)) | {"grid_h": side, "grid_w": side}
+    wanted, _ = reference.attention(q, k, v, heads=model.amn.num_heads, **mask)
+    assert np.linalg.norm(output - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 
 def test_a_recorder_refuses(first):
