@@ -47,6 +47,13 @@ def _directions(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, n), np.float32))[0].T)
 
 
+def one_svd(X: np.ndarray, gamma: float) -> np.ndarray:
+    """Eq. 6 on all features X [rows, d] at once, by LAPACK alone: U [d, rank], the smallest rank that reaches gamma."""
+    _, s, V = np.linalg.svd(X, full_matrices=False)
+    energy = np.cumsum(np.square(s, dtype=np.float64))
+    return np.ascontiguousarray(V[: int(np.searchsorted(energy / energy[-1], gamma)) + 1].T)
+
+
 def batches(model: cdad.ContinualModel, classes: Sequence[ClassData], images: int) -> Iterator[tuple[np.ndarray, int]]:
     """Whole batches of about ``images`` of the images that `ContinualModel.collect_bases` takes of these classes, evenly
     spread, each with the seed of its noise there: what the model computes with them is what its bases were made of."""

@@ -103,13 +103,7 @@ def bases(gamma: float, blocks: list[int]) -> dict:
             stream.add(block)
         return stream.basis()[0]
 
-    def whole(X: np.ndarray) -> np.ndarray:
-        """Eq. 6 on one SVD of everything, by LAPACK alone: the smallest rank that reaches gamma."""
-        _, s, V = np.linalg.svd(X, full_matrices=False)
-        energy = np.cumsum(np.square(s, dtype=np.float64))
-        return np.ascontiguousarray(V[: int(np.searchsorted(energy / energy[-1], gamma)) + 1].T)
-
-    named = {"one SVD": whole}
+    named = {"one SVD": lambda X: evidence.one_svd(X, gamma)}
     named |= {f"iSVD, n = {n}": lambda X, n=n: streamed(X, "isvd", n) for n in blocks}
     return named | {"exact stream": lambda X: streamed(X, "exact", max(blocks))}
 

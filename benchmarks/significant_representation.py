@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,14 @@ def features(d: int, rows: int, block: int) -> np.ndarray:
     return scipy.fft.dct(x, axis=1, norm="ortho") * np.where(_core.random_normal((d,), SEED, 1000) > 0, 1, -1).astype(np.float32)
 
 
-def algorithm_1(torch, blocks: list) -> Any:
+def algorithm_1(torch, blocks: Iterable, gamma: float = GAMMA) -> Any:
     """U [d,k] after all blocks [d,columns] (paper, Algorithm 1; the rank as the published code counts it)."""
     basis = None
     for block in blocks:
         matrix = block if basis is None else torch.cat([basis, block], dim=1)
         u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
         share = torch.cumsum(s**2, 0) / torch.sum(s**2)
-        basis = u[:, : max(1, int((share < GAMMA).sum()))]
+        basis = u[:, : max(1, int((share < gamma).sum()))]
     return basis
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 
 from cdad import ContinualModel, _core
 from cdad.results import read_json
@@ -76,6 +77,23 @@ def test_recorded_features_are_what_a_collector_takes_in(script, first):
         U, energy = stream.basis()
         assert energy == pytest.approx(bases[name][1], rel=1e-6) and U.shape == bases[name][0].shape, name
         assert np.linalg.norm(U.T @ bases[name][0]) == pytest.approx(U.shape[1] ** 0.5, rel=1e-4), name
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_the_output_projection_reads_is_the_attention_of_what_is_recorded(first, layer):
+    model, at = first.config, f"amn.encoder.layers.{layer}.self_attn."
+    names = [f"{at}{part}_proj.weight" for part in ("q", "k", "v", "out")]
+    recorder = _core.Recorder(first._samplers.whole, names)
+    images, latents = drawn(first)
+    first._denoise(images, latents, 0)
+    found = recorder.take()
+    *inputs, output = (found[name].reshape(len(images), -1, found[name].shape[1]).astype(np.float64) for name in names)
+    side = int(output.shape[1] ** 0.5)
+    weights, biases = ([first.params[name.replace("weight", end)] for name in names] for end in ("weight", "bias"))
+    q, k, v = (reference.linear(x, w.astype(np.float64), b) for x, w, b in zip(inputs, weights, biases))
+    mask = dict(zip(("mask_h", "mask_w"), model.amn.neighbor)) | {"grid_h": side, "grid_w": side}
+    wanted, _ = reference.attention(q, k, v, heads=model.amn.num_heads, **mask)
+    assert np.linalg.norm(output - wanted) < 1e-5 * np.linalg.norm(wanted)
 
 
 def test_a_recorder_refuses(first):
@@ -194,10 +212,33 @@ def test_table8(quick):
     assert all(float(row[9]) >= 0.98 for row in rows), "the exact stream holds what was asked for"
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
+def test_saving(quick):
+    records, printed = quick("saving")
+    peers = ["", "_published"] if importlib.util.find_spec("torch") else [""]
+    assert sorted(records) == sorted(f"saving_{what}_{d}x4{peer}" for what in ("time", "memory") for d in (320, 640) for peer in peers)
+    assert all(record["value"] > 0 and record["peer_value"] > 0 for record in records.values())
+    assert all(records[f"saving_memory_{d}x4"]["ratio"] > 2 for d in (320, 640)), "beside all features, and their decomposition"
+    rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["320"], ["640"])]
+    energies = {(row[0], row[2]): float(row[-7]) for row in rows}
+    for d in "320", "640":
+        assert energies[d, "one"] == pytest.approx(0.999, abs=2e-4) and energies[d, "auto"] == energies[d, "exact"] >= 0.999
+        assert energies[d, "iSVD"] < 0.98, "earlier images fade"
+        assert "_published" not in peers or energies[d, "Algorithm"] == pytest.approx(energies[d, "iSVD"], abs=1e-3)
+
+
+def test_theory_of_saving(script):
+    theory = script("saving").theory
+    assert theory("svd", 10, 3, 20, 5, 0.999) == (4 * 10 * 60, 60 * 100)
+    assert theory("isvd", 10, 3, 20, 5, 0.999) == theory("published", 10, 3, 20, 5, 0.999) == (4 * 10 * 25, 3 * 25 * 100)
+    assert theory("exact", 10, 3, 20, 5, 0.999) == theory("auto", 10, 3, 20, 5, 0.999) == (12 * 100, 60 * 100 + 1000)
+    assert theory("auto", 5000, 2, 100, 50, 0.999) == (4 * 5000 * 200, 5000 * 200 * 50 + 200 * 2500), "a weighted basis"
+
+
 def test_pictures_want_matplotlib(script, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for name in ("drift", "projected_values", "table8"):
+    for name in ("drift", "projected_values", "saving", "table8"):
         with pytest.raises(SystemExit, match="pip install matplotlib"):
             script(name).main(["--quick", "--png", str(tmp_path / "picture.png")])
 
