@@ -136,6 +136,9 @@ def _measure(a: argparse.Namespace, old: cdad.ContinualModel, variants: dict[str
             rows.append(row | {"output": f"{outputs[variant]:.1e}"})
         kind = "normal test images" if a.unseen else "old images"
         print(format_table(rows, title=f"\nDrift on {kind} after {', '.join(a.increments[: k + 1])}; mean (maximum) over the weights:"))
+        for variant, found in layers.items():
+            worst = int(np.argmax(found["whole network"]))
+            print(f"{variant}: greatest in the whole network at {evidence.weights(old)[worst]}")
         records += _records(layers, outputs, after)
     if a.png:
         _draw(layers, evidence.weights(old), a)
