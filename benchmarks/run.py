@@ -213,7 +213,7 @@ def image_to_score(n: int) -> Callable[[str], Callable]:
         for i, name in enumerate(model.params.shapes()):  # nothing may hide behind an initial zero
             shape = model.params[name].shape
             spread = 0.1 if len(shape) == 1 else 1 / np.sqrt(np.prod(shape[1:]))
-            model.params[name][...] = normal(*shape, stream=i) * spread + (len(shape) == 1 and name.endswith("weight"))
+            model.params[name] = normal(*shape, stream=i) * spread + (len(shape) == 1 and name.endswith("weight"))
         model.ledger.append({"classes": ["any"]})
         images = np.clip(normal(n, config.image_size, config.image_size, 3, stream=1000) * 0.2 + 0.5, 0, 1)
         if side == "cdad":

@@ -20,11 +20,13 @@ class Autoencoder:
     The VAE's latent is the mean, not a sample, so that scores depend on the image alone.
     """
 
-    def __init__(self, config: AutoencoderConfig, image_size: int, batch_size: int, *, load: bool = True):
+    def __init__(
+        self, config: AutoencoderConfig, image_size: int, batch_size: int, *, load: bool = True, device: str | None = None
+    ):
         self.config = config
         self.image_size = image_size
         self.batch_size = batch_size
-        self.params = _core.Params()
+        self.params = _core.Params(device)
         latent = image_size // config.downsampling
         core = self.core_config()
 
@@ -86,10 +88,10 @@ class Autoencoder:
         shapes = self.params.shapes()
         strict_match(shapes, tensors, what=f"{self.config.kind} autoencoder")
         for name in shapes:
-            self.params[name][...] = tensors[name]
+            self.params[name] = tensors[name]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Every weight as a view (conv weights [O,R,S,C])."""
+        """Every weight (conv weights [O,R,S,C])."""
         return {name: self.params[name] for name in self.params.shapes()}
 
     def encode(self, images: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class FeatureDistance:
         if backbone == "efficientnet_lite0":
             tensors, self.mean, self.std = load_efficientnet_lite0()
             self.name = backbone
-            self._params = _core.Params()
+            self._params = _core.Params(autoencoder.params.device)
             self._kind, self._config = backbone, None
             self._networks = Programs(lambda n: self._network(n, distance), batch_size)
             self._params.allocate(0)
@@ -47,7 +47,7 @@ class FeatureDistance:
                 what=backbone,
             )
             for name in self._params.shapes():
-                self._params[name][...] = tensors[name]
+                self._params[name] = tensors[name]
         else:
             self.name = f"autoencoder:{autoencoder.config.kind}"
             self._params = autoencoder.params
@@ -68,7 +68,7 @@ class FeatureDistance:
         return self._networks.whole.memory_bytes
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Every weight of the backbone as a view (conv weights [O,R,S,C], depthwise [R,S,C])."""
+        """Every weight of the backbone (conv weights [O,R,S,C], depthwise [R,S,C])."""
         return {name: self._params[name] for name in self._params.shapes()}
 
     def __call__(self, a: np.ndarray, b: np.ndarray, whitening: Sequence[np.ndarray] = ()) -> np.ndarray:

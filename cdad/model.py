@@ -68,17 +68,19 @@ class ContinualModel:
     >>> model.fit_task({"toothbrush": toothbrushes})               # doctest: +SKIP
     >>> model.predict(images).scores                               # doctest: +SKIP
 
-    ``config``: a `Config` or a preset's name. Predictions may run in several threads at once; `fit_task` is
+    ``config``: a `Config` or a preset's name. ``device``: where weights lie and networks run, "cpu" or "cuda" (see
+    `cdad.set_device`, the default); results on one are those on the other up to rounding, and files are the same.
+    RuntimeError: there is no such device, and why. Predictions may run in several threads at once; `fit_task` is
     exclusive, and a second one meanwhile raises RuntimeError.
     """
 
-    def __init__(self, config: Config | str = "small", *, _load_weights: bool = True):
+    def __init__(self, config: Config | str = "small", *, device: str | None = None, _load_weights: bool = True):
         self.config = preset(config) if isinstance(config, str) else config
         c = self.config
         batch = c.scoring.batch_size
-        self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights)
+        self.params = _core.Params(device)
+        self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights, device=device)
         self._features: FeatureDistance | None = None
-        self.params = _core.Params()
         self.strategy = make_strategy(c.continual)
         self._trainer = _core.Trainer(
             self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed, distill=self.strategy.distils
@@ -253,11 +255,10 @@ class ContinualModel:
 
     def _x0_error(self, latents: np.ndarray, conditions: np.ndarray) -> float:
         d, seed = self.config.diffusion, self.config.seed
-        weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
 
         def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray, stream: np.ndarray) -> np.ndarray:
             start = sampler.start(z, stream, seed, steps=d.steps, skip=d.skip)
-            return sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=1, weights=weights)
+            return sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=1, weights=self._trainer)
 
         x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
         return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
@@ -387,14 +388,13 @@ class ContinualModel:
     def _denoise(self, images: np.ndarray, latents: np.ndarray, noise_seed: int) -> np.ndarray:
         d, seed = self.config.diffusion, self.config.seed
         how = {"steps": d.steps, "skip": d.skip}
-        weights = self._trainer.block("ema") if self.config.training.ema_decay > 0 else None
 
         def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray) -> np.ndarray:
             streams = np.full(len(z), noise_seed, np.int64)
             start, twin = sampler.start(z, streams, seed, **how), None
             if d.stop and d.mirrored:
                 twin = start - 2 * sampler.start(np.zeros_like(z), streams, seed, **how)
-            return sampler.denoise(x, start, **how, stop=d.stop, twin=twin, weights=weights)
+            return sampler.denoise(x, start, **how, stop=d.stop, twin=twin, weights=self._trainer)
 
         return self._samplers.run(run, latents, images)
 
@@ -435,12 +435,14 @@ class ContinualModel:
         save_checkpoint(path, tensors, state)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, config: Config | None = None) -> ContinualModel:
+    def load(
+        cls, path: str | os.PathLike, config: Config | None = None, *, device: str | None = None
+    ) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         CheckpointError: damaged, or of another model."""
         tensors, state = load_checkpoint(path)
-        model = cls(config or Config.from_dict(state["config"]), _load_weights=False)
+        model = cls(config or Config.from_dict(state["config"]), device=device, _load_weights=False)
         model._restore(tensors, state, path)
         return model
 
@@ -454,7 +456,7 @@ class ContinualModel:
         if wrong:
             raise CheckpointError(f"the checkpoint is of another model: {wrong[0]} and {len(wrong) - 1} more", path)
         for name in shapes:
-            self.params[name][...] = weights[name]
+            self.params[name] = weights[name]
         self.autoencoder.set_weights(section("autoencoder/"))
         self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
         kept = state.get("strategy", {"name": "cdad"})
@@ -466,8 +468,8 @@ class ContinualModel:
             self.calibrations[name] = Calibration.from_tensors(parts) if parts else None
         for block, values in section("optimizer/").items():
             if block != "ema" or self.config.training.ema_decay > 0:
-                target = self._trainer.block(block)
-                target[...] = _as_moment(values, target.dtype)
+                narrow = block == "m" and self.config.training.first_moment == "bfloat16"
+                self._trainer.set_block(block, _as_moment(values, np.dtype(np.uint16 if narrow else np.float32)))
         self._trainer.n_steps, self._trainer.age = state["steps"], state["age"]
 
 

@@ -101,7 +101,7 @@ def trainer(golden, config, optimizer):
     weights = denoiser_from_original(golden["weights"])
     assert set(weights) == set(params.shapes())
     for name in weights:
-        params[name][...] = weights[name]
+        params[name] = weights[name]
     return params, trainer
 
 
@@ -176,7 +176,7 @@ def test_kl_autoencoder():
     weights = {k: to_channels_last(k, v) for k, v in tensors.items() if not k.startswith("io.")}
     assert set(weights) == set(params.shapes())
     for name in weights:
-        params[name][...] = weights[name]
+        params[name] = weights[name]
     (moments,) = encode.run(nhwc(tensors["io.image"]))
     assert relative(moments, nhwc(tensors["io.moments"])) < TOLERANCE
     assert relative(moments[..., :4], nhwc(tensors["io.mean"])) < TOLERANCE

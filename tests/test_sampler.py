@@ -20,7 +20,7 @@ def sampler():
     params.allocate(0)
     rng = np.random.default_rng(0)
     for name in params.shapes():  # what starts at zero would hide the context
-        params[name][...] += 0.05 * rng.standard_normal(params.shapes()[name], np.float32)
+        params[name] = params[name] + 0.05 * rng.standard_normal(params.shapes()[name], np.float32)
     return made
 
 

@@ -508,7 +508,7 @@ def test_backbone_agrees_with_torch(backbone, size):
     params.allocate(0)
     strict_match(params.shapes(), {key: tensors[key] for key in params.shapes()}, what="backbone")
     for key in params.shapes():
-        params[key][...] = tensors[key]
+        params[key] = tensors[key]
     image = (np.random.default_rng(0).random((1, *size, 3), np.float32) - mean) / std
     expected = reference_features(raw, image)
     for stride, found, reference in zip((4, 8, 16), network.run(image), expected, strict=True):

@@ -31,9 +31,9 @@ def randomize(params: _core.Params, rng: np.random.Generator) -> None:
     """Every parameter random, so that nothing hides behind an initial zero."""
     for name, shape in params.shapes().items():
         if len(shape) == 1:
-            params[name][...] = rng.normal(float(name.endswith("weight")), 0.1, shape)
+            params[name] = rng.normal(float(name.endswith("weight")), 0.1, shape)
         else:
-            params[name][...] = rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
+            params[name] = rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape)
 
 
 def to_torch(array: np.ndarray):

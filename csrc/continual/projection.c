@@ -1,7 +1,6 @@
 /* Projecting updates. */
 #include "continual/projection.h"
 
-#include <string.h>
 
 #include "base/memory.h"
 
@@ -46,7 +45,7 @@ void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t
     float *out = C == G ? scratch : C;
     product(ctx, out, G, (cdad_mat){.data = V, .rs = k, .cs = 1}, O, k, d, 0, after_inside(scratch, O, k));
     if (C == G)
-        memcpy(C, out, (size_t)(O * k) * sizeof *C);
+        ctx->kernels->copy_columns(ctx, C, O * k, out, O * k, 1, O * k);
 }
 
 void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, const float *V, int64_t d,

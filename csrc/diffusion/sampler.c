@@ -15,7 +15,7 @@ struct cdad_sampler {
     cdad_program *condition, *unet; /* condition: NULL without the masked network */
     cdad_value image, tau;                              /* of condition_graph */
     cdad_value x, t, context, control, prediction;      /* of unet_graph */
-    float *state, *x0, *uncond_prediction, *timesteps;
+    float *state, *x0, *predicted, *uncond_prediction, *timesteps; /* of the host */
 };
 
 void cdad_sampler_free(cdad_sampler *s) {
@@ -27,6 +27,7 @@ void cdad_sampler_free(cdad_sampler *s) {
     cdad_graph_free(s->unet_graph);
     cdad_free(s->state);
     cdad_free(s->x0);
+    cdad_free(s->predicted);
     cdad_free(s->uncond_prediction);
     cdad_free(s->timesteps);
     cdad_free(s);
@@ -71,6 +72,7 @@ cdad_status cdad_sampler_new(cdad_sampler **out, const cdad_denoiser_config *c, 
     CDAD_TRY_DONE(build_programs(s, ctx, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s->state, s->latent_count * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s->x0, s->latent_count * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&s->predicted, s->latent_count * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s->uncond_prediction, s->latent_count * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s->timesteps, n * (int64_t)sizeof(float), err));
     *out = s;
@@ -91,22 +93,24 @@ static cdad_status bind_weights(cdad_sampler *s, const float *weights, cdad_erro
 static cdad_status run_condition(cdad_sampler *s, const cdad_context *ctx, const float *image, cdad_error *err) {
     if (!s->condition)
         return CDAD_OK;
-    CDAD_TRY(cdad_program_bind(s->condition, s->image, image, err));
+    CDAD_TRY(cdad_program_feed(s->condition, s->image, image, err));
     CDAD_TRY(cdad_program_run(s->condition, ctx, err));
     return cdad_program_bind(s->unet, s->control, cdad_program_data(s->condition, s->tau), err);
 }
 
+/* The prediction for x at t, to the host. */
 static cdad_status run_unet(cdad_sampler *s, const cdad_context *ctx, const float *x, int64_t t,
-                            const float *context, cdad_error *err) {
+                            const float *context, float *prediction, cdad_error *err) {
     for (int64_t i = 0; i < s->n; i++)
         s->timesteps[i] = (float)t;
-    CDAD_TRY(cdad_program_bind(s->unet, s->x, x, err));
-    CDAD_TRY(cdad_program_bind(s->unet, s->t, s->timesteps, err));
+    CDAD_TRY(cdad_program_feed(s->unet, s->x, x, err));
+    CDAD_TRY(cdad_program_feed(s->unet, s->t, s->timesteps, err));
     if (s->context != CDAD_NONE) {
         CDAD_FAIL_IF(!context, err, CDAD_INVALID, "this model wants a context");
-        CDAD_TRY(cdad_program_bind(s->unet, s->context, context, err));
+        CDAD_TRY(cdad_program_feed(s->unet, s->context, context, err));
     }
-    return cdad_program_run(s->unet, ctx, err);
+    CDAD_TRY(cdad_program_run(s->unet, ctx, err));
+    return cdad_program_read(s->unet, s->prediction, prediction, err);
 }
 
 /* One deterministic DDIM step from alpha_bar a to the one before (eta 0; Song et al. 2021, Eq. 12). */
@@ -142,13 +146,10 @@ static cdad_status denoise_from(cdad_sampler *s, const cdad_context *ctx, const 
     const int64_t run = how->stop ? how->stop : how->steps - how->skip;
     for (int64_t step = 0; step < run; step++) {
         const int64_t i = how->steps - how->skip - 1 - step;
-        if (how->uncond) {
-            CDAD_TRY(run_unet(s, ctx, s->state, timesteps[i], how->uncond, err));
-            memcpy(s->uncond_prediction, cdad_program_data(s->unet, s->prediction),
-                   (size_t)s->latent_count * sizeof(float));
-        }
-        CDAD_TRY(run_unet(s, ctx, s->state, timesteps[i], context, err));
-        const float *prediction = cdad_program_data(s->unet, s->prediction);
+        if (how->uncond)
+            CDAD_TRY(run_unet(s, ctx, s->state, timesteps[i], how->uncond, s->uncond_prediction, err));
+        CDAD_TRY(run_unet(s, ctx, s->state, timesteps[i], context, s->predicted, err));
+        const float *prediction = s->predicted;
         if (how->uncond) {
             const float g = (float)how->guidance;
             for (int64_t k = 0; k < s->latent_count; k++)

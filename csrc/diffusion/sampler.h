@@ -20,7 +20,7 @@ typedef struct cdad_sampling {
     int64_t stop;         /* run so many steps and return the x0 predicted there; 0: all, and return x */
     double guidance;      /* 1, or with `uncond` the weight of the conditional side */
     const float *uncond;  /* [N,L,d] or NULL */
-    const float *weights; /* a block in the layout of params->values; NULL: params->values */
+    const float *weights; /* a block in the layout of params->values, where they lie; NULL: params->values */
 } cdad_sampling;
 
 /* Called after every step with x [N,h,w,c] and the predicted x0; `step` counts from 0. NULL: not called. */

@@ -31,8 +31,12 @@ typedef struct handover {
 
 struct cdad_program {
     const cdad_graph *g;
+    cdad_device *device;
     place *places; /* [n_values] */
     float **data;  /* [n_values]: where a value is */
+    float **kept;  /* on a device [n_values]: memory of constants and of what is fed; else NULL */
+    float *tapped; /* on a device: a tap's input on the host */
+    int64_t tapped_bytes;
     int64_t n_values;
     cdad_step *steps;
     tap *taps; /* [n_steps] */
@@ -51,13 +55,17 @@ struct cdad_program {
 void cdad_program_free(cdad_program *p) {
     if (!p)
         return;
+    for (int64_t v = 0; p->kept && v < p->n_values; v++)
+        cdad_device_free(p->device, p->kept[v]);
+    cdad_free(p->kept);
+    cdad_free(p->tapped);
     cdad_free(p->places);
     cdad_free(p->data);
     cdad_free(p->steps);
     cdad_free(p->taps);
     cdad_free(p->handovers);
-    cdad_free(p->arena);
-    cdad_free(p->scratch);
+    cdad_device_free(p->device, p->arena);
+    cdad_device_free(p->device, p->scratch);
     cdad_free(p);
 }
 
@@ -134,9 +142,9 @@ static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_e
         if (bytes > most)
             most = bytes;
     }
-    cdad_free(p->scratch);
+    cdad_device_free(p->device, p->scratch);
     p->scratch = NULL;
-    CDAD_TRY(cdad_alloc((void **)&p->scratch, most, err));
+    CDAD_TRY(cdad_device_alloc(p->device, (void **)&p->scratch, most, err));
     p->scratch_bytes = most;
     p->kernels = ctx->kernels;
     p->threads = threads;
@@ -268,10 +276,24 @@ static void resolve(cdad_program *p) {
         if (root->offset >= 0)
             p->data[v] = (float *)(p->arena + root->offset);
         else if (p->g->values[root->root].kind == CDAD_VALUE_CONST)
-            p->data[v] = p->g->values[root->root].data;
+            p->data[v] = p->kept ? p->kept[root->root] : p->g->values[root->root].data;
         else if (root->root != (cdad_value)v)
             p->data[v] = p->data[root->root];
     }
+}
+
+/* Copies the constants that are used to the device. */
+static cdad_status keep_constants(cdad_program *p, cdad_error *err) {
+    if (!p->device)
+        return CDAD_OK;
+    CDAD_TRY(cdad_alloc_zero((void **)&p->kept, p->n_values * (int64_t)sizeof *p->kept, err));
+    for (int64_t v = 0; v < p->n_values; v++) {
+        const cdad_value_info *info = &p->g->values[v];
+        if (info->kind == CDAD_VALUE_CONST && p->places[v].used)
+            CDAD_TRY(cdad_device_mirror(p->device, (void **)&p->kept[v], info->data,
+                                        cdad_shape_count(&info->shape) * (int64_t)sizeof(float), err));
+    }
+    return CDAD_OK;
 }
 
 cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs, const cdad_value *outputs,
@@ -284,6 +306,7 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     *out = NULL;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p, sizeof *p, err));
     p->g = g;
+    p->device = ctx->device;
     p->n_values = g->n_values;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->places, p->n_values * (int64_t)sizeof *p->places, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->data, p->n_values * (int64_t)sizeof *p->data, err));
@@ -294,7 +317,8 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     CDAD_TRY_DONE(find_lifetimes(p, n_outputs, outputs, options, err));
     share_memory(p);
     CDAD_TRY_DONE(pack_arena(p, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&p->arena, p->arena_bytes, err));
+    CDAD_TRY_DONE(cdad_device_alloc(p->device, (void **)&p->arena, p->arena_bytes, err));
+    CDAD_TRY_DONE(keep_constants(p, err));
     CDAD_TRY_DONE(plan_scratch(p, ctx, err));
     resolve(p);
     *out = p;
@@ -312,6 +336,26 @@ cdad_status cdad_program_bind(cdad_program *p, cdad_value v, const float *data, 
                  "value %d is computed: it cannot be bound", v);
     p->data[v] = (float *)(uintptr_t)data; /* inputs are never written: only external outputs are */
     return CDAD_OK;
+}
+
+cdad_status cdad_program_feed(cdad_program *p, cdad_value v, const float *data, cdad_error *err) {
+    CDAD_TRY(cdad_program_bind(p, v, data, err));
+    if (!p->device)
+        return CDAD_OK;
+    const cdad_value_info *info = &p->g->values[v];
+    CDAD_FAIL_IF(info->kind == CDAD_VALUE_NODE, err, CDAD_INVALID, "value %d is computed: it cannot be fed", v);
+    p->data[v] = NULL; /* if the copy fails */
+    CDAD_TRY(cdad_device_mirror(p->device, (void **)&p->kept[v], data,
+                                cdad_shape_count(&info->shape) * (int64_t)sizeof(float), err));
+    p->data[v] = p->kept[v];
+    return CDAD_OK;
+}
+
+cdad_status cdad_program_read(const cdad_program *p, cdad_value v, float *to, cdad_error *err) {
+    const float *data = cdad_program_data(p, v);
+    CDAD_FAIL_IF(!data, err, CDAD_INVALID, "value %d is not in this program", v);
+    return cdad_device_download(p->device, to, data, cdad_shape_count(&p->g->values[v].shape) * (int64_t)sizeof(float),
+                                err);
 }
 
 float *cdad_program_data(const cdad_program *p, cdad_value v) {
@@ -360,6 +404,37 @@ static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad
     return cdad_profile_add(ctx->profile, &event, err);
 }
 
+static cdad_status run_tap(cdad_program *p, const tap *to, const cdad_context *ctx, const cdad_node *node,
+                           const float *input, const cdad_shape *shape, cdad_error *err) {
+    if (!p->device)
+        return to->fn(to->arg, ctx, node, input, shape, err);
+    const int64_t bytes = cdad_shape_count(shape) * (int64_t)sizeof(float);
+    const cdad_context host = cdad_context_of_host(ctx);
+    if (bytes > p->tapped_bytes) {
+        cdad_free(p->tapped);
+        p->tapped_bytes = 0;
+        CDAD_TRY(cdad_alloc((void **)&p->tapped, bytes, err));
+        p->tapped_bytes = bytes;
+    }
+    CDAD_TRY(cdad_device_download(p->device, p->tapped, input, bytes, err));
+    return to->fn(to->arg, &host, node, p->tapped, shape, err);
+}
+
+/* Runs the node; what failed on a device is told with its name and shape. */
+static cdad_status run_node(const cdad_program *p, const cdad_node *node, const cdad_context *ctx, const cdad_call *call,
+                            cdad_error *err) {
+    char shape[CDAD_SHAPE_TEXT], where[CDAD_SHAPE_TEXT + 64];
+    if (!p->device)
+        return node->op->run(ctx, call, err);
+    cdad_status status = node->op->run(ctx, call, err);
+    if (status == CDAD_OK)
+        status = cdad_device_check(p->device, ctx->profile != NULL, err);
+    if (status == CDAD_OK)
+        return CDAD_OK;
+    snprintf(where, sizeof where, "%s %s on %s", node->op->name, cdad_shape_text(&call->out_shape[0], shape), p->device->name);
+    return cdad_fail_in(err, where);
+}
+
 static cdad_status run_step(cdad_program *p, int64_t t, const cdad_context *ctx, cdad_error *err) {
     const cdad_graph *g = p->g;
     const cdad_step *s = &p->steps[t];
@@ -377,7 +452,7 @@ static cdad_status run_step(cdad_program *p, int64_t t, const cdad_context *ctx,
         out_shape[j] = g->values[node->out[j]].shape;
     }
     if (p->taps[t].fn)
-        CDAD_TRY(p->taps[t].fn(p->taps[t].arg, ctx, node, in[0], &in_shape[0], err));
+        CDAD_TRY(run_tap(p, &p->taps[t], ctx, node, in[0], &in_shape[0], err));
     const cdad_call call = {.n_in = node->n_in,
                             .in = in,
                             .in_shape = in_shape,
@@ -388,9 +463,9 @@ static cdad_status run_step(cdad_program *p, int64_t t, const cdad_context *ctx,
                             .sum = s->sum == CDAD_NONE ? NULL : p->data[s->sum],
                             .act = s->act};
     if (!ctx->profile || node->op->flags & CDAD_OP_VIEW)
-        return node->op->run(ctx, &call, err);
+        return run_node(p, node, ctx, &call, err);
     const double start = cdad_clock();
-    CDAD_TRY(node->op->run(ctx, &call, err));
+    CDAD_TRY(run_node(p, node, ctx, &call, err));
     return record(g, node, ctx, &call, start, err);
 }
 
@@ -410,6 +485,8 @@ static cdad_status hand_over(const cdad_program *p, int64_t t, int64_t *next, co
 }
 
 cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
+    CDAD_FAIL_IF(ctx->device != p->device, err, CDAD_INVALID, "a program that was planned for %s runs on %s",
+                 p->device ? p->device->name : "cpu", ctx->device ? ctx->device->name : "cpu");
     for (int64_t v = 0; v < p->n_values; v++) {
         const cdad_value_info *info = &p->g->values[v];
         if (p->places[v].used && (info->kind == CDAD_VALUE_INPUT || info->kind == CDAD_VALUE_PARAM ||

@@ -6,7 +6,8 @@
 
 typedef struct cdad_program cdad_program;
 
-/* Called before a node runs, with its input 0: how features are collected while a model runs. */
+/* Called before a node runs, with its input 0 in the host's memory and a context of the host: how features are
+ * collected while a model runs. */
 typedef cdad_status (*cdad_tap_fn)(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
                                    const cdad_shape *shape, cdad_error *err);
 
@@ -16,7 +17,7 @@ typedef struct cdad_handover {
     cdad_value value, spares;
 } cdad_handover;
 
-/* data is the value of handover number i. */
+/* data is the value of handover number i, where the program runs. */
 typedef cdad_status (*cdad_handover_fn)(void *arg, const cdad_context *ctx, int64_t i, const float *data,
                                         cdad_error *err);
 
@@ -26,8 +27,8 @@ typedef struct cdad_program_options {
     const cdad_handover *handovers; /* values that need not be outputs */
 } cdad_program_options;
 
-/* Plans `outputs` of `g`, which must outlive the program and not grow after. Outputs live in the arena until the
- * next run. `options` may be NULL. */
+/* Plans `outputs` of `g`, which must outlive the program and not grow after, for ctx->device, on which all that is
+ * bound lies. Outputs live in the arena until the next run. `options` may be NULL. */
 CDAD_MUST_USE cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs,
                                            const cdad_value *outputs, const cdad_program_options *options,
                                            const cdad_context *ctx, cdad_error *err);
@@ -35,8 +36,13 @@ void cdad_program_free(cdad_program *p); /* NULL is allowed */
 
 /* Binds the memory of an input, a parameter or an external output. It is only read, except for outputs. */
 CDAD_MUST_USE cdad_status cdad_program_bind(cdad_program *p, cdad_value v, const float *data, cdad_error *err);
+/* Gives an input or a parameter from the host's memory: binds it there, or, on a device, copies it to memory that the
+ * program keeps for it. */
+CDAD_MUST_USE cdad_status cdad_program_feed(cdad_program *p, cdad_value v, const float *data, cdad_error *err);
 /* The memory of a value: of an output after a run, or what was bound. NULL: not in this program. */
 float *cdad_program_data(const cdad_program *p, cdad_value v);
+/* Copies a value to the host. */
+CDAD_MUST_USE cdad_status cdad_program_read(const cdad_program *p, cdad_value v, float *to, cdad_error *err);
 int cdad_program_uses(const cdad_program *p, cdad_value v);
 
 /* Runs the tap before every node that reads param `weight` as input 1. fn NULL removes it. */

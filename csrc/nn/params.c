@@ -17,7 +17,7 @@ void cdad_params_free(cdad_params *p) {
     for (int64_t i = 0; i < p->n; i++)
         cdad_free(p->items[i].name);
     cdad_free(p->items);
-    cdad_free(p->values);
+    cdad_device_free(p->device, p->values);
     cdad_free(p);
 }
 
@@ -48,34 +48,65 @@ cdad_status cdad_params_register(cdad_params *p, const char *name, cdad_shape sh
     return CDAD_OK;
 }
 
+static void initialise(const cdad_param *item, float *w, uint64_t seed) {
+    const uint64_t stream = cdad_stream_of_name(item->name);
+    const float scale = item->init.scale;
+    switch (item->init.kind) {
+    case CDAD_INIT_CONST:
+        for (int64_t k = 0; k < item->count; k++)
+            w[k] = scale;
+        break;
+    case CDAD_INIT_UNIFORM:
+        cdad_random_uniform(w, item->count, seed, stream, 0);
+        for (int64_t k = 0; k < item->count; k++)
+            w[k] = (2.0f * w[k] - 1.0f) * scale;
+        break;
+    case CDAD_INIT_NORMAL:
+        cdad_random_normal(w, item->count, seed, stream, 0);
+        for (int64_t k = 0; k < item->count; k++)
+            w[k] *= scale;
+        break;
+    }
+}
+
+/* One after the other, through memory of the host. */
+static cdad_status initialise_device(cdad_params *p, uint64_t seed, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    int64_t most = 0;
+    float *w = NULL;
+    for (int64_t i = 0; i < p->n; i++)
+        most = p->items[i].count > most ? p->items[i].count : most;
+    CDAD_TRY_DONE(cdad_alloc((void **)&w, most * (int64_t)sizeof *w, err));
+    for (int64_t i = 0; i < p->n; i++) {
+        initialise(&p->items[i], w, seed);
+        CDAD_TRY_DONE(cdad_params_write(p, i, w, err));
+    }
+done:
+    cdad_free(w);
+    return status;
+}
+
 cdad_status cdad_params_allocate(cdad_params *p, uint64_t seed, cdad_error *err) {
     CDAD_FAIL_IF(p->values, err, CDAD_INVALID, "the parameters are allocated already");
     int64_t bytes = 0;
     CDAD_TRY(cdad_size_mul(p->total, sizeof(float), &bytes, err));
-    CDAD_TRY(cdad_alloc_zero((void **)&p->values, bytes, err));
-    for (int64_t i = 0; i < p->n; i++) {
-        const cdad_param *item = &p->items[i];
-        float *w = p->values + item->offset;
-        const uint64_t stream = cdad_stream_of_name(item->name);
-        const float scale = item->init.scale;
-        switch (item->init.kind) {
-        case CDAD_INIT_CONST:
-            for (int64_t k = 0; k < item->count; k++)
-                w[k] = scale;
-            break;
-        case CDAD_INIT_UNIFORM:
-            cdad_random_uniform(w, item->count, seed, stream, 0);
-            for (int64_t k = 0; k < item->count; k++)
-                w[k] = (2.0f * w[k] - 1.0f) * scale;
-            break;
-        case CDAD_INIT_NORMAL:
-            cdad_random_normal(w, item->count, seed, stream, 0);
-            for (int64_t k = 0; k < item->count; k++)
-                w[k] *= scale;
-            break;
-        }
-    }
+    CDAD_TRY(cdad_device_alloc_zero(p->device, (void **)&p->values, bytes, err));
+    if (p->device)
+        return initialise_device(p, seed, err);
+    for (int64_t i = 0; i < p->n; i++)
+        initialise(&p->items[i], p->values + p->items[i].offset, seed);
     return CDAD_OK;
+}
+
+cdad_status cdad_params_read(const cdad_params *p, int64_t i, float *to, cdad_error *err) {
+    return cdad_device_download(p->device, to, p->values + p->items[i].offset,
+                                p->items[i].count * (int64_t)sizeof(float), err);
+}
+
+cdad_status cdad_params_write(cdad_params *p, int64_t i, const float *from, cdad_error *err) {
+    float *to = p->values + p->items[i].offset;
+    return to == from ? CDAD_OK
+                      : cdad_device_upload(p->device, to, from, p->items[i].count * (int64_t)sizeof(float), err);
 }
 
 cdad_status cdad_params_bind(const cdad_params *p, const float *base, const cdad_graph *g, cdad_program *program,

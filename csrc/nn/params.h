@@ -2,6 +2,7 @@
 #ifndef CDAD_NN_PARAMS_H
 #define CDAD_NN_PARAMS_H
 
+#include "base/device.h"
 #include "graph/graph.h"
 
 typedef enum { CDAD_INIT_CONST, CDAD_INIT_UNIFORM, CDAD_INIT_NORMAL } cdad_init_kind;
@@ -25,6 +26,7 @@ typedef struct cdad_param {
 typedef struct cdad_params {
     cdad_param *items;
     int64_t n, capacity;
+    cdad_device *device; /* where the values lie; to be set before they are allocated */
     float *values; /* [total], NULL before cdad_params_allocate */
     int64_t total;
 } cdad_params;
@@ -41,6 +43,10 @@ CDAD_MUST_USE cdad_status cdad_params_register(cdad_params *p, const char *name,
 
 /* Allocates the block and fills it by each parameter's rule; a value depends on (seed, name, index) only. */
 CDAD_MUST_USE cdad_status cdad_params_allocate(cdad_params *p, uint64_t seed, cdad_error *err);
+
+/* Copies parameter i to or from the host. */
+CDAD_MUST_USE cdad_status cdad_params_read(const cdad_params *p, int64_t i, float *to, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_params_write(cdad_params *p, int64_t i, const float *from, cdad_error *err);
 
 /* Binds every PARAM value that the program uses to base + offset of the parameter of its name, where base has
  * the layout of p->values (the values themselves, or a moving average of them). */

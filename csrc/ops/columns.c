@@ -1,6 +1,4 @@
 /* Moving blocks of columns (the last dimension): concat, slice, and pad_columns, the transpose of slice. */
-#include <string.h>
-
 #include "ops/ops.h"
 #include "ops/support.h"
 
@@ -119,9 +117,8 @@ static cdad_status infer_pad(const cdad_infer *args, cdad_error *err) {
 }
 
 static cdad_status run_pad(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
-    (void)err;
     const cdad_shape *x = &call->in_shape[0], *y = &call->out_shape[0];
-    memset(call->out[0], 0, (size_t)cdad_shape_count(y) * sizeof(float));
+    CDAD_TRY(cdad_device_zero(ctx->device, call->out[0], cdad_shape_count(y) * (int64_t)sizeof(float), err));
     ctx->kernels->copy_columns(ctx, call->out[0] + call->attr[PAD_BEGIN].i, cdad_shape_last(y), call->in[0],
                                cdad_shape_last(x), cdad_shape_rows(x), cdad_shape_last(x));
     return CDAD_OK;

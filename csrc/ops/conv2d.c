@@ -262,7 +262,7 @@ static void finish_phases(const cdad_context *ctx, const cdad_call *call) {
         ctx->kernels->activation(ctx, call->out[0], call->out[0], cdad_shape_count(x), (cdad_activation)call->act);
 }
 
-static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, phase v) {
+static cdad_status run_phase(const cdad_context *ctx, const cdad_call *call, phase h, phase v, cdad_error *err) {
     const cdad_shape *dy = &call->in_shape[0], *w = &call->in_shape[1];
     const int64_t N = dy->dim[0], O = w->dim[0], C = w->dim[3], stride = call->attr[CDAD_STRIDE].i;
     const int64_t H = call->attr[HEIGHT].i, W = call->attr[WIDTH].i;
@@ -276,10 +276,10 @@ static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, p
                                 .row = stride * W * C, .pixel = stride * C};
         ctx->kernels->narrow_conv2d(ctx, to, call->in[0], cdad_mat_rows(turned_weight(ctx, call, h, v), C), &with, &u,
                                     C, pixels);
-        return;
+        return CDAD_OK;
     }
     if (h.taps * v.taps == 0)
-        memset(dx, 0, (size_t)(N * h.n * v.n * C) * sizeof *dx);
+        CDAD_TRY(cdad_device_zero(ctx->device, dx, N * h.n * v.n * C * (int64_t)sizeof *dx, err));
     else
         ctx->kernels->gemm(ctx, N * h.n * v.n, C, h.taps * v.taps * O, image_matrix(call->in[0], &u),
                            cdad_mat_rows(turned_weight(ctx, call, h, v), C), dx, C, &with,
@@ -288,10 +288,10 @@ static void run_phase(const cdad_context *ctx, const cdad_call *call, phase h, p
         const int64_t y = row / h.n * H + h.first + row % h.n * stride;
         ctx->kernels->copy_columns(ctx, call->out[0] + (y * W + v.first) * C, stride * C, dx + row * v.n * C, C, v.n, C);
     }
+    return CDAD_OK;
 }
 
 static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
-    (void)err;
     const cdad_shape *w = &call->in_shape[1];
     const int64_t C = w->dim[3];
     cdad_unfold u;
@@ -306,7 +306,7 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
         for (int64_t b = 0; b < call->attr[CDAD_STRIDE].i; b++) {
             const phase h = phase_h(call->attr, w, a), v = phase_w(call->attr, w, b);
             if (h.n * v.n > 0)
-                run_phase(ctx, call, h, v);
+                CDAD_TRY(run_phase(ctx, call, h, v, err));
         }
     if (call->attr[CDAD_STRIDE].i > 1) /* several phases: what one product adds at its end is added at theirs */
         finish_phases(ctx, call);

@@ -1,7 +1,5 @@
 /* Sums over dimensions, and repeating along them: reduce_sum for models; reduce_to and broadcast_to, each the
  * transpose of the other, for gradients. */
-#include <string.h>
-
 #include "ops/ops.h"
 #include "ops/support.h"
 
@@ -87,9 +85,9 @@ static cdad_status infer_broadcast_to(const cdad_infer *args, cdad_error *err) {
 }
 
 static cdad_status run_broadcast_to(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
-    (void)err;
     const cdad_broadcast bc = cdad_broadcast_of(&call->in_shape[0], &call->out_shape[0]);
-    memset(call->out[0], 0, (size_t)cdad_shape_count(&call->out_shape[0]) * sizeof(float));
+    CDAD_TRY(cdad_device_zero(ctx->device, call->out[0], cdad_shape_count(&call->out_shape[0]) * (int64_t)sizeof(float),
+                              err));
     ctx->kernels->binary(ctx, call->out[0], call->out[0], call->in[0], &bc, CDAD_BINARY_ADD);
     return CDAD_OK;
 }

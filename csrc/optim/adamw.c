@@ -4,7 +4,6 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/memory.h"
 #include "continual/basis.h"
@@ -13,14 +12,17 @@
 void cdad_optimizer_free(cdad_optimizer *o) {
     if (!o)
         return;
-    cdad_free(o->grads);
-    cdad_free(o->m);
-    cdad_free(o->v);
-    cdad_free(o->ema);
-    for (int64_t i = 0; o->protection && i < o->params->n; i++)
+    cdad_device *device = o->params->device;
+    cdad_device_free(device, o->grads);
+    cdad_device_free(device, o->m);
+    cdad_device_free(device, o->v);
+    cdad_device_free(device, o->ema);
+    for (int64_t i = 0; o->protection && i < o->params->n; i++) {
         cdad_free(o->protection[i].complement);
+        cdad_device_free(device, o->protection[i].mirror);
+    }
     cdad_free(o->protection);
-    cdad_free(o->scratch);
+    cdad_device_free(device, o->scratch);
     cdad_free(o);
 }
 
@@ -41,12 +43,12 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     o->params = params;
     if (config->clip_norm > 0)
         CDAD_TRY_DONE(cdad_optimizer_block(o, err));
-    CDAD_TRY_DONE(cdad_alloc_zero(&o->m, params->total * cdad_optimizer_m_size(config), err));
-    CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->v, bytes, err));
+    CDAD_TRY_DONE(cdad_device_alloc_zero(params->device, &o->m, params->total * cdad_optimizer_m_size(config), err));
+    CDAD_TRY_DONE(cdad_device_alloc_zero(params->device, (void **)&o->v, bytes, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
     if (config->ema_decay > 0) {
-        CDAD_TRY_DONE(cdad_alloc((void **)&o->ema, bytes, err));
-        memcpy(o->ema, params->values, (size_t)bytes);
+        CDAD_TRY_DONE(cdad_device_alloc(params->device, (void **)&o->ema, bytes, err));
+        CDAD_TRY_DONE(cdad_device_copy(params->device, o->ema, params->values, bytes, err));
     }
     *out = o;
     o = NULL;
@@ -56,7 +58,8 @@ done:
 }
 
 cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err) {
-    return o->grads ? CDAD_OK : cdad_alloc_zero((void **)&o->grads, o->params->total * (int64_t)sizeof(float), err);
+    const int64_t bytes = o->params->total * (int64_t)sizeof(float);
+    return o->grads ? CDAD_OK : cdad_device_alloc_zero(o->params->device, (void **)&o->grads, bytes, err);
 }
 
 /* A weight [O, ...] as a matrix of O rows. */
@@ -77,9 +80,23 @@ static cdad_status find(const cdad_optimizer *o, const char *param, const float 
     return CDAD_OK;
 }
 
-static void treat(cdad_optimizer *o, int64_t i, cdad_protection how) {
+/* Takes `how` over; a failure frees what it owns. */
+static cdad_status treat(cdad_optimizer *o, int64_t i, cdad_protection how, cdad_error *err) {
+    cdad_device *device = o->params->device;
+    if (device && how.basis) {
+        const int64_t bytes = row_width(&o->params->items[i]) * how.rank * (int64_t)sizeof(float);
+        const cdad_status status = cdad_device_mirror(device, (void **)&how.mirror, how.basis, bytes, err);
+        if (status != CDAD_OK) {
+            cdad_device_free(device, how.mirror);
+            cdad_free(how.complement);
+            return status;
+        }
+        how.basis = how.mirror;
+    }
     cdad_free(o->protection[i].complement);
+    cdad_device_free(device, o->protection[i].mirror);
     o->protection[i] = how;
+    return CDAD_OK;
 }
 
 cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U, int64_t rank,
@@ -96,15 +113,14 @@ cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int fro
         how.rank = d - rank;
         how.onto = 1;
     }
-    treat(o, i, how);
-    return CDAD_OK;
+    return treat(o, i, how, err);
 }
 
 cdad_status cdad_optimizer_confine(cdad_optimizer *o, const char *param, const float *V, int64_t rank, cdad_error *err) {
     int64_t i;
     CDAD_TRY(find(o, param, V, rank, &i, err));
-    treat(o, i, rank > 0 ? (cdad_protection){.basis = V, .rank = rank, .onto = 1} : (cdad_protection){.frozen = 1});
-    return CDAD_OK;
+    return treat(o, i, rank > 0 ? (cdad_protection){.basis = V, .rank = rank, .onto = 1} : (cdad_protection){.frozen = 1},
+                 err);
 }
 
 void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const float *anchor, double strength) {
@@ -113,11 +129,12 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
 
 void cdad_optimizer_follow(cdad_optimizer *o, float *path) { o->path = path; }
 
-void cdad_optimizer_reset(cdad_optimizer *o) {
-    const size_t bytes = (size_t)o->params->total * sizeof(float);
-    memset(o->m, 0, (size_t)(o->params->total * cdad_optimizer_m_size(&o->config)));
-    memset(o->v, 0, bytes);
+cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *err) {
+    const int64_t n = o->params->total;
+    CDAD_TRY(cdad_device_zero(o->params->device, o->m, n * cdad_optimizer_m_size(&o->config), err));
+    CDAD_TRY(cdad_device_zero(o->params->device, o->v, n * (int64_t)sizeof(float), err));
     o->age = 0;
+    return CDAD_OK;
 }
 
 /* Scratch for the projections and, where gradients come one by one, for the largest of those that are projected. */
@@ -138,10 +155,10 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, i
     most = o->update_offset + (one_by_one ? largest * (int64_t)sizeof(float) : 0);
     if (most <= o->scratch_bytes)
         return CDAD_OK;
-    cdad_free(o->scratch);
+    cdad_device_free(ctx->device, o->scratch);
     o->scratch = NULL;
     o->scratch_bytes = 0;
-    CDAD_TRY(cdad_alloc(&o->scratch, most, err));
+    CDAD_TRY(cdad_device_alloc(ctx->device, &o->scratch, most, err));
     o->scratch_bytes = most;
     return CDAD_OK;
 }
@@ -168,7 +185,7 @@ static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t 
         return own;
     }
     if (own != grad)
-        memcpy(own, grad, (size_t)p->count * sizeof *own);
+        ctx->kernels->copy_columns(ctx, own, p->count, grad, p->count, 1, p->count);
     cdad_project(ctx, own, p->shape.dim[0], q->basis, row_width(p), q->rank, q->onto ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF,
                  o->scratch);
     return own;
@@ -194,6 +211,7 @@ static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i
         pull.importance
             ? ctx->kernels->sum_squares_pulled(ctx, grad, o->params->values + p->offset, p->count, &pull, &finite)
             : ctx->kernels->sum_squares(ctx, grad, moving(o, i), &finite);
+    CDAD_TRY(cdad_device_check(ctx->device, 0, err));
     CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", p->name);
     o->squares += squares;
     return CDAD_OK;

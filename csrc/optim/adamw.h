@@ -25,12 +25,14 @@ typedef struct cdad_optimizer_config {
  * GaLore). CDAD_PROJECT_GRADIENT: the gradient goes off the basis, or, where that is narrower, onto its complement. */
 typedef struct cdad_protection {
     int frozen;
-    const float *basis; /* [d,rank], row major, or NULL: what is protected, or where updates go; borrowed, or `complement` */
+    const float *basis; /* [d,rank], row major, or NULL: what is protected, or where updates go; borrowed, `complement` or `mirror` */
     int64_t rank;
     int onto;           /* updates go onto the span, not off it */
     float *complement;  /* owned, or NULL */
+    float *mirror;      /* on a device: the basis there, owned */
 } cdad_protection;
 
+/* Blocks lie where the parameters do. */
 typedef struct cdad_optimizer {
     cdad_optimizer_config config;
     const cdad_params *params;
@@ -58,7 +60,7 @@ CDAD_MUST_USE cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_pa
                                              const cdad_optimizer_config *config, cdad_error *err);
 void cdad_optimizer_free(cdad_optimizer *o); /* NULL is allowed */
 
-/* Protects a weight's old features by their basis U [d,rank], row major, orthonormal, or NULL: borrowed, it must outlive its
+/* Protects a weight's old features by their basis U [d,rank], row major, orthonormal, of the host, or NULL: borrowed, it must outlive its
  * use. A failure leaves the parameter's protection as it was. */
 CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U,
                                                  int64_t rank, cdad_error *err);
@@ -73,7 +75,7 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
  * change (Zenke et al. 2017, Eq. 3); the block is borrowed, and written. NULL: no more. */
 void cdad_optimizer_follow(cdad_optimizer *o, float *path);
 /* Forgets the moments, as at the start of a task. */
-void cdad_optimizer_reset(cdad_optimizer *o);
+CDAD_MUST_USE cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *err);
 
 /* The block that holds all gradients at once: there from the start where clipping needs their norm first, else made by
  * the first call. */

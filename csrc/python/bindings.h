@@ -21,9 +21,11 @@
 /* Sets the exception for err->status and returns NULL. */
 PyObject *cdad_py_raise(const cdad_error *err);
 
-/* The process's threads and kernels, with a poll that lets Python's signal handlers run. Copied by each call, so
- * that a change of threads or kernels takes effect at the next one. */
-cdad_context cdad_py_context(void);
+/* The process's threads and, on the host, its kernels, with a poll that lets Python's signal handlers run. Copied by
+ * each call, so that a change of threads or kernels takes effect at the next one. device NULL: the host. */
+cdad_context cdad_py_context(cdad_device *device);
+/* The device of a name (str), or with None or NULL the process's: -1 with an exception. */
+int cdad_py_device(PyObject *name, cdad_device **device);
 
 /* A float32, C-contiguous, native array with the elements of `o` (float32 or float64; anything else is a
  * TypeError), of exactly this shape (else a ValueError that names `what`). New reference. */
@@ -31,8 +33,10 @@ PyArrayObject *cdad_py_floats(PyObject *o, const cdad_shape *shape, const char *
 /* The same with any shape of at most CDAD_MAX_DIMS dimensions. */
 PyArrayObject *cdad_py_floats_any(PyObject *o, const char *what);
 cdad_shape cdad_py_shape_of(PyArrayObject *a);
-/* A new float32 array; copied from data unless that is NULL. */
+/* A new float32 array; copied from data, of the host, unless that is NULL. */
 PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data);
+/* A new array of `type` copied from a device; `written` 0: it is read-only, as nothing would come of writing it. */
+PyObject *cdad_py_download(cdad_device *device, const cdad_shape *shape, int type, const void *data, int written);
 /* A tuple of ints or an int -> a shape. */
 int cdad_py_shape(PyObject *o, cdad_shape *shape);
 
@@ -59,6 +63,11 @@ typedef struct cdad_py_params {
 } cdad_py_params;
 /* `o` as a parameter store, or NULL with a TypeError. Borrowed. */
 cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o);
+
+/* Of a Trainer (py_train.c): the weights that predict, its moving average or, where it keeps none, the weights, where the
+ * parameters `of` lie; NULL with an exception, for a trainer of others too. */
+int cdad_py_is_trainer(PyObject *o);
+const float *cdad_py_trained_weights(PyObject *o, const cdad_py_params *of);
 
 /* Each adds its types and functions to the module; -1 with an exception on failure. */
 int cdad_py_add_graph(PyObject *module);

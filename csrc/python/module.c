@@ -8,6 +8,7 @@
 #include "base/philox.h"
 #include "continual/linalg.h"
 #include "graph/op.h"
+#include "kernels/devices.h"
 #include "kernels/kernels.h"
 #include "ops/winograd.h"
 
@@ -19,6 +20,7 @@ static cdad_pool *pools[MAX_THREADS + 1];
 static int threads_now;
 static const cdad_kernels *kernels_now;
 static cdad_profile *profile;
+static char device_name[32] = "cpu"; /* where objects are made that are not told; opened when the first of them is */
 
 static int poll_signals(void *arg) {
     (void)arg;
@@ -28,9 +30,21 @@ static int poll_signals(void *arg) {
     return stop;
 }
 
-cdad_context cdad_py_context(void) {
-    return (cdad_context){.pool = pools[threads_now], .kernels = kernels_now, .poll = poll_signals,
+cdad_context cdad_py_context(cdad_device *device) {
+    return (cdad_context){.pool = pools[threads_now], .kernels = device ? device->kernels : kernels_now,
+                          .device = device, .host_kernels = kernels_now, .poll = poll_signals,
                           .profile = cdad_profile_is_on(profile) ? profile : NULL};
+}
+
+int cdad_py_device(PyObject *name, cdad_device **device) {
+    cdad_error err = {0};
+    const char *text = name && name != Py_None ? PyUnicode_AsUTF8(name) : device_name;
+    if (!text)
+        return -1;
+    if (cdad_device_open(text, device, &err) == CDAD_OK)
+        return 0;
+    cdad_py_raise(&err);
+    return -1;
 }
 
 PyObject *cdad_py_raise(const cdad_error *err) {
@@ -110,6 +124,24 @@ PyArrayObject *cdad_py_floats(PyObject *o, const cdad_shape *shape, const char *
     return a;
 }
 
+PyObject *cdad_py_download(cdad_device *device, const cdad_shape *shape, int type, const void *data, int written) {
+    npy_intp dims[CDAD_MAX_DIMS];
+    cdad_error err = {0};
+    for (int i = 0; i < shape->ndim; i++)
+        dims[i] = (npy_intp)shape->dim[i];
+    PyObject *a = PyArray_SimpleNew(shape->ndim, dims, type);
+    if (!a)
+        return NULL;
+    PyArrayObject *array = (PyArrayObject *)a;
+    if (cdad_device_download(device, PyArray_DATA(array), data, (int64_t)PyArray_NBYTES(array), &err) != CDAD_OK) {
+        Py_DECREF(a);
+        return cdad_py_raise(&err);
+    }
+    if (!written)
+        PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
+    return a;
+}
+
 PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data) {
     npy_intp dims[CDAD_MAX_DIMS];
     for (int i = 0; i < shape->ndim; i++)
@@ -182,6 +214,22 @@ static PyObject *set_isa(PyObject *module, PyObject *arg) {
                             name);
     kernels_now = k;
     Py_RETURN_NONE;
+}
+
+static PyObject *set_device(PyObject *module, PyObject *arg) {
+    (void)module;
+    cdad_device *device;
+    const char *name = PyUnicode_AsUTF8(arg);
+    if (!name || cdad_py_device(arg, &device) < 0)
+        return NULL;
+    snprintf(device_name, sizeof device_name, "%s", name);
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_device(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyUnicode_FromString(device_name);
 }
 
 static PyObject *build_info(PyObject *module, PyObject *unused) {
@@ -293,6 +341,10 @@ static PyMethodDef methods[] = {
     {"get_threads", get_threads, METH_NOARGS, "get_threads()\n--\n\nThreads that calls use."},
     {"set_isa", set_isa, METH_O,
      "set_isa(name, /)\n--\n\nKernels of later calls: 'portable', 'avx2' or 'avx512'; ValueError where not available."},
+    {"set_device", set_device, METH_O,
+     "set_device(name, /)\n--\n\nWhere programs and parameters that are made later, and not told, lie: 'cpu', 'cuda' or "
+     "'cuda:N'; RuntimeError, which says why, where there is no such device."},
+    {"get_device", get_device, METH_NOARGS, "get_device()\n--\n\nThe name that set_device was given."},
     {"build_info", build_info, METH_NOARGS,
      "build_info()\n--\n\nA dict: isa, isas, threads, blas, blas_core, compiler."},
     {"op_names", op_names, METH_NOARGS, "op_names()\n--\n\n(name, flags) of every op of the graph."},
@@ -310,6 +362,7 @@ static PyMethodDef methods[] = {
 
 static int init_context(void) {
     const char *isa = getenv("CDAD_CPU_ISA"), *threads = getenv("CDAD_NUM_THREADS"), *winograd = getenv("CDAD_WINOGRAD");
+    const char *device = getenv("CDAD_DEVICE");
     cdad_error err = {0};
     if (winograd && *winograd) {
         if (strcmp(winograd, "0") && strcmp(winograd, "1")) {
@@ -319,6 +372,8 @@ static int init_context(void) {
         if (*winograd == '0')
             cdad_winograd_disable();
     }
+    if (device && *device)
+        snprintf(device_name, sizeof device_name, "%s", device);
     if (!profile && cdad_profile_new(&profile, &err) != CDAD_OK) {
         cdad_py_raise(&err);
         return -1;

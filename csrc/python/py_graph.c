@@ -13,6 +13,7 @@ typedef struct py_program {
     PyObject_HEAD
     py_graph *graph;
     cdad_program *program;
+    cdad_device *device;
     cdad_value *outputs;
     Py_ssize_t n_outputs;
     cdad_py_lock lock;
@@ -204,7 +205,9 @@ static PyObject *graph_compile(PyObject *o, PyObject *arg) {
     p->n_outputs = parse_values(arg, p->outputs, most, 0);
     if (p->n_outputs < 0)
         goto fail;
-    const cdad_context ctx = cdad_py_context();
+    if (cdad_py_device(NULL, &p->device) < 0)
+        goto fail;
+    const cdad_context ctx = cdad_py_context(p->device);
     if (cdad_program_new(&p->program, self->g, p->n_outputs, p->outputs, NULL, &ctx, &err) != CDAD_OK) {
         cdad_py_raise(&err);
         goto fail;
@@ -247,7 +250,7 @@ static int bind_item(py_program *self, PyObject *key, PyObject *value, PyObject 
     cdad_error err = {0};
     if (kept < 0)
         return -1;
-    if (cdad_program_bind(self->program, (cdad_value)v, cdad_py_data(a), &err) != CDAD_OK) {
+    if (cdad_program_feed(self->program, (cdad_value)v, cdad_py_data(a), &err) != CDAD_OK) {
         cdad_py_raise(&err);
         return -1;
     }
@@ -267,7 +270,7 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
         if (bind_item(self, key, value, held) < 0)
             goto done;
     cdad_error err = {0};
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(self->device);
     cdad_status status;
     Py_BEGIN_ALLOW_THREADS
     status = cdad_program_run(self->program, &ctx, &err);
@@ -279,7 +282,11 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
     result = PyList_New(self->n_outputs);
     for (Py_ssize_t i = 0; result && i < self->n_outputs; i++) {
         const cdad_value v = self->outputs[i];
-        PyObject *a = cdad_py_new_floats(cdad_graph_shape(self->graph->g, v), cdad_program_data(self->program, v));
+        PyObject *a = cdad_py_new_floats(cdad_graph_shape(self->graph->g, v), NULL);
+        if (a && cdad_program_read(self->program, v, cdad_py_data((PyArrayObject *)a), &err) != CDAD_OK) {
+            Py_CLEAR(a);
+            cdad_py_raise(&err);
+        }
         if (!a) {
             Py_CLEAR(result);
             break;

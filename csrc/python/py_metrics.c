@@ -26,7 +26,7 @@ static PyObject *count_places(PyObject *module, PyObject *args) {
         goto done;
     cdad_error err = {0};
     cdad_status status;
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(NULL);
     int64_t *to = PyArray_DATA((PyArrayObject *)counts);
     Py_BEGIN_ALLOW_THREADS
     status = cdad_count_places(&ctx, to, type == NPY_FLOAT32 ? PyArray_DATA(values) : NULL,

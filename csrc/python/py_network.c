@@ -210,7 +210,7 @@ static int build(py_network *self, const char *kind, distance_kind how) {
         return -1;
     if (b.status != CDAD_OK)
         goto raise;
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(self->params->params->device);
     if (cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, NULL, &ctx, &err) ==
         CDAD_OK)
         return 0;
@@ -264,11 +264,11 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
             goto done;
     }
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(self->params->params->device);
     cdad_status status = CDAD_OK;
     Py_BEGIN_ALLOW_THREADS
     for (int i = 0; status == CDAD_OK && i < s->n_in; i++)
-        status = cdad_program_bind(self->program, s->in[i], cdad_py_data(arrays[i]), &err);
+        status = cdad_program_feed(self->program, s->in[i], cdad_py_data(arrays[i]), &err);
     if (status == CDAD_OK)
         status = cdad_params_bind(self->params->params, self->params->params->values, self->graph, self->program,
                                   &err);
@@ -280,8 +280,11 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
     else
         result = PyTuple_New(s->n_out);
     for (int j = 0; result && j < s->n_out; j++) {
-        PyObject *a = cdad_py_new_floats(cdad_graph_shape(self->graph, s->out[j]),
-                                         cdad_program_data(self->program, s->out[j]));
+        PyObject *a = cdad_py_new_floats(cdad_graph_shape(self->graph, s->out[j]), NULL);
+        if (a && cdad_program_read(self->program, s->out[j], cdad_py_data((PyArrayObject *)a), &err) != CDAD_OK) {
+            Py_CLEAR(a);
+            cdad_py_raise(&err);
+        }
         if (!a) {
             Py_CLEAR(result);
             break;

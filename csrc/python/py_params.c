@@ -14,14 +14,19 @@ cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o) {
 }
 
 static PyObject *params_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    if (PyTuple_Size(args) || (kwargs && PyDict_Size(kwargs)))
-        return PyErr_Format(PyExc_TypeError, "Params() takes no arguments");
+    static char *names[] = {"device", NULL};
+    PyObject *name = Py_None;
+    cdad_device *device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Params", names, &name) || cdad_py_device(name, &device) < 0)
+        return NULL;
     cdad_py_params *self = (cdad_py_params *)PyType_GenericAlloc(type, 0);
     cdad_error err = {0};
     if (self && cdad_params_new(&self->params, &err) != CDAD_OK) {
         Py_DECREF(self);
         return cdad_py_raise(&err);
     }
+    if (self)
+        self->params->device = device;
     return (PyObject *)self;
 }
 
@@ -58,19 +63,26 @@ static PyObject *params_shapes(PyObject *o, PyObject *unused) {
     return dict;
 }
 
-/* A writable view of one parameter; it keeps the store alive. */
+/* The number of an allocated parameter; -1 with an exception. */
+static int64_t find_allocated(const cdad_params *p, PyObject *key) {
+    const char *name = PyUnicode_AsUTF8(key);
+    const int64_t i = name ? cdad_params_find(p, name) : -1;
+    if (name && i < 0)
+        PyErr_SetObject(PyExc_KeyError, key);
+    if (i < 0 || p->values)
+        return i;
+    PyErr_SetString(PyExc_ValueError, "the parameters are not allocated yet");
+    return -1;
+}
+
+/* On the host a writable view of one parameter, which keeps the store alive; of a device a copy. */
 static PyObject *params_getitem(PyObject *o, PyObject *key) {
     const cdad_params *p = ((cdad_py_params *)o)->params;
-    const char *name = PyUnicode_AsUTF8(key);
-    if (!name)
+    const int64_t i = find_allocated(p, key);
+    if (i < 0)
         return NULL;
-    const int64_t i = cdad_params_find(p, name);
-    if (i < 0) {
-        PyErr_SetObject(PyExc_KeyError, key);
-        return NULL;
-    }
-    if (!p->values)
-        return PyErr_Format(PyExc_ValueError, "the parameters are not allocated yet");
+    if (p->device)
+        return cdad_py_download(p->device, &p->items[i].shape, NPY_FLOAT32, p->values + p->items[i].offset, 0);
     npy_intp dims[CDAD_MAX_DIMS];
     for (int k = 0; k < p->items[i].shape.ndim; k++)
         dims[k] = (npy_intp)p->items[i].shape.dim[k];
@@ -79,6 +91,28 @@ static PyObject *params_getitem(PyObject *o, PyObject *key) {
     if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
         Py_CLEAR(a);
     return a;
+}
+
+static int params_setitem(PyObject *o, PyObject *key, PyObject *value) {
+    cdad_params *p = ((cdad_py_params *)o)->params;
+    cdad_error err = {0};
+    if (!value) {
+        PyErr_SetString(PyExc_TypeError, "a parameter cannot be deleted");
+        return -1;
+    }
+    const int64_t i = find_allocated(p, key);
+    PyObject *given = i < 0 ? NULL : PyArray_FROM_O(value);
+    if (given && PyArray_TYPE((PyArrayObject *)given) == NPY_HALF) /* files of weights hold them */
+        Py_SETREF(given, PyArray_FROM_OT(given, NPY_FLOAT32));
+    PyArrayObject *a = given ? cdad_py_floats(given, &p->items[i].shape, p->items[i].name) : NULL;
+    Py_XDECREF(given);
+    if (!a)
+        return -1;
+    const cdad_status status = cdad_params_write(p, i, cdad_py_data(a), &err);
+    Py_DECREF(a);
+    if (status != CDAD_OK)
+        cdad_py_raise(&err);
+    return status == CDAD_OK ? 0 : -1;
 }
 
 static Py_ssize_t params_length(PyObject *o) { return (Py_ssize_t)((cdad_py_params *)o)->params->n; }
@@ -95,7 +129,14 @@ static PyMethodDef params_methods[] = {
     {"shapes", params_shapes, METH_NOARGS, "shapes($self)\n--\n\n{name: shape} in the order of registration."},
     {NULL, NULL, 0, NULL}};
 
+static PyObject *params_device(PyObject *o, void *unused) {
+    (void)unused;
+    const cdad_device *device = ((cdad_py_params *)o)->params->device;
+    return PyUnicode_FromString(device ? device->name : "cpu");
+}
+
 static PyGetSetDef params_getset[] = {
+    {"device", params_device, NULL, "Where the parameters lie.", NULL},
     {"allocated", params_allocated, NULL, "Whether the parameters have memory.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
@@ -105,9 +146,12 @@ static PyType_Slot params_slots[] = {
     {Py_tp_methods, params_methods},
     {Py_tp_getset, params_getset},
     {Py_mp_subscript, params_getitem},
+    {Py_mp_ass_subscript, params_setitem},
     {Py_mp_length, params_length},
-    {Py_tp_doc, "The parameters of a model: registered while networks are built, then allocated once. params[name] "
-                "is a writable float32 view; conv weights are [O,R,S,C]."},
+    {Py_tp_doc, "Params(device=None)\n--\n\nThe parameters of a model: registered while networks are built, then "
+                "allocated once, on the device (None: get_device()) on which the networks then run. params[name] = array "
+                "sets one; params[name] is a writable float32 view on the CPU, a read-only copy elsewhere; conv weights are "
+                "[O,R,S,C]."},
     {0, NULL}};
 static PyType_Spec params_spec = {.name = "cdad._core.Params",
                                   .basicsize = sizeof(cdad_py_params),

@@ -60,7 +60,7 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!self->lock || cdad_py_denoiser_config(config, &self->config) < 0)
         goto fail;
     cdad_error err = {0};
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(store->params->device);
     if (cdad_sampler_new(&self->sampler, &self->config, store->params, n, &ctx, &err) == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
@@ -99,6 +99,10 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     long long steps = 10, skip = 0, stop = 0;
     double guidance = 1.0;
     int want_trace = 0;
+    cdad_device *const device = self->params->params->device;
+    const float *block = NULL;
+    float *mirror = NULL; /* of the block on the device */
+    cdad_error err = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOpLO:denoise", names, &image_arg, &start_arg,
                                      &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace, &stop,
                                      &twin_arg))
@@ -106,12 +110,14 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     const cdad_shape z = latent_shape(self);
     const cdad_shape x = cdad_shape_make(4, self->n, c->image_h, c->image_w, (int64_t)3);
     const cdad_shape k = cdad_shape_make(3, self->n, c->context_length, c->unet.context_dim);
-    const cdad_shape block = cdad_shape_make(1, self->params->params->total);
+    const cdad_shape all = cdad_shape_make(1, self->params->params->total);
+    const int of_trainer = cdad_py_is_trainer(weights_arg);
     if (!(image = cdad_py_floats(image_arg, &x, "image")) || !(start = cdad_py_floats(start_arg, &z, "start")) ||
         (twin_arg != Py_None && !(twin = cdad_py_floats(twin_arg, &z, "twin"))) ||
         (context_arg != Py_None && !(context = cdad_py_floats(context_arg, &k, "context"))) ||
         (uncond_arg != Py_None && !(uncond = cdad_py_floats(uncond_arg, &k, "uncond"))) ||
-        (weights_arg != Py_None && !(weights = cdad_py_floats(weights_arg, &block, "weights"))) ||
+        (of_trainer && !(block = cdad_py_trained_weights(weights_arg, self->params))) ||
+        (!of_trainer && weights_arg != Py_None && !(weights = cdad_py_floats(weights_arg, &all, "weights"))) ||
         !(out = cdad_py_new_floats(&z, NULL)))
         goto done;
     trace t = {.count = cdad_shape_count(&z)};
@@ -137,16 +143,24 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
         t.x = cdad_py_data((PyArrayObject *)xs);
         t.x0 = cdad_py_data((PyArrayObject *)x0s);
     }
+    if (weights)
+        block = cdad_py_data(weights);
+    if (weights && device) {
+        if (cdad_device_mirror(device, (void **)&mirror, block, all.dim[0] * (int64_t)sizeof(float), &err) != CDAD_OK) {
+            cdad_py_raise(&err);
+            goto done;
+        }
+        block = mirror;
+    }
     const cdad_sampling how = {.steps = steps,
                                .skip = skip,
                                .stop = stop,
                                .guidance = guidance,
                                .uncond = cdad_py_data(uncond),
-                               .weights = cdad_py_data(weights)};
-    cdad_error err = {0};
+                               .weights = block};
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(device);
     Py_BEGIN_ALLOW_THREADS
     status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), cdad_py_data(image),
                                   cdad_py_data(start), cdad_py_data(twin), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
@@ -158,6 +172,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     else
         result = want_trace ? PyTuple_Pack(3, out, xs, x0s) : Py_NewRef(out);
 done:
+    cdad_device_free(device, mirror);
     Py_XDECREF(image);
     Py_XDECREF(start);
     Py_XDECREF(twin);
@@ -329,7 +344,7 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
     cdad_error err = {0};
     cdad_status status;
     cdad_py_lock_take(self->sampler->lock);
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(NULL); /* streams are the host's */
     Py_BEGIN_ALLOW_THREADS
     status = cdad_collector_bases(self->collector, &ctx, old, max_share, out, &err);
     Py_END_ALLOW_THREADS
@@ -428,7 +443,8 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
 static PyMethodDef sampler_methods[] = {
     {"denoise", (PyCFunction)(void (*)(void))sampler_denoise, METH_VARARGS | METH_KEYWORDS,
      "denoise($self, image, start, context=None, steps=10, skip=0, uncond=None, guidance=1.0, weights=None, "
-     "trace=False, stop=0, twin=None)\n--\n\nDDIM from x_T = start under tau(image), or after stop > 0 steps the x0 "
+     "trace=False, stop=0, twin=None)\n--\n\nDDIM from x_T = start under tau(image) by `weights` (a block; a Trainer: its "
+     "moving average; None: the parameters), or after stop > 0 steps the x0 "
      "predicted there; with a second start the mean of both; with trace (out, x of every step, x0 of every step), of the "
      "first. The GIL is released."},
     {"start", (PyCFunction)(void (*)(void))sampler_start, METH_VARARGS | METH_KEYWORDS,

@@ -91,7 +91,7 @@ static PyObject *stream_add(PyObject *o, PyObject *arg) {
     PyArrayObject *X = matrix(self, arg, 1, "features", "[rows, d]");
     if (!X)
         return NULL;
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(NULL);
     const cdad_mat mat = {.data = cdad_py_data(X), .rs = PyArray_DIM(X, 1), .cs = 1};
     cdad_error err = {0};
     cdad_status status;
@@ -118,7 +118,7 @@ static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
         if (!old)
             return NULL;
     }
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(NULL);
     cdad_shape shape = {.ndim = 2, .dim = {cdad_stream_width(self->stream)}};
     float *U;
     double energy;
@@ -141,7 +141,7 @@ static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
 static PyObject *stream_singular_values(PyObject *o, PyObject *unused) {
     (void)unused;
     py_stream *self = (py_stream *)o;
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(NULL);
     cdad_shape shape = {.ndim = 1};
     float *values;
     cdad_error err = {0};
@@ -165,7 +165,7 @@ static PyObject *stream_merge(PyObject *o, PyObject *arg) {
     if (self == other)
         return PyErr_Format(PyExc_ValueError, "a stream cannot be merged with itself");
     py_stream *first = self < other ? self : other, *second = self < other ? other : self;
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(NULL);
     cdad_error err = {0};
     cdad_status status;
     cdad_py_lock_take(first->lock); /* by address: merges in both directions do not wait for each other */

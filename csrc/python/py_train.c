@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+/* The blocks that a trainer borrows. */
+enum { IMPORTANCE, ANCHOR, PATH, TEACHER, SUMS, N_BLOCKS };
+
 typedef struct py_trainer {
     PyObject_HEAD
     cdad_py_params *params;
@@ -11,13 +14,45 @@ typedef struct py_trainer {
     cdad_denoiser_config config;
     int64_t n;
     PyObject *borrowed; /* {name: array}: keeps alive what the optimiser borrows: bases by parameter, and blocks */
+    float *mirrors[N_BLOCKS]; /* of borrowed blocks, where the parameters lie on a device */
+    float *path;              /* the borrowed path integral, or NULL */
     cdad_py_lock lock;
 } py_trainer;
+
+static PyObject *trainer_type;
+
+static cdad_device *device_of(const py_trainer *self) { return self->params->params->device; }
+
+/* What the core is given for a borrowed block of the host, or NULL: on a device, a copy there. */
+static cdad_status lend(py_trainer *self, int which, float *block, float **lent, cdad_error *err) {
+    const int64_t bytes = self->params->params->total * (int64_t)sizeof(float);
+    *lent = block;
+    if (!device_of(self))
+        return CDAD_OK;
+    if (!block) {
+        cdad_device_free(device_of(self), self->mirrors[which]);
+        self->mirrors[which] = NULL;
+        return CDAD_OK;
+    }
+    CDAD_TRY(cdad_device_mirror(device_of(self), (void **)&self->mirrors[which], block, bytes, err));
+    *lent = self->mirrors[which];
+    return CDAD_OK;
+}
+
+/* Gives a block that the core has written back. */
+static cdad_status give_back(const py_trainer *self, int which, float *block, cdad_error *err) {
+    if (!block || !device_of(self))
+        return CDAD_OK;
+    return cdad_device_download(device_of(self), block, self->mirrors[which],
+                                self->params->params->total * (int64_t)sizeof(float), err);
+}
 
 static void trainer_dealloc(PyObject *o) {
     py_trainer *self = (py_trainer *)o;
     PyTypeObject *type = Py_TYPE(o);
     cdad_trainer_free(self->trainer);
+    for (int i = 0; i < N_BLOCKS; i++)
+        cdad_device_free(self->params ? device_of(self) : NULL, self->mirrors[i]);
     if (self->lock)
         PyThread_free_lock(self->lock);
     Py_XDECREF(self->borrowed);
@@ -56,7 +91,7 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->config.objective = is_output ? CDAD_OBJECTIVE_OUTPUT : CDAD_OBJECTIVE_LOSS;
     self->config.distills = distill;
     cdad_error err = {0};
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(store->params->device);
     if (cdad_trainer_new(&self->trainer, &self->config, store->params, n, optimizer == Py_None ? NULL : &oc, seed, &ctx,
                          &err) == CDAD_OK)
         return (PyObject *)self;
@@ -110,10 +145,12 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_step_result r;
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(device_of(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_step(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                cdad_py_data(a.perturbed), cdad_py_data(a.context), lr_scale, &r, &err);
+    if (status == CDAD_OK)
+        status = give_back(self, PATH, self->path, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     release_arrays(&a);
@@ -127,7 +164,7 @@ static PyObject *gradient_dict(const py_trainer *self) {
     const float *grads = cdad_trainer_optimizer(self->trainer)->grads;
     PyObject *dict = PyDict_New();
     for (int64_t i = 0; dict && i < p->n; i++) {
-        PyObject *a = cdad_py_new_floats(&p->items[i].shape, grads + p->items[i].offset);
+        PyObject *a = cdad_py_download(device_of(self), &p->items[i].shape, NPY_FLOAT32, grads + p->items[i].offset, 1);
         if (!a || PyDict_SetItemString(dict, p->items[i].name, a) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(a);
@@ -186,7 +223,7 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     cdad_step_result r;
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(device_of(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                     cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
@@ -232,11 +269,16 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     cdad_step_result r;
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context();
+    const cdad_context ctx = cdad_py_context(device_of(self));
+    float *lent;
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_trainer_magnitudes(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
+    status = lend(self, SUMS, block, &lent, &err);
+    if (status == CDAD_OK)
+        status = cdad_trainer_magnitudes(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                      cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
-                                     PyArray_DATA(d.t), squares, block, &r, &err);
+                                     PyArray_DATA(d.t), squares, lent, &r, &err);
+    if (status == CDAD_OK)
+        status = give_back(self, SUMS, block, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     release_draws(&d);
@@ -272,12 +314,19 @@ static PyObject *trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs)
         return NULL;
     if (!(strength >= 0))
         return PyErr_Format(PyExc_ValueError, "the strength of a penalty is at least 0");
+    cdad_error err = {0};
+    float *lent, *lent_anchor;
     cdad_py_lock_take(self->lock);
     cdad_optimizer_penalize(opt, NULL, NULL, 0);
     const int kept = keep_block(self, "the importance", importance) == 0 && keep_block(self, "the anchor", anchor) == 0;
-    if (kept)
-        cdad_optimizer_penalize(opt, weight, to, strength);
+    cdad_status status = kept ? lend(self, IMPORTANCE, weight, &lent, &err) : CDAD_OK;
+    if (kept && status == CDAD_OK)
+        status = lend(self, ANCHOR, to, &lent_anchor, &err);
+    if (kept && status == CDAD_OK)
+        cdad_optimizer_penalize(opt, lent, lent_anchor, strength);
     PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
     return kept ? Py_NewRef(Py_None) : NULL;
 }
 
@@ -287,12 +336,20 @@ static PyObject *trainer_follow(PyObject *o, PyObject *path) {
     float *const block = opt && path != Py_None ? take_block(self, path, "path", 1) : NULL;
     if (!opt || (path != Py_None && !block))
         return NULL;
+    cdad_error err = {0};
+    float *lent;
     cdad_py_lock_take(self->lock);
     cdad_optimizer_follow(opt, NULL);
+    self->path = NULL;
     const int kept = keep_block(self, "the path", path) == 0;
-    if (kept)
-        cdad_optimizer_follow(opt, block);
+    const cdad_status status = kept ? lend(self, PATH, block, &lent, &err) : CDAD_OK;
+    if (kept && status == CDAD_OK) {
+        cdad_optimizer_follow(opt, lent);
+        self->path = block;
+    }
     PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
     return kept ? Py_NewRef(Py_None) : NULL;
 }
 
@@ -312,8 +369,11 @@ static PyObject *trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_py_lock_take(self->lock);
     cdad_status status = cdad_trainer_teach(self->trainer, NULL, 0, &err);
     const int kept = keep_block(self, "the teacher", weights) == 0;
+    float *lent;
     if (status == CDAD_OK && kept)
-        status = cdad_trainer_teach(self->trainer, block, strength, &err);
+        status = lend(self, TEACHER, block, &lent, &err);
+    if (status == CDAD_OK && kept)
+        status = cdad_trainer_teach(self->trainer, lent, strength, &err);
     PyThread_release_lock(self->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
@@ -381,8 +441,8 @@ static PyObject *trainer_confine(PyObject *o, PyObject *args) {
     return V ? treat(self, name, V, 1, 0) : NULL;
 }
 
-static PyObject *trainer_block(PyObject *o, PyObject *arg) {
-    const py_trainer *self = (py_trainer *)o;
+/* A block of the optimiser, and NumPy's type of its elements; NULL with an exception. */
+static void *find_block(const py_trainer *self, PyObject *arg, int *type) {
     const cdad_optimizer *opt = optimizer_of(self);
     const char *name = opt ? PyUnicode_AsUTF8(arg) : NULL;
     if (!name)
@@ -396,12 +456,60 @@ static PyObject *trainer_block(PyObject *o, PyObject *arg) {
     if (!data)
         return PyErr_Format(PyExc_ValueError,
                             "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
-    npy_intp n = (npy_intp)opt->params->total;
-    const int type = is_m && opt->config.bf16_first_moment ? NPY_UINT16 : NPY_FLOAT32;
+    *type = is_m && opt->config.bf16_first_moment ? NPY_UINT16 : NPY_FLOAT32;
+    return data;
+}
+
+static PyObject *trainer_block(PyObject *o, PyObject *arg) {
+    const py_trainer *self = (py_trainer *)o;
+    int type;
+    void *data = find_block(self, arg, &type);
+    if (!data)
+        return NULL;
+    npy_intp n = (npy_intp)self->params->params->total;
+    const cdad_shape shape = cdad_shape_make(1, (int64_t)n);
+    if (device_of(self))
+        return cdad_py_download(device_of(self), &shape, type, data, 0);
     PyObject *a = PyArray_SimpleNewFromData(1, &n, type, data);
     if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
         Py_CLEAR(a);
     return a;
+}
+
+static PyObject *trainer_set_block(PyObject *o, PyObject *args) {
+    py_trainer *self = (py_trainer *)o;
+    PyObject *name, *values;
+    int type;
+    void *data;
+    if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || !(data = find_block(self, name, &type)))
+        return NULL;
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, type, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+    if (!a)
+        return NULL;
+    cdad_error err = {0};
+    cdad_status status = CDAD_OK;
+    if (PyArray_SIZE(a) != self->params->params->total)
+        status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld",
+                           (long long)self->params->params->total, (long long)PyArray_SIZE(a));
+    cdad_py_lock_take(self->lock);
+    if (status == CDAD_OK && PyArray_DATA(a) != data)
+        status = cdad_device_upload(device_of(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
+    PyThread_release_lock(self->lock);
+    Py_DECREF(a);
+    return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
+}
+
+int cdad_py_is_trainer(PyObject *o) { return Py_TYPE(o) == (PyTypeObject *)trainer_type; }
+
+const float *cdad_py_trained_weights(PyObject *o, const cdad_py_params *of) {
+    const py_trainer *self = (py_trainer *)o;
+    const cdad_optimizer *opt = optimizer_of(self);
+    if (!opt)
+        return NULL;
+    if (self->params == of)
+        return opt->ema ? opt->ema : of->params->values;
+    PyErr_SetString(PyExc_ValueError, "the trainer trains other parameters");
+    return NULL;
 }
 
 /* The two counters of the optimiser, by the closure of their getset entry. */
@@ -435,10 +543,11 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     cdad_optimizer *opt = optimizer_of(self);
     if (!opt)
         return NULL;
+    cdad_error err = {0};
     cdad_py_lock_take(self->lock);
-    cdad_optimizer_reset(opt);
+    const cdad_status status = cdad_optimizer_reset(opt, &err);
     PyThread_release_lock(self->lock);
-    Py_RETURN_NONE;
+    return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
 }
 
 static PyObject *trainer_memory(PyObject *o, void *unused) {
@@ -483,8 +592,11 @@ static PyMethodDef trainer_methods[] = {
      "that a basis leaves free."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
     {"block", trainer_block, METH_O,
-     "block($self, name, /)\n--\n\nA writable view of the 'weights', of the moments 'm' and 'v', or of the moving "
-     "average 'ema'; of 'm' the bits of bfloat16 as uint16 where first_moment is \"bfloat16\"."},
+     "block($self, name, /)\n--\n\nA writable view (of a device a read-only copy) of the 'weights', of the moments 'm' "
+     "and 'v', or of the moving average 'ema'; of 'm' the bits of bfloat16 as uint16 where first_moment is "
+     "\"bfloat16\"."},
+    {"set_block", trainer_set_block, METH_VARARGS,
+     "set_block($self, name, values, /)\n--\n\nSets such a block."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef trainer_getset[] = {
@@ -508,4 +620,4 @@ static PyType_Spec trainer_spec = {.name = "cdad._core.Trainer",
                                    .flags = Py_TPFLAGS_DEFAULT,
                                    .slots = trainer_slots};
 
-int cdad_py_add_train(PyObject *module) { return cdad_py_add_type(module, &trainer_spec, NULL); }
+int cdad_py_add_train(PyObject *module) { return cdad_py_add_type(module, &trainer_spec, &trainer_type); }

@@ -2,7 +2,6 @@
 #include "train/trainer.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "base/memory.h"
 #include "base/philox.h"
@@ -160,9 +159,14 @@ static cdad_status set_timesteps(cdad_trainer *t, const int64_t *timesteps, cdad
 }
 
 static cdad_status read_losses(const cdad_trainer *t, cdad_step_result *result, cdad_error *err) {
-    result->loss = cdad_program_data(t->program, t->values.loss)[0];
-    result->loss_cdm = cdad_program_data(t->program, t->values.loss_cdm)[0];
-    result->loss_amn = t->values.loss_amn == CDAD_NONE ? 0.0 : cdad_program_data(t->program, t->values.loss_amn)[0];
+    float loss, loss_cdm, loss_amn = 0.0f;
+    CDAD_TRY(cdad_program_read(t->program, t->values.loss, &loss, err));
+    CDAD_TRY(cdad_program_read(t->program, t->values.loss_cdm, &loss_cdm, err));
+    if (t->values.loss_amn != CDAD_NONE)
+        CDAD_TRY(cdad_program_read(t->program, t->values.loss_amn, &loss_amn, err));
+    result->loss = (double)loss;
+    result->loss_cdm = (double)loss_cdm;
+    result->loss_amn = (double)loss_amn;
     CDAD_FAIL_IF(!isfinite(result->loss), err, CDAD_NOT_FINITE, "the loss is not finite (L_CDM %g, L_amn %g)",
                  result->loss_cdm, result->loss_amn);
     return CDAD_OK;
@@ -175,35 +179,33 @@ typedef struct batch_arrays {
 
 static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batch_arrays *a, cdad_error *err) {
     const cdad_training_graph *v = &t->values;
-    CDAD_TRY(cdad_program_bind(p, v->latent, a->latent, err));
-    CDAD_TRY(cdad_program_bind(p, v->noise, a->noise, err));
-    CDAD_TRY(cdad_program_bind(p, v->t, t->t, err));
-    CDAD_TRY(cdad_program_bind(p, v->signal, t->signal, err));
-    CDAD_TRY(cdad_program_bind(p, v->sigma, t->sigma, err));
+    CDAD_TRY(cdad_program_feed(p, v->latent, a->latent, err));
+    CDAD_TRY(cdad_program_feed(p, v->noise, a->noise, err));
+    CDAD_TRY(cdad_program_feed(p, v->t, t->t, err));
+    CDAD_TRY(cdad_program_feed(p, v->signal, t->signal, err));
+    CDAD_TRY(cdad_program_feed(p, v->sigma, t->sigma, err));
     if (v->image != CDAD_NONE) {
-        CDAD_TRY(cdad_program_bind(p, v->image, a->image, err));
-        CDAD_TRY(cdad_program_bind(p, v->perturbed, a->perturbed, err));
+        CDAD_TRY(cdad_program_feed(p, v->image, a->image, err));
+        CDAD_TRY(cdad_program_feed(p, v->perturbed, a->perturbed, err));
     }
     if (v->context == CDAD_NONE)
         return CDAD_OK;
     CDAD_FAIL_IF(!a->context, err, CDAD_INVALID, "this model wants a context");
-    return cdad_program_bind(p, v->context, a->context, err);
+    return cdad_program_feed(p, v->context, a->context, err);
 }
 
 /* Binds the teacher's prediction of the batch; without a teacher any finite values, which the weight 0 takes out. */
 static cdad_status run_teacher(cdad_trainer *t, const cdad_context *ctx, const batch_arrays *a, cdad_error *err) {
     const cdad_training_graph *v = &t->values;
-    const float *prediction = a->latent;
     if (!t->teacher)
         return CDAD_OK;
-    if (t->taught_by) {
-        CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->graph, t->teacher, err));
-        CDAD_TRY(bind_batch(t, t->teacher, a, err));
-        CDAD_TRY(cdad_program_run(t->teacher, ctx, err));
-        prediction = cdad_program_data(t->teacher, v->prediction);
-    }
-    CDAD_TRY(cdad_program_bind(t->program, v->teacher, prediction, err));
-    return cdad_program_bind(t->program, v->teacher_weight, &t->teacher_weight, err);
+    CDAD_TRY(cdad_program_feed(t->program, v->teacher_weight, &t->teacher_weight, err));
+    if (!t->taught_by)
+        return cdad_program_feed(t->program, v->teacher, a->latent, err);
+    CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->graph, t->teacher, err));
+    CDAD_TRY(bind_batch(t, t->teacher, a, err));
+    CDAD_TRY(cdad_program_run(t->teacher, ctx, err));
+    return cdad_program_bind(t->program, v->teacher, cdad_program_data(t->teacher, v->prediction), err);
 }
 
 /* Losses and gradients; `to` is handed the gradients where they come one by one. */
@@ -221,10 +223,8 @@ static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *la
 
 static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
-    (void)ctx;
-    (void)err;
-    memcpy(gradient_block(t, t->handed[i]), grad, (size_t)t->params->items[t->handed[i]].count * sizeof *grad);
-    return CDAD_OK;
+    return cdad_device_copy(ctx->device, gradient_block(t, t->handed[i]), grad,
+                            t->params->items[t->handed[i]].count * (int64_t)sizeof *grad, err);
 }
 
 cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,

@@ -38,7 +38,7 @@ CDAD_MUST_USE cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_con
                                                  cdad_step_result *result, cdad_error *err);
 
 /* sums += |gradient| or, with `squares`, its squares, element by element, with given timesteps and noise: of one sample
- * where n is 1, as importances are defined. sums is a block in the layout of params->values. A failure leaves some of
+ * where n is 1, as importances are defined. sums is a block in the layout of params->values, where they lie. A failure leaves some of
  * the parameters' sums with this gradient, and some without. Only for a trainer that uses gradients as they come. */
 CDAD_MUST_USE cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, const float *latent,
                                                   const float *image, const float *perturbed, const float *context,

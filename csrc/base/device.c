@@ -1,0 +1,66 @@
+/* Memory of the host and of devices, in one wording. */
+#include "base/device.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+cdad_status cdad_device_alloc(cdad_device *d, void **out, int64_t bytes, cdad_error *err) {
+    *out = NULL;
+    return d ? d->alloc(d, out, bytes, err) : cdad_alloc(out, bytes, err);
+}
+
+cdad_status cdad_device_alloc_zero(cdad_device *d, void **out, int64_t bytes, cdad_error *err) {
+    if (!d)
+        return cdad_alloc_zero(out, bytes, err);
+    CDAD_TRY(cdad_device_alloc(d, out, bytes, err));
+    const cdad_status status = d->zero(d, *out, bytes, err);
+    if (status != CDAD_OK) {
+        d->release(d, *out);
+        *out = NULL;
+    }
+    return status;
+}
+
+void cdad_device_free(cdad_device *d, void *p) {
+    if (!d)
+        cdad_free(p);
+    else if (p)
+        d->release(d, p);
+}
+
+cdad_status cdad_device_upload(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    if (d)
+        return d->upload(d, to, from, bytes, err);
+    memcpy(to, from, (size_t)bytes);
+    return CDAD_OK;
+}
+
+cdad_status cdad_device_download(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    if (d)
+        return d->download(d, to, from, bytes, err);
+    memcpy(to, from, (size_t)bytes);
+    return CDAD_OK;
+}
+
+cdad_status cdad_device_copy(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    if (d)
+        return d->copy(d, to, from, bytes, err);
+    memcpy(to, from, (size_t)bytes);
+    return CDAD_OK;
+}
+
+cdad_status cdad_device_zero(cdad_device *d, void *to, int64_t bytes, cdad_error *err) {
+    if (d)
+        return d->zero(d, to, bytes, err);
+    memset(to, 0, (size_t)bytes);
+    return CDAD_OK;
+}
+
+cdad_status cdad_device_check(cdad_device *d, int wait, cdad_error *err) { return d ? d->check(d, wait, err) : CDAD_OK; }
+
+cdad_status cdad_device_mirror(cdad_device *d, void **to, const void *from, int64_t bytes, cdad_error *err) {
+    if (!*to)
+        CDAD_TRY(cdad_device_alloc(d, to, bytes, err));
+    return cdad_device_upload(d, *to, from, bytes, err);
+}

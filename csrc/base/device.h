@@ -1,0 +1,48 @@
+/* Where values live and kernels run: the host, which is NULL here, or a device whose memory the host may not touch.
+ *
+ * Devices live as long as the process. A device does what it is told in the order of the calls, from whichever thread;
+ * calls may return before it is done. */
+#ifndef CDAD_BASE_DEVICE_H
+#define CDAD_BASE_DEVICE_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+
+struct cdad_kernels;
+typedef struct cdad_device cdad_device;
+
+struct cdad_device {
+    const char *name; /* "emulated", "cuda:0" */
+    const char *text; /* for people: "NVIDIA H100 80GB HBM3" */
+    const struct cdad_kernels *kernels;
+
+    /* CDAD_ALIGN-aligned; `bytes` 0 gives a valid pointer. Nothing queued may use what is released. */
+    cdad_status (*alloc)(cdad_device *d, void **out, int64_t bytes, cdad_error *err);
+    void (*release)(cdad_device *d, void *p);
+
+    cdad_status (*upload)(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err);   /* `from` may then change */
+    cdad_status (*download)(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err); /* `to` is then there */
+    cdad_status (*copy)(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err);
+    cdad_status (*zero)(cdad_device *d, void *to, int64_t bytes, cdad_error *err);
+
+    /* Kernels return nothing: what failed since the last call is told here. `wait`: after all that was queued is done,
+     * else as far as it is known. */
+    cdad_status (*check)(cdad_device *d, int wait, cdad_error *err);
+};
+
+/* The same for any device, the host included. */
+CDAD_MUST_USE cdad_status cdad_device_alloc(cdad_device *d, void **out, int64_t bytes, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_device_alloc_zero(cdad_device *d, void **out, int64_t bytes, cdad_error *err);
+void cdad_device_free(cdad_device *d, void *p); /* NULL is allowed */
+CDAD_MUST_USE cdad_status cdad_device_upload(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_device_download(cdad_device *d, void *to, const void *from, int64_t bytes,
+                                               cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_device_copy(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_device_zero(cdad_device *d, void *to, int64_t bytes, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_device_check(cdad_device *d, int wait, cdad_error *err);
+
+/* Memory of the device `d` that holds what `from` (of the host) does; *to is allocated where it is NULL. */
+CDAD_MUST_USE cdad_status cdad_device_mirror(cdad_device *d, void **to, const void *from, int64_t bytes, cdad_error *err);
+
+#endif
