@@ -37,6 +37,7 @@ from setuptools.errors import CompileError, LinkError, OptionError, PlatformErro
 
 CSRC = Path("csrc")
 OBJECTS = Path("build/objects")
+CUDA_LIBRARY = "_cuda.so"
 CTESTS = Path("build/ctests/cdad_ctests")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -56,10 +57,27 @@ if X86:
         "-mprefer-vector-width=512"
     )
 
+# The GPUs that csrc/kernels/cuda is compiled for, and code that newer ones translate when they load it.
+CUDA_ARCHS = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)] + ["-gencode=arch=compute_100,code=compute_100"]
+NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow")
+
 # OpenBLAS releases whose matrix products are wrong or race on some processors.
 BAD_OPENBLAS = range(28, 31)  # 0.3.x
 # Debian's OpenBLAS has no LAPACKE within; a call tells (an address would be folded away).
 LAPACKE_PROBE = "LAPACKE_ssyevd(LAPACK_COL_MAJOR, 'N', 'U', 0, NULL, 1, NULL)"
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    return shutil.which("nvcc", path=os.pathsep.join(places))
+
+
+def device_defines() -> list[str]:
+    """What tells the core and a device's backend that they were built from the same headers."""
+    shared = [*sorted((CSRC / "base").glob("*.h")), CSRC / "kernels/kernels.h", CSRC / "kernels/cuda/entry.h"]
+    abi = hashlib.sha256(b"".join(h.read_bytes() for h in shared)).hexdigest()[:12]
+    return [f'-DCDAD_DEVICE_ABI="{abi}"', '-DCDAD_CUDA_ARCHS="sm_80, sm_90, sm_100 and newer"']
 
 
 def environ_flags(name: str) -> list[str]:
@@ -147,8 +165,9 @@ class Toolchain:
         cuda = os.environ.get("CDAD_CUDA", "auto")
         if cuda not in ("auto", "0", "1"):
             raise OptionError(f"CDAD_CUDA={cuda}: auto, 0 or 1 expected")
-        if cuda == "1":
-            raise PlatformError("CDAD_CUDA=1: this version has no CUDA sources; use auto or 0")
+        self.nvcc = find_nvcc() if cuda != "0" else None
+        if cuda == "1" and not self.nvcc:
+            raise PlatformError("CDAD_CUDA=1: there is no nvcc in PATH, CUDA_HOME or /usr/local/cuda")
         self.cc = environ_flags("CC") or shlex.split(shutil.which("gcc") or shutil.which("clang") or "cc")
         self.compiler = run([*self.cc, "--version"], CompileError).splitlines()[0]
         self.sanitize = os.environ.get("CDAD_SANITIZE", "") or sanitize
@@ -186,10 +205,37 @@ class Toolchain:
                     error = e
         raise error
 
+    def link_cuda(self, target: Path) -> None:
+        """The CUDA backend, by nvcc: cudart is linked in, cuBLAS is found at run time."""
+        version = run([self.nvcc, "--version"], CompileError)
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        headers = max(h.stat().st_mtime for h in CSRC.rglob("*.h"))
+        flags = [*NVCC_FLAGS, *CUDA_ARCHS, *device_defines(), f"-I{CSRC}"]
+        if os.environ.get("CDAD_WERROR") == "1":
+            flags += ["--Werror", "all-warnings"]
+
+        def compile_unit(source: Path) -> str:
+            key = hashlib.sha256(repr([self.nvcc, version, flags, str(source)]).encode()).hexdigest()[:12]
+            unit = OBJECTS / f"{source.stem}.cuda.{key}.o"
+            if unit.exists() and unit.stat().st_mtime > max(headers, source.stat().st_mtime):
+                return str(unit)
+            start = time.time()
+            partial = unit.with_suffix(f".{os.getpid()}.part.o")
+            run([self.nvcc, *flags, "-c", str(source), "-o", str(partial)], CompileError)
+            os.utime(partial, (start, start))
+            partial.replace(unit)
+            return str(unit)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            objects = list(pool.map(compile_unit, sorted((CSRC / "kernels/cuda").glob("*.cu"))))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run([self.nvcc, "-shared", "-cudart", "static", *objects, "-o", str(target), "-ldl"], LinkError)
+
     def compile(self, sources: list[Path], defines: tuple[str, ...] = ()) -> list[str]:
         """The objects of the sources, compiled in parallel where they are out of date."""
         OBJECTS.mkdir(parents=True, exist_ok=True)
         headers = max((h.stat().st_mtime for h in CSRC.rglob("*.h")), default=0)
+        device = device_defines()
         units = []
         for source in sources:
             isas = ISAS.items() if source.parent == CSRC / "kernels/cpu" else [("", [])]
@@ -197,7 +243,7 @@ class Toolchain:
 
         def compile_unit(unit: tuple[Path, str, list[str]]) -> str:
             source, isa, flags = unit
-            flags = [*CFLAGS, *flags, *([f"-DCDAD_ISA={isa}"] if isa else [])]
+            flags = [*CFLAGS, *flags, *device, *([f"-DCDAD_ISA={isa}"] if isa else [])]
             include = [f"-I{CSRC}", *self.blas.cflags]
             identity = [self.compiler, self.blas.name]
             if source.parent == CSRC / "python":
@@ -226,12 +272,13 @@ class Toolchain:
     def link(self, objects: list[str], target: Path, flags: list[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         command = [*self.cc, *flags, *self.sanitize_flags, "-pthread", *objects, "-o", str(target)]
-        run([*command, *self.blas.ldflags, "-lm", *environ_flags("LDFLAGS")], LinkError)
+        run([*command, *self.blas.ldflags, "-lm", "-ldl", *environ_flags("LDFLAGS")], LinkError)
         self.blas.install(target.parent / "_libs")
 
     def __str__(self) -> str:
+        cuda = f"CUDA by {self.nvcc}" if self.nvcc else "no CUDA"
         sanitize = f"; sanitizers {self.sanitize}" if self.sanitize else ""
-        return f"{self.compiler}; BLAS {self.blas.name}; kernels {', '.join(ISAS)}; no CUDA{sanitize}"
+        return f"{self.compiler}; BLAS {self.blas.name}; kernels {', '.join(ISAS)}; {cuda}{sanitize}"
 
 
 def sources(*, tests: bool) -> list[Path]:
@@ -246,18 +293,26 @@ class BuildCore(build_ext):
         defines = (f'-DCDAD_VERSION="{self.distribution.get_version()}"',)
         objects = tools.compile(sources(tests=False), defines)
         tools.link(objects, Path(self.get_ext_fullpath(ext.name)), LINK_CORE)
-        self.blas = tools.blas
+        self.blas, self.cuda = tools.blas, Path(self.get_ext_fullpath(ext.name)).with_name(CUDA_LIBRARY)
+        self.cuda.unlink(missing_ok=True)
+        if tools.nvcc:
+            tools.link_cuda(self.cuda)
         print(f"cdad: {tools}", flush=True)
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
         package = Path(self.get_finalized_command("build_py").get_package_dir("cdad"))
         self.blas.install(package / "_libs")
+        (package / CUDA_LIBRARY).unlink(missing_ok=True) # of an earlier build
+        if self.cuda.exists():
+            shutil.copy2(self.cuda, package / CUDA_LIBRARY)
 
     def get_output_mapping(self) -> dict[str, str]:
         """With the bundled files, which a strict editable installation links one by one."""
         mapping = super().get_output_mapping()
         for built, source in list(mapping.items()):
+            if self.cuda.exists():
+                mapping[str(Path(built).with_name(CUDA_LIBRARY))] = str(Path(source).with_name(CUDA_LIBRARY))
             for name in (file.name for file in self.blas.bundle):
                 mapping[f"{Path(built).parent}/_libs/{name}"] = f"{Path(source).parent}/_libs/{name}"
         return mapping

@@ -35,13 +35,13 @@ def trainer_of(model: ContinualModel, n: int, optimizer: dict | None = None, **h
 
 def block_of(model: ContinualModel, gradients: dict[str, np.ndarray]) -> np.ndarray:
     """Gradients by name as a block."""
-    block = model._trainer.block("weights")
-    kept = block.copy()
-    block[:] = 0
+    trainer = model._trainer
+    kept = trainer.block("weights").copy()
+    trainer.set_block("weights", np.zeros_like(kept))
     for name, gradient in gradients.items():
         model.params[name] = gradient
-    out = block.copy()
-    block[:] = kept
+    out = trainer.block("weights").copy()
+    trainer.set_block("weights", kept)
     return out
 
 
@@ -119,20 +119,19 @@ def test_a_penalty_adds_its_gradient(first):
     """After one step from empty moments m = (1 - beta1) g', g' = g + strength * importance * (w - anchor)."""
     batch = batch_of(first, 2)
     arrays = {k: batch[k] for k in ("latent", "image", "perturbed")}
-    weights = first._trainer.block("weights")
-    start, rng = weights.copy(), np.random.default_rng(1)
-    importance = rng.random(weights.size, np.float32)
-    anchor = weights + 0.1 * rng.standard_normal(weights.size, np.float32)
+    start, rng = first._trainer.block("weights").copy(), np.random.default_rng(1)
+    importance = rng.random(start.size, np.float32)
+    anchor = start + 0.1 * rng.standard_normal(start.size, np.float32)
     results = {}
     for clip in (0.0, 1e30, 0.5):
         for strength in (None, 3.0):
-            weights[:] = start
+            first._trainer.set_block("weights", start)
             trainer = trainer_of(first, 2, optimizer_of(first, clip))
             if strength is not None:
                 trainer.penalize(importance, anchor, strength)
             norm = trainer.step(**arrays)[3]
-            results[clip, strength] = trainer.block("m") / np.float32(1 - BETA1), norm, weights.copy()
-    weights[:] = start
+            results[clip, strength] = trainer.block("m") / np.float32(1 - BETA1), norm, first._trainer.block("weights").copy()
+    first._trainer.set_block("weights", start)
     plain, _, _ = results[0.0, None]
     pull = 3.0 * importance * (start - anchor)
     pull[plain == 0] *= results[0.0, 3.0][0][plain == 0] != 0  # between parameters there is padding, which nobody pulls
@@ -152,37 +151,37 @@ def test_the_path_is_gradient_times_change(first, clip):
     """SI's path integral (Zenke et al. 2017, Eq. 3), with the gradient of the loss alone."""
     batch = batch_of(first, 2)
     arrays = {k: batch[k] for k in ("latent", "image", "perturbed")}
-    weights = first._trainer.block("weights")
-    start, rng = weights.copy(), np.random.default_rng(1)
-    importance, anchor = rng.random(weights.size, np.float32), start + np.float32(0.01)
+    start, rng = first._trainer.block("weights").copy(), np.random.default_rng(1)
+    importance, anchor = rng.random(start.size, np.float32), start + np.float32(0.01)
     paths, expected = [], 0.0
     for pulled in (False, True):
-        weights[:] = start
-        path, trainer = np.zeros_like(weights), trainer_of(first, 2, optimizer_of(first, clip))
+        first._trainer.set_block("weights", start)
+        path, trainer = np.zeros_like(start), trainer_of(first, 2, optimizer_of(first, clip))
         trainer.follow(path)
         if pulled:
             trainer.penalize(importance, anchor, 0.5)
         for _ in range(3):
-            before, noise = weights.copy(), trainer.n_steps
+            before, noise = first._trainer.block("weights").copy(), trainer.n_steps
             trainer.reset()
             norm = trainer.step(**arrays)[3]
+            change = first._trainer.block("weights").astype(np.float64) - before
             gradient = trainer.block("m").astype(np.float64) / (1 - BETA1)
             if clip and norm > clip:
                 gradient *= norm / clip
             if pulled:
                 gradient -= 0.5 * importance.astype(np.float64) * (before.astype(np.float64) - anchor)
             else:
-                expected = expected - gradient * (weights.astype(np.float64) - before)
+                expected = expected - gradient * change
             assert trainer.n_steps == noise + 1
             if pulled:
-                paths.append(-gradient * (weights.astype(np.float64) - before))
+                paths.append(-gradient * change)
         if not pulled:
             assert np.linalg.norm(path - expected) < 1e-3 * np.linalg.norm(expected)
             assert path.sum() > 0  # steps go downhill
         else:
             wanted = np.sum(paths, 0)
             assert np.linalg.norm(path - wanted) < 1e-2 * np.linalg.norm(wanted)
-    weights[:] = start
+    first._trainer.set_block("weights", start)
 
 
 def test_si_finds_the_curvature_of_a_quadratic():

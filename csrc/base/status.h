@@ -15,7 +15,7 @@ typedef enum {
     CDAD_NOT_FINITE, /* a NaN or infinity where none may be -> cdad.TrainingError */
     CDAD_LAPACK,     /* a factorisation that does not converge -> RuntimeError */
     CDAD_CANCELLED,  /* the caller asked to stop -> the pending Python exception */
-    CDAD_NO_DEVICE   /* a device that is not there -> RuntimeError */
+    CDAD_NO_DEVICE   /* a device that is not there, or that fails -> RuntimeError */
 } cdad_status_code;
 
 #define CDAD_MUST_USE __attribute__((warn_unused_result))

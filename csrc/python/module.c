@@ -36,12 +36,25 @@ cdad_context cdad_py_context(cdad_device *device) {
                           .profile = cdad_profile_is_on(profile) ? profile : NULL};
 }
 
+/* Where Python knows of NVIDIA's libraries (cdad/devices.py), ':' between. */
+static int library_folders(char *folders, size_t bytes) {
+    PyObject *module = PyImport_ImportModule("cdad.devices");
+    PyObject *found = module ? PyObject_CallMethod(module, "library_folders", NULL) : NULL;
+    const char *text = found ? PyUnicode_AsUTF8(found) : NULL;
+    if (text)
+        snprintf(folders, bytes, "%s", text);
+    Py_XDECREF(found);
+    Py_XDECREF(module);
+    return text ? 0 : -1;
+}
+
 int cdad_py_device(PyObject *name, cdad_device **device) {
     cdad_error err = {0};
     const char *text = name && name != Py_None ? PyUnicode_AsUTF8(name) : device_name;
-    if (!text)
+    char folders[4096] = "";
+    if (!text || (strncmp(text, "cuda", 4) == 0 && library_folders(folders, sizeof folders) < 0))
         return -1;
-    if (cdad_device_open(text, device, &err) == CDAD_OK)
+    if (cdad_device_open(text, folders, device, &err) == CDAD_OK)
         return 0;
     cdad_py_raise(&err);
     return -1;
@@ -216,6 +229,39 @@ static PyObject *set_isa(PyObject *module, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject *cuda_info(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    cdad_error err = {0};
+    const cdad_cuda_table *table;
+    cdad_cuda_probe *found;
+    char path[512], folders[4096];
+    if (library_folders(folders, sizeof folders) < 0)
+        return NULL;
+    if (cdad_cuda_load(&table, path, sizeof path, &err) != CDAD_OK)
+        return Py_BuildValue("{s:s,s:s}", "library", path, "error", err.message);
+    found = PyMem_Calloc(1, sizeof *found);
+    if (!found)
+        return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    table->probe(folders, found);
+    Py_END_ALLOW_THREADS
+    PyObject *devices = PyList_New(0), *result = NULL;
+    for (int i = 0; devices && i < found->n_devices; i++) {
+        PyObject *item = Py_BuildValue("(siiL)", found->devices[i].name, found->devices[i].major, found->devices[i].minor,
+                                       (long long)found->devices[i].bytes);
+        if (!item || PyList_Append(devices, item) < 0)
+            Py_CLEAR(devices);
+        Py_XDECREF(item);
+    }
+    if (devices)
+        result = Py_BuildValue("{s:s,s:s,s:s,s:i,s:i,s:N,s:s,s:O}", "library", path, "error", found->error, "archs",
+                               table->archs, "driver", found->driver, "runtime", found->runtime, "devices", devices,
+                               "cublas", found->cublas, "has_cublas", found->has_cublas ? Py_True : Py_False);
+    PyMem_Free(found);
+    return result;
+}
+
 static PyObject *set_device(PyObject *module, PyObject *arg) {
     (void)module;
     cdad_device *device;
@@ -344,6 +390,9 @@ static PyMethodDef methods[] = {
     {"set_device", set_device, METH_O,
      "set_device(name, /)\n--\n\nWhere programs and parameters that are made later, and not told, lie: 'cpu', 'cuda' or "
      "'cuda:N'; RuntimeError, which says why, where there is no such device."},
+    {"cuda_info", cuda_info, METH_NOARGS,
+     "cuda_info()\n--\n\nWhat was found for 'cuda': a dict of library, error ('' or why there is no device) and, where the "
+     "library is there, archs, driver, runtime, devices (name, major, minor, bytes), cublas, has_cublas."},
     {"get_device", get_device, METH_NOARGS, "get_device()\n--\n\nThe name that set_device was given."},
     {"build_info", build_info, METH_NOARGS,
      "build_info()\n--\n\nA dict: isa, isas, threads, blas, blas_core, compiler."},

@@ -1,0 +1,147 @@
+/* Attention by tiles of queries: their scores with every key, of all heads of a sample, then softmax, then the product
+ * with the values; backward the probabilities are computed again from lse. The scores of a sample are never whole. */
+#include "kernels/cuda/backend.h"
+
+enum { TILE_FLOATS = 8 << 20 }; /* of scores: 32 MiB */
+
+/* Queries of a tile. */
+static int64_t tile_queries(const cdad_attention_dims *d) {
+    return cuda_max(1, cuda_min(d->T, TILE_FLOATS / (d->L * d->S)));
+}
+
+/* Whether token t may not see token s: it lies in the window around it. */
+__device__ static bool hidden(const cdad_attention_dims &d, int64_t t, int64_t s) {
+    if (d.mask_h == 0)
+        return false;
+    const int64_t rows = t / d.grid_w - s / d.grid_w, columns = t % d.grid_w - s % d.grid_w;
+    return llabs(rows) <= d.mask_h / 2 && llabs(columns) <= d.mask_w / 2;
+}
+
+/* scores [L,tile,S] of the queries `first` and following -> probabilities, and their row's lse [L,T]. */
+__global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_dims d, int64_t first, int64_t tile) {
+    __shared__ float largest[CUDA_THREADS];
+    const int64_t l = blockIdx.x / tile, t = first + blockIdx.x % tile;
+    float *row = scores + (int64_t)blockIdx.x * d.S, most = -INFINITY;
+    for (int64_t s = threadIdx.x; s < d.S; s += CUDA_THREADS)
+        if (!hidden(d, t, s))
+            most = fmaxf(most, row[s]);
+    largest[threadIdx.x] = most;
+    __syncthreads();
+    for (int half = CUDA_THREADS / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half)
+            largest[threadIdx.x] = fmaxf(largest[threadIdx.x], largest[threadIdx.x + half]);
+        __syncthreads();
+    }
+    most = largest[0];
+    float sum = 0.0f;
+    for (int64_t s = threadIdx.x; s < d.S; s += CUDA_THREADS) {
+        const float p = hidden(d, t, s) ? 0.0f : expf(row[s] - most);
+        row[s] = p;
+        sum += p;
+    }
+    sum = cuda_block_sum(sum);
+    const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
+    for (int64_t s = threadIdx.x; s < d.S; s += CUDA_THREADS)
+        row[s] *= scale;
+    if (threadIdx.x == 0)
+        lse[l * d.T + t] = sum > 0.0f ? most + logf(sum) : -INFINITY;
+}
+
+/* The tile's part of q, k, v, out by heads: rows of one sample, each head D floats further. */
+static cuda_product by_heads(const cdad_attention_dims *d, int64_t M, int64_t N, int64_t K, cdad_mat A, int64_t stride_a,
+                             cdad_mat B, int64_t stride_b, float *C, int64_t ldc, int64_t stride_c, float alpha,
+                             float beta) {
+    const cuda_product p = {M, N, K, d->L, A, B, C, ldc, stride_a, stride_b, stride_c, alpha, beta, 0};
+    return p;
+}
+
+void cuda_attention(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
+                    const cdad_attention_dims *dims, void *scratch) {
+    const cdad_attention_dims d = *dims;
+    const int64_t step = tile_queries(&d), E = d.L * d.D;
+    float *scores = (float *)scratch; /* [L,tile,S] */
+    for (int64_t n = 0; n < d.N; n++)
+        for (int64_t t = 0; t < d.T; t += step) {
+            const int64_t tile = cuda_min(step, d.T - t);
+            const cdad_mat Q = {q + (n * d.T + t) * d.q_rs, d.q_rs, 1, NULL}, Kt = {k + n * d.S * d.k_rs, 1, d.k_rs, NULL};
+            const cdad_mat V = {v + n * d.S * d.v_rs, d.v_rs, 1, NULL}, P = {scores, d.S, 1, NULL};
+            cuda_product p = by_heads(&d, tile, d.S, d.D, Q, d.D, Kt, d.D, scores, d.S, tile * d.S, d.scale, 0.0f);
+            cuda_multiply(ctx, &p, "attention");
+            CDAD_LAUNCH_JOINED(softmax_kernel, (unsigned)(d.L * tile), CUDA_THREADS, cuda_stream(ctx), scores,
+                               lse + n * d.L * d.T, d, t, tile);
+            p = by_heads(&d, tile, d.D, d.S, P, tile * d.S, V, d.D, out + (n * d.T + t) * E, E, d.D, 1.0f, 0.0f);
+            cuda_multiply(ctx, &p, "attention");
+        }
+    cuda_launched(ctx, "attention");
+}
+
+/* delta [L,T] = sum over the head of dout * out, of one sample. */
+__global__ static void delta_kernel(float *delta, const float *out, const float *dout, cdad_attention_dims d) {
+    CUDA_EACH(i, d.L * d.T) {
+        const int64_t at = i % d.T * d.L * d.D + i / d.T * d.D;
+        float sum = 0.0f;
+        for (int64_t j = 0; j < d.D; j++)
+            sum += out[at + j] * dout[at + j];
+        delta[i] = sum;
+    }
+}
+
+/* scores [L,tile,S] -> probabilities. */
+__global__ static void probability_kernel(float *scores, const float *lse, cdad_attention_dims d, int64_t first,
+                                          int64_t tile) {
+    CUDA_EACH(i, d.L * tile * d.S) {
+        const int64_t s = i % d.S, t = first + i / d.S % tile, l = i / d.S / tile;
+        const float sum = lse[l * d.T + t];
+        scores[i] = hidden(d, t, s) || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
+    }
+}
+
+/* dp [L,tile,S] -> scale * p * (dp - delta). */
+__global__ static void score_grad_kernel(float *dp, const float *p, const float *delta, cdad_attention_dims d,
+                                         int64_t first, int64_t tile) {
+    CUDA_EACH(i, d.L * tile * d.S) {
+        const int64_t t = first + i / d.S % tile, l = i / d.S / tile;
+        dp[i] = d.scale * p[i] * (dp[i] - delta[l * d.T + t]);
+    }
+}
+
+void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q, const float *k,
+                         const float *v, const float *out, const float *lse, const float *dout,
+                         const cdad_attention_dims *dims, void *scratch) {
+    const cdad_attention_dims d = *dims;
+    const int64_t step = tile_queries(&d), E = d.L * d.D, most = d.L * step * d.S;
+    cudaStream_t stream = cuda_stream(ctx);
+    float *p = (float *)scratch, *dp = p + most, *delta = dp + most; /* [L,tile,S] twice, [L,T] */
+    for (int64_t n = 0; n < d.N; n++) {
+        CDAD_LAUNCH(delta_kernel, cuda_blocks(d.L * d.T), CUDA_THREADS, stream, delta, out + n * d.T * E,
+                    dout + n * d.T * E, d);
+        for (int64_t t = 0; t < d.T; t += step) {
+            const int64_t tile = cuda_min(step, d.T - t), count = d.L * tile * d.S, heads = tile * d.S;
+            const float beta = t > 0 ? 1.0f : 0.0f;
+            const float *q_at = q + (n * d.T + t) * d.q_rs, *k_at = k + n * d.S * d.k_rs, *v_at = v + n * d.S * d.v_rs;
+            const float *dout_at = dout + (n * d.T + t) * E;
+            const cdad_mat Q = {q_at, d.q_rs, 1, NULL}, K = {k_at, d.k_rs, 1, NULL}, Kt = {k_at, 1, d.k_rs, NULL};
+            const cdad_mat Vt = {v_at, 1, d.v_rs, NULL}, dO = {dout_at, E, 1, NULL};
+            const cdad_mat Pt = {p, 1, d.S, NULL}, dP = {dp, d.S, 1, NULL}, dPt = {dp, 1, d.S, NULL};
+            cuda_product x = by_heads(&d, tile, d.S, d.D, Q, d.D, Kt, d.D, p, d.S, heads, d.scale, 0.0f);
+            cuda_multiply(ctx, &x, "attention_grad");
+            CDAD_LAUNCH(probability_kernel, cuda_blocks(count), CUDA_THREADS, stream, p, lse + n * d.L * d.T, d, t, tile);
+            x = by_heads(&d, d.S, d.D, tile, Pt, heads, dO, d.D, dv + n * d.S * E, E, d.D, 1.0f, beta);
+            cuda_multiply(ctx, &x, "attention_grad");
+            x = by_heads(&d, tile, d.S, d.D, dO, d.D, Vt, d.D, dp, d.S, heads, 1.0f, 0.0f);
+            cuda_multiply(ctx, &x, "attention_grad");
+            CDAD_LAUNCH(score_grad_kernel, cuda_blocks(count), CUDA_THREADS, stream, dp, p, delta, d, t, tile);
+            x = by_heads(&d, tile, d.D, d.S, dP, heads, K, d.D, dq + (n * d.T + t) * E, E, d.D, 1.0f, 0.0f);
+            cuda_multiply(ctx, &x, "attention_grad");
+            x = by_heads(&d, d.S, d.D, tile, dPt, heads, Q, d.D, dk + n * d.S * E, E, d.D, 1.0f, beta);
+            cuda_multiply(ctx, &x, "attention_grad");
+        }
+    }
+    cuda_launched(ctx, "attention_grad");
+}
+
+/* For both directions. */
+int64_t cuda_attention_scratch(const cdad_attention_dims *d, int threads) {
+    (void)threads;
+    return (2 * d->L * tile_queries(d) * d->S + d->L * d->T) * (int64_t)sizeof(float);
+}

@@ -1,0 +1,147 @@
+/* Elementwise kernels: a thread takes an element. */
+#include "kernels/cuda/backend.h"
+
+__global__ static void activate_kernel(float *y, const float *x, int64_t n, cdad_activation act) {
+    CUDA_EACH(i, n) y[i] = cuda_activate(x[i], act);
+}
+
+void cuda_activation(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act) {
+    CDAD_LAUNCH(activate_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, x, n, act);
+    cuda_launched(ctx, "activation");
+}
+
+/* d act(x) / dx */
+__device__ static float slope(float x, cdad_activation act) {
+    float s;
+    switch (act) {
+    case CDAD_ACT_SILU:
+        s = cuda_sigmoid(x);
+        return s + x * s * (1.0f - s);
+    case CDAD_ACT_RELU:
+        return x > 0.0f ? 1.0f : 0.0f;
+    case CDAD_ACT_RELU6:
+        return x > 0.0f && x < 6.0f ? 1.0f : 0.0f;
+    case CDAD_ACT_GELU:
+        return cuda_gelu_slope(x);
+    case CDAD_ACT_QUICK_GELU:
+        s = cuda_sigmoid(1.702f * x);
+        return s + 1.702f * x * s * (1.0f - s);
+    case CDAD_ACT_TANH:
+        s = tanhf(x);
+        return 1.0f - s * s;
+    case CDAD_ACT_SIGMOID:
+        s = cuda_sigmoid(x);
+        return s * (1.0f - s);
+    case CDAD_ACT_EXP:
+        return expf(x);
+    case CDAD_ACT_SQRT:
+        return 0.5f / sqrtf(x);
+    default:
+        return 1.0f;
+    }
+}
+
+__global__ static void activate_grad_kernel(float *dx, const float *x, const float *dy, int64_t n, cdad_activation act) {
+    CUDA_EACH(i, n) dx[i] = dy[i] * slope(x[i], act);
+}
+
+void cuda_activation_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
+                          cdad_activation act) {
+    CDAD_LAUNCH(activate_grad_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), dx, x, dy, n, act);
+    cuda_launched(ctx, "activation_grad");
+}
+
+__global__ static void affine_kernel(float *y, const float *x, int64_t n, float a, float b) {
+    CUDA_EACH(i, n) y[i] = a * x[i] + b;
+}
+
+void cuda_affine(const cdad_context *ctx, float *y, const float *x, int64_t n, float a, float b) {
+    CDAD_LAUNCH(affine_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, x, n, a, b);
+    cuda_launched(ctx, "affine");
+}
+
+__global__ static void binary_kernel(float *y, const float *a, const float *b, cdad_broadcast bc, int64_t n,
+                                     cdad_binary op) {
+    CUDA_EACH(i, n) {
+        int64_t rest = i, at = 0;
+        for (int k = 4; k >= 0; k--) {
+            at += rest % bc.dim[k] * bc.stride[k];
+            rest /= bc.dim[k];
+        }
+        const float left = a[i], right = b[at];
+        y[i] = op == CDAD_BINARY_ADD ? left + right : op == CDAD_BINARY_SUB ? left - right : left * right;
+    }
+}
+
+void cuda_binary(const cdad_context *ctx, float *y, const float *a, const float *b, const cdad_broadcast *bc,
+                 cdad_binary op) {
+    int64_t n = 1;
+    for (int k = 0; k < 5; k++)
+        n *= bc->dim[k];
+    const cdad_broadcast how = *bc;
+    CDAD_LAUNCH(binary_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, a, b, how, n, op);
+    cuda_launched(ctx, "binary");
+}
+
+__global__ static void geglu_kernel(float *y, const float *x, int64_t n, int64_t D) {
+    CUDA_EACH(i, n * D) {
+        const float *row = x + i / D * 2 * D;
+        y[i] = row[i % D] * cuda_gelu(row[D + i % D]);
+    }
+}
+
+void cuda_geglu(const cdad_context *ctx, float *y, const float *x, int64_t n, int64_t D) {
+    CDAD_LAUNCH(geglu_kernel, cuda_blocks(n * D), CUDA_THREADS, cuda_stream(ctx), y, x, n, D);
+    cuda_launched(ctx, "geglu");
+}
+
+__global__ static void geglu_grad_kernel(float *dx, const float *x, const float *dy, int64_t n, int64_t D) {
+    CUDA_EACH(i, n * D) {
+        const int64_t row = i / D * 2 * D, left = row + i % D, right = left + D;
+        const float a = x[left], gate = x[right], g = dy[i];
+        dx[left] = g * cuda_gelu(gate);
+        dx[right] = g * a * cuda_gelu_slope(gate);
+    }
+}
+
+void cuda_geglu_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n, int64_t D) {
+    CDAD_LAUNCH(geglu_grad_kernel, cuda_blocks(n * D), CUDA_THREADS, cuda_stream(ctx), dx, x, dy, n, D);
+    cuda_launched(ctx, "geglu_grad");
+}
+
+__global__ static void mse_kernel(float *per, const float *a, const float *b, int64_t m) {
+    const int64_t at = (int64_t)blockIdx.x * m;
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x; i < m; i += CUDA_THREADS) {
+        const double d = (double)a[at + i] - (double)b[at + i];
+        sum += d * d;
+    }
+    sum = cuda_block_sum(sum);
+    if (threadIdx.x == 0)
+        per[blockIdx.x] = (float)(sum / (double)m);
+}
+
+__global__ static void mean_kernel(float *y, const float *x, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)x[i];
+    *y = (float)(sum / (double)n);
+}
+
+void cuda_mse(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n, int64_t m) {
+    CDAD_LAUNCH_JOINED(mse_kernel, (unsigned)n, CUDA_THREADS, cuda_stream(ctx), per, a, b, m);
+    CDAD_LAUNCH(mean_kernel, 1, 1, cuda_stream(ctx), y, per, n);
+    cuda_launched(ctx, "mse");
+}
+
+__global__ static void mse_grad_kernel(float *da, const float *a, const float *b, const float *g, int64_t n,
+                                       float scale) {
+    CUDA_EACH(i, n) da[i] = *g * scale * (a[i] - b[i]);
+}
+
+void cuda_mse_grad(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g, int64_t n,
+                   int64_t m) {
+    const float scale = (float)(2.0 / (double)(n * m));
+    CDAD_LAUNCH(mse_grad_kernel, cuda_blocks(n * m), CUDA_THREADS, cuda_stream(ctx), da, a, b, g, n * m, scale);
+    cuda_launched(ctx, "mse_grad");
+}

@@ -1,0 +1,121 @@
+/* Group norm: a block takes a group of a sample. */
+#include "kernels/cuda/backend.h"
+
+enum { LANES = 32, ROWS = CUDA_THREADS / LANES }; /* a block of channels by rows of pixels */
+
+__global__ static void norm_kernel(float *y, float *mean, float *rstd, const float *x, const float *gamma,
+                                   const float *beta, int64_t HW, int64_t C, int64_t G, float eps, int silu) {
+    const int64_t n = blockIdx.x / G, width = C / G, first = blockIdx.x % G * width, count = HW * width;
+    const float *image = x + n * HW * C + first;
+    float *to = y + n * HW * C + first;
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS)
+        sum += (double)image[i / width * C + i % width];
+    const double middle = cuda_block_sum(sum) / (double)count;
+    sum = 0.0;
+    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
+        const double d = (double)image[i / width * C + i % width] - middle;
+        sum += d * d;
+    }
+    const float m = (float)middle, r = (float)(1.0 / sqrt(cuda_block_sum(sum) / (double)count + (double)eps));
+    if (threadIdx.x == 0) {
+        mean[blockIdx.x] = m;
+        rstd[blockIdx.x] = r;
+    }
+    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
+        const int64_t c = i % width, at = i / width * C + c;
+        const float z = (image[at] - m) * r * gamma[first + c] + beta[first + c];
+        to[at] = silu ? cuda_activate(z, CDAD_ACT_SILU) : z;
+    }
+}
+
+void cuda_group_norm(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x, const float *gamma,
+                     const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps, int silu) {
+    CDAD_LAUNCH_JOINED(norm_kernel, (unsigned)(N * G), CUDA_THREADS, cuda_stream(ctx), y, mean, rstd, x, gamma, beta, HW,
+                       C, G, eps, silu);
+    cuda_launched(ctx, "group_norm");
+}
+
+/* The gradient of what the norm gives before SiLU. */
+__device__ static float before_silu(float dy, float hat, float gamma, float beta, int silu) {
+    if (!silu)
+        return dy;
+    const float z = hat * gamma + beta, s = cuda_sigmoid(z);
+    return dy * (s + z * s * (1.0f - s));
+}
+
+/* sums [N,2,C]: of dz and of dz * x^ over a sample's pixels. */
+__global__ static void sums_kernel(float *sums, const float *x, const float *mean, const float *rstd,
+                                   const float *gamma, const float *beta, const float *dy, int64_t HW, int64_t C,
+                                   int64_t G, int silu) {
+    __shared__ double plain[ROWS][LANES], scaled[ROWS][LANES];
+    const int64_t tiles = (C + LANES - 1) / LANES, n = blockIdx.x / tiles;
+    const int lane = (int)(threadIdx.x % LANES), row = (int)(threadIdx.x / LANES);
+    const int64_t c = (int64_t)(blockIdx.x % tiles) * LANES + lane;
+    double a = 0.0, b = 0.0;
+    if (c < C) {
+        const int64_t group = n * G + c / (C / G);
+        const float m = mean[group], r = rstd[group];
+        for (int64_t i = row; i < HW; i += ROWS) {
+            const int64_t at = (n * HW + i) * C + c;
+            const float hat = (x[at] - m) * r, dz = before_silu(dy[at], hat, gamma[c], beta[c], silu);
+            a += (double)dz;
+            b += (double)dz * (double)hat;
+        }
+    }
+    plain[row][lane] = a;
+    scaled[row][lane] = b;
+    __syncthreads();
+    if (row == 0 && c < C) {
+        for (int k = 1; k < ROWS; k++) {
+            a += plain[k][lane];
+            b += scaled[k][lane];
+        }
+        sums[2 * n * C + c] = (float)a;
+        sums[(2 * n + 1) * C + c] = (float)b;
+    }
+}
+
+/* dx may be dy. */
+__global__ static void grad_kernel(float *dx, const float *sums, const float *x, const float *mean, const float *rstd,
+                                   const float *gamma, const float *beta, const float *dy, int64_t HW, int64_t C,
+                                   int64_t G, int silu) {
+    const int64_t n = blockIdx.x / G, width = C / G, first = blockIdx.x % G * width, count = HW * width;
+    double plain = 0.0, scaled = 0.0;
+    for (int64_t c = threadIdx.x; c < width; c += CUDA_THREADS) {
+        plain += (double)gamma[first + c] * (double)sums[2 * n * C + first + c];
+        scaled += (double)gamma[first + c] * (double)sums[(2 * n + 1) * C + first + c];
+    }
+    const float a = (float)(cuda_block_sum(plain) / (double)count), b = (float)(cuda_block_sum(scaled) / (double)count);
+    const float m = mean[blockIdx.x], r = rstd[blockIdx.x];
+    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
+        const int64_t c = first + i % width, at = (n * HW + i / width) * C + c;
+        const float hat = (x[at] - m) * r, dz = before_silu(dy[at], hat, gamma[c], beta[c], silu);
+        dx[at] = r * (dz * gamma[c] - a - hat * b);
+    }
+}
+
+__global__ static void affine_grad_kernel(float *dgamma, float *dbeta, const float *sums, int64_t N, int64_t C) {
+    CUDA_EACH(c, C) {
+        double plain = 0.0, scaled = 0.0;
+        for (int64_t n = 0; n < N; n++) {
+            plain += (double)sums[2 * n * C + c];
+            scaled += (double)sums[(2 * n + 1) * C + c];
+        }
+        dbeta[c] = (float)plain;
+        dgamma[c] = (float)scaled;
+    }
+}
+
+void cuda_group_norm_grad(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
+                          const float *mean, const float *rstd, const float *gamma, const float *beta, const float *dy,
+                          int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch) {
+    float *sums = (float *)scratch;
+    cudaStream_t stream = cuda_stream(ctx);
+    const unsigned blocks = (unsigned)(N * ((C + LANES - 1) / LANES));
+    CDAD_LAUNCH_JOINED(sums_kernel, blocks, CUDA_THREADS, stream, sums, x, mean, rstd, gamma, beta, dy, HW, C, G, silu);
+    CDAD_LAUNCH_JOINED(grad_kernel, (unsigned)(N * G), CUDA_THREADS, stream, dx, sums, x, mean, rstd, gamma, beta, dy, HW,
+                       C, G, silu);
+    CDAD_LAUNCH(affine_grad_kernel, cuda_blocks(C), CUDA_THREADS, stream, dgamma, dbeta, sums, N, C);
+    cuda_launched(ctx, "group_norm_grad");
+}

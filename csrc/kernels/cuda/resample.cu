@@ -1,0 +1,88 @@
+/* Changing an image's size, copying columns, embedding timesteps. */
+#include "kernels/cuda/backend.h"
+
+__global__ static void upsample_kernel(float *y, const float *x, int64_t n, int64_t W, int64_t C) {
+    CUDA_EACH(i, n) { /* an element of y [N*2H,2W,C] */
+        const int64_t c = i % C, q = i / C % (2 * W), row = i / C / (2 * W);
+        y[i] = x[(row / 2 * W + q / 2) * C + c];
+    }
+}
+
+void cuda_upsample2x(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W, int64_t C) {
+    const int64_t n = 4 * N * H * W * C;
+    CDAD_LAUNCH(upsample_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, x, n, W, C);
+    cuda_launched(ctx, "upsample2x");
+}
+
+__global__ static void upsample_grad_kernel(float *dx, const float *dy, int64_t n, int64_t W, int64_t C) {
+    CUDA_EACH(i, n) { /* an element of dx [N*H,W,C] */
+        const int64_t c = i % C, w = i / C % W, row = i / C / W;
+        const float *top = dy + ((2 * row * 2 * W) + 2 * w) * C + c, *bottom = top + 2 * W * C;
+        dx[i] = (top[0] + top[C]) + (bottom[0] + bottom[C]);
+    }
+}
+
+void cuda_upsample2x_grad(const cdad_context *ctx, float *dx, const float *dy, int64_t N, int64_t H, int64_t W,
+                          int64_t C) {
+    const int64_t n = N * H * W * C;
+    CDAD_LAUNCH(upsample_grad_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), dx, dy, n, W, C);
+    cuda_launched(ctx, "upsample2x_grad");
+}
+
+/* Where output i of `out` reads among `in`: two neighbours and the second one's weight (align_corners = False). */
+__device__ static void source(int64_t i, int64_t in, int64_t out, int64_t *lo, int64_t *hi, float *weight) {
+    double at = ((double)i + 0.5) * (double)in / (double)out - 0.5;
+    at = at < 0.0 ? 0.0 : at;
+    *lo = (int64_t)at < in - 1 ? (int64_t)at : in - 1;
+    *hi = *lo + 1 < in - 1 ? *lo + 1 : in - 1;
+    *weight = (float)(at - (double)*lo);
+}
+
+__global__ static void resize_kernel(float *y, const float *x, int64_t n, int64_t H, int64_t W, int64_t C, int64_t P,
+                                     int64_t Q) {
+    CUDA_EACH(i, n) { /* an element of y [N,P,Q,C] */
+        const int64_t c = i % C, q = i / C % Q, p = i / C / Q % P;
+        const float *image = x + i / C / Q / P * H * W * C + c;
+        int64_t h0, h1, w0, w1;
+        float a, b;
+        source(p, H, P, &h0, &h1, &a);
+        source(q, W, Q, &w0, &w1, &b);
+        const float *top = image + h0 * W * C, *bottom = image + h1 * W * C;
+        const float t = top[w0 * C] + b * (top[w1 * C] - top[w0 * C]);
+        const float u = bottom[w0 * C] + b * (bottom[w1 * C] - bottom[w0 * C]);
+        y[i] = t + a * (u - t);
+    }
+}
+
+void cuda_resize_bilinear(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W, int64_t C,
+                          int64_t P, int64_t Q) {
+    const int64_t n = N * P * Q * C;
+    CDAD_LAUNCH(resize_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, x, n, H, W, C, P, Q);
+    cuda_launched(ctx, "resize_bilinear");
+}
+
+__global__ static void copy_kernel(float *dst, int64_t dst_rs, const float *src, int64_t src_rs, int64_t n, int64_t w) {
+    CUDA_EACH(i, n * w) dst[i / w * dst_rs + i % w] = src[i / w * src_rs + i % w];
+}
+
+void cuda_copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs, int64_t n,
+                       int64_t w) {
+    CDAD_LAUNCH(copy_kernel, cuda_blocks(n * w), CUDA_THREADS, cuda_stream(ctx), dst, dst_rs, src, src_rs, n, w);
+    cuda_launched(ctx, "copy_columns");
+}
+
+__global__ static void embedding_kernel(float *y, const float *t, int64_t N, int64_t D) {
+    const int64_t half = D / 2;
+    CUDA_EACH(i, N * D) {
+        const int64_t k = i % D;
+        const double number = (double)(k < half ? k : k - half);
+        const float f = (float)exp(-log(10000.0) * number / (double)half); /* rounded to float first, as PyTorch's is */
+        const float angle = t[i / D] * f;
+        y[i] = k < half ? (float)cos((double)angle) : k < 2 * half ? (float)sin((double)angle) : 0.0f;
+    }
+}
+
+void cuda_timestep_embedding(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D) {
+    CDAD_LAUNCH(embedding_kernel, cuda_blocks(N * D), CUDA_THREADS, cuda_stream(ctx), y, t, N, D);
+    cuda_launched(ctx, "timestep_embedding");
+}
