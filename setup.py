@@ -5,11 +5,12 @@ their source and every header. Environment:
 
 - ``CC``, ``CFLAGS``, ``LDFLAGS``: the compiler (gcc or clang) and further flags.
 - ``CDAD_BLAS``: ``scipy-openblas32`` (default; copied into the package), ``system``, or an OpenBLAS' prefix.
-- ``CDAD_CUDA``: ``auto`` (default), ``0`` or ``1``.
+- ``CDAD_CUDA``: whether the CUDA backend is built: ``auto`` (default: where nvcc is found), ``0`` or ``1``.
 - ``CDAD_WERROR=1``: warnings are errors.
 - ``CDAD_SANITIZE``: sanitizers, such as ``address,undefined``.
 
-``python setup.py build_ctests [--sanitize]`` builds the C tests and prints the program's path.
+``python setup.py build_ctests [--sanitize]`` builds the C tests and prints the program's path;
+``python setup.py build_cuda_on_host`` the CUDA kernels for the CPU (``CXX``), for tests.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CSRC = Path("csrc")
 OBJECTS = Path("build/objects")
 CUDA_LIBRARY = "_cuda.so"
 CTESTS = Path("build/ctests/cdad_ctests")
+CUDA_ON_HOST = Path("build/ctests/cuda_on_host.so")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 CFLAGS = shlex.split(
@@ -337,8 +339,32 @@ class BuildCTests(Command):
         print(f"cdad: {tools}\n{CTESTS}", flush=True)
 
 
+class BuildCudaOnHost(Command):
+    """Builds build/ctests/cuda_on_host.so: the CUDA backend as C++ that runs on the CPU, for tests without a GPU."""
+
+    description = "build the CUDA kernels for the CPU"
+    user_options: list[tuple] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        compiler = environ_flags("CXX") or ["g++"]
+        flags = shlex.split("-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -Wall -Wextra -Wshadow -DCDAD_CUDA_ON_HOST")
+        flags += ["-Werror"] if os.environ.get("CDAD_WERROR") == "1" else []
+        folder = CSRC / "kernels/cuda"
+        files = [*sorted(folder.glob("*.cu")), folder / "on_host.cpp"]
+        CUDA_ON_HOST.parent.mkdir(parents=True, exist_ok=True)
+        command = [*compiler, *flags, *device_defines(), f"-I{CSRC}", "-x", "c++", *map(str, files)]
+        run([*command, "-o", str(CUDA_ON_HOST), "-pthread", "-ldl"], CompileError)
+        print(CUDA_ON_HOST, flush=True)
+
+
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("cdad._core", [str(s) for s in sources(tests=False)])],
-        cmdclass={"build_ext": BuildCore, "build_ctests": BuildCTests},
+        cmdclass={"build_ext": BuildCore, "build_ctests": BuildCTests, "build_cuda_on_host": BuildCudaOnHost},
     )

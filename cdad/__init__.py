@@ -8,7 +8,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from ._core import build_info, get_threads, set_threads
+from ._core import build_info, get_device, get_threads, set_device, set_threads
 from .config import PRESETS, Config, preset
 from .data import open_dataset
 from .errors import CheckpointError, DataError, FormatError, ImageError, LimitError, TrainingError
@@ -37,10 +37,12 @@ __all__ = [
     "TrainingError",
     "build_info",
     "evaluate",
+    "get_device",
     "get_threads",
     "open_dataset",
     "preset",
     "protocol",
     "run_protocol",
+    "set_device",
     "set_threads",
 ]

@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, demo, profile, info."""
+"""The command line: cdad train, eval, predict, demo, profile, info, doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from . import __version__, _core
 from .config import PAPER_RECIPE, PRESETS, STRATEGIES, Config, preset
 from .data import PRODUCTS, open_dataset, write_dataset
+from .devices import describe_cuda
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .profile import profile_prediction, profile_training
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         _core.set_threads(arguments.threads)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if arguments.device:
+            _core.set_device(arguments.device)
         return arguments.run(arguments)
     except _Terminated:
         return 143
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         sub.add_argument("--threads", type=int, help="threads of the core (default: every processor)")
+        sub.add_argument("--device", help="cpu, cuda or cuda:N (default: CDAD_DEVICE or cpu)")
         return sub
 
     train = command("train", _train, "Train a protocol's tasks one after the other and test after each.")
@@ -104,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     profile.set_defaults(resume=False, recipe="default", strategy=None, seed=None)
 
     command("info", _info, "Print the version, the build and the presets.")
+    command("doctor", _doctor, "Say what a GPU needs, what of it is found here, and why the rest is not.")
     return parser
 
 
@@ -274,6 +279,16 @@ def _info(arguments: argparse.Namespace) -> int:
     for key, value in _core.build_info().items():
         print(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
     print(f"  presets: {', '.join(PRESETS)}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    print(f"cdad {__version__}, device {_core.get_device()}")
+    found = describe_cuda()
+    for what, there, text in found:
+        print(f"  {'found  ' if there else 'missing'}  {what}: {text}")
+    usable = all(there for _, there, _ in found)
+    print("  cuda can be used" if usable else "  cuda cannot be used; everything runs on the CPU")
     return 0
 
 

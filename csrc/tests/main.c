@@ -18,6 +18,7 @@ int cdad_test_continual(void);
 int cdad_test_streams(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
+int cdad_test_devices(void);
 int cdad_test_training(void);
 
 static const struct {
@@ -37,6 +38,7 @@ static const struct {
     {"streams", cdad_test_streams},
     {"places", cdad_test_places},
     {"graph", cdad_test_graph},
+    {"devices", cdad_test_devices},
     {"training", cdad_test_training},
 };
 

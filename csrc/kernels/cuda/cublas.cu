@@ -1,4 +1,5 @@
 /* Finding cuBLAS: beside the package (NVIDIA's wheels), in the toolkit, or where the loader looks. */
+#ifndef CDAD_CUDA_ON_HOST
 #include "kernels/cuda/cublas.h"
 
 #include <dlfcn.h>
@@ -67,3 +68,4 @@ const cuda_cublas *cuda_cublas_load(const char *folders, char *text, size_t byte
     pthread_mutex_unlock(&mutex);
     return found;
 }
+#endif

@@ -22,9 +22,9 @@ static void gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_
     CDAD_LAUNCH(gather_kernel, cuda_blocks(count), CUDA_THREADS, cuda_stream(ctx), to, X.data, u, first, count);
 }
 
-/* Rows of `width` floats that make a tile. */
+/* Rows of `width` floats (a phase of a convolution may have none) that make a tile. */
 static int64_t tile_rows(int64_t rows, int64_t width) {
-    return cuda_max(1, cuda_min(rows, TILE_BYTES / (width * (int64_t)sizeof(float))));
+    return width == 0 ? 0 : cuda_max(1, cuda_min(rows, TILE_BYTES / (width * (int64_t)sizeof(float))));
 }
 
 __global__ static void epilogue_kernel(float *C, int64_t ldc, int64_t count, int64_t N, cdad_epilogue with) {

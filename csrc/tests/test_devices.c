@@ -1,0 +1,91 @@
+/* The emulated device: a program runs there to the host's bits, what mixes up the two memories is told, and all is freed. */
+#include "graph/program.h"
+#include "kernels/devices.h"
+#include "kernels/kernels.h"
+
+#include "check.h"
+
+static cdad_graph *g;
+static cdad_value x, y, z;
+
+/* y = silu(x) + c, with a constant; z: y in other places. */
+static cdad_status build(cdad_error *err) {
+    static const float constant[6] = {1, 2, 3, 4, 5, 6};
+    cdad_value c, s;
+    const cdad_shape shape = cdad_shape_make(2, (int64_t)2, (int64_t)3);
+    CDAD_TRY(cdad_graph_new(&g, err));
+    CDAD_TRY(cdad_graph_input(g, "x", shape, &x, err));
+    CDAD_TRY(cdad_graph_const(g, shape, constant, &c, err));
+    CDAD_TRY(cdad_node_add(g, cdad_op_find("silu"), 1, &x, &s, err, NULL));
+    CDAD_TRY(cdad_node_add(g, cdad_op_find("add"), 2, (cdad_value[]){s, c}, &y, err, NULL));
+    return cdad_node_add(g, cdad_op_find("pad_columns"), 1, &y, &z, err, "begin", 1.0, "width", 5.0, NULL);
+}
+
+static cdad_status run_on(const cdad_context *ctx, float *to, cdad_error *err) {
+    static const float given[6] = {-2, -1, 0, 1, 2, 3};
+    cdad_status status = CDAD_OK;
+    cdad_program *p = NULL;
+    CDAD_TRY_DONE(cdad_program_new(&p, g, 1, &z, NULL, ctx, err));
+    CDAD_TRY_DONE(cdad_program_feed(p, x, given, err));
+    CDAD_TRY_DONE(cdad_program_run(p, ctx, err));
+    CDAD_TRY_DONE(cdad_program_read(p, z, to, err));
+done:
+    cdad_program_free(p);
+    return status;
+}
+
+static cdad_status run_with_host_memory(const cdad_context *ctx, cdad_error *err) {
+    static const float given[6];
+    cdad_status status = CDAD_OK;
+    cdad_program *p = NULL;
+    CDAD_TRY_DONE(cdad_program_new(&p, g, 1, &z, NULL, ctx, err));
+    CDAD_TRY_DONE(cdad_program_bind(p, x, given, err));
+    CDAD_TRY_DONE(cdad_program_run(p, ctx, err));
+done:
+    cdad_program_free(p);
+    return status;
+}
+
+int cdad_test_devices(void) {
+    cdad_device *device = NULL, *none = NULL;
+    float want[10], got[10];
+    CHECK_OK(cdad_device_open("emulated", "", &device, err));
+    CHECK_OK(cdad_device_open("cpu", "", &none, err));
+    CHECK_FAILS(CDAD_INVALID, "no device 'tpu'", cdad_device_open("tpu", "", &none, err));
+    CHECK_FAILS(CDAD_INVALID, "no device 'cuda:x'", cdad_device_open("cuda:x", "", &none, err));
+    CHECK_FAILS(CDAD_INVALID, "no device 'cuda:-1'", cdad_device_open("cuda:-1", "", &none, err));
+    CHECK(!none && device, "the devices");
+    if (!device)
+        return failures;
+    const cdad_context host = {.kernels = cdad_kernels_at(0)};
+    const cdad_context there = {.kernels = device->kernels, .device = device, .host_kernels = cdad_kernels_at(0)};
+    const int64_t before = cdad_emulated_bytes();
+    cdad_program *p = NULL;
+    void *memory;
+    CHECK_OK(build(err));
+    CHECK_OK(run_on(&host, want, err));
+    CHECK_OK(run_on(&there, got, err));
+    CHECK(same(want, got, 10), "other bits");
+    CHECK_FAILS(CDAD_INVALID, "x of activation is not in the device's memory", run_with_host_memory(&there, err));
+    CHECK_FAILS(CDAD_INVALID, "silu [2,3] on emulated", run_with_host_memory(&there, err));
+    CHECK_OK(cdad_program_new(&p, g, 1, &y, NULL, &there, err));
+    CHECK_FAILS(CDAD_INVALID, "planned for emulated runs on cpu", cdad_program_run(p, &host, err));
+    cdad_program_free(p);
+    for (int64_t n = 1; n < 20; n++) { /* each allocation fails once, the device's too */
+        cdad_alloc_fail_after(n);
+        (void)!run_on(&there, got, NULL);
+    }
+    cdad_alloc_fail_after(0);
+    CHECK(cdad_emulated_bytes() == before, "%" PRId64 " bytes were not freed", cdad_emulated_bytes() - before);
+    CHECK_OK(cdad_device_alloc_zero(device, &memory, 40, err));
+    CHECK_OK(cdad_device_upload(device, memory, want, 40, err));
+    CHECK_FAILS(CDAD_INVALID, "upload to", cdad_device_upload(device, (char *)memory + 4, want, 40, err));
+    CHECK_FAILS(CDAD_INVALID, "download from", cdad_device_download(device, got, want, 40, err));
+    CHECK_OK(cdad_device_zero(device, memory, 4, err));
+    CHECK_OK(cdad_device_download(device, got, memory, 40, err));
+    CHECK(got[0] == 0.0f && same(got + 1, want + 1, 9), "what was copied");
+    cdad_device_free(device, memory);
+    CHECK_FAILS(CDAD_INVALID, "zeros to", cdad_device_zero(device, memory, 4, err));
+    cdad_graph_free(g);
+    return failures;
+}

@@ -1,0 +1,108 @@
+"""The device path. "emulated" runs the CPU's kernels on memory that the host may not touch, to the same bits; "cuda" is a
+GPU where there is one, else, where `python setup.py build_cuda_on_host` was run, CUDA's kernels built for the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SECOND
+from test_ops import CASES, DIFFERENTIABLE, assert_close, difference_gradients, run_case, target_of
+
+from cdad import ContinualModel, _core
+from cdad.cli import main
+
+ON_HOST = Path(__file__).resolve().parents[1] / "build/ctests/cuda_on_host.so"
+if not os.path.exists("/dev/nvidiactl") and ON_HOST.exists():
+    os.environ.setdefault("CDAD_CUDA_LIBRARY", str(ON_HOST))  # read when "cuda" is first opened
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def device(request):
+    """Programs and parameters that the test makes lie there."""
+    now = _core.get_device()
+    try:
+        _core.set_device(request.param)
+    except RuntimeError as error:
+        pytest.skip(f"no {request.param} device: {error}")
+    yield request.param
+    _core.set_device(now)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values(case, device):
+    arrays = case.data()
+    for y, want in zip(run_case(case, arrays)[0], case.reference(arrays), strict=True):
+        assert_close(y, want, case.tol if device == "emulated" else max(case.tol, 1e-5))
+
+
+@pytest.mark.parametrize("index", DIFFERENTIABLE, ids=lambda i: str(CASES[i]))
+def test_gradients(index, device):
+    case = CASES[index]
+    arrays = case.data()
+    _, got = run_case(case, arrays, target_of(case, case.reference(arrays)[0].shape))
+    for g, want in zip(got, difference_gradients(index), strict=True):
+        assert_close(g, want, max(case.grad_tol, 2e-5))
+
+
+def learn(checkpoint, products, device: str) -> tuple[ContinualModel, dict[str, np.ndarray]]:
+    """The model after its second task, and its blocks."""
+    model = ContinualModel.load(checkpoint, device=device)
+    assert model.params.device == device
+    model.fit_task([products[name] for name in SECOND], progress=False)
+    return model, {name: np.array(model._trainer.block(name)) for name in ("weights", "m", "v")}
+
+
+def test_a_task_on_the_emulated_device_has_the_same_bits(first_checkpoint, products, tmp_path):
+    """Training with projection, sampling, representations, calibration and files; no host access to device memory."""
+    here, blocks = learn(first_checkpoint, products, "cpu")
+    there, others = learn(first_checkpoint, products, "emulated")
+    for name, block in blocks.items():
+        assert np.array_equal(block, others[name]), name
+    assert all(np.array_equal(U, there.bases[name]) for name, U in here.bases.items())
+    images = [path for path, *_ in products[SECOND[0]].test[:2]]
+    assert np.array_equal(here.predict(images).maps, there.predict(images).maps)
+    there.save(tmp_path / "there")
+    back = ContinualModel.load(tmp_path / "there", device="cpu")
+    assert np.array_equal(back.predict(images).maps, here.predict(images).maps)
+    with pytest.raises(ValueError, match="read-only"):
+        there.params[next(iter(there.bases))][...] = 0.0
+
+
+def test_a_name_that_is_none():
+    with pytest.raises(ValueError, match="no device 'tpu'"):
+        ContinualModel("tiny", device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CDAD_CUDA_LIBRARY": "/nowhere/_cuda.so"}, "no CUDA backend: /nowhere/_cuda.so is not there"),
+        ({"CDAD_CUDA_LIBRARY": __file__}, "cannot be loaded"),
+        ({"CDAD_CUDA_LIBRARY": "libm.so.6"}, "is not there"),
+    ],
+)
+def test_why_there_is_no_cuda(environment, message):
+    code = "import cdad\ntry:\n    cdad.set_device('cuda')\nexcept RuntimeError as error:\n    print(error)"
+    told = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert message in told.stdout, told.stderr
+
+
+@pytest.mark.skipif(not ON_HOST.exists(), reason="build_cuda_on_host was not run")
+@pytest.mark.parametrize(("error", "message"), [(100, "finds no GPU"), (35, "is for CUDA 13.0"), (999, "an error")])
+def test_why_the_driver_has_no_gpu(error, message):
+    environment = os.environ | {"CDAD_CUDA_LIBRARY": str(ON_HOST), "CDAD_ON_HOST_ERROR": str(error)}
+    for command in (["info", "--device", "cuda"], ["doctor"]):
+        done = subprocess.run([sys.executable, "-m", "cdad.cli", *command], env=environment, capture_output=True, text=True)
+        assert message in done.stdout + done.stderr
+        assert done.returncode == (command[0] == "info")
+
+
+def test_doctor_says_what_is_found(capsys):
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert "CUDA backend" in told and ("cuda can be used" in told) != ("cuda cannot be used" in told)
