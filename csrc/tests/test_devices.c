@@ -46,6 +46,14 @@ done:
     return status;
 }
 
+/* A table is a name and functions. */
+static int is_complete(const cdad_kernels *kernels) {
+    int complete = 1;
+    for (size_t i = 0; i < sizeof *kernels / sizeof(void *); i++)
+        complete &= ((void *const *)(uintptr_t)kernels)[i] != NULL;
+    return complete;
+}
+
 int cdad_test_devices(void) {
     cdad_device *device = NULL, *none = NULL;
     float want[10], got[10];
@@ -57,6 +65,9 @@ int cdad_test_devices(void) {
     CHECK(!none && device, "the devices");
     if (!device)
         return failures;
+    CHECK(is_complete(device->kernels), "a slot is empty");
+    for (int i = 0; cdad_kernels_at(i); i++)
+        CHECK(is_complete(cdad_kernels_at(i)), "a slot of %s is empty", cdad_kernels_at(i)->name);
     const cdad_context host = {.kernels = cdad_kernels_at(0)};
     const cdad_context there = {.kernels = device->kernels, .device = device, .host_kernels = cdad_kernels_at(0)};
     const int64_t before = cdad_emulated_bytes();
