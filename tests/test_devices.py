@@ -64,7 +64,7 @@ def test_a_task_on_the_emulated_device_has_the_same_bits(first_checkpoint, produ
     for name, block in blocks.items():
         assert np.array_equal(block, others[name]), name
     assert all(np.array_equal(U, there.bases[name]) for name, U in here.bases.items())
-    images = [path for path, *_ in products[SECOND[0]].test[:2]]
+    images = [sample.path for sample in products[SECOND[0]].test[:2]]
     assert np.array_equal(here.predict(images).maps, there.predict(images).maps)
     there.save(tmp_path / "there")
     back = ContinualModel.load(tmp_path / "there", device="cpu")

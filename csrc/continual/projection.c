@@ -1,7 +1,6 @@
 /* Projecting updates. */
 #include "continual/projection.h"
 
-
 #include "base/memory.h"
 
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
