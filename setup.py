@@ -305,7 +305,7 @@ class BuildCore(build_ext):
         super().copy_extensions_to_source()
         package = Path(self.get_finalized_command("build_py").get_package_dir("cdad"))
         self.blas.install(package / "_libs")
-        (package / CUDA_LIBRARY).unlink(missing_ok=True) # of an earlier build
+        (package / CUDA_LIBRARY).unlink(missing_ok=True)  # of an earlier build
         if self.cuda.exists():
             shutil.copy2(self.cuda, package / CUDA_LIBRARY)
 

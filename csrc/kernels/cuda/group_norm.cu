@@ -1,7 +1,6 @@
 /* Group norm: a block takes a group of a sample. */
 #include "kernels/cuda/backend.h"
-
-enum { LANES = 32, ROWS = CUDA_THREADS / LANES }; /* a block of channels by rows of pixels */
+#include "kernels/cuda/norm.h"
 
 __global__ static void norm_kernel(float *y, float *mean, float *rstd, const float *x, const float *gamma,
                                    const float *beta, int64_t HW, int64_t C, int64_t G, float eps, int silu) {
@@ -48,32 +47,21 @@ __device__ static float before_silu(float dy, float hat, float gamma, float beta
 __global__ static void sums_kernel(float *sums, const float *x, const float *mean, const float *rstd,
                                    const float *gamma, const float *beta, const float *dy, int64_t HW, int64_t C,
                                    int64_t G, int silu) {
-    __shared__ double plain[ROWS][LANES], scaled[ROWS][LANES];
-    const int64_t tiles = (C + LANES - 1) / LANES, n = blockIdx.x / tiles;
-    const int lane = (int)(threadIdx.x % LANES), row = (int)(threadIdx.x / LANES);
-    const int64_t c = (int64_t)(blockIdx.x % tiles) * LANES + lane;
+    const int64_t tiles = (C + NORM_LANES - 1) / NORM_LANES, n = blockIdx.x / tiles;
+    const int lane = (int)(threadIdx.x % NORM_LANES), row = (int)(threadIdx.x / NORM_LANES);
+    const int64_t c = (int64_t)(blockIdx.x % tiles) * NORM_LANES + lane;
     double a = 0.0, b = 0.0;
     if (c < C) {
         const int64_t group = n * G + c / (C / G);
         const float m = mean[group], r = rstd[group];
-        for (int64_t i = row; i < HW; i += ROWS) {
+        for (int64_t i = row; i < HW; i += NORM_ROWS) {
             const int64_t at = (n * HW + i) * C + c;
             const float hat = (x[at] - m) * r, dz = before_silu(dy[at], hat, gamma[c], beta[c], silu);
             a += (double)dz;
             b += (double)dz * (double)hat;
         }
     }
-    plain[row][lane] = a;
-    scaled[row][lane] = b;
-    __syncthreads();
-    if (row == 0 && c < C) {
-        for (int k = 1; k < ROWS; k++) {
-            a += plain[k][lane];
-            b += scaled[k][lane];
-        }
-        sums[2 * n * C + c] = (float)a;
-        sums[(2 * n + 1) * C + c] = (float)b;
-    }
+    norm_keep_sums(sums, a, b, n, c, C);
 }
 
 /* dx may be dy. */
@@ -95,27 +83,15 @@ __global__ static void grad_kernel(float *dx, const float *sums, const float *x,
     }
 }
 
-__global__ static void affine_grad_kernel(float *dgamma, float *dbeta, const float *sums, int64_t N, int64_t C) {
-    CUDA_EACH(c, C) {
-        double plain = 0.0, scaled = 0.0;
-        for (int64_t n = 0; n < N; n++) {
-            plain += (double)sums[2 * n * C + c];
-            scaled += (double)sums[(2 * n + 1) * C + c];
-        }
-        dbeta[c] = (float)plain;
-        dgamma[c] = (float)scaled;
-    }
-}
-
 void cuda_group_norm_grad(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
                           const float *mean, const float *rstd, const float *gamma, const float *beta, const float *dy,
                           int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch) {
     float *sums = (float *)scratch;
     cudaStream_t stream = cuda_stream(ctx);
-    const unsigned blocks = (unsigned)(N * ((C + LANES - 1) / LANES));
+    const unsigned blocks = (unsigned)(N * ((C + NORM_LANES - 1) / NORM_LANES));
     CDAD_LAUNCH_JOINED(sums_kernel, blocks, CUDA_THREADS, stream, sums, x, mean, rstd, gamma, beta, dy, HW, C, G, silu);
     CDAD_LAUNCH_JOINED(grad_kernel, (unsigned)(N * G), CUDA_THREADS, stream, dx, sums, x, mean, rstd, gamma, beta, dy, HW,
                        C, G, silu);
-    CDAD_LAUNCH(affine_grad_kernel, cuda_blocks(C), CUDA_THREADS, stream, dgamma, dbeta, sums, N, C);
+    CDAD_LAUNCH(norm_affine_grad_kernel, cuda_blocks(C), CUDA_THREADS, stream, dgamma, dbeta, sums, N, C);
     cuda_launched(ctx, "group_norm_grad");
 }

@@ -1,7 +1,8 @@
 /* Layer norm: a block takes a row. */
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/norm.h"
 
-enum { TILE = 64, LANES = 32, ROWS = CUDA_THREADS / LANES }; /* rows of a tile; a block of channels by rows */
+enum { TILE = 64 }; /* rows whose sums are added up first */
 
 __global__ static void norm_kernel(float *y, float *mean, float *rstd, const float *x, const float *gamma,
                                    const float *beta, int64_t C, float eps) {
@@ -53,39 +54,16 @@ __global__ static void grad_kernel(float *dx, const float *x, const float *mean,
 /* sums [tiles,2,C]: of dy and of dy * x^ over a tile's rows. */
 __global__ static void sums_kernel(float *sums, const float *x, const float *mean, const float *rstd, const float *dy,
                                    int64_t n, int64_t C) {
-    __shared__ double plain[ROWS][LANES], scaled[ROWS][LANES];
-    const int64_t parts = (C + LANES - 1) / LANES, tile = blockIdx.x / parts;
-    const int lane = (int)(threadIdx.x % LANES), row = (int)(threadIdx.x / LANES);
-    const int64_t c = (int64_t)(blockIdx.x % parts) * LANES + lane;
+    const int64_t parts = (C + NORM_LANES - 1) / NORM_LANES, tile = blockIdx.x / parts;
+    const int lane = (int)(threadIdx.x % NORM_LANES), row = (int)(threadIdx.x / NORM_LANES);
+    const int64_t c = (int64_t)(blockIdx.x % parts) * NORM_LANES + lane;
     double a = 0.0, b = 0.0;
-    for (int64_t i = tile * TILE + row; c < C && i < n && i < (tile + 1) * TILE; i += ROWS) {
+    for (int64_t i = tile * TILE + row; c < C && i < n && i < (tile + 1) * TILE; i += NORM_ROWS) {
         const float d = dy[i * C + c];
         a += (double)d;
         b += (double)d * (double)((x[i * C + c] - mean[i]) * rstd[i]);
     }
-    plain[row][lane] = a;
-    scaled[row][lane] = b;
-    __syncthreads();
-    if (row == 0 && c < C) {
-        for (int k = 1; k < ROWS; k++) {
-            a += plain[k][lane];
-            b += scaled[k][lane];
-        }
-        sums[2 * tile * C + c] = (float)a;
-        sums[(2 * tile + 1) * C + c] = (float)b;
-    }
-}
-
-__global__ static void affine_grad_kernel(float *dgamma, float *dbeta, const float *sums, int64_t tiles, int64_t C) {
-    CUDA_EACH(c, C) {
-        double plain = 0.0, scaled = 0.0;
-        for (int64_t t = 0; t < tiles; t++) {
-            plain += (double)sums[2 * t * C + c];
-            scaled += (double)sums[(2 * t + 1) * C + c];
-        }
-        dbeta[c] = (float)plain;
-        dgamma[c] = (float)scaled;
-    }
+    norm_keep_sums(sums, a, b, tile, c, C);
 }
 
 /* The sums come first: dx may be dy. */
@@ -96,9 +74,9 @@ void cuda_layer_norm_grad(const cdad_context *ctx, float *dx, float *dgamma, flo
     const int64_t tiles = (n + TILE - 1) / TILE;
     float *sums = (float *)scratch;
     if (dgamma) {
-        const unsigned blocks = (unsigned)(tiles * ((C + LANES - 1) / LANES));
+        const unsigned blocks = (unsigned)(tiles * ((C + NORM_LANES - 1) / NORM_LANES));
         CDAD_LAUNCH_JOINED(sums_kernel, blocks, CUDA_THREADS, stream, sums, x, mean, rstd, dy, n, C);
-        CDAD_LAUNCH(affine_grad_kernel, cuda_blocks(C), CUDA_THREADS, stream, dgamma, dbeta, sums, tiles, C);
+        CDAD_LAUNCH(norm_affine_grad_kernel, cuda_blocks(C), CUDA_THREADS, stream, dgamma, dbeta, sums, tiles, C);
     }
     CDAD_LAUNCH_JOINED(grad_kernel, (unsigned)n, CUDA_THREADS, stream, dx, x, mean, rstd, gamma, dy, C);
     cuda_launched(ctx, "layer_norm_grad");
