@@ -13,7 +13,7 @@ import pytest
 from conftest import SECOND
 from test_ops import CASES, DIFFERENTIABLE, assert_close, difference_gradients, run_case, target_of
 
-from cdad import ContinualModel, _core
+from cdad import ContinualModel, _core, preset
 from cdad.cli import main
 
 ON_HOST = Path(__file__).resolve().parents[1] / "build/ctests/cuda_on_host.so"
@@ -71,6 +71,23 @@ def test_a_task_on_the_emulated_device_has_the_same_bits(first_checkpoint, produ
     assert np.array_equal(back.predict(images).maps, here.predict(images).maps)
     with pytest.raises(ValueError, match="read-only"):
         there.params[next(iter(there.bases))][...] = 0.0
+
+
+def test_a_training_step(device):
+    """Losses, the gradient's norm and the weights after a step of a small model, beside the CPU's."""
+    if device == "cuda" and os.environ.get("CDAD_CUDA_LIBRARY") == str(ON_HOST):
+        pytest.skip("no GPU, and a whole step by CUDA's kernels on the CPU takes long")
+    config, rng = preset("tiny"), np.random.default_rng(0)
+    c = config.denoiser()
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    told, weights = {}, {}
+    for name in ("cpu", device):
+        trainer = _core.Trainer(_core.Params(name), c, 1, config.optimizer(), 0)
+        told[name] = trainer.step(latent, image, image)
+        weights[name] = np.array(trainer.block("weights"), np.float64)
+    assert told[device] == pytest.approx(told["cpu"], rel=1e-5)
+    assert np.linalg.norm(weights[device] - weights["cpu"]) < 1e-4 * np.linalg.norm(weights["cpu"])
 
 
 def test_a_name_that_is_none():
