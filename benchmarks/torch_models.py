@@ -231,6 +231,34 @@ def vae_decode(p: Params, c: dict, latent: torch.Tensor) -> torch.Tensor:
     return conv(p, "decoder.conv_out", F.silu(group_norm(p, "decoder.norm_out", h, 32, 1e-6)), padding=1)
 
 
+# ---- ResNet -----------------------------------------------------------------------------------------------
+
+
+def resnet(p: Params, c: dict, image: torch.Tensor) -> list[torch.Tensor]:
+    """Features after layer1 to layer4, then the stem's, of torchvision's parameters and statistics; batch norms as in
+    evaluation."""
+
+    def conv_norm(conv_name: str, norm: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        x = conv(p, conv_name, x, stride, p[f"{conv_name}.weight"].shape[-1] // 2)
+        statistics = (p[f"{norm}.running_mean"], p[f"{norm}.running_var"])
+        return F.batch_norm(x, *statistics, p[f"{norm}.weight"], p[f"{norm}.bias"], eps=1e-5)
+
+    stem = F.relu(conv_norm("conv1", "bn1", image, 2))
+    h, features = F.max_pool2d(stem, 3, 2, 1), []
+    for stage, blocks in enumerate(c["blocks"]):
+        for i in range(blocks):
+            name, stride, x = f"layer{stage + 1}.{i}", 2 if stage > 0 and i == 0 else 1, h
+            strides = (1, stride, 1) if c["bottleneck"] else (stride, 1)
+            for k, s in enumerate(strides, 1):
+                h = conv_norm(f"{name}.conv{k}", f"{name}.bn{k}", h, s)
+                h = F.relu(h) if k < len(strides) else h
+            if f"{name}.downsample.0.weight" in p:
+                x = conv_norm(f"{name}.downsample.0", f"{name}.downsample.1", x, stride)
+            h = F.relu(h + x)
+        features.append(h)
+    return [*features, stem]
+
+
 # ---- image to score -----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .weights.resnet import RESNETS
 
 # What continual.strategy may be: see cdad/strategies.
 STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distill", "without_amn", "without_cdm")
@@ -160,8 +161,11 @@ class ContinualConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "efficientnet_lite0", "autoencoder" (the autoencoder's own
-    features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
+    """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "resnet18", "resnet34", "resnet50" (the paper's), "resnet101",
+    "wide_resnet50_2", "efficientnet_lite0", "autoencoder" (the autoencoder's own features) or "auto" (EfficientNet-Lite0
+    where its weights are installed, else the autoencoder). ``weights``: the file of the backbone's weights, which a ResNet
+    wants (torchvision's or timm's); "": those that are installed. ``layers``: of the backbone's features, finest first; of
+    a ResNet 0 to 3 are layer1 to layer4, and 4 is the stem. ``sigma``: Gaussian smoothing in pixels at
     256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's score; 0 gives
     the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
     ``distance``: of features, "euclidean", the paper's, or "mahalanobis", which weighs the features' directions by how far
@@ -169,6 +173,7 @@ class ScoringConfig:
     ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class."""
 
     backbone: str = "auto"
+    weights: str = ""
     layers: tuple[int, ...] = (0, 1, 2)
     sigma: float = 5.0
     top: float = 0.1
@@ -387,7 +392,9 @@ def _check(config: Config) -> None:
     choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")
     choice("continual.projection", config.continual.projection, "update", "gradient")
     choice("scoring.distance", config.scoring.distance, "euclidean", "mahalanobis")
-    choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
+    choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder", *RESNETS)
+    if config.scoring.backbone in RESNETS and not config.scoring.weights:
+        raise ValueError(f"scoring.weights: the backbone {config.scoring.backbone!r} wants the file of its weights")
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
     if config.image_size < factor or config.image_size % factor:
         raise ValueError(f"image_size is {config.image_size}; a multiple of {factor} is wanted")

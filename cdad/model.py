@@ -102,9 +102,13 @@ class ContinualModel:
         if self._features is None:
             c = self.config
             self._features = FeatureDistance(
-                c.scoring.backbone, self.autoencoder, c.image_size, c.scoring.batch_size,
+                c.scoring.backbone,
+                self.autoencoder,
+                c.image_size,
+                c.scoring.batch_size,
                 c.scoring.distance if c.scoring.calibrate else "euclidean",
-            )  # fmt: skip
+                c.scoring.weights,
+            )
         return self._features
 
     @property

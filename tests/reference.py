@@ -36,6 +36,13 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, pad_t=0, pad_l=0, pad_b=0, pad_r
     return sum(pixels * w[r, s] for r, s, pixels in taps) + (0.0 if b is None else b)
 
 
+def max_pool2d(x, *, kernel, stride=1, pad_t=0, pad_l=0, pad_b=0, pad_r=0):
+    inside = _windows(np.ones_like(x), kernel, kernel, stride, pad_t, pad_l, pad_b, pad_r)
+    taps = _windows(x, kernel, kernel, stride, pad_t, pad_l, pad_b, pad_r)
+    values = [np.where(known[2] > 0, tap[2], -np.inf) for known, tap in zip(inside, taps, strict=True)]
+    return np.max(values, axis=0)
+
+
 def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-x))
 

@@ -140,6 +140,11 @@ typedef struct cdad_kernels {
     void (*depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
                                   const float *w, const float *dy, const cdad_unfold *u);
 
+    /* y [N,P,Q,C]: the largest of x in each window (as `u` would unfold it, up = 1; C channels apart), or NaN where the
+     * window holds one. dx: dy where the first such value is, windows in order. */
+    void (*max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+    void (*max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const cdad_unfold *u);
+
     /* y = act(x); dx = dy * act'(x). n elements. y may be x; dx may be dy. */
     void (*activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
     void (*activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,

@@ -73,4 +73,19 @@ cdad_value cdad_dct_decode_build(cdad_builder *b, const cdad_dct_config *c, cdad
  * want; features after the last block of stride 4, 8 and 16. */
 cdad_value cdad_efficientnet_lite0_build(cdad_builder *b, cdad_value image, cdad_value features[3]);
 
+#define CDAD_RESNET_STAGES 4
+
+/* ResNets with batch norms folded, as feature extractors. */
+typedef struct cdad_resnet_config {
+    int64_t blocks[CDAD_RESNET_STAGES];
+    int bottleneck;    /* blocks of three convolutions, with four times the planes at their end, not of two */
+    int64_t widening;  /* of a bottleneck's 3x3 convolution: 1, or 2 in wide_resnet50_2 */
+    int64_t channels;  /* of the stem, and planes of the first stage: 64 */
+} cdad_resnet_config;
+
+/* image [N,H,W,3] normalised as the weights want; features after layer1 to layer4 (strides 4, 8, 16 and 32), then the
+ * stem's (stride 2, before the pooling). */
+void cdad_resnet_build(cdad_builder *b, const cdad_resnet_config *c, cdad_value image,
+                       cdad_value features[CDAD_RESNET_STAGES + 1]);
+
 #endif

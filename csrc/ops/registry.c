@@ -13,6 +13,8 @@ static const cdad_op *const ops[] = {
     &cdad_op_depthwise_conv2d,
     &cdad_op_depthwise_conv2d_grad_input,
     &cdad_op_depthwise_conv2d_grad_weight,
+    &cdad_op_max_pool2d,
+    &cdad_op_max_pool2d_grad,
     &cdad_op_silu,
     &cdad_op_relu,
     &cdad_op_relu6,

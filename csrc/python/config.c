@@ -267,3 +267,21 @@ int cdad_py_dct_config(PyObject *dict, cdad_dct_config *c) {
     };
     return read_fields(dict, "dct", fields, COUNT(fields));
 }
+
+int cdad_py_resnet_config(PyObject *dict, cdad_resnet_config *c) {
+    int64_t blocks[CDAD_MAX_LEVELS], n = 0;
+    const field fields[] = {
+        {"blocks", FIELD_LIST, blocks, &n, 1},
+        {"bottleneck", FIELD_BOOL, &c->bottleneck, NULL, 0},
+        {"widening", FIELD_INT, &c->widening, NULL, 1},
+        {"channels", FIELD_INT, &c->channels, NULL, 1},
+    };
+    if (read_fields(dict, "resnet", fields, COUNT(fields)) < 0)
+        return -1;
+    if (n != CDAD_RESNET_STAGES) {
+        PyErr_Format(PyExc_ValueError, "resnet: %lld numbers of blocks; %d are wanted", (long long)n, CDAD_RESNET_STAGES);
+        return -1;
+    }
+    memcpy(c->blocks, blocks, sizeof c->blocks);
+    return 0;
+}

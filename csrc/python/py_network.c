@@ -86,6 +86,15 @@ static int efficientnet_features(cdad_builder *b, network_spec *s) {
     return 0;
 }
 
+static int resnet_features(cdad_builder *b, network_spec *s) {
+    cdad_resnet_config c = {0};
+    if (cdad_py_resnet_config(s->config, &c) < 0)
+        return -1;
+    cdad_resnet_build(b, &c, image_input(b, s, "image"), s->out);
+    s->n_out = CDAD_RESNET_STAGES + 1;
+    return 0;
+}
+
 static int tiny_features(cdad_builder *b, network_spec *s) {
     cdad_tiny_ae_config c = {0};
     if (cdad_py_tiny_ae_config(s->config, &c) < 0)
@@ -127,7 +136,8 @@ static const struct {
     {"tiny_encode", tiny_encode},     {"tiny_decode", tiny_decode},
     {"dct_encode", dct_encode},       {"dct_decode", dct_decode},
     {"tiny_features", tiny_features}, {"efficientnet_lite0", efficientnet_features},
-    {"condition", condition},         {"unet", unet},
+    {"resnet", resnet_features},      {"condition", condition},
+    {"unet", unet},
 };
 
 typedef enum { NO_DISTANCE, EUCLIDEAN, MAHALANOBIS } distance_kind;

@@ -20,6 +20,8 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(narrow_conv2d_grad_weight_scratch),
     SLOT(depthwise_conv2d),
     SLOT(depthwise_conv2d_grad),
+    SLOT(max_pool2d),
+    SLOT(max_pool2d_grad),
     SLOT(activation),
     SLOT(activation_grad),
     SLOT(affine),

@@ -24,6 +24,9 @@ void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x,
     *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
     const float *w, const float *dy, const cdad_unfold *u);
+void CDAD_K(max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+void CDAD_K(max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const
+    cdad_unfold *u);
 void CDAD_K(activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
 void CDAD_K(activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
     cdad_activation act);
