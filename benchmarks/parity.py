@@ -25,6 +25,7 @@ import torch
 
 from cdad import _core
 from cdad.results import write_atomically
+from cdad.text import empty_prompt
 from cdad.weights.resnet import RESNETS, load_resnet
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -81,6 +82,10 @@ def to_core(tensor: torch.Tensor) -> np.ndarray:
     """The inverse of `to_torch`."""
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def dict_of(params: _core.Params) -> dict[str, np.ndarray]:
+    return {name: params[name] for name in params.shapes()}
 
 
 def error(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -144,7 +149,63 @@ def resnet(name: str) -> Iterator[Row]:
     yield Row(name, "8 channels, 64 x 48", "features of stem, layer1 to layer4, batch norms folded", max(errors), PYTORCH)
 
 
-CASES = (*(Case(lambda name=name: resnet(name), name) for name in RESNETS),)
+# ---- CLIP's text transformer ------------------------------------------------------------------------------
+
+TEXT = {"vocab_size": 99, "width": 32, "n_layers": 3, "num_heads": 4, "dim_feedforward": 48}
+TOKENS = 77
+
+
+def text_network(config: dict, n: int) -> tuple[_core.Network, _core.Params, np.ndarray]:
+    """A network with random weights, and ids [n, TOKENS]: of the empty prompt, then random ones."""
+    params, rng = _core.Params(), np.random.default_rng(2)
+    network = _core.Network(params, "clip_text", config, n, (TOKENS, 1))
+    params.allocate(0)
+    randomize(params, rng)
+    ids = rng.integers(config["vocab_size"], size=(n, TOKENS)).astype(np.float32)
+    ids[0] = empty_prompt(config["vocab_size"], TOKENS)
+    return network, params, ids
+
+
+def text(theirs: Callable[[dict, _core.Params, torch.Tensor], torch.Tensor], package: str) -> Iterator[Row]:
+    network, params, ids = text_network(TEXT, 3)
+    with torch.no_grad():
+        wanted = theirs(TEXT, params, torch.from_numpy(ids).long())
+    what = f"3 layers, width 32, {TOKENS} tokens"
+    yield Row("CLIP text transformer", what, "last hidden state", error(network.run(ids)[0], to_core(wanted)), package)
+
+
+def text_in_torch(config: dict, params: _core.Params, ids: torch.Tensor) -> torch.Tensor:
+    return peer.clip_text(peer.from_core(dict_of(params)), config, ids)
+
+
+def text_in_transformers(config: dict, params: _core.Params, ids: torch.Tensor) -> torch.Tensor:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=config["vocab_size"],
+            hidden_size=config["width"],
+            intermediate_size=config["dim_feedforward"],
+            num_hidden_layers=config["n_layers"],
+            num_attention_heads=config["num_heads"],
+            max_position_embeddings=TOKENS,
+            hidden_act="quick_gelu",
+            bos_token_id=config["vocab_size"] - 2,
+            eos_token_id=config["vocab_size"] - 1,
+        )
+    )
+    prefix = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
+    state = {prefix + name.removeprefix("text_model."): to_torch(value) for name, value in dict_of(params).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and not [name for name in missing if not name.endswith("position_ids")]
+    return model.eval()(ids).last_hidden_state
+
+
+CASES = (
+    Case(lambda: text(text_in_torch, PYTORCH), "CLIP text"),
+    Case(lambda: text(text_in_transformers, against("transformers")), "CLIP text, transformers", ("transformers",)),
+    *(Case(lambda name=name: resnet(name), name) for name in RESNETS),
+)
 
 
 # ---- table ------------------------------------------------------------------------------------------------

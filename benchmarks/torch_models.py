@@ -231,6 +231,23 @@ def vae_decode(p: Params, c: dict, latent: torch.Tensor) -> torch.Tensor:
     return conv(p, "decoder.conv_out", F.silu(group_norm(p, "decoder.norm_out", h, 32, 1e-6)), padding=1)
 
 
+# ---- CLIP's text transformer ------------------------------------------------------------------------------
+
+
+def clip_text(p: Params, c: dict, ids: torch.Tensor) -> torch.Tensor:
+    """ids [N,L] -> [N,L,width], all tokens after the last norm."""
+    x = p["text_model.embeddings.token_embedding.weight"][ids] + p["text_model.embeddings.position_embedding.weight"]
+    mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    for i in range(c["n_layers"]):
+        layer = f"text_model.encoder.layers.{i}"
+        y = layer_norm(p, f"{layer}.layer_norm1", x)
+        q, k, v = (linear(p, f"{layer}.self_attn.{side}_proj", y) for side in "qkv")
+        x = x + linear(p, f"{layer}.self_attn.out_proj", attend(q, k, v, c["num_heads"], mask))
+        y = linear(p, f"{layer}.mlp.fc1", layer_norm(p, f"{layer}.layer_norm2", x))
+        x = x + linear(p, f"{layer}.mlp.fc2", y * torch.sigmoid(1.702 * y))
+    return layer_norm(p, "text_model.final_layer_norm", x)
+
+
 # ---- ResNet -----------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,8 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention."""
+    """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention; else the width of the context,
+    ``context_length`` tokens that the text encoder gives (`TextConfig`)."""
 
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 3)
@@ -53,6 +54,19 @@ class UNetConfig:
     context_dim: int = 0
     context_length: int = 0
     norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text encoder (CLIP ViT-L/14's by default), whose embedding of the empty prompt is the context where
+    ``unet.context_dim`` is not 0: computed once, when a model is made, and kept in its checkpoints. ``weights``: its file,
+    alone or within a whole checkpoint of Stable Diffusion 1.x."""
+
+    weights: str = ""
+    vocab_size: int = 49408
+    n_layers: int = 12
+    num_heads: int = 12
+    dim_feedforward: int = 3072
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,7 @@ class Config:
     seed: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     amn: AMNConfig = field(default_factory=AMNConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -106,7 +106,7 @@ def neighbour_mask(grid_h, grid_w, mask_h, mask_w):
     return near(row, mask_h) & near(col, mask_w)
 
 
-def attention(q, k, v, *, heads=1, grid_h=0, grid_w=0, mask_h=0, mask_w=0, scale=0.0):
+def attention(q, k, v, *, heads=1, grid_h=0, grid_w=0, mask_h=0, mask_w=0, scale=0.0, causal=0):
     def split(x):
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
@@ -114,6 +114,8 @@ def attention(q, k, v, *, heads=1, grid_h=0, grid_w=0, mask_h=0, mask_w=0, scale
     seen = np.full(scores.shape[-2:], True)
     if mask_h:
         seen = ~neighbour_mask(grid_h, grid_w, mask_h, mask_w)
+    if causal:
+        seen = np.tril(seen)
     most = np.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e300)
     weights = np.where(seen, np.exp(np.where(seen, scores - most, 0.0)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
@@ -165,6 +167,10 @@ def depth_to_space(x, *, block=2):
 def timestep_embedding(t, *, dim):
     angles = t[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def token_embedding(ids, table):
+    return table[ids.astype(int)]
 
 
 def mse(a, b):

@@ -73,6 +73,15 @@ cdad_value cdad_dct_decode_build(cdad_builder *b, const cdad_dct_config *c, cdad
  * want; features after the last block of stride 4, 8 and 16. */
 cdad_value cdad_efficientnet_lite0_build(cdad_builder *b, cdad_value image, cdad_value features[3]);
 
+/* CLIP's text transformer. */
+typedef struct cdad_clip_text_config {
+    int64_t vocab_size, width, n_layers, num_heads, dim_feedforward; /* ViT-L/14: 49408, 768, 12, 12, 3072 */
+} cdad_clip_text_config;
+
+/* ids [N,L], whole numbers, L the number of learned positions (77) -> [N,L,width], all tokens after the last norm. Scope
+ * "text_model.". */
+cdad_value cdad_clip_text_build(cdad_builder *b, const cdad_clip_text_config *c, cdad_value ids);
+
 #define CDAD_RESNET_STAGES 4
 
 /* ResNets with batch norms folded, as feature extractors. */

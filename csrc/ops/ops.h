@@ -36,7 +36,7 @@ extern const cdad_op cdad_op_concat, cdad_op_slice, cdad_op_pad_columns;
 /* layout.c */
 extern const cdad_op cdad_op_reshape, cdad_op_stop_gradient, cdad_op_depth_to_space, cdad_op_space_to_depth;
 /* embedding.c */
-extern const cdad_op cdad_op_timestep_embedding;
+extern const cdad_op cdad_op_timestep_embedding, cdad_op_token_embedding, cdad_op_token_embedding_grad;
 /* loss.c */
 extern const cdad_op cdad_op_mse, cdad_op_mse_grad;
 

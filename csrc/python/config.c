@@ -268,6 +268,17 @@ int cdad_py_dct_config(PyObject *dict, cdad_dct_config *c) {
     return read_fields(dict, "dct", fields, COUNT(fields));
 }
 
+int cdad_py_clip_text_config(PyObject *dict, cdad_clip_text_config *c) {
+    const field fields[] = {
+        {"vocab_size", FIELD_INT, &c->vocab_size, NULL, 1},
+        {"width", FIELD_INT, &c->width, NULL, 1},
+        {"n_layers", FIELD_INT, &c->n_layers, NULL, 1},
+        {"num_heads", FIELD_INT, &c->num_heads, NULL, 1},
+        {"dim_feedforward", FIELD_INT, &c->dim_feedforward, NULL, 1},
+    };
+    return read_fields(dict, "clip_text", fields, COUNT(fields));
+}
+
 int cdad_py_resnet_config(PyObject *dict, cdad_resnet_config *c) {
     int64_t blocks[CDAD_MAX_LEVELS], n = 0;
     const field fields[] = {

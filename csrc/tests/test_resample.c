@@ -145,6 +145,37 @@ static void test_copy_columns(void) {
     }
 }
 
+static void test_rows(void) {
+    enum { N = 150, ROWS = 40, C = 70 };
+    float ids[N], *from = noise(ROWS * C, 8, 0.0f, 1.0f), *dy = noise(N * C, 9, 0.0f, 1.0f), *y = floats(N * C);
+    float *dtable = floats(ROWS * C), *want = floats(ROWS * C);
+    for (int64_t i = 0; i < N; i++)
+        ids[i] = (float)(i * i % ROWS);
+    for (int64_t i = 0; i < N * C; i++)
+        want[(int64_t)ids[i / C] * C + i % C] += dy[i];
+    EACH_POOL({
+        int wrong = !table->gather_rows(ctx, y, from, ids, N, ROWS, C);
+        for (int64_t i = 0; i < N; i++)
+            wrong += !same(y + i * C, from + (int64_t)ids[i] * C, C);
+        CHECK(!wrong, "gathering by %d threads: %d rows are wrong", threads, wrong);
+        CHECK(table->scatter_rows(ctx, dtable, dy, ids, N, ROWS, C) && same(dtable, want, ROWS * C),
+              "scattering by %d threads is wrong", threads);
+        static const float no_rows[] = {-1.0f, 40.0f, 3.5f, NAN, 1e30f};
+        for (int k = 0; k < 5; k++) {
+            ids[77] = no_rows[k];
+            CHECK(!table->gather_rows(ctx, y, from, ids, N, ROWS, C) &&
+                      !table->scatter_rows(ctx, dtable, dy, ids, N, ROWS, C),
+                  "row %g of %d", (double)no_rows[k], ROWS);
+        }
+        ids[77] = (float)(77 * 77 % ROWS);
+    })
+    cdad_free(from);
+    cdad_free(dy);
+    cdad_free(y);
+    cdad_free(dtable);
+    cdad_free(want);
+}
+
 static void test_timestep_embedding(void) {
     static const int64_t widths[] = {320, 7};
     const float t[] = {0.0f, 1.0f, 501.0f, 999.0f};
@@ -170,6 +201,7 @@ int cdad_test_resample(void) {
     on_every_table(test_resize);
     on_every_table(test_max_pool);
     on_every_table(test_copy_columns);
+    on_every_table(test_rows);
     on_every_table(test_timestep_embedding);
     return failures;
 }

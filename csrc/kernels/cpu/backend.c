@@ -43,6 +43,8 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(resize_bilinear),
     SLOT(copy_columns),
     SLOT(timestep_embedding),
+    SLOT(gather_rows),
+    SLOT(scatter_rows),
     SLOT(mse),
     SLOT(mse_grad),
     SLOT(sum_squares),
