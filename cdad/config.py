@@ -18,7 +18,7 @@ from typing import Any
 from .weights.resnet import RESNETS
 
 # What continual.strategy may be: see cdad/strategies.
-STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distill", "without_amn", "without_cdm")
+STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distill", "without_amn", "without_cdm", "controlnet")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class ContinualConfig:
     """What is done against forgetting (cdad/strategies). ``strategy``: "cdad", the paper's; "finetune" or "without_cdm",
-    nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition.
+    nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition;
+    "controlnet", the paper's with a ControlNet for its condition.
 
     Significant representations (paper, Eqs. 6 to 9): ``method``: how features are accumulated: "exact", "incremental",
     "sketch", "isvd" (the published rule), or "auto", which is "exact" for layers of width up to 4096 unless ``gamma`` is so
@@ -226,9 +227,11 @@ class Config:
         return self.image_size // self.autoencoder.downsampling
 
     @property
-    def has_amn(self) -> bool:
-        """Whether the denoiser has the anomaly-masked network's condition."""
-        return self.amn.enabled and self.continual.strategy != "without_amn"
+    def condition(self) -> str:
+        """By what the denoiser is told of the image: "amn", "controlnet" or "none"."""
+        if self.continual.strategy == "controlnet":
+            return "controlnet"
+        return "amn" if self.amn.enabled and self.continual.strategy != "without_amn" else "none"
 
     def denoiser(self) -> dict[str, Any]:
         """The denoiser's configuration as the core takes it."""
@@ -267,7 +270,15 @@ class Config:
                 "neighbor": list(amn.neighbor),
                 "keep_variance": amn.keep_variance,
             }
-            if self.has_amn
+            if self.condition == "amn"
+            else None,
+            # Zhang et al.'s hint block, with the widths and strides that E_lo took over from it
+            "controlnet": {
+                "hidden": list(amn.hidden),
+                "strides": list(amn.strides),
+                "keep_variance": amn.keep_variance,
+            }
+            if self.condition == "controlnet"
             else None,
         }
 
@@ -400,8 +411,6 @@ def _check(config: Config) -> None:
     choice("amn.target", config.amn.target, "as_written", "normalized")
     choice("precision", config.precision, "float32", "bfloat16")
     choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
-    if config.continual.strategy == "controlnet":
-        raise ValueError("continual.strategy 'controlnet' is not there yet: there is no ControlNet model to train")
     choice("continual.strategy", config.continual.strategy, *STRATEGIES)
     choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")
     choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")

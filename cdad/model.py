@@ -197,7 +197,7 @@ class ContinualModel:
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
-        if config.has_amn:
+        if config.condition != "none":
             ratio = self._condition_ratio(batches.paths)
             entry["condition_ratio"] = round(ratio, 4)
             if ratio > _IGNORED:
