@@ -47,6 +47,20 @@ def test_controlnet():
     assert both["control.zero_convs.11.0.weight"] == both["control.middle_block_out.0.weight"] == (1280, 1, 1, 1280)
 
 
+def test_conditions_exclude_each_other():
+    amn, control = (SD15.updated({"continual.strategy": name}).denoiser() for name in ("cdad", "controlnet"))
+    with pytest.raises(ValueError, match="either amn or controlnet is None"):
+        shapes(("condition", amn | {"controlnet": control["controlnet"]}, (256, 256)))
+    with pytest.raises(ValueError, match="no condition"):
+        shapes(("condition", amn | {"amn": None}, (256, 256)))
+    strides = control["controlnet"] | {"strides": [1, 2]}
+    with pytest.raises(ValueError, match="controlnet: 2 strides for 7 hidden widths"):
+        shapes(("condition", control | {"controlnet": strides}, (256, 256)))
+    strides = control["controlnet"] | {"strides": 7 * [1]}
+    with pytest.raises(ValueError, match="controlnet: strides give 256 x 256 features for a latent of 32 x 32"):
+        shapes(("condition", control | {"controlnet": strides}, (256, 256)))
+
+
 def test_stable_diffusion_s_autoencoder():
     config = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "z_channels": 4, "norm_groups": 32}
     both = shapes(("vae_encode", config, (64, 64)), ("vae_decode", config, (8, 8)))

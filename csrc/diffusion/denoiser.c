@@ -35,10 +35,17 @@ static cdad_value local_features(cdad_builder *b, const cdad_denoiser_config *c,
 }
 
 cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
-    if (c->condition == CDAD_CONDITION_AMN)
+    switch (c->condition) {
+    case CDAD_CONDITION_AMN:
         return cdad_amn_nonlocal_build(b, &c->amn, local_features(b, c, image));
-    return as_latent(b, c, "controlnet",
-                     cdad_controlnet_hint_build(b, &c->controlnet, c->unet.model_channels, seen(b, c, image)));
+    case CDAD_CONDITION_CONTROLNET:
+        return as_latent(b, c, "controlnet",
+                         cdad_controlnet_hint_build(b, &c->controlnet, c->unet.model_channels, seen(b, c, image)));
+    case CDAD_CONDITION_NONE:
+        cdad_build_fail(b, CDAD_INVALID, "this denoiser has no condition");
+        break;
+    }
+    return CDAD_NONE;
 }
 
 cdad_value cdad_denoise_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value x, cdad_value t,

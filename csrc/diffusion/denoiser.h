@@ -59,7 +59,7 @@ typedef struct cdad_training_graph {
 cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, int64_t n, cdad_training_graph *out);
 
 /* What of the condition depends on the image alone, tau(image) or a ControlNet's hint: image [N,H,W,3] ->
- * [N,h,w,model_channels]. Not of CDAD_CONDITION_NONE. */
+ * [N,h,w,model_channels]. CDAD_CONDITION_NONE has none and fails. */
 cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image);
 
 /* The U-Net under its condition, which cdad_condition_build gives, or CDAD_NONE; x, t, context: see cdad_unet_build. */
