@@ -48,7 +48,7 @@ def resnet18(tmp_path_factory):
 
 
 def test_a_resnet_is_a_backbone(resnet18):
-    features = FeatureDistance("resnet18", Autoencoder(AutoencoderConfig(), 64, 2), 64, 2, str(resnet18))
+    features = FeatureDistance("resnet18", Autoencoder(AutoencoderConfig(), 64, 2), 64, 2, weights=str(resnet18))
     images = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
     other = images.copy()
     other[1, 16:32, 40:56] = 0.5
@@ -61,7 +61,7 @@ def test_a_resnet_is_a_backbone(resnet18):
 def test_a_resnet_s_file_is_checked(resnet18, tmp_path):
     autoencoder = Autoencoder(AutoencoderConfig(), 64, 2)
     with pytest.raises(FormatError, match="resnet34; 32 missing: layer1.2.conv1.weight"):
-        FeatureDistance("resnet34", autoencoder, 64, 2, str(resnet18))
+        FeatureDistance("resnet34", autoencoder, 64, 2, weights=str(resnet18))
     with pytest.raises(FileNotFoundError):
         load_resnet("resnet18", tmp_path / "none")
     bad = tmp_path / "bad.safetensors"
