@@ -27,6 +27,7 @@ from .programs import Programs
 from .results import format_table
 from .scoring import Calibration, image_scores, score_maps, whitening
 from .strategies import make_strategy
+from .text import empty_prompt_context
 
 log = logging.getLogger("cdad")
 
@@ -78,6 +79,7 @@ class ContinualModel:
         batch = c.scoring.batch_size
         self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights)
         self._features: FeatureDistance | None = None
+        self.context = self._make_context(_load_weights)
         self.params = _core.Params()
         self.strategy = make_strategy(c.continual)
         self._trainer = _core.Trainer(
@@ -88,6 +90,19 @@ class ContinualModel:
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
         self._fitting = threading.Lock()
+
+    def _make_context(self, load: bool) -> np.ndarray | None:
+        unet = self.config.unet
+        if unet.context_dim == 0:
+            return None
+        if not load:  # it comes with the checkpoint
+            return np.zeros((unet.context_length, unet.context_dim), np.float32)
+        return empty_prompt_context(self.config.text, unet.context_dim, unet.context_length)
+
+    def contexts(self, n: int) -> np.ndarray | None:
+        """What the U-Net is told beside the condition, for each of n samples: [n, context_length, context_dim], always the
+        same; None where it has no cross-attention."""
+        return None if self.context is None else np.broadcast_to(self.context, (n, *self.context.shape))
 
     # ---- what is known ------------------------------------------------------------------------------------
 
@@ -102,9 +117,13 @@ class ContinualModel:
         if self._features is None:
             c = self.config
             self._features = FeatureDistance(
-                c.scoring.backbone, self.autoencoder, c.image_size, c.scoring.batch_size,
+                c.scoring.backbone,
+                self.autoencoder,
+                c.image_size,
+                c.scoring.batch_size,
                 c.scoring.distance if c.scoring.calibrate else "euclidean",
-            )  # fmt: skip
+                c.scoring.weights,
+            )
         return self._features
 
     @property
@@ -178,7 +197,7 @@ class ContinualModel:
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
-        if config.has_amn:
+        if config.condition != "none":
             ratio = self._condition_ratio(batches.paths)
             entry["condition_ratio"] = round(ratio, 4)
             if ratio > _IGNORED:
@@ -229,11 +248,12 @@ class ContinualModel:
         )
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
+        context = self.contexts(t.batch_size)
         with bar:
             for batch in batches.steps(self.progress["step"], steps):
                 began, step = time.monotonic(), self.progress["step"]
                 scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
-                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, lr_scale=scale)
+                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale)
                 self.progress["step"] += 1
                 self.progress["seconds"] += time.monotonic() - began
                 bar.update()
@@ -257,7 +277,7 @@ class ContinualModel:
 
         def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray, stream: np.ndarray) -> np.ndarray:
             start = sampler.start(z, stream, seed, steps=d.steps, skip=d.skip)
-            return sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=1, weights=weights)
+            return sampler.denoise(x, start, self.contexts(len(z)), steps=d.steps, skip=d.skip, stop=1, weights=weights)
 
         x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
         return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
@@ -394,7 +414,7 @@ class ContinualModel:
             start, twin = sampler.start(z, streams, seed, **how), None
             if d.stop and d.mirrored:
                 twin = start - 2 * sampler.start(np.zeros_like(z), streams, seed, **how)
-            return sampler.denoise(x, start, **how, stop=d.stop, twin=twin, weights=weights)
+            return sampler.denoise(x, start, self.contexts(len(z)), **how, stop=d.stop, twin=twin, weights=weights)
 
         return self._samplers.run(run, latents, images)
 
@@ -418,6 +438,8 @@ class ContinualModel:
         tensors = {f"model/{name}": self.params[name] for name in self.params.shapes()}
         tensors |= {f"autoencoder/{name}": value for name, value in self.autoencoder.weights().items()}
         tensors |= {"latent/shift": self.autoencoder.shift, "latent/scale": self.autoencoder.scale}
+        if self.context is not None:
+            tensors["context"] = self.context
         tensors |= self.strategy.tensors()
         for name, calibration in self.calibrations.items():
             if calibration is not None:
@@ -457,6 +479,10 @@ class ContinualModel:
             self.params[name][...] = weights[name]
         self.autoencoder.set_weights(section("autoencoder/"))
         self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
+        if self.context is not None:
+            if "context" not in tensors or tensors["context"].shape != self.context.shape:
+                raise CheckpointError(f"the checkpoint has no context of {list(self.context.shape)}", path)
+            self.context = tensors["context"]
         kept = state.get("strategy", {"name": "cdad"})
         if kept["name"] == self.config.continual.strategy:
             self.strategy.restore(tensors, kept)

@@ -63,11 +63,13 @@ typedef struct cdad_broadcast {
 /* Attention shapes: q, out [N,T,L*D]; k, v [N,S,L*D]; L heads of width D; rows have a stride of *_rs floats
  * (>= L*D) so that q, k, v may be slices of one packed projection. When mask_h > 0, tokens form a grid of
  * grid_h x grid_w = T = S, and a token does not see the mask_h x mask_w window centred on it, itself
- * included (UniAD's neighbour mask). A row that sees nothing gives zeros. */
+ * included (UniAD's neighbour mask). When causal, T = S, and a token sees itself and those before it. A row that sees
+ * nothing gives zeros. */
 typedef struct cdad_attention_dims {
     int64_t N, T, S, L, D;
     int64_t q_rs, k_rs, v_rs; /* row strides in floats; out and the gradients are dense [N,T,L*D] */
     int64_t grid_h, grid_w, mask_h, mask_w;
+    int causal;
     float scale;
 } cdad_attention_dims;
 
@@ -140,6 +142,11 @@ typedef struct cdad_kernels {
     void (*depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
                                   const float *w, const float *dy, const cdad_unfold *u);
 
+    /* y [N,P,Q,C]: the largest of x in each window (as `u` would unfold it, up = 1; C channels apart), or NaN where the
+     * window holds one. dx: dy where the first such value is, windows in order. */
+    void (*max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+    void (*max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const cdad_unfold *u);
+
     /* y = act(x); dx = dy * act'(x). n elements. y may be x; dx may be dy. */
     void (*activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
     void (*activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
@@ -204,6 +211,14 @@ typedef struct cdad_kernels {
     /* Sinusoidal embedding of timesteps t [N] -> y [N,D]: cos(t*f_i), then sin(t*f_i), f_i = 10000^(-i/(D/2))
      * (LDM's timestep_embedding). */
     void (*timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+
+    /* y[i] = table[ids[i]], i < n: rows of C floats, of a table with `rows` of them. 0 and nothing written when an id is
+     * not one of 0 .. rows - 1; else 1. */
+    int (*gather_rows)(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n, int64_t rows,
+                       int64_t C);
+    /* Its gradient: dtable [rows,C], zeroed here, takes the sum of the dy [n,C] of each row's ids, in order. */
+    int (*scatter_rows)(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n, int64_t rows,
+                        int64_t C);
 
     /* y[0] = mean of (a-b)^2 over all n*m elements, by samples: per[i] = mean over sample i's m elements. */
     void (*mse)(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n, int64_t m);

@@ -24,6 +24,9 @@ void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x,
     *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
     const float *w, const float *dy, const cdad_unfold *u);
+void CDAD_K(max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+void CDAD_K(max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const
+    cdad_unfold *u);
 void CDAD_K(activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
 void CDAD_K(activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
     cdad_activation act);
@@ -62,6 +65,10 @@ void CDAD_K(resize_bilinear)(const cdad_context *ctx, float *y, const float *x, 
 void CDAD_K(copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t
     src_rs, int64_t n, int64_t w);
 void CDAD_K(timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+int CDAD_K(gather_rows)(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n,
+    int64_t rows, int64_t C);
+int CDAD_K(scatter_rows)(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n,
+    int64_t rows, int64_t C);
 void CDAD_K(mse)(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n,
     int64_t m);
 void CDAD_K(mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g,
