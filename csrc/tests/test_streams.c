@@ -176,7 +176,7 @@ static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const fl
         left += B[i] * B[i];
     CHECK(fabs(e.total - total) < 1e-12 * total, "%s: total energy %.15g, should be %.15g", what, e.total, total);
     CHECK(fabs(e.total - left - e.lost) < 1e-6 * total, "%s: lost %g, measured %g", what, e.lost, e.total - left);
-    CHECK(held <= cdad_lowrank_bytes(d, plan->rank, 0) / (d * (int64_t)sizeof(float)), "%s: %" PRId64 " rows", what, held);
+    CHECK(held <= cdad_lowrank_bytes(d, plan->rank, plan->wait, 0) / (d * (int64_t)sizeof(float)), "%s: %" PRId64 " rows", what, held);
     const double allowed = (1 - plan->gamma) / 16;
     if (plan->method == CDAD_STREAM_INCREMENTAL)
         CHECK(e.lost <= allowed * total * (1 + 1e-9) + 1e-11 * total, "%s: lost %g", what, e.lost / total);
