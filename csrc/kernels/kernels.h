@@ -104,6 +104,8 @@ typedef struct cdad_epilogue {
     int bf16;
 } cdad_epilogue;
 
+#define CDAD_GRAM_SIDE 96
+
 typedef struct cdad_kernels {
     const char *name; /* "portable", "avx2", "avx512", ... */
 
@@ -112,6 +114,17 @@ typedef struct cdad_kernels {
     void (*gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
                  int64_t ldc, const cdad_epilogue *with, void *scratch);
     int64_t (*gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
+
+    /* The upper half of X^T X, X [.,d] plain or unfolded. gram_pack copies rows first .. first+rows-1 into gram_panels bytes;
+     * gram_tile multiplies them, on one thread: G[(i - i0)*ldg + j - j0] += sum over the rows of X[r,i] * X[r,j], i0 <= i <
+     * i0+side, j0 <= j < j0+side, within d, where i <= j. i0, j0, side: multiples of CDAD_GRAM_SIDE. The sum is one chain of
+     * multiply-adds for each 384 rows, added in order, in float32. scratch: side*side floats. bf16: as in an epilogue;
+     * gram_rounds_fast: the processor gains by it. */
+    int64_t (*gram_panels)(int64_t rows, int64_t d, int bf16);
+    void (*gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16);
+    void (*gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
+                      int64_t side, int bf16, float *scratch);
+    int (*gram_rounds_fast)(void);
 
     /* y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, and what `with` (NULL: nothing) adds, by
      * F(m x m, 3 x 3), m = 2 or 4. Element (c, o) of w is the weight's tap (0, 0), tap (r, s) lies r*tap_r + s*tap_s
