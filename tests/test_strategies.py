@@ -350,7 +350,7 @@ def test_a_controlnet_for_the_condition(products, quick_config, tmp_path):
         if report.step == 4:
             raise Stop
 
-    model.strategy.before_task(model, 0, 0)
+    model.strategy.before_task(model, [products["gear"]], 0, 0, False)
     assert all(np.array_equal(model.params[n], model.params[n.replace("control.", "unet.")]) for n in copied)
     assert np.array_equal(model._trainer.block("ema"), model._trainer.block("weights"))
     batch = batch_of(model, 2)

@@ -13,7 +13,7 @@ class ControlNet(CDAD):
     encoder. The U-Net trains with it, as it does with the anomaly-masked network (paper, Table 5), and is not locked: from
     the first increment on, projection guards the weights of both."""
 
-    def before_task(self, model, index, step):
+    def before_task(self, model, classes, index, step, progress):
         if index == 0 and step == 0:
             shapes = model.params.shapes()
             for name in shapes:
@@ -22,4 +22,4 @@ class ControlNet(CDAD):
                     model.params[name][...] = model.params[original]
             if model.config.training.ema_decay > 0:
                 model._trainer.block("ema")[...] = model._trainer.block("weights")
-        super().before_task(model, index, step)
+        super().before_task(model, classes, index, step, progress)
