@@ -313,6 +313,13 @@ def test_joint_training_takes_all_images_and_calibrates_all(started, products, q
     assert list(model.strategy.old) == [*FIRST, "steel"]
 
 
+def assert_off(moves, basis, before):
+    """Each change dW is off its basis, but for its own rounding and the weight's."""
+    for name, dW in moves.items():
+        rounding = 1e-6 * np.linalg.norm(dW) + 1e-7 * np.linalg.norm(before[name])
+        assert np.linalg.norm(dW @ basis[name]) <= rounding, name
+
+
 def test_without_the_masked_network(products, quick_config, tmp_path):
     model = ContinualModel(quick_config.updated({"continual.strategy": "without_amn"}))
     assert all(name.startswith("unet.") for name in model.params.shapes())
@@ -327,8 +334,7 @@ def test_without_the_masked_network(products, quick_config, tmp_path):
     model.fit_task([products["steel"]], progress=False)
     moves = {name: (model.params[name] - w).reshape(len(w), -1) for name, w in before.items()}
     assert any(dW.any() for dW in moves.values())
-    for name, dW in moves.items():
-        assert np.linalg.norm(dW @ basis[name]) <= 1e-4 * np.linalg.norm(dW)
+    assert_off(moves, basis, before)
     paths = [s.path for s in products["gear"].test[:2]]
     model.save(tmp_path / "plain")
     assert np.array_equal(ContinualModel.load(tmp_path / "plain").predict(paths).maps, model.predict(paths).maps)
@@ -369,8 +375,7 @@ def test_a_controlnet_for_the_condition(products, quick_config, tmp_path):
     for part in ("unet.", "control."):
         moves = {n: (model.params[n] - before[n]).reshape(len(before[n]), -1) for n in basis if n.startswith(part)}
         assert any(dW.any() for dW in moves.values())
-        for name, dW in moves.items():
-            assert np.linalg.norm(dW @ basis[name]) <= 1e-4 * np.linalg.norm(dW), name
+        assert_off(moves, basis, before)
     cut = ContinualModel.load(tmp_path / "first")
     with pytest.raises(Stop):
         cut.fit_task([products["steel"]], progress=False, callback=stop, checkpoint=tmp_path / "cut", checkpoint_seconds=0.0)
