@@ -26,7 +26,8 @@ import torch
 from cdad import Config, _core, preset
 from cdad.results import write_atomically
 from cdad.text import empty_prompt
-from cdad.weights.resnet import RESNETS, load_resnet
+from cdad.weights import load_part
+from cdad.weights.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNETS
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch_models as peer  # noqa: E402
@@ -136,16 +137,13 @@ def resnet(name: str, package: str) -> Iterator[Row]:
     """Features of a file as torchvision writes it, of an eighth of the real widths."""
     config, rng = replace(RESNETS[name], channels=8).core_config(), np.random.default_rng(0)
     state = random_resnet(config, rng)
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save({k: torch.from_numpy(v) for k, v in state.items()}, Path(folder, "weights.pth"))
-        tensors, mean, std = load_resnet(name, Path(folder, "weights.pth"))
     params = _core.Params()
     network = _core.Network(params, "resnet", config, 2, (64, 48))
-    assert set(params.shapes()) == set(tensors)
     params.allocate(0)
-    for key, tensor in tensors.items():
-        params[key][...] = tensor
-    image = (rng.random((2, 64, 48, 3), np.float32) - mean) / std
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({k: torch.from_numpy(v) for k, v in state.items()}, Path(folder, "weights.pth"))
+        load_part(params, Path(folder, "weights.pth"), "resnet")
+    image = (rng.random((2, 64, 48, 3), np.float32) - IMAGENET_MEAN) / IMAGENET_STD
     with torch.no_grad():
         wanted = peer.resnet({k: torch.from_numpy(v).double() for k, v in state.items()}, config, to_torch(image))
     errors = [error(a, to_core(b)) for a, b in zip(network.run(image), wanted, strict=True)]

@@ -26,7 +26,7 @@ class AutoencoderConfig:
     """The frozen autoencoder E, D.
 
     ``kind``: "tiny" (TAESD family), "dct" (a fixed transform that needs no weights) or "vae" (LDM's KL autoencoder).
-    ``weights``: files to load ("tiny": encoder, decoder; "vae": one file). ``shift_scale``: "standardize" measures
+    ``weights``: files to load ("tiny": encoder, decoder; "vae": one file or folder that holds it, docs/WEIGHTS.md). ``shift_scale``: "standardize" measures
     mean and spread a latent channel on the first task; a number is a fixed scale (0.18215 for Stable Diffusion).
     """
 
@@ -44,7 +44,8 @@ class AutoencoderConfig:
 @dataclass(frozen=True)
 class UNetConfig:
     """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention; else the width of the context,
-    ``context_length`` tokens that the text encoder gives (`TextConfig`)."""
+    ``context_length`` tokens that the text encoder gives (`TextConfig`). ``weights``: a file or folder that holds it
+    (docs/WEIGHTS.md), from which training starts; ``ema``: its moving averages, where the file has them."""
 
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 3)
@@ -54,6 +55,8 @@ class UNetConfig:
     context_dim: int = 0
     context_length: int = 0
     norm_groups: int = 32
+    weights: str = ""
+    ema: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ class TextConfig:
 @dataclass(frozen=True)
 class AMNConfig:
     """The anomaly-masked network (paper, section 3.3). ``target`` "as_written" is Eq. 12; "normalized" takes a
-    normalised target without a gradient, which does not collapse when training from scratch. ``enabled``: false takes the
-    network away, an ablation: the denoiser has no condition and its loss no L_amn."""
+    normalised target without a gradient, which does not collapse when training from scratch. ``weights``: a checkpoint of
+    the authors' code that holds the network, from which training starts. ``enabled``: false takes the network away, an
+    ablation: the denoiser has no condition and its loss no L_amn."""
 
     enabled: bool = True
     hidden: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)
@@ -84,6 +88,7 @@ class AMNConfig:
     neighbor: tuple[int, int] = (7, 7)
     keep_variance: bool = True
     target: str = "normalized"
+    weights: str = ""
 
 
 @dataclass(frozen=True)

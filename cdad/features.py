@@ -11,9 +11,9 @@ import numpy as np
 from . import _core
 from .autoencoder import Autoencoder
 from .programs import Programs
-from .weights import strict_match
+from .weights import fill, load_part
 from .weights.efficientnet import find_efficientnet_lite0, load_efficientnet_lite0
-from .weights.resnet import RESNETS, load_resnet
+from .weights.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNETS
 
 log = logging.getLogger("cdad")
 
@@ -55,18 +55,17 @@ class FeatureDistance:
         self._params = _core.Params()
         if backbone in RESNETS:
             self._kind, self._config = "resnet", RESNETS[backbone].core_config()
-            tensors, self.mean, self.std = load_resnet(backbone, weights)
+            self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         else:
             self._kind, self._config = backbone, None
             tensors, self.mean, self.std = load_efficientnet_lite0(weights or None)
         self._networks = Programs(lambda n: self._network(n, distance), batch_size)
-        shapes = self._params.shapes()
-        if backbone not in RESNETS:  # whose file has blocks beyond the features
-            tensors = {name: tensors[name] for name in shapes if name in tensors}
-        strict_match(shapes, tensors, what=backbone)
         self._params.allocate(0)
-        for name in shapes:
-            self._params[name][...] = tensors[name]
+        if backbone in RESNETS:
+            load_part(self._params, weights, "resnet", what=backbone)
+        else:  # whose file has blocks beyond the features
+            known = {name: tensors[name] for name in self._params.shapes() if name in tensors}
+            fill(self._params, known, what=backbone)
 
     def _network(self, n: int, distance: str | None) -> _core.Network:
         return _core.Network(self._params, self._kind, self._config, n, (self._size, self._size), distance=distance)

@@ -21,13 +21,14 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
 from .data.records import ClassData, spread
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, FormatError
 from .features import FeatureDistance
 from .programs import Programs
 from .results import format_table
 from .scoring import Calibration, image_scores, score_maps, whitening
 from .strategies import make_strategy
 from .text import empty_prompt_context
+from .weights import fill, load_part
 
 log = logging.getLogger("cdad")
 
@@ -85,11 +86,23 @@ class ContinualModel:
         self._trainer = _core.Trainer(
             self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed, distill=self.strategy.distils
         )
+        if _load_weights:
+            self._start_from_files()
         self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.calibrations: dict[str, Calibration] = {}
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
         self._fitting = threading.Lock()
+
+    def _start_from_files(self) -> None:
+        """Start from the files that the configuration names, where it names any."""
+        unet, amn = self.config.unet, self.config.amn
+        if unet.weights:
+            load_part(self.params, unet.weights, "unet", ema=unet.ema)
+        if amn.weights and self.config.condition == "amn":
+            load_part(self.params, amn.weights, "amn")
+        if self.config.training.ema_decay > 0:
+            self._trainer.block("ema")[...] = self._trainer.block("weights")
 
     def _make_context(self, load: bool) -> np.ndarray | None:
         unet = self.config.unet
@@ -462,23 +475,36 @@ class ContinualModel:
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         CheckpointError: damaged, or of another model."""
         tensors, state = load_checkpoint(path)
-        model = cls(config or Config.from_dict(state["config"]), _load_weights=False)
-        model._restore(tensors, state, path)
+        # A digest tells damage, not intent: what the file says is looked at like any other's.
+        if config is not None:
+            model = cls(config, _load_weights=False)
+        else:
+            try:
+                model = cls(Config.from_dict(state["config"]), _load_weights=False)
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                raise CheckpointError(f"its configuration makes no model: {error}", path) from error
+        try:
+            model._restore(tensors, state, path)
+        except CheckpointError:
+            raise
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise CheckpointError(f"what it holds does not fit together: {type(error).__name__}: {error}", path) from error
         return model
 
     def _restore(self, tensors: dict[str, np.ndarray], state: dict[str, Any], path) -> None:
         def section(name: str) -> dict[str, np.ndarray]:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
 
-        weights = section("model/")
-        shapes = self.params.shapes()
-        wrong = sorted(set(shapes) ^ set(weights)) or [n for n in shapes if weights[n].shape != shapes[n]]
-        if wrong:
-            raise CheckpointError(f"the checkpoint is of another model: {wrong[0]} and {len(wrong) - 1} more", path)
-        for name in shapes:
-            self.params[name][...] = weights[name]
-        self.autoencoder.set_weights(section("autoencoder/"))
-        self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
+        try:
+            fill(self.params, section("model/"), what="model")
+            self.autoencoder.set_weights(section("autoencoder/"))
+        except FormatError as error:
+            raise CheckpointError(f"the checkpoint is of another model: {error.reason}", path) from error
+        for part in ("shift", "scale"):
+            found, wanted = tensors[f"latent/{part}"], getattr(self.autoencoder, part).shape
+            if found.shape != wanted:
+                raise CheckpointError(f"latent/{part} is {list(found.shape)}, expected {list(wanted)}", path)
+            setattr(self.autoencoder, part, found)
         if self.context is not None:
             if "context" not in tensors or tensors["context"].shape != self.context.shape:
                 raise CheckpointError(f"the checkpoint has no context of {list(self.context.shape)}", path)
@@ -487,12 +513,26 @@ class ContinualModel:
         if kept["name"] == self.config.continual.strategy:
             self.strategy.restore(tensors, kept)
         self.ledger, self.progress = state["ledger"], state["progress"]
+        step = self.progress.get("step", 0)
+        if type(step) is not int or step < 0:
+            raise CheckpointError(f"its progress is at the step {step!r}", path)
+        names = [*self.classes, *self.progress.get("classes", [])]
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
         for name in self.classes:
             parts = section(f"calibration/{name}/")
             self.calibrations[name] = Calibration.from_tensors(parts) if parts else None
-        for block, values in section("optimizer/").items():
-            if block != "ema" or self.config.training.ema_decay > 0:
+        blocks = section("optimizer/")
+        if not {"m", "v"} <= blocks.keys():
+            raise CheckpointError("it has no optimizer/m or optimizer/v", path)
+        averaged = self.config.training.ema_decay > 0
+        if averaged and "ema" not in blocks:  # it was trained without: the average begins with the weights
+            blocks["ema"] = self._trainer.block("weights")
+        for block, values in blocks.items():
+            if block != "ema" or averaged:
                 target = self._trainer.block(block)
+                if values.shape != target.shape:
+                    raise CheckpointError(f"optimizer/{block} is {list(values.shape)}, expected {list(target.shape)}", path)
                 target[...] = _as_moment(values, target.dtype)
         self._trainer.n_steps, self._trainer.age = state["steps"], state["age"]
 

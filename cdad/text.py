@@ -6,11 +6,7 @@ import numpy as np
 
 from . import _core
 from .config import TextConfig
-from .weights import load_tensors, strict_match
-
-# Stable Diffusion's own checkpoints; transformers before version 5, and from it on.
-_PREFIXES = ("cond_stage_model.transformer.text_model.", "text_model.", "")
-_CONSTANT = "embeddings.position_ids"
+from .weights import load_part
 
 
 def empty_prompt(vocab_size: int, length: int) -> np.ndarray:
@@ -40,12 +36,6 @@ def empty_prompt_context(config: TextConfig, width: int, length: int) -> np.ndar
     }
     params = _core.Params()
     network = _core.Network(params, "clip_text", core, 1, (length, 1))
-    tensors = load_tensors(config.weights)
-    prefix = next(p for p in _PREFIXES if any(name.startswith(p) for name in tensors) or not p)
-    tensors = {f"text_model.{n.removeprefix(prefix)}": v for n, v in tensors.items() if n.startswith(prefix)}
-    tensors.pop(f"text_model.{_CONSTANT}", None)
-    strict_match(params.shapes(), tensors, what="text encoder")
     params.allocate(0)
-    for name, tensor in tensors.items():
-        params[name][...] = tensor
+    load_part(params, config.weights, "clip_text", what="text encoder")
     return network.run(empty_prompt(config.vocab_size, length))[0][0]

@@ -14,7 +14,7 @@ from cdad.autoencoder import Autoencoder
 from cdad.config import AutoencoderConfig
 from cdad.errors import FormatError
 from cdad.features import FeatureDistance
-from cdad.weights.resnet import RESNETS, load_resnet
+from cdad.weights.resnet import RESNETS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "parity.py"
@@ -63,8 +63,8 @@ def test_a_resnet_s_file_is_checked(resnet18, tmp_path):
     with pytest.raises(FormatError, match="resnet34; 32 missing: layer1.2.conv1.weight"):
         FeatureDistance("resnet34", autoencoder, 64, 2, weights=str(resnet18))
     with pytest.raises(FileNotFoundError):
-        load_resnet("resnet18", tmp_path / "none")
+        FeatureDistance("resnet18", autoencoder, 64, 2, weights=str(tmp_path / "none"))
     bad = tmp_path / "bad.safetensors"
     save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.zeros(64, np.float32)}, bad)
-    with pytest.raises(FormatError, match="not resnet18: bn1.bias is missing"):
-        load_resnet("resnet18", bad)
+    with pytest.raises(FormatError, match="holds no ResNet"):
+        FeatureDistance("resnet18", autoencoder, 64, 2, weights=str(bad))

