@@ -5,7 +5,7 @@
     python benchmarks/forgetting.py --quick --out RUNS                                              # a minute's smoke run
 
 Every strategy goes on from one first task, learned once a protocol and seed (under SI, which has to follow it and does
-not change it); only ``without_amn``, another network, learns its own. A benchmark that was interrupted goes on where it
+not change it); only ``without_amn`` and ``controlnet``, other networks, learn their own. A benchmark that was interrupted goes on where it
 stood when it is called again with the same arguments; runs that are finished are only read, and keep their results but,
 without ``--keep``, none of their checkpoints. With ``--weights`` (a folder
 with taef2_encoder.safetensors and taef2_decoder.safetensors) the autoencoder is the tiny one, else the fixed DCT.
@@ -108,7 +108,7 @@ def _run(config, dataset, protocol, folder: Path, strategy: str, seed: int, keep
     elif strategy in TUNED:
         print(f"{strategy}: no tuned strength, {mine.continual.strength:g} is used: see --tune", flush=True)
     first = None
-    if mine.has_amn:
+    if mine.condition == "amn":
         # Under SI, which has to follow the weights from the start, and leaves them as any other strategy does.
         first = runs.first_task(config.updated({"seed": seed}), dataset, protocol, folder / "first", "si")
     results = runs.learn(mine, dataset, protocol, folder / strategy, first)

@@ -88,39 +88,70 @@ def spatial_transformer(p: Params, name: str, x: torch.Tensor, context: torch.Te
     return x + conv(p, f"{name}.proj_out", image_of(h, x))
 
 
-def unet(
-    p: Params, c: dict, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor | None, control: torch.Tensor
-) -> torch.Tensor:
-    """x [N,C,h,w], t [N], context [N,L,d], control [N,model_channels,h,w] -> prediction [N,C,h,w]."""
-    groups, levels, depth = c["norm_groups"], len(c["channel_mult"]), c["num_res_blocks"]
-    emb = linear(p, "unet.time_embed.0", timestep_embedding(t, c["model_channels"]))
-    emb = linear(p, "unet.time_embed.2", F.silu(emb))
-
-    def block(name: str, h: torch.Tensor, attention: bool) -> torch.Tensor:
-        h = res_block(p, f"{name}.0", h, emb, groups)
-        return spatial_transformer(p, f"{name}.1", h, context, c) if attention else h
-
-    h = conv(p, "unet.input_blocks.0.0", x, padding=1) + control
+def unet_encode(
+    p: Params, root: str, c: dict, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor | None, first: torch.Tensor | float
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    """(embedding of t, the input blocks' outputs, the middle block's); ``first`` is added to the first convolution's."""
+    emb = linear(p, f"{root}.time_embed.0", timestep_embedding(t, c["model_channels"]).to(x.dtype))
+    emb = linear(p, f"{root}.time_embed.2", F.silu(emb))
+    h = conv(p, f"{root}.input_blocks.0.0", x, padding=1) + first
     skips, index, scale = [h], 0, 1
-    for level in range(levels):
-        for _ in range(depth):
+    for level in range(len(c["channel_mult"])):
+        for _ in range(c["num_res_blocks"]):
             index += 1
-            h = block(f"unet.input_blocks.{index}", h, scale in c["attention_resolutions"])
+            h = unet_block(p, f"{root}.input_blocks.{index}", h, emb, context, c, scale in c["attention_resolutions"])
             skips.append(h)
-        if level < levels - 1:
+        if level < len(c["channel_mult"]) - 1:
             index += 1
-            h = conv(p, f"unet.input_blocks.{index}.0.op", h, stride=2, padding=1)
+            h = conv(p, f"{root}.input_blocks.{index}.0.op", h, stride=2, padding=1)
             skips.append(h)
             scale *= 2
-    h = block("unet.middle_block", h, True)
-    h = res_block(p, "unet.middle_block.2", h, emb, groups)
+    h = unet_block(p, f"{root}.middle_block", h, emb, context, c, True)
+    return emb, skips, res_block(p, f"{root}.middle_block.2", h, emb, c["norm_groups"])
+
+
+def unet_block(
+    p: Params, name: str, h: torch.Tensor, emb: torch.Tensor, context: torch.Tensor | None, c: dict, attention: bool
+) -> torch.Tensor:
+    h = res_block(p, f"{name}.0", h, emb, c["norm_groups"])
+    return spatial_transformer(p, f"{name}.1", h, context, c) if attention else h
+
+
+def unet(
+    p: Params,
+    c: dict,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    context: torch.Tensor | None,
+    control: torch.Tensor | float,
+    controls: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """x [N,C,h,w], t [N], context [N,L,d], control [N,model_channels,h,w] or 0 -> prediction [N,C,h,w]; ``controls``: what a
+    ControlNet adds to each input block's output, and to the middle block's."""
+    levels, depth = len(c["channel_mult"]), c["num_res_blocks"]
+    emb, skips, h = unet_encode(p, "unet", c, x, t, context, control)
+    if controls is not None:
+        *added, middle = controls
+        skips, h = [skip + more for skip, more in zip(skips, added, strict=True)], h + middle
+    scale = 2 ** (levels - 1)
     for index in range(levels * (depth + 1)):
         name, attention = f"unet.output_blocks.{index}", scale in c["attention_resolutions"]
-        h = block(name, torch.cat([h, skips.pop()], dim=1), attention)
+        h = unet_block(p, name, torch.cat([h, skips.pop()], dim=1), emb, context, c, attention)
         if index % (depth + 1) == depth and scale > 1:
             h = conv(p, f"{name}.{1 + attention}.conv", F.interpolate(h, scale_factor=2.0, mode="nearest"), padding=1)
             scale //= 2
-    return conv(p, "unet.out.2", F.silu(group_norm(p, "unet.out.0", h, groups, 1e-5)), padding=1)
+    return conv(p, "unet.out.2", F.silu(group_norm(p, "unet.out.0", h, c["norm_groups"], 1e-5)), padding=1)
+
+
+# ---- ControlNet -------------------------------------------------------------------------------------------
+
+
+def controlnet(
+    p: Params, c: dict, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor | None, hint: torch.Tensor
+) -> list[torch.Tensor]:
+    """What is added to the outputs of a U-Net ``c``'s input blocks, and last to its middle block's."""
+    _, skips, middle = unet_encode(p, "control", c, x, t, context, hint)
+    return [*(conv(p, f"control.zero_convs.{i}.0", h) for i, h in enumerate(skips)), conv(p, "control.middle_block_out.0", middle)]
 
 
 # ---- anomaly-masked network -------------------------------------------------------------------------------
@@ -148,18 +179,24 @@ def neighbour_mask(height: int, width: int, size: tuple[int, int]) -> torch.Tens
     return ~near
 
 
-def amn_local(p: Params, c: dict, image: torch.Tensor) -> torch.Tensor:
-    """E_lo: image [N,3,H,W] in [0,1] -> [N,C,h,w]."""
+def hint(p: Params, root: str, c: dict, image: torch.Tensor) -> torch.Tensor:
+    """What the masked network (E_lo, root "amn") or a ControlNet ("control") reads of an image [N,3,H,W] in [0,1]:
+    [N,C,h,w]."""
     h = 2 * image - 1
     for i, stride in enumerate(c["strides"]):
-        h = F.silu(conv(p, f"amn.input_hint_block.{2 * i}", h, stride, 1))
-    return conv(p, f"amn.input_hint_block.{2 * len(c['strides'])}", h, padding=1)
+        h = F.silu(conv(p, f"{root}.input_hint_block.{2 * i}", h, stride, 1))
+    return conv(p, f"{root}.input_hint_block.{2 * len(c['strides'])}", h, padding=1)
+
+
+def amn_local(p: Params, c: dict, image: torch.Tensor) -> torch.Tensor:
+    """E_lo: image [N,3,H,W] in [0,1] -> [N,C,h,w]."""
+    return hint(p, "amn", c, image)
 
 
 def amn_nonlocal(p: Params, c: dict, local: torch.Tensor) -> torch.Tensor:
     """E_no: the transformer over E_lo's tokens."""
     height, width = local.shape[2:]
-    place, mask = position_embedding(height, width, local.shape[1]), neighbour_mask(height, width, c["neighbor"])
+    place, mask = position_embedding(height, width, local.shape[1]).to(local.dtype), neighbour_mask(height, width, c["neighbor"])
     x = tokens(local)
     for i in range(c["n_layers"]):
         layer = f"amn.encoder.layers.{i}"
@@ -172,16 +209,23 @@ def amn_nonlocal(p: Params, c: dict, local: torch.Tensor) -> torch.Tensor:
 
 
 def training_losses(p: Params, config: dict, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L = L_CDM + L_amn, and both; ``batch``: latent, noise, image, perturbed, t, context (or None), and signal and
-    sigma [N,1,1,1] of its timesteps."""
-    local = amn_local(p, config["amn"], batch["image"])
-    control = amn_nonlocal(p, config["amn"], amn_local(p, config["amn"], batch["perturbed"]))
-    target = local
-    if config["amn_target"] == "normalized":
-        target = image_of(F.layer_norm(tokens(local), local.shape[1:2], eps=1e-5), local).detach()
-    amn = F.mse_loss(control, target)
+    """L = L_CDM + L_amn, and both (L_amn 0 without the masked network); ``batch``: latent, noise, image, perturbed, t,
+    context (or None), and signal and sigma [N,1,1,1] of its timesteps."""
     noised = batch["signal"] * batch["latent"] + batch["sigma"] * batch["noise"]
-    prediction = unet(p, config["unet"], noised, batch["t"], batch["context"], control)
+    seen, amn = (noised, batch["t"], batch["context"]), torch.zeros(())
+    if config["amn"]:
+        local = amn_local(p, config["amn"], batch["image"])
+        control = amn_nonlocal(p, config["amn"], amn_local(p, config["amn"], batch["perturbed"]))
+        target = local
+        if config["amn_target"] == "normalized":
+            target = image_of(F.layer_norm(tokens(local), local.shape[1:2], eps=1e-5), local).detach()
+        amn = F.mse_loss(control, target)
+        prediction = unet(p, config["unet"], *seen, control)
+    elif config["controlnet"]:
+        control = hint(p, "control", config["controlnet"], batch["perturbed"])
+        prediction = unet(p, config["unet"], *seen, 0.0, controlnet(p, config["unet"], *seen, control))
+    else:
+        prediction = unet(p, config["unet"], *seen, 0.0)
     wanted = batch["noise"]
     if config["prediction"] == "v":
         wanted = batch["signal"] * batch["noise"] - batch["sigma"] * batch["latent"]
@@ -229,6 +273,51 @@ def vae_decode(p: Params, c: dict, latent: torch.Tensor) -> torch.Tensor:
         if level > 0:
             h = conv(p, f"decoder.up.{level}.upsample.conv", F.interpolate(h, scale_factor=2.0, mode="nearest"), padding=1)
     return conv(p, "decoder.conv_out", F.silu(group_norm(p, "decoder.norm_out", h, 32, 1e-6)), padding=1)
+
+
+# ---- CLIP's text transformer ------------------------------------------------------------------------------
+
+
+def clip_text(p: Params, c: dict, ids: torch.Tensor) -> torch.Tensor:
+    """ids [N,L] -> [N,L,width], all tokens after the last norm."""
+    x = p["text_model.embeddings.token_embedding.weight"][ids] + p["text_model.embeddings.position_embedding.weight"]
+    mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    for i in range(c["n_layers"]):
+        layer = f"text_model.encoder.layers.{i}"
+        y = layer_norm(p, f"{layer}.layer_norm1", x)
+        q, k, v = (linear(p, f"{layer}.self_attn.{side}_proj", y) for side in "qkv")
+        x = x + linear(p, f"{layer}.self_attn.out_proj", attend(q, k, v, c["num_heads"], mask))
+        y = linear(p, f"{layer}.mlp.fc1", layer_norm(p, f"{layer}.layer_norm2", x))
+        x = x + linear(p, f"{layer}.mlp.fc2", y * torch.sigmoid(1.702 * y))
+    return layer_norm(p, "text_model.final_layer_norm", x)
+
+
+# ---- ResNet -----------------------------------------------------------------------------------------------
+
+
+def resnet(p: Params, c: dict, image: torch.Tensor) -> list[torch.Tensor]:
+    """Features after layer1 to layer4, then the stem's, of torchvision's parameters and statistics; batch norms as in
+    evaluation."""
+
+    def conv_norm(conv_name: str, norm: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        x = conv(p, conv_name, x, stride, p[f"{conv_name}.weight"].shape[-1] // 2)
+        statistics = (p[f"{norm}.running_mean"], p[f"{norm}.running_var"])
+        return F.batch_norm(x, *statistics, p[f"{norm}.weight"], p[f"{norm}.bias"], eps=1e-5)
+
+    stem = F.relu(conv_norm("conv1", "bn1", image, 2))
+    h, features = F.max_pool2d(stem, 3, 2, 1), []
+    for stage, blocks in enumerate(c["blocks"]):
+        for i in range(blocks):
+            name, stride, x = f"layer{stage + 1}.{i}", 2 if stage > 0 and i == 0 else 1, h
+            strides = (1, stride, 1) if c["bottleneck"] else (stride, 1)
+            for k, s in enumerate(strides, 1):
+                h = conv_norm(f"{name}.conv{k}", f"{name}.bn{k}", h, s)
+                h = F.relu(h) if k < len(strides) else h
+            if f"{name}.downsample.0.weight" in p:
+                x = conv_norm(f"{name}.downsample.0", f"{name}.downsample.1", x, stride)
+            h = F.relu(h + x)
+        features.append(h)
+    return [*features, stem]
 
 
 # ---- image to score -----------------------------------------------------------------------------------------

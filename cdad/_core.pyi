@@ -157,6 +157,7 @@ class Stream:
     method: str
     gamma: float
     rank: int
+    rounded: bool
     bytes: int
     energy: tuple[float, float, float]
     def __init__(

@@ -9,7 +9,7 @@ import numpy as np
 from . import _core
 from .config import AutoencoderConfig
 from .programs import Programs
-from .weights import load_tensors, strict_match, to_channels_last
+from .weights import fill, load_part, load_tensors, to_channels_last
 
 _FILES = {"tiny": 2, "vae": 1, "dct": 0}
 
@@ -72,23 +72,14 @@ class Autoencoder:
         if self.config.kind == "tiny":
             tensors = {}
             for side, path in zip(("encoder", "decoder"), files, strict=True):
-                tensors.update({f"{side}.{name}": value for name, value in load_tensors(path).items()})
+                tensors.update({f"{side}.{name}": to_channels_last(name, value) for name, value in load_tensors(path).items()})
+            self.set_weights(tensors)
         elif self.config.kind == "vae":
-            tensors = load_tensors(files[0])
-            prefix = "first_stage_model."
-            if any(name.startswith(prefix) for name in tensors):
-                tensors = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-            tensors = {n: v for n, v in tensors.items() if not n.startswith(("loss.", "model_ema."))}
-        else:
-            return
-        self.set_weights({name: to_channels_last(name, value) for name, value in tensors.items()})
+            load_part(self.params, files[0], "vae")
 
     def set_weights(self, tensors: dict[str, np.ndarray]) -> None:
         """Set every weight (conv weights [O,R,S,C]); FormatError lists what does not fit."""
-        shapes = self.params.shapes()
-        strict_match(shapes, tensors, what=f"{self.config.kind} autoencoder")
-        for name in shapes:
-            self.params[name] = tensors[name]
+        fill(self.params, tensors, what=f"{self.config.kind} autoencoder")
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight (conv weights [O,R,S,C])."""

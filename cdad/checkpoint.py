@@ -7,22 +7,20 @@ checkpoint or the new one. Bits of float16, float32, float64, int64, uint16 and 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import CheckpointError, FormatError
-from .results import write_atomically
-from .weights.files import read_safetensors
+from .weights.files import open_tensors
+from .weights.safetensors_file import write_safetensors
+from .weights.tensor_file import DTYPES, TensorInfo
 
 FORMAT, VERSION = "cdad-checkpoint", 1
-
-# safetensors' names of the types that a checkpoint holds
-_DTYPES = {"<f2": "F16", "<f4": "F32", "<f8": "F64", "<i8": "I64", "<u2": "U16", "|u1": "U8"}
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
@@ -31,35 +29,35 @@ def save_checkpoint(path: str | os.PathLike, tensors: dict[str, np.ndarray], sta
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     text = json.dumps(state, sort_keys=True, allow_nan=False)
     metadata = {"format": FORMAT, "version": str(VERSION), "state": text, "digest": _digest(arrays, text)}
-    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # every array is aligned to its items
-    header, end = {"__metadata__": metadata}, 0
-    for name in names:
-        begin, end = end, end + arrays[name].nbytes
-        kind = _DTYPES[arrays[name].dtype.str]
-        header[name] = {"dtype": kind, "shape": arrays[name].shape, "data_offsets": (begin, end)}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    data = (arrays[name].reshape(-1).view(np.uint8).data for name in names)
-    write_atomically(path, itertools.chain([len(encoded).to_bytes(8, "little"), encoded], data))
+    types = {np.dtype(raw).str: name for name, raw in DTYPES.items() if name != "BF16"}
+    described = {n: (TensorInfo(types[a.dtype.str], a.shape), lambda a=a: a) for n, a in arrays.items()}
+    write_safetensors(path, described, metadata)
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_checkpoint` wrote. CheckpointError: truncated, changed, of another kind or a newer version."""
     path = Path(path)
     try:
-        tensors, metadata = read_safetensors(path)
+        with open_tensors(path) as file:
+            tensors, metadata = {name: file.read(name) for name in file.tensors}, file.metadata
     except FormatError as error:
         raise CheckpointError(error.reason, path, error.offset) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError("not a cdad checkpoint", path)
-    if not metadata.get("version", "").isdigit() or int(metadata["version"]) > VERSION:
+    if not re.fullmatch("[0-9]{1,9}", metadata.get("version", "")) or int(metadata["version"]) > VERSION:
         raise CheckpointError(
             f"checkpoint version {metadata.get('version')!r}; this cdad reads up to {VERSION}", path
         )
     text = metadata.get("state", "")
     if _digest(tensors, text) != metadata.get("digest"):
         raise CheckpointError("the digest does not match: the file was changed or is damaged", path)
-    return tensors, json.loads(text)
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the state is no readable JSON: {error}", path) from None
+    if not isinstance(state, dict):
+        raise CheckpointError("the state is no JSON object", path)
+    return tensors, state
 
 
 def _digest(tensors: dict[str, np.ndarray], text: str) -> str:

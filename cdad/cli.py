@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, demo, profile, info, doctor."""
+"""The command line: cdad train, eval, predict, demo, profile, weights, info, doctor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from .profile import profile_prediction, profile_training
 from .protocols import PROTOCOLS, protocol
 from .results import compare_summaries, format_table, write_atomically
 from .run import CHECKPOINT, read_config, run_protocol
+from .weights import Collection
+from .weights.hub import PUBLISHED, pull
+from .weights.report import convert, describe, format_description
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,6 +109,27 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--trace", help="write the last run for chrome://tracing or Perfetto")
     profile.add_argument("--json", help="write the rates beside NumPy's matrix product as records")
     profile.set_defaults(resume=False, recipe="default", strategy=None, seed=None)
+
+    weights = commands.add_parser("weights", help="Look at weight files, convert and fetch them.")
+    actions = weights.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run, threads=None, device=None)
+        return sub
+
+    inspect = action("inspect", _weights_inspect, "Say what a weight file or folder is, and how its tensors are used.")
+    inspect.add_argument("path", metavar="FILE|FOLDER")
+    inspect.add_argument("--variant", default="", help="of the files in a folder: fp16, non_ema")
+    inspect.add_argument("--json", action="store_true", help="everything, as JSON")
+    convert = action("convert", _weights_convert, "Write safetensors with the original (CompVis, torchvision) names.")
+    convert.add_argument("path", metavar="IN", help="a weight file or folder")
+    convert.add_argument("out", metavar="OUT")
+    convert.add_argument("--variant", default="", help="of the files in a folder: fp16, non_ema")
+    convert.add_argument("--ema", action="store_true", help="the U-Net's moving averages instead of its weights")
+    pull = action("pull", _weights_pull, "Fetch published weights (pip install cdad[hub]).")
+    pull.add_argument("name", choices=list(PUBLISHED))
+    pull.add_argument("--to", required=True, metavar="DIR")
 
     command("info", _info, "Print the version, the build and the presets.")
     command("doctor", _doctor, "Say what a GPU needs, what of it is found here, and why the rest is not.")
@@ -202,6 +226,27 @@ def _predict(arguments: argparse.Namespace) -> int:
             image = load_images([path], size)[0]
             picture = overlay(image, prediction.maps[i], vmin=low, vmax=high)
             Image.fromarray(picture).save(out / f"{i:04d}_{Path(path).stem}_map.png")
+    return 0
+
+
+def _weights_inspect(arguments: argparse.Namespace) -> int:
+    with Collection(arguments.path, arguments.variant) as collection:
+        found = describe(collection)
+    print(json.dumps(found, indent=1) if arguments.json else format_description(found))
+    return 0
+
+
+def _weights_convert(arguments: argparse.Namespace) -> int:
+    with Collection(arguments.path, arguments.variant) as collection:
+        count = convert(collection, arguments.out, ema=arguments.ema)
+    print(f"{count} tensors in {arguments.out}")
+    return 0
+
+
+def _weights_pull(arguments: argparse.Namespace) -> int:
+    for path in pull(arguments.name, arguments.to):
+        print(path)
+    print(f"licence: {PUBLISHED[arguments.name].licence}")
     return 0
 
 

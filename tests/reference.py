@@ -36,6 +36,13 @@ def depthwise_conv2d(x, w, b=None, *, stride=1, pad_t=0, pad_l=0, pad_b=0, pad_r
     return sum(pixels * w[r, s] for r, s, pixels in taps) + (0.0 if b is None else b)
 
 
+def max_pool2d(x, *, kernel, stride=1, pad_t=0, pad_l=0, pad_b=0, pad_r=0):
+    inside = _windows(np.ones_like(x), kernel, kernel, stride, pad_t, pad_l, pad_b, pad_r)
+    taps = _windows(x, kernel, kernel, stride, pad_t, pad_l, pad_b, pad_r)
+    values = [np.where(known[2] > 0, tap[2], -np.inf) for known, tap in zip(inside, taps, strict=True)]
+    return np.max(values, axis=0)
+
+
 def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-x))
 
@@ -99,7 +106,7 @@ def neighbour_mask(grid_h, grid_w, mask_h, mask_w):
     return near(row, mask_h) & near(col, mask_w)
 
 
-def attention(q, k, v, *, heads=1, grid_h=0, grid_w=0, mask_h=0, mask_w=0, scale=0.0):
+def attention(q, k, v, *, heads=1, grid_h=0, grid_w=0, mask_h=0, mask_w=0, scale=0.0, causal=0):
     def split(x):
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
 
@@ -107,6 +114,8 @@ def attention(q, k, v, *, heads=1, grid_h=0, grid_w=0, mask_h=0, mask_w=0, scale
     seen = np.full(scores.shape[-2:], True)
     if mask_h:
         seen = ~neighbour_mask(grid_h, grid_w, mask_h, mask_w)
+    if causal:
+        seen = np.tril(seen)
     most = np.max(scores, axis=-1, keepdims=True, where=seen, initial=-1e300)
     weights = np.where(seen, np.exp(np.where(seen, scores - most, 0.0)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
@@ -158,6 +167,10 @@ def depth_to_space(x, *, block=2):
 def timestep_embedding(t, *, dim):
     angles = t[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def token_embedding(ids, table):
+    return table[ids.astype(int)]
 
 
 def mse(a, b):

@@ -45,6 +45,7 @@ def test_a_toml_file_changes_its_preset(tmp_path):
         ({"diffusion.stop": 11}, "stop"),
         ({"autoencoder.kind": "big"}, "one of tiny, dct, vae"),
         ({"autoencoder.shift_scale": "large"}, "standardize"),
+        ({"scoring.backbone": "resnet50"}, "scoring.weights: the backbone 'resnet50' wants the file"),
     ],
 )
 def test_refusals_name_the_key(changes, message):

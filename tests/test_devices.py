@@ -49,6 +49,15 @@ def test_gradients(index, device):
         assert_close(g, want, max(case.grad_tol, 2e-5))
 
 
+@pytest.mark.parametrize("bad", [-1.0, 7.0, 2.5, np.nan])
+def test_an_id_of_no_row(bad, device):
+    tokens = next(case for case in CASES if case.op == "token_embedding")
+    ids, table = tokens.data()
+    ids[-1, -1] = bad
+    with pytest.raises(ValueError, match=r"token_embedding: an id is not one of 0 \.\. 6"):
+        run_case(tokens, [ids, table])
+
+
 def learn(checkpoint, products, device: str) -> tuple[ContinualModel, dict[str, np.ndarray]]:
     """The model after its second task, and its blocks."""
     model = ContinualModel.load(checkpoint, device=device)

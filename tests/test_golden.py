@@ -76,6 +76,7 @@ def config() -> dict:
             "neighbor": meta["amn_neighbor"],
             "keep_variance": False,
         },
+        "controlnet": None,
     }
 
 

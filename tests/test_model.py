@@ -101,7 +101,8 @@ def test_bases_by_other_methods_keep_what_exact_ones_do(first, products, method,
     for name, (U, energy, _) in bases.items():
         if method == "incremental" or len(U) <= 256:  # wider sketches may have to stop at their rank
             assert energy >= config.continual.gamma, name
-            assert exact[name][0].shape[1] <= U.shape[1] <= 1.05 * exact[name][0].shape[1] + 1, name
+            rank = exact[name][0].shape[1]  # which may be some hundredths above the fewest itself
+            assert 0.97 * rank <= U.shape[1] <= 1.05 * rank + 1, name
     first.config = config.updated({"continual.memory": 1})  # "auto" makes do with sketches
     assert first.collect_bases(classes, progress=False).keys() == exact.keys()
     assert "continual.memory = 1 MiB" in caplog.text

@@ -32,6 +32,7 @@ class Case:
     scale: float = 1.0
     per_sample: tuple = (0,)  # inputs whose first dimension is the batch; () when samples are not independent
     summed: tuple = ()  # outputs that sum over the batch
+    ids: int = 0  # input 0 holds whole numbers below this, and has no gradient
 
     def __str__(self) -> str:
         shapes = " ".join("-" if s is None else "x".join(map(str, s)) or "scalar" for s in self.shapes)
@@ -47,6 +48,8 @@ class Case:
                 shape = (batch, *shape[1:])
             if shape is None:
                 arrays.append(None)
+            elif i == 0 and self.ids:
+                arrays.append(rng.integers(self.ids, size=shape).astype(np.float32))
             elif self.low is not None:
                 arrays.append(np.asarray(rng.uniform(self.low, self.low + 2.0, shape), np.float32))
             else:
@@ -101,6 +104,9 @@ CASES = (
     Case("conv2d", ((2, 3, 9, 2), (16, 3, 3, 2), (16,)), {"upsample": 2} | SAME),
     Case("depthwise_conv2d", ((2, 5, 7, 3), (3, 3, 3), (3,)), SAME),
     Case("depthwise_conv2d", ((2, 6, 5, 5), (5, 3, 5), None), {"stride": 2} | pads(1, 0, 2, 1)),
+    Case("max_pool2d", ((2, 5, 7, 3),), {"kernel": 3, "stride": 2} | SAME),
+    Case("max_pool2d", ((2, 4, 6, 17),), {"kernel": 2, "stride": 2}),
+    Case("max_pool2d", ((2, 5, 4, 5),), {"kernel": 4, "stride": 3} | pads(3, 2, 0, 1)),
     *(Case(op, ((2, 5, 13),), scale=4.0 if op == "relu6" else 2.0) for op in ACTIVATIONS),
     Case("sqrt", ((2, 5, 13),), low=0.2),
     Case("affine", ((2, 7),), {"a": -1.75, "b": 0.3}),
@@ -132,6 +138,8 @@ CASES = (
     Case("attention", ((2, 15, 6), (2, 15, 6), (2, 15, 6)), MASK, per_sample=(0, 1, 2)),
     # the token in the middle sees nothing
     Case("attention", ((2, 9, 4),) * 3, MASK | {"grid_w": 3}, per_sample=(0, 1, 2)),
+    Case("attention", ((2, 6, 4),) * 3, {"heads": 2, "causal": 1}, per_sample=(0, 1, 2)),
+    Case("token_embedding", ((2, 5), (7, 3)), ids=7),
     Case("upsample2x", ((2, 3, 2, 5),)),
     Case("resize_bilinear", ((2, 3, 5, 3),), {"h": 7, "w": 4}),
     Case("resize_bilinear", ((2, 8, 8, 2),), {"h": 3, "w": 16}),
@@ -160,6 +168,7 @@ LARGE = (
     Case("conv2d", ((BATCH, 7, 9, 150), (70, 3, 3, 150), (70,)), {"winograd": 2} | SAME),
     Case("conv2d", ((BATCH, 7, 9, 150), (70, 3, 3, 150), (70,)), {"winograd": 4} | SAME),
     Case("depthwise_conv2d", ((BATCH, 19, 17, 70), (5, 5, 70), (70,)), pads(2, 2, 2, 2)),
+    Case("max_pool2d", ((BATCH, 33, 34, 70),), {"kernel": 3, "stride": 2} | SAME),
     *(Case(op, ((BATCH, 4099),), scale=3.0) for op in ACTIVATIONS),
     Case("sqrt", ((BATCH, 4099),), low=0.2),
     Case("mul", ((BATCH, 33, 31, 19), (BATCH, 1, 1, 19)), per_sample=(0, 1)),
@@ -179,6 +188,8 @@ LARGE = (
     Case("attention", ((BATCH, 390, 20), *((BATCH, 530, 20),) * 2), {"heads": 2}, scale=2.0, per_sample=(0, 1, 2)),
     Case("attention", ((BATCH, 323, 8),) * 3, {"grid_h": 17, "grid_w": 19, "mask_h": 5, "mask_w": 5}, per_sample=(0, 1, 2)),
     Case("attention", ((BATCH, 20, 400), *((BATCH, 30, 400),) * 2), per_sample=(0, 1, 2)),
+    Case("attention", ((BATCH, 230, 16),) * 3, {"heads": 2, "causal": 1}, per_sample=(0, 1, 2)),
+    Case("token_embedding", ((BATCH, 77), (300, 70)), ids=300),
     Case("upsample2x", ((BATCH, 9, 11, 21),)),
     Case("resize_bilinear", ((BATCH, 9, 11, 21),), {"h": 20, "w": 30}),
     Case("concat", ((BATCH, 99, 37), (BATCH, 99, 50)), per_sample=(0, 1)),
@@ -225,6 +236,8 @@ def run_case(case: Case, arrays: list, target=None) -> tuple[list, list]:
     if target is not None:
         loss = graph.op("mse", [outputs[0], graph.const(target)])[0]
         wanted = graph.backward(loss, [v for v in inputs if v is not None])
+        if case.ids:
+            assert wanted.pop(0) is None
     feeds = {v: a for v, a in zip(inputs, arrays) if v is not None}
     results = graph.compile([*outputs, *wanted]).run(feeds)
     return results[: len(outputs)], results[len(outputs) :]
@@ -254,8 +267,8 @@ def difference_gradients(index: int) -> tuple:
         return np.mean((case.reference(arrays)[0] - target) ** 2)
 
     gradients = []
-    for x in arrays:
-        if x is None:
+    for i, x in enumerate(arrays):
+        if x is None or (i == 0 and case.ids):
             continue
         g = np.empty_like(x)
         for at in np.ndindex(x.shape):
@@ -324,7 +337,7 @@ def test_bits_do_not_depend_on_threads(case, isa, threads):
 def test_bits_do_not_depend_on_the_batch(case, isa):
     batch = case.data(BATCH)
     together, together_grads = all_bits(case, batch)
-    present = [i for i, s in enumerate(case.shapes) if s is not None]
+    present = [i for i, s in enumerate(case.shapes) if s is not None and not (i == 0 and case.ids)]
     for i in (0, BATCH - 1):
         one = [a[i : i + 1] if a is not None and k in case.per_sample else a for k, a in enumerate(batch)]
         alone, alone_grads = all_bits(case, one)
@@ -391,6 +404,10 @@ BAD = (
     ("depthwise_conv2d", (X, (3, 3, 6), (5,)), {}, r"bias is \[5\]"),
     ("depthwise_conv2d_grad_input", (X, (3, 3, 6)), {"height": 4, "width": 4}, r"\[2,2,2,6\] is wanted"),
     ("depthwise_conv2d_grad_weight", (X, X), {"rows": 3, "cols": 3}, r"\[2,2,2,6\] is wanted"),
+    ("max_pool2d", (X,), {}, "kernel is 0"),
+    ("max_pool2d", (X,), {"kernel": 2, "pad_t": 2}, "padding of 2"),
+    ("max_pool2d", ((4, 4, 6),), {"kernel": 2}, r"\[4,4,6\]"),
+    ("max_pool2d_grad", (X, X), {"kernel": 2, "stride": 2}, r"gradient is \[2,4,4,6\], \[2,2,2,6\] is wanted"),
     ("silu", (X, X), {}, "2 inputs"),
     ("activation_grad", (X, (2, 4)), {}, r"input is \[2,4\]"),
     ("activation_grad", (X, X), {"kind": 99}, "no activation 99"),
@@ -420,6 +437,12 @@ BAD = (
     ("attention", ((2, 4, 6), (2, 4, 6), (2, 4, 6)), {"heads": 4}, "6 features cannot be cut into 4 heads"),
     ("attention", ((2, 4, 6), (2, 4, 6), (2, 4, 6)), {"mask_h": 3, "mask_w": 3}, "no grid of 0 x 0"),
     ("attention", ((2, 4, 6), (2, 4, 6), (2, 4, 6)), {"mask_h": 2, "mask_w": 3}, "mask of 2 x 3"),
+    ("attention", ((2, 4, 6), (2, 5, 6), (2, 5, 6)), {"causal": 1}, "causal with 4 queries and 5 keys"),
+    ("attention", ((2, 4, 6),) * 3, {"causal": 2}, "causal is 2"),
+    ("token_embedding", ((2, 5), (7, 3, 1)), {}, r"table is \[7,3,1\]"),
+    ("token_embedding", ((5,), (7, 3)), {}, r"ids is \[5\]"),
+    ("token_embedding_grad", ((2, 5, 3), (2, 4)), {"rows": 7}, r"ids is \[2,4\], \[2,5\] is wanted"),
+    ("token_embedding_grad", ((2, 5, 3), (2, 5)), {}, "0 rows"),
     ("attention_grad", ((2, 4, 6),) * 5 + ((2, 2, 4),), {}, r"lse is \[2,2,4\], \[2,1,4\]"),
     ("upsample2x", ((2, 4, 4),), {}, r"\[2,4,4\]"),
     ("upsample2x_grad", ((2, 3, 4, 1),), {}, r"\[2,3,4,1\]"),

@@ -140,3 +140,21 @@ print(peaks[1] - peaks[0])
 def test_memory_does_not_grow_with_blocks():
     done = subprocess.run([sys.executable, "-c", SKETCHED], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1024  # KiB; a block is 2000, and a Gram matrix would be 64 MB
+
+
+@pytest.mark.parametrize(("method", "columns"), [("auto", 0), ("exact", 0), ("incremental", 900), ("incremental", 0)])
+def test_wide_bases_keep_what_they_say(method, columns):
+    X = features(900, 800)
+    stream = Stream(800, method, 0.999, columns=columns)
+    assert not stream.rounded or method == "auto"
+    for block in np.array_split(X, 3):
+        stream.add(block)
+    U, energy = stream.basis()
+    wide = X.astype(np.float64)
+    total = (wide**2).sum()
+    values = np.linalg.svd(wide, compute_uv=False) ** 2
+    fewest = int(np.searchsorted(np.cumsum(values) / total, 0.999)) + 1
+    kept = ((wide @ U) ** 2).sum() / total
+    assert energy >= 0.999 and energy - 1e-5 <= kept <= energy + stream.energy[1] / total + 1e-5
+    assert fewest <= U.shape[1] <= 1.05 * fewest + 1
+    assert not Stream(800, "auto", 0.9999).rounded and not Stream(700, "auto", 0.999).rounded

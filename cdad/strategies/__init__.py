@@ -9,6 +9,7 @@
 ``ewc``, ``si``, ``mas``   a quadratic penalty on weights that mattered
 ``distill``                the model before the task is a teacher
 ``without_amn``            ``cdad`` on a denoiser without the anomaly-masked network's condition and loss
+``controlnet``             ``cdad`` on a denoiser with a ControlNet for its condition
 ========================== ====================================================================================
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from ..config import ContinualConfig
 from .base import Strategy
+from .controlnet import ControlNet
 from .distillation import Distill
 from .importance import EWC, MAS, SI
 from .projection import CDAD
@@ -32,6 +34,7 @@ _CLASSES: dict[str, type[Strategy]] = {
     "mas": MAS,
     "distill": Distill,
     "without_amn": CDAD,
+    "controlnet": ControlNet,
 }
 
 
@@ -40,4 +43,4 @@ def make_strategy(config: ContinualConfig) -> Strategy:
     return _CLASSES[config.strategy](config)
 
 
-__all__ = ["CDAD", "EWC", "MAS", "SI", "Distill", "Joint", "Replay", "Strategy", "make_strategy"]
+__all__ = ["CDAD", "EWC", "MAS", "SI", "ControlNet", "Distill", "Joint", "Replay", "Strategy", "make_strategy"]

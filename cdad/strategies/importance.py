@@ -160,7 +160,9 @@ def mean_magnitudes(
     for i, batch in enumerate(tqdm(batches.epoch(0), "importances", len(batches), disable=not progress, leave=False)):
         latent = model.autoencoder.encode(batch.image)
         noise, timesteps = draw(c, latent.shape, seed, i)
-        trainer.magnitudes(sums, latent, batch.image, batch.perturbed, noise, timesteps, squares=squares)
+        trainer.magnitudes(
+            sums, latent, batch.image, batch.perturbed, noise, timesteps, model.contexts(1), squares=squares
+        )
     sums /= np.float32(len(batches))
     return sums
 

@@ -37,7 +37,7 @@ class CDAD(Strategy):
         if index == 0:
             return
         # Without a condition the denoiser may read noise alone, and no task has directions of its own.
-        whole = self.config.free_gamma >= 1 or self.config.projection == "gradient" or not model.config.has_amn
+        whole = self.config.free_gamma >= 1 or self.config.projection == "gradient" or model.config.condition == "none"
         if step == 0 and not whole:
             found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
             self._free = {name: np.ascontiguousarray(U[:, self._width(name) :]) for name, (U, _, _) in found.items()}

@@ -1,6 +1,8 @@
 """Reading weight files: safetensors, and PyTorch's formats without PyTorch."""
 
-from .files import load_tensors, read_safetensors, strict_match
+from .collection import Collection, load_part
+from .files import load_tensors, open_tensors
+from .loading import fill, strict_match
 from .names import (
     denoiser_from_original,
     denoiser_to_original,
@@ -9,11 +11,14 @@ from .names import (
 )
 
 __all__ = [
+    "Collection",
     "denoiser_from_original",
     "denoiser_to_original",
+    "fill",
     "from_channels_last",
+    "load_part",
     "load_tensors",
-    "read_safetensors",
+    "open_tensors",
     "strict_match",
     "to_channels_last",
 ]

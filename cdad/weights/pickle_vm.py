@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from ..errors import FormatError, LimitError
 
-MAX_BYTES = 1 << 26  # of one pickle: a Stable Diffusion checkpoint's has some 10^5
+MAX_BYTES = 1 << 23  # of one pickle: a Stable Diffusion checkpoint's has some 10^5
 MAX_OPCODES = 10_000_000
-MAX_OBJECTS = 1_000_000  # allocated by the program: some 100 MB at worst
-MAX_STACK = 1_000_000
+FREE_OPCODES = 80_000  # more only as the file is larger: see `opcode_cap`
+MAX_OBJECTS = 300_000  # allocated by the program: some 40 MB at worst
+MAX_STACK = 300_000
 MAX_DEPTH = 1_000  # open marks
-MAX_MEMO = 1_000_000
+MAX_MEMO = 300_000
 MAX_STRING = 1 << 20
 MAX_NAME = 1_024  # of a global's module or name
 
@@ -43,6 +44,12 @@ class Stub:
     origin: Global
 
 
+def opcode_cap(size: int) -> int:
+    """The opcodes that a file of ``size`` bytes may have run: a small one cannot ask for more than some 0.1 s. A Stable
+    Diffusion checkpoint has 30 for each of its 2000 tensors."""
+    return min(MAX_OPCODES, FREE_OPCODES + size // 1024)
+
+
 def load_pickle(
     data: bytes,
     start: int,
@@ -50,17 +57,18 @@ def load_pickle(
     persistent: Callable[[object], object] | None = None,
     path: str | os.PathLike | None = None,
     base: int = 0,
+    opcodes: int | None = None,
 ) -> tuple[object, int]:
     """(value, end): the object that the pickle at ``data[start:]`` describes and where the next byte is.
 
     ``calls`` gives, for each global that may be called, the result for its tuple of arguments;
     ``persistent`` the object for a persistent id. Either raises FormatError for arguments that it does not
-    accept. ``path`` and ``base`` (the offset of ``data`` in that file) serve the messages. Sets become
-    lists, frozen sets tuples.
+    accept. ``path`` and ``base`` (the offset of ``data`` in that file) serve the messages; ``opcodes`` is the most that
+    are run, by default `opcode_cap` of ``data``. Sets become lists, frozen sets tuples.
     FormatError: malformed, or an opcode that torch.save does not write; LimitError: over a cap.
     """
     machine = _Machine(data, start, calls, persistent, path, base)
-    return machine.run(), machine.position
+    return machine.run(opcode_cap(len(data)) if opcodes is None else opcodes), machine.position
 
 
 class _Machine:
@@ -79,10 +87,10 @@ class _Machine:
     def limit(self, what: str, cap: int) -> LimitError:
         return LimitError(f"pickle: more than {cap} {what}", self.path, self.base + self.opcode_at)
 
-    def run(self) -> object:
+    def run(self, opcodes: int) -> object:
         if self.data[self.position : self.position + 1] != b"\x80":
             raise self.error("does not begin with the PROTO opcode")
-        for _ in range(MAX_OPCODES):
+        for _ in range(opcodes):
             self.opcode_at = self.position
             code = self.take(1)
             if code == b".":
@@ -94,7 +102,7 @@ class _Machine:
             if step is None:
                 raise self.error(f"opcode {code!r} is not one that torch.save writes")
             step(self)
-        raise self.limit("opcodes", MAX_OPCODES)
+        raise self.limit("opcodes", opcodes)
 
     # Operands of opcodes.
 

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import FormatError, LimitError
-from .files import read_magic
-from .pickle_vm import MAX_BYTES, Global, Stub, load_pickle
+from .pickle_vm import MAX_BYTES, Global, Stub, load_pickle, opcode_cap
+from .tensor_file import DTYPES, MAX_DIMENSIONS, MAX_NAME, TensorFile, TensorInfo, check_shape, read_exactly, values
 from .zip_archive import ZipArchive
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before 1.6
@@ -24,44 +24,33 @@ _LEGACY_MAGIC_BYTES = 64  # its pickle has 15, and a few more in later pickle pr
 _LEGACY_PROTOCOL = 1001
 _HINT = "load it with the library that wrote it and torch.save() its state_dict"
 _MAX_KEY = 256  # characters of a storage's key
-_MAX_DIMENSIONS = 32
 _MAX_NESTING = 16  # dicts in dicts
-_MAX_NAME = 4096  # characters of a tensor's name
-_MAX_ITEMS = 2_000_000  # visited in the dicts
+_MAX_ITEMS = 200_000  # visited in the dicts
 
+# torch's storage classes: the types of their values
 _DTYPES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "<u2",  # NumPy has no bfloat16: its bits are the upper half of a float32's
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
     key: str
-    kind: str  # a key of _DTYPES
+    dtype: str  # a key of DTYPES
     count: int
 
     @property
     def bytes(self) -> int:
-        return self.count * np.dtype(_DTYPES[self.kind]).itemsize
-
-    def array(self, data: bytes, path: Path) -> np.ndarray:
-        """The values [count] of the storage's bytes: read-only, bfloat16 as float32."""
-        array = np.frombuffer(data, _DTYPES[self.kind])
-        if self.kind == "BFloat16Storage":
-            array = (array.astype("<u4") << 16).view("<f4")
-            array.flags.writeable = False
-        elif self.kind == "BoolStorage" and array.view("u1").max(initial=0) > 1:
-            raise FormatError(f"storage {self.key!r} of booleans has bytes other than 0 and 1", path)
-        return array
+        return self.count * np.dtype(DTYPES[self.dtype]).itemsize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,108 +66,129 @@ class _Tensor:
         return np.ndarray(self.shape, array.dtype, array.data, self.offset * array.itemsize, strides)
 
 
-def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a file that ``torch.save`` wrote, by name.
+class _TorchFile(TensorFile):
+    """A file that ``torch.save`` wrote of a dict, or of one with a dict under "state_dict", which is then taken alone.
 
-    The file holds a dict, or a dict with one under "state_dict", which is then taken alone; dicts in it
-    give names joined by dots, and what is no tensor or has a key that is neither text nor an integer is
-    left out. Arrays are read-only views of their storages, with the tensors' strides; bfloat16 becomes
-    float32, other types stay. The format is decided by content.
-    FormatError: another format, a damaged or hostile file, or tensors of a kind that is not supported
-    (quantised, sparse, complex); LimitError: over a limit.
+    Dicts in it give names joined by dots; what is no tensor or has a key that is neither text nor an integer is left out.
+    Arrays are read-only views of their storages, with the tensors' strides. FormatError: a damaged or hostile file, or
+    tensors of a kind that is not supported (quantised, sparse, complex); LimitError: over a limit.
     """
-    path = Path(path)
-    magic = read_magic(path)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if magic[:4] == b"PK\3\4":
-            return _read_zip(file, size, path)
-        if magic[:1] == b"\x80":
-            return _read_legacy(file, size, path)
-        file.seek(257)
-        if file.read(5) == b"ustar":
-            raise FormatError(f"a tar archive, as PyTorch before 0.2 wrote: {_HINT}", path)
-    raise FormatError("not a PyTorch weight file: neither a zip archive nor a pickle", path, 0)
+
+    def _take(self, value: object) -> None:
+        """The tensors of the object that the file holds."""
+        self._views = _collect(value, self.path)
+        self.tensors = {name: TensorInfo(t.storage.dtype, t.shape) for name, t in self._views.items()}
+        self._kept: tuple[str, np.ndarray] | None = None
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._views[name]
+        key = tensor.storage.key
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # no two storages are held at once
+            raw = np.frombuffer(self._read_storage(tensor.storage), DTYPES[tensor.storage.dtype])
+            self.check_unchanged()
+            array = values(raw, tensor.storage.dtype, f"storage {key!r}", self.path)
+            array.flags.writeable = False
+            self._kept = key, array
+        return tensor.view(self._kept[1])
+
+    def _read_storage(self, storage: _Storage) -> bytes:
+        raise NotImplementedError
 
 
-def _read_zip(file: BinaryIO, size: int, path: Path) -> dict[str, np.ndarray]:
-    archive = ZipArchive(file, size, path)
-    pickles = [name for name in archive.entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        found = f"{len(pickles)} entries */data.pkl"
-        raise FormatError(f"a zip archive with {found}, expected 1 as torch.save writes", path)
-    root = pickles[0].removesuffix("data.pkl")
-    if root + "byteorder" in archive.entries:
-        order = archive.read(root + "byteorder", limit=16)
-        if order != b"little":
-            raise FormatError(f"byte order {order!r}, expected b'little'", path)
-    storages = _Storages()
-    data = archive.read(pickles[0], limit=MAX_BYTES)
-    base = archive.data_offset(pickles[0])
-    value, end = load_pickle(data, 0, _CALLS, storages.identify, path, base)
-    if end != len(data):
-        raise FormatError(f"{len(data) - end} bytes follow the pickle", path, base + end)
+class TorchZipFile(_TorchFile):
+    """The zip format (PyTorch 1.6 and later)."""
 
-    tensors = _collect(value, path)
-    arrays: dict[str, np.ndarray] = {}
-    for tensor in tensors.values():
-        storage = tensor.storage
-        if storage.key in arrays:
-            continue
-        name = f"{root}data/{storage.key}"
-        entry = archive.entries.get(name)
-        if entry is None or entry.size != storage.bytes:
-            found = "no such entry" if entry is None else f"{entry.size} bytes"
-            raise FormatError(f"storage {name!r}: {found}, expected {storage.bytes} bytes", path)
-        arrays[storage.key] = storage.array(archive.read(name), path)
-    return _views(tensors, arrays)
+    kind = "torch zip"
 
+    def __init__(self, path: Path, file: BinaryIO):
+        super().__init__(path, file)
+        self._archive = archive = ZipArchive(file, self.size, path)
+        pickles = [name for name in archive.entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            found = f"{len(pickles)} entries */data.pkl"
+            raise FormatError(f"a zip archive with {found}, expected 1 as torch.save writes", path)
+        self._root = pickles[0].removesuffix("data.pkl")
+        if self._root + "byteorder" in archive.entries:
+            order = archive.read(self._root + "byteorder", limit=16)
+            if order != b"little":
+                raise FormatError(f"byte order {order!r}, expected b'little'", path)
+        storages = _Storages()
+        data = bytes(archive.read(pickles[0], limit=MAX_BYTES))
+        base = archive.data_offset(pickles[0])
+        value, end = load_pickle(data, 0, _CALLS, storages.identify, path, base, opcode_cap(self.size))
+        if end != len(data):
+            raise FormatError(f"{len(data) - end} bytes follow the pickle", path, base + end)
+        self._take(value)
+        for tensor in self._views.values():
+            name, wanted = f"{self._root}data/{tensor.storage.key}", tensor.storage.bytes
+            entry = archive.entries.get(name)
+            if entry is None or entry.size != wanted:
+                found = "no such entry" if entry is None else f"{entry.size} bytes"
+                raise FormatError(f"storage {name!r}: {found}, expected {wanted} bytes", path)
 
-def _read_legacy(file: BinaryIO, size: int, path: Path) -> dict[str, np.ndarray]:
-    head = file.read(MAX_BYTES)
-    try:
-        magic, at = load_pickle(head[:_LEGACY_MAGIC_BYTES], 0, {})
-    except FormatError:
-        magic = None
-    if magic != _LEGACY_MAGIC:
-        raise FormatError(f"a pickle that torch.save did not write (joblib's or another): {_HINT}", path, 0)
-    protocol, at = load_pickle(head, at, {}, path=path)
-    system, at = load_pickle(head, at, {}, path=path)
-    if protocol != _LEGACY_PROTOCOL:
-        raise FormatError(f"another protocol version than {_LEGACY_PROTOCOL}", path)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise FormatError("not written on a little-endian machine", path)
-    storages = _Storages()
-    value, at = load_pickle(head, at, _CALLS, storages.identify, path=path)
-    tensors = _collect(value, path)
-    keys, at = load_pickle(head, at, {}, path=path)
-    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    if not named or len(keys) != len(storages.by_key) or set(keys) != storages.by_key.keys():
-        raise FormatError("the list of storages does not name each one once", path, at)
-
-    # The rest is each storage's count of values (int64) and its bytes, in the list's order.
-    stated = sum(8 + storage.bytes for storage in storages.by_key.values())
-    if at + stated != size:
-        raise FormatError(f"the storages have {size - at} bytes, expected {stated}", path, at)
-    used = {tensor.storage.key for tensor in tensors.values()}
-    arrays: dict[str, np.ndarray] = {}
-    for key in keys:
-        storage = storages.by_key[key]
-        file.seek(at)
-        count = int.from_bytes(file.read(8), "little", signed=True)
-        if count != storage.count:
-            raise FormatError(f"storage {key!r} has {count} values, expected {storage.count}", path, at)
-        if key in used:
-            data = file.read(storage.bytes)
-            if len(data) != storage.bytes:
-                raise FormatError(f"storage {key!r} is truncated", path, at)
-            arrays[key] = storage.array(data, path)
-        at += 8 + storage.bytes
-    return _views(tensors, arrays)
+    def _read_storage(self, storage: _Storage) -> bytes:
+        return self._archive.read(f"{self._root}data/{storage.key}")
 
 
-def _views(tensors: dict[str, _Tensor], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: tensor.view(arrays[tensor.storage.key]) for name, tensor in tensors.items()}
+class TorchLegacyFile(_TorchFile):
+    """The format before PyTorch 1.6: pickles, one after the other, then the storages."""
+
+    kind = "torch legacy"
+
+    def __init__(self, path: Path, file: BinaryIO):
+        super().__init__(path, file)
+        head = os.pread(file.fileno(), MAX_BYTES, 0)
+        try:
+            magic, at = load_pickle(head[:_LEGACY_MAGIC_BYTES], 0, {})
+        except FormatError:
+            magic = None
+        if magic != _LEGACY_MAGIC:
+            raise FormatError(f"a pickle that torch.save did not write (joblib's or another): {_HINT}", path, 0)
+        protocol, at = load_pickle(head, at, {}, path=path)
+        system, at = load_pickle(head, at, {}, path=path)
+        if protocol != _LEGACY_PROTOCOL:
+            raise FormatError(f"another protocol version than {_LEGACY_PROTOCOL}", path)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise FormatError("not written on a little-endian machine", path)
+        storages = _Storages()
+        value, at = load_pickle(head, at, _CALLS, storages.identify, path, 0, opcode_cap(self.size))
+        self._take(value)
+        keys, at = load_pickle(head, at, {}, path=path)
+        named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not named or len(keys) != len(storages.by_key) or set(keys) != storages.by_key.keys():
+            raise FormatError("the list of storages does not name each one once", path, at)
+
+        # The rest is each storage's count of values (int64) and its bytes, in the list's order.
+        stated = sum(8 + storage.bytes for storage in storages.by_key.values())
+        if at + stated != self.size:
+            raise FormatError(f"the storages have {self.size - at} bytes, expected {stated}", path, at)
+        self._begin: dict[str, int] = {}
+        for key in keys:
+            storage = storages.by_key[key]
+            count = bytearray(8)
+            read_exactly(file, at, memoryview(count), path)
+            found = int.from_bytes(count, "little", signed=True)
+            if found != storage.count:
+                raise FormatError(f"storage {key!r} has {found} values, expected {storage.count}", path, at)
+            self._begin[key] = at + 8
+            at += 8 + storage.bytes
+
+    def _read_storage(self, storage: _Storage) -> bytes:
+        data = bytearray(storage.bytes)
+        read_exactly(self.file, self._begin[storage.key], memoryview(data), self.path)
+        return data
+
+
+def open_torch(path: Path, file: BinaryIO, magic: bytes) -> TensorFile:
+    """The reader of a file in one of PyTorch's formats that begins with ``magic``; FormatError where it is none."""
+    if magic[:4] == b"PK\3\4":
+        return TorchZipFile(path, file)
+    if magic[:1] == b"\x80":
+        return TorchLegacyFile(path, file)
+    if magic[257:262] == b"ustar":
+        raise FormatError(f"a tar archive, as PyTorch before 0.2 wrote: {_HINT}", path)
+    raise FormatError("not a weight file: neither safetensors nor a zip archive nor a pickle", path, 0)
 
 
 class _Storages:
@@ -202,15 +212,15 @@ class _Storages:
             raise FormatError(f"a storage's key has {len(key)} characters, at most {_MAX_KEY} are read")
         if isinstance(count, bool) or not 0 <= count < 1 << 48:
             raise FormatError(f"storage {key!r} states {count} values")
-        storage = _Storage(key, kind.name, count)
+        storage = _Storage(key, _DTYPES[kind.name], count)
         if self.by_key.setdefault(key, storage) != storage:
             raise FormatError(f"storage {key!r} is stated twice, with other types or sizes")
         return storage
 
 
 def _sizes(value: object, what: str) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or len(value) > _MAX_DIMENSIONS:
-        raise FormatError(f"a tensor's {what} is no tuple of at most {_MAX_DIMENSIONS} numbers")
+    if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
+        raise FormatError(f"a tensor's {what} is no tuple of at most {MAX_DIMENSIONS} numbers")
     for item in value:
         if type(item) is not int or not 0 <= item < 1 << 63:
             found = item if type(item) is int else type(item).__name__
@@ -227,8 +237,7 @@ def _rebuild_tensor(arguments: tuple) -> _Tensor:
     shape, strides = _sizes(shape, "shape"), _sizes(strides, "strides")
     if len(shape) != len(strides):
         raise FormatError(f"a tensor of {len(shape)} dimensions has {len(strides)} strides")
-    if math.prod(max(size, 1) for size in shape) >= 1 << 56:  # NumPy checks it for empty arrays also
-        raise FormatError(f"a tensor of the shape {list(shape)} is too large")
+    check_shape(shape, "a tensor")
     count = math.prod(shape)
     # An expanded tensor has more values than its storage: a small file could ask for any amount of memory.
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -295,8 +304,8 @@ def _collect(value: object, path: Path) -> dict[str, _Tensor]:
             if not isinstance(key, str | int) or not isinstance(item, _Tensor | dict | Stub):
                 continue
             name = f"{prefix}{key}"
-            if len(name) > _MAX_NAME:
-                raise LimitError(f"a name is longer than {_MAX_NAME} characters", path)
+            if len(name) > MAX_NAME:
+                raise LimitError(f"a name is longer than {MAX_NAME} characters", path)
             if isinstance(item, dict):
                 if depth == _MAX_NESTING:
                     raise LimitError(f"more than {_MAX_NESTING} dicts within each other at {name}", path)

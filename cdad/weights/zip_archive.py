@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import FormatError, LimitError
+from .tensor_file import read_exactly
 
-MAX_ENTRIES = 1_000_000
-MAX_DIRECTORY = 1 << 26  # bytes of the central directory
+MAX_ENTRIES = 1 << 14  # a Stable Diffusion checkpoint with its optimiser's state has some 5000
+MAX_DIRECTORY = 1 << 22  # bytes of the central directory
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -47,7 +48,7 @@ class ZipArchive:
         self.entries = self._read_directory(begin, end, count)
         self._data_at = self._locate_data()
 
-    def read(self, name: str, limit: int | None = None) -> bytes:
+    def read(self, name: str, limit: int | None = None) -> bytearray:
         """The data of an entry, its CRC verified; LimitError when there are more than ``limit`` bytes."""
         entry = self.entries.get(name)
         if entry is None:
@@ -69,11 +70,9 @@ class ZipArchive:
     def _error(self, reason: str, offset: int | None) -> FormatError:
         return FormatError(f"zip: {reason}", self._path, offset)
 
-    def _read_at(self, offset: int, count: int) -> bytes:
-        self._file.seek(offset)
-        data = self._file.read(count)
-        if len(data) != count:
-            raise self._error(f"{count} bytes expected, {len(data)} left", offset)
+    def _read_at(self, offset: int, count: int) -> bytearray:
+        data = bytearray(count)
+        read_exactly(self._file, offset, memoryview(data), self._path)
         return data
 
     def _find_directory(self, size: int) -> tuple[int, int, int]:

@@ -25,11 +25,13 @@ _Static_assert(sizeof(blasint) == 4 && sizeof(lapack_int) == 4, "an OpenBLAS wit
 #define LAPACKE_dorgqr scipy_LAPACKE_dorgqr
 #define LAPACKE_dormqr scipy_LAPACKE_dormqr
 #define LAPACKE_dormtr scipy_LAPACKE_dormtr
+#define LAPACKE_dpotrf scipy_LAPACKE_dpotrf
 #define LAPACKE_dstemr scipy_LAPACKE_dstemr
 #define LAPACKE_dsteqr scipy_LAPACKE_dsteqr
 #define LAPACKE_dsterf scipy_LAPACKE_dsterf
 #define LAPACKE_dsyevd scipy_LAPACKE_dsyevd
 #define LAPACKE_dsytrd scipy_LAPACKE_dsytrd
+#define LAPACKE_dtrtri scipy_LAPACKE_dtrtri
 #define LAPACKE_sgeqrf scipy_LAPACKE_sgeqrf
 #define LAPACKE_sgesdd scipy_LAPACKE_sgesdd
 #define LAPACKE_sgesvd scipy_LAPACKE_sgesvd

@@ -8,6 +8,7 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "continual/basis.h"
+#include "continual/leading.h"
 #include "continual/linalg.h"
 
 enum {
@@ -119,8 +120,7 @@ cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n,
     return CDAD_OK;
 }
 
-/* U [d,k] must hold finite values and have orthonormal columns. */
-static cdad_status check_orthonormal(const cdad_context *ctx, const float *U, int64_t d, int64_t k, cdad_error *err) {
+cdad_status cdad_factor_check_basis(const cdad_context *ctx, const float *U, int64_t d, int64_t k, cdad_error *err) {
     cdad_status status;
     const int64_t blocks = (k + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
     gram_job job = {.A = U, .n = d, .d = k};
@@ -271,7 +271,7 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_
     int64_t added = 0, count;
     cdad_eigen eigen = {0};
     if (k_old > 0) {
-        CDAD_TRY_DONE(check_orthonormal(ctx, U_old, d, k_old, err));
+        CDAD_TRY_DONE(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
         CDAD_TRY_DONE(cdad_size_mul(n, d, &count, err));
         CDAD_TRY_DONE(cdad_alloc((void **)&R, count * (int64_t)sizeof *R, err));
         memcpy(R, A, (size_t)count * sizeof *R);
@@ -325,15 +325,23 @@ done:
 cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double lost,
                               double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
                               double *energy, cdad_error *err) {
-    cdad_context alone = *ctx; /* others solve on the pool */
+    cdad_context alone = *ctx;
     cdad_status status;
     double *G = NULL;
     const double total = sum_squares(A, n * d) + lost;
-    alone.pool = NULL;
-    alone.poll = NULL;
+    int found = 0;
+    alone.poll = NULL; /* others solve on the pool */
     *U = NULL;
     CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
                  "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
+    if (cdad_leading_applies(min64(n, d - k_old), gamma)) {
+        const cdad_leading_of of = {.A = A, .n = n, .d = d, .total = total};
+        if (k_old > 0)
+            CDAD_TRY(cdad_factor_check_basis(&alone, U_old, d, k_old, err));
+        CDAD_TRY(cdad_leading_basis(&alone, of, gamma, U_old, k_old, most, &found, U, k, energy, err));
+        if (found)
+            return CDAD_OK;
+    }
     if (n <= d)
         return basis_by_rows(&alone, A, n, d, total, gamma, U_old, k_old, most, U, k, energy, err);
     CDAD_TRY_DONE(alloc_doubles(&G, d, d, err));

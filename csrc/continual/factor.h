@@ -15,6 +15,10 @@
 CDAD_MUST_USE cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double *M,
                                            cdad_error *err);
 
+/* CDAD_NOT_FINITE or CDAD_INVALID: U [d,k] holds no finite values with orthonormal columns (to 1e-4). */
+CDAD_MUST_USE cdad_status cdad_factor_check_basis(const cdad_context *ctx, const float *U, int64_t d, int64_t k,
+                                                  cdad_error *err);
+
 /* A[0..k) = W^T A in place, W [n,k] column major, k <= n <= d. CDAD_NO_MEMORY leaves A as it was, CDAD_CANCELLED may
  * not: *begun says whether A has changed. */
 CDAD_MUST_USE cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W,

@@ -103,6 +103,15 @@ static cdad_status report_first(const scan_job *s, int is_image, cdad_error *err
     return cdad_fail(err, CDAD_NOT_FINITE, "features: changed while they were read");
 }
 
+/* sum: of the squares of what is read. */
+static cdad_status check_range(double sum, const cdad_unfold *u, cdad_error *err) {
+    if (u) /* a tap (r, s) reads a pixel once, or up * up times */
+        sum *= (double)(u->R * u->S * u->up * u->up);
+    CDAD_FAIL_IF(sum > (double)FLT_MAX, err, CDAD_NOT_FINITE,
+                 "features: the sum of squares %g is beyond the range of float32", sum);
+    return CDAD_OK;
+}
+
 cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t rows, int64_t d,
                                 cdad_error *err) {
     const cdad_unfold *u = X.unfold;
@@ -118,6 +127,11 @@ cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t row
     }
     if (s.rows == 0)
         return CDAD_OK;
+    if (s.cs == 1 && s.rs == s.d) {
+        int finite;
+        const double all = ctx->kernels->sum_squares(ctx, s.data, s.rows * s.d, &finite);
+        return finite ? check_range(all, u, err) : report_first(&s, u != NULL, err);
+    }
     s.rows_a_task = s.d < SCAN_FLOATS ? SCAN_FLOATS / s.d : 1;
     const int64_t tasks = (s.rows + s.rows_a_task - 1) / s.rows_a_task;
     CDAD_TRY(cdad_alloc((void **)&s.sums, tasks * (int64_t)sizeof *s.sums, err));
@@ -128,9 +142,5 @@ cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t row
     cdad_free(s.sums);
     if (!isfinite(sum))
         return report_first(&s, u != NULL, err);
-    if (u) /* a tap (r, s) reads a pixel once, or up * up times */
-        sum *= (double)(u->R * u->S * u->up * u->up);
-    CDAD_FAIL_IF(sum > (double)FLT_MAX, err, CDAD_NOT_FINITE,
-                 "features: the sum of squares %g is beyond the range of float32", sum);
-    return CDAD_OK;
+    return check_range(sum, u, err);
 }

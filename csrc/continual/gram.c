@@ -3,14 +3,14 @@
 
 #include <string.h>
 
-#include "base/blas.h"
 #include "base/memory.h"
-#include "continual/features.h"
 
 enum {
-    TILE = 320,       /* columns: an output tile of floats is 400 KiB, which the second-level cache holds */
-    ROWS = 512,       /* rows a tile of products sums in float32 */
-    TILES_A_POLL = 32 /* at most 3.4 GFLOP between polls: tens of milliseconds */
+    TILE = 2 * CDAD_GRAM_SIDE, /* columns: strips of two tiles, 384 rows deep, and the tile fit into the second-level cache */
+    DEPTH = 384,               /* rows that are one chain of float32 sums */
+    MOST_DEPTHS = 4,           /* of them that are added in float32 before they go to the doubles, */
+    PANEL_BYTES = 16 << 20,    /* where their panels take no more than this */
+    TILES_A_POLL = 96          /* at most 10 GFLOP between polls: tens of milliseconds */
 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,8 +35,9 @@ static int64_t stored(int64_t d) {
 
 int64_t cdad_gram_bytes(int64_t d) { return stored(d) * (int64_t)sizeof(double); }
 
-cdad_status cdad_gram_init(cdad_gram *g, int64_t d, cdad_error *err) {
+cdad_status cdad_gram_init(cdad_gram *g, int64_t d, int bf16, cdad_error *err) {
     g->d = d;
+    g->bf16 = bf16;
     return cdad_alloc_zero((void **)&g->upper, cdad_gram_bytes(d), err);
 }
 
@@ -47,8 +48,9 @@ void cdad_gram_reset(cdad_gram *g) {
 
 typedef struct {
     const cdad_gram *g;
-    const float *X; /* the tile's rows, leading dimension ld */
-    int64_t rows, ld, first_task;
+    const cdad_kernels *kernels;
+    const float *panels;
+    int64_t rows, first_task;
     float *scratch; /* TILE*TILE floats a worker */
 } add_job;
 
@@ -59,36 +61,24 @@ static void add_task(void *arg, int64_t task, int worker) {
     int64_t bi = job->first_task + task, bj = 0;
     while (bi > bj)
         bi -= ++bj;
-    const int64_t height = min64(TILE, g->d - bi * TILE), width = min64(TILE, g->d - bj * TILE);
-    const float *A = job->X + bi * TILE, *B = job->X + bj * TILE;
-    float *C = job->scratch + (int64_t)worker * TILE * TILE;
-    if (bi == bj)
-        cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)height, (int)job->rows, 1, A, (int)job->ld, 0,
-                    C, TILE);
-    else
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)height, (int)width, (int)job->rows, 1, A,
-                    (int)job->ld, B, (int)job->ld, 0, C, TILE);
-    double *total = element(g, bi * TILE, bj * TILE);
-    for (int64_t i = 0; i < height; i++, total += g->d - bi * TILE)
-        for (int64_t j = bi == bj ? i : 0; j < width; j++)
-            total[j] += (double)C[i * TILE + j];
+    job->kernels->gram_tile(element(g, bi * TILE, bj * TILE), g->d - bi * TILE, job->panels, job->rows, g->d, bi * TILE,
+                            bj * TILE, TILE, g->bf16, job->scratch + (int64_t)worker * TILE * TILE);
 }
 
 cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
     cdad_status status;
+    const cdad_kernels *kernels = ctx->kernels;
     const int64_t blocks = (g->d + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
-    const int in_place = !X.unfold && X.cs == 1 && X.rs >= g->d && X.rs <= INT32_MAX;
-    float *panel = NULL;
-    const int64_t workers = ctx->pool ? cdad_pool_threads(ctx->pool) : 1;
-    add_job job = {.g = g, .ld = in_place ? X.rs : g->d};
-    CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, workers * TILE * TILE * (int64_t)sizeof(float), err));
-    if (!in_place)
-        CDAD_TRY_DONE(cdad_alloc((void **)&panel, ROWS * g->d * (int64_t)sizeof(float), err));
-    for (int64_t first = 0; first < rows; first += ROWS) {
-        job.rows = min64(ROWS, rows - first);
-        job.X = in_place ? X.data + first * X.rs : panel;
-        if (!in_place)
-            cdad_features_gather(ctx, panel, X, first, job.rows, g->d);
+    const int64_t depths = PANEL_BYTES / kernels->gram_panels(DEPTH, g->d, g->bf16);
+    const int64_t depth = min64(DEPTH * (depths < 1 ? 1 : min64(depths, MOST_DEPTHS)), rows);
+    float *panels = NULL;
+    add_job job = {.g = g, .kernels = kernels};
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * TILE * TILE * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&panels, kernels->gram_panels(depth, g->d, g->bf16), err));
+    job.panels = panels;
+    for (int64_t first = 0; first < rows; first += depth) {
+        job.rows = min64(depth, rows - first);
+        kernels->gram_pack(ctx, panels, X, first, job.rows, g->d, g->bf16);
         for (job.first_task = 0; job.first_task < tasks; job.first_task += TILES_A_POLL) {
             if (ctx->poll && ctx->poll(ctx->poll_arg)) {
                 status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were added");
@@ -98,7 +88,7 @@ cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int
         }
     }
 done:
-    cdad_free(panel);
+    cdad_free(panels);
     cdad_free(job.scratch);
     return status;
 }
@@ -115,16 +105,18 @@ double cdad_gram_trace(const cdad_gram *g) {
     return sum;
 }
 
-void cdad_gram_expand(const cdad_gram *g, double *full) {
-    /* By blocks, so that the transposed writes stay in the cache. */
-    for (int64_t bi = 0; bi < g->d; bi += TILE)
-        for (int64_t bj = bi; bj < g->d; bj += TILE)
-            for (int64_t i = bi; i < min64(bi + TILE, g->d); i++) {
-                const double *row = element(g, i, bi) - bi;
-                for (int64_t j = bi == bj ? i : bj; j < min64(bj + TILE, g->d); j++)
-                    full[i * g->d + j] = full[j * g->d + i] = row[j];
+/* full [d,d], of doubles or of floats. By blocks, so that the transposed writes stay in the cache. */
+#define EXPAND(g, full, type)                                                              \
+    for (int64_t bi = 0; bi < (g)->d; bi += TILE)                                          \
+        for (int64_t bj = bi; bj < (g)->d; bj += TILE)                                     \
+            for (int64_t i = bi; i < min64(bi + TILE, (g)->d); i++) {                      \
+                const double *row = element(g, i, bi) - bi;                                \
+                for (int64_t j = bi == bj ? i : bj; j < min64(bj + TILE, (g)->d); j++)     \
+                    full[i * (g)->d + j] = full[j * (g)->d + i] = (type)row[j];            \
             }
-}
+
+void cdad_gram_expand(const cdad_gram *g, double *full) { EXPAND(g, full, double) }
+void cdad_gram_expand_narrow(const cdad_gram *g, float *full) { EXPAND(g, full, float) }
 
 void cdad_gram_pack(const cdad_gram *g, double *packed) {
     for (int64_t i = 0; i < g->d; packed += g->d - i, i++)

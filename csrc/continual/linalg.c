@@ -72,29 +72,37 @@ void cdad_eigen_reset(cdad_eigen *e) {
     *e = (cdad_eigen){0};
 }
 
-/* The k largest by MRRR: O(n k), no n x n workspace. *found = 0 when it did not deliver. */
+/* The k largest by MRRR: O(n k). Where they are most of all, all: then eigenvalues come by dqds, much faster than by the
+ * bisection that a range of them takes. *found = 0 when it did not deliver. */
 static cdad_status vectors_mrrr(const cdad_eigen *e, int64_t k, double *V, int *found, cdad_error *err) {
     cdad_status status;
     const lapack_int n = (lapack_int)e->n;
-    double *diag = NULL, *off = NULL, *values = NULL;
+    const int all = 2 * k > n;
+    const int64_t wanted = all ? n : k;
+    double *diag = NULL, *off = NULL, *values = NULL, *Z = NULL;
     lapack_int *support = NULL, count = 0, accurate = 1;
     CDAD_TRY_DONE(alloc_doubles(&diag, n, 1, err));
     CDAD_TRY_DONE(alloc_doubles(&off, n, 1, err));
     CDAD_TRY_DONE(alloc_doubles(&values, n, 1, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&support, 2 * k * (int64_t)sizeof *support, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&support, 2 * wanted * (int64_t)sizeof *support, err));
+    if (wanted > k)
+        CDAD_TRY_DONE(alloc_doubles(&Z, n, n, err));
     memcpy(diag, e->diag, (size_t)n * sizeof *diag);
     memcpy(off, e->off, (size_t)n * sizeof *off);
-    const lapack_int info = LAPACKE_dstemr(LAPACK_COL_MAJOR, 'V', 'I', n, diag, off, 0, 0,
-                                           (lapack_int)(n - k + 1), n, &count, values, V,
-                                           /* ldz = */ n, /* nzc = */ (lapack_int)k, support, &accurate);
-    *found = info == 0 && count == k;
+    const lapack_int info = LAPACKE_dstemr(LAPACK_COL_MAJOR, 'V', all ? 'A' : 'I', n, diag, off, 0, 0,
+                                           (lapack_int)(n - wanted + 1), n, &count, values, Z ? Z : V,
+                                           /* ldz = */ n, /* nzc = */ (lapack_int)wanted, support, &accurate);
+    *found = info == 0 && count == wanted;
     if (info < 0)
         status = check_info("eigenvectors (dstemr)", info, err);
+    else if (*found && Z)
+        memcpy(V, Z + (n - k) * n, (size_t)(n * k) * sizeof *V);
 done:
     cdad_free(diag);
     cdad_free(off);
     cdad_free(values);
     cdad_free(support);
+    cdad_free(Z);
     return status;
 }
 
@@ -149,6 +157,17 @@ cdad_status cdad_qr_apply(char side, char trans, const double *A, int64_t k, con
                       LAPACKE_dormqr(LAPACK_COL_MAJOR, side, trans, (lapack_int)m, (lapack_int)n,
                                      (lapack_int)k, A, lda, tau, C, (lapack_int)m),
                       err);
+}
+
+cdad_status cdad_inverse_cholesky(double *A, int64_t n, int *found, cdad_error *err) {
+    lapack_int info = LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'U', (lapack_int)n, A, (lapack_int)n);
+    if (info == 0)
+        info = LAPACKE_dtrtri(LAPACK_COL_MAJOR, 'U', 'N', (lapack_int)n, A, (lapack_int)n);
+    if (info > 0) {
+        *found = 0;
+        return CDAD_OK;
+    }
+    return check_info("Cholesky (dpotrf, dtrtri)", info, err);
 }
 
 cdad_status cdad_reorthonormalise(float *U, int64_t m, int64_t n, cdad_error *err) {

@@ -35,6 +35,10 @@ CDAD_MUST_USE cdad_status cdad_qr(double *A, int64_t m, int64_t n, double *tau, 
 CDAD_MUST_USE cdad_status cdad_qr_apply(char side, char trans, const double *A, int64_t k, const double *tau,
                                         double *C, int64_t m, int64_t n, cdad_error *err);
 
+/* A [n,n], symmetric, positive definite = R^T R -> R^-1 in its upper triangle; column major. *found = 0: it is not positive
+ * definite; else *found stays. */
+CDAD_MUST_USE cdad_status cdad_inverse_cholesky(double *A, int64_t n, int *found, cdad_error *err);
+
 /* U [m,n], m >= n, orthonormal to a few roundings -> orthonormal to float32's rounding, same span. */
 CDAD_MUST_USE cdad_status cdad_reorthonormalise(float *U, int64_t m, int64_t n, cdad_error *err);
 

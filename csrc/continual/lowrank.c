@@ -12,7 +12,6 @@
 #include "continual/linalg.h"
 
 enum {
-    WAITING = 256,   /* features that wait for a factorisation, at least */
     ROWS_A_TASK = 16,
     PACKED_HEAD = 5
 };
@@ -20,19 +19,19 @@ enum {
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Rows of k directions and the features that may wait beside them. */
-static int64_t room(int64_t k) { return k + (k > WAITING ? k : WAITING); }
+static int64_t room(int64_t k, int64_t wait) { return k + (k > wait ? k : wait); }
 
-void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, double share) {
-    *v = (cdad_lowrank){.d = d, .limit = limit, .share = share};
+void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share) {
+    *v = (cdad_lowrank){.d = d, .limit = limit, .wait = wait, .share = share};
 }
 
 void cdad_lowrank_reset(cdad_lowrank *v) {
     cdad_free(v->A);
-    cdad_lowrank_init(v, v->d, v->limit, v->share);
+    cdad_lowrank_init(v, v->d, v->limit, v->wait, v->share);
 }
 
-int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t columns) {
-    int64_t rows = room(limit);
+int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t wait, int64_t columns) {
+    int64_t rows = room(limit, wait);
     if (columns > 0)
         rows = min64(rows, columns);
     return rows * d * (int64_t)sizeof(float);
@@ -40,7 +39,7 @@ int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t columns) {
 
 /* Room for `rows` rows: twice what there was, but never more than can wait. */
 static cdad_status reserve(cdad_lowrank *v, int64_t rows, cdad_error *err) {
-    int64_t capacity = min64(v->capacity * 2, room(v->k)), count;
+    int64_t capacity = min64(v->capacity * 2, room(v->k, v->wait)), count;
     float *A;
     if (rows <= v->capacity)
         return CDAD_OK;
@@ -124,9 +123,9 @@ static cdad_status append(cdad_lowrank *v, const cdad_context *ctx, cdad_mat X, 
     int64_t n = v->n;
     double *sums = NULL;
     int part = 0; /* of X is in the directions already */
-    CDAD_TRY_DONE(cdad_alloc((void **)&sums, min64(rows, room(v->limit)) * (int64_t)sizeof *sums, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&sums, min64(rows, room(v->limit, v->wait)) * (int64_t)sizeof *sums, err));
     for (int64_t taken = 0, count; taken < rows; taken += count) {
-        if (v->n >= room(v->k)) {
+        if (v->n >= room(v->k, v->wait)) {
             CDAD_TRY_DONE(refactor(v, ctx, err));
             if (taken == 0)
                 n = v->n;
@@ -137,7 +136,7 @@ static cdad_status append(cdad_lowrank *v, const cdad_context *ctx, cdad_mat X, 
             status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were added");
             goto done;
         }
-        count = min64(rows - taken, room(v->k) - v->n);
+        count = min64(rows - taken, room(v->k, v->wait) - v->n);
         CDAD_TRY_DONE(reserve(v, v->n + count, err));
         energy_job job = {.X = v->A + v->n * v->d, .rows = count, .d = v->d, .sums = sums};
         cdad_features_gather(ctx, v->A + v->n * v->d, X, taken, count, v->d);
@@ -164,7 +163,7 @@ cdad_status cdad_lowrank_add(cdad_lowrank *v, const cdad_context *ctx, cdad_mat 
 
 cdad_status cdad_lowrank_merge(cdad_lowrank *v, const cdad_context *ctx, const cdad_lowrank *w, cdad_error *err) {
     const cdad_mat X = {.data = w->A, .rs = w->d, .cs = 1};
-    if (v->n >= room(v->k)) /* a cut of what waits may take what v alone allows */
+    if (v->n >= room(v->k, v->wait)) /* a cut of what waits may take what v alone allows */
         CDAD_TRY(refactor(v, ctx, err));
     const cdad_lowrank before = *v;
     v->total += w->total;
@@ -211,9 +210,9 @@ void cdad_lowrank_pack(const cdad_lowrank *v, double *packed) {
 static int is_count(double x, double limit) { return x >= 0 && x <= limit && x == floor(x); }
 
 cdad_status cdad_lowrank_unpack(cdad_lowrank *v, const double *packed, int64_t n, cdad_error *err) {
-    cdad_lowrank read = {.d = v->d, .limit = v->limit, .share = v->share};
+    cdad_lowrank read = {.d = v->d, .limit = v->limit, .wait = v->wait, .share = v->share};
     const int whole = n >= PACKED_HEAD && is_count(packed[0], (double)v->limit) &&
-                      is_count(packed[1], (double)room((int64_t)packed[0])) && packed[1] >= packed[0] &&
+                      is_count(packed[1], (double)n) && packed[1] >= packed[0] &&
                       n == PACKED_HEAD + (int64_t)packed[1] * v->d && packed[2] >= 0 && packed[3] >= 0 && packed[4] >= 0;
     CDAD_FAIL_IF(!whole, err, CDAD_INVALID,
                  "stream state: %" PRId64 " values do not hold at most %" PRId64 " directions of width %" PRId64, n,

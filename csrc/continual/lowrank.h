@@ -1,7 +1,7 @@
 /* A weighted basis S U^T (k directions of width d) of all features so far: what incremental streaming and a sketch
  * keep.
  *
- * Features are appended to the k rows; when as many wait as there are directions, and at least 256, the rows [S U^T;
+ * Features are appended to the k rows; when as many wait as there are directions, and at least `wait`, the rows [S U^T;
  * X] are factored on their smaller side (Brand, "Incremental singular value decomposition of uncertain data with
  * missing values", ECCV 2002; Ross et al., IJCV 2008, without the mean), and cdad_sketch_cut says what stays. So the
  * result does not depend on how features are cut into blocks, bit by bit. `total`, the energy of all features, is
@@ -16,8 +16,11 @@
 #include "continual/sketch.h"
 #include "kernels/kernels.h"
 
+enum { CDAD_LOWRANK_WAIT = 256 }; /* where nothing is known of what will come */
+
 typedef struct cdad_lowrank {
     int64_t d, limit;
+    int64_t wait; /* features that wait for a factorisation, at least */
     double share; /* of the energy that cuts may take to save directions */
     int64_t k;    /* directions: the first rows of A, orthogonal, their squared lengths are energies */
     int64_t n;    /* rows: features from k on, as they came */
@@ -28,11 +31,11 @@ typedef struct cdad_lowrank {
     int torn; /* a failure left part of a block in, or half of the rows rotated */
 } cdad_lowrank;
 
-void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, double share);
+void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share);
 void cdad_lowrank_reset(cdad_lowrank *v);
 
 /* That at most `limit` directions and the features that wait take, if `columns` features come (0: any number). */
-int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t columns);
+int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t wait, int64_t columns);
 
 /* X [rows,d], already checked. Polls for a stop. A failure leaves `v` as it was or, once a block has been factored,
  * torn. */

@@ -17,8 +17,11 @@ enum {
     SKETCH_SHARE = 8, /* of the width: directions of a sketch */
     SKETCH_LEAST = 256,
     SKETCH_MOST = 1024, /* the eigensolve between two blocks grows with the cube */
-    RANK_LEAST = 64     /* of a sketch that memory limits */
+    RANK_LEAST = 64,    /* of a sketch that memory limits */
+    ROUNDED_LEAST = 768 /* narrower features are multiplied in no time */
 };
+
+static const double ROUNDED_FINEST = 0x1p-11; /* 1 - gamma: a hundred times what rounding to bfloat16 changes in all */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -33,12 +36,16 @@ static cdad_stream_method choose(int64_t d, double gamma, int64_t columns) {
     return d <= EXACT_WIDEST ? CDAD_STREAM_EXACT : CDAD_STREAM_SKETCH;
 }
 
+static int may_round(int64_t d, double gamma) {
+    return d >= ROUNDED_LEAST && 1 - gamma >= ROUNDED_FINEST && cdad_kernels_select(NULL)->gram_rounds_fast();
+}
+
 static int64_t bytes_of(const cdad_stream_plan *p, int64_t columns) {
     if (p->method == CDAD_STREAM_EXACT)
         return cdad_gram_bytes(p->d);
     if (p->method == CDAD_STREAM_ISVD)
         return cdad_isvd_bytes(p->d);
-    return cdad_lowrank_bytes(p->d, p->rank, columns);
+    return cdad_lowrank_bytes(p->d, p->rank, p->wait, columns);
 }
 
 cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method, double gamma,
@@ -53,9 +60,13 @@ cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream
     CDAD_FAIL_IF(h.columns < 0 || h.memory < 0 || h.rank < 0, err, CDAD_INVALID,
                  "stream: %" PRId64 " columns, %" PRId64 " bytes, rank %" PRId64 ": none may be negative", h.columns,
                  h.memory, h.rank);
-    *plan = (cdad_stream_plan){.d = d, .method = method, .gamma = gamma, .rank = d, .chosen = method == CDAD_STREAM_AUTO};
+    *plan = (cdad_stream_plan){.d = d, .method = method, .gamma = gamma, .rank = d, .wait = CDAD_LOWRANK_WAIT,
+                               .chosen = method == CDAD_STREAM_AUTO};
     if (plan->chosen)
         plan->method = choose(d, gamma, h.columns);
+    plan->bf16 = plan->chosen && plan->method == CDAD_STREAM_EXACT && may_round(d, gamma);
+    if (plan->method == CDAD_STREAM_INCREMENTAL && h.columns <= d)
+        plan->wait = max64(h.columns, plan->wait);
     if (plan->method == CDAD_STREAM_SKETCH) {
         plan->rank = min64(max64(d / SKETCH_SHARE, SKETCH_LEAST), SKETCH_MOST);
         if (h.memory > 0) /* two rows of floats a direction: itself, and a feature that waits */
@@ -88,6 +99,8 @@ static cdad_stream_plan *widest(cdad_stream_plan *plans, int64_t n, int sketches
         else
             next.rank = min64(min64(max64(next.d / SKETCH_SHARE, SKETCH_LEAST), SKETCH_MOST), next.d);
         next.method = CDAD_STREAM_SKETCH;
+        next.wait = CDAD_LOWRANK_WAIT;
+        next.bf16 = 0;
         next.bytes = bytes_of(&next, 0);
         if (next.rank < RANK_LEAST || next.bytes >= plans[i].bytes)
             continue;

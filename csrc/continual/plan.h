@@ -24,18 +24,22 @@ typedef struct cdad_stream_plan {
     cdad_stream_method method; /* never CDAD_STREAM_AUTO */
     double gamma;
     int64_t rank;  /* directions kept at most; d unless a sketch */
+    int64_t wait;  /* features that an incremental stream or a sketch collects before it factors them, at least */
     int64_t bytes; /* that the stream holds at most: `columns` features, or any number of them */
+    int bf16;      /* an exact stream rounds features to bfloat16 before it multiplies them: see gram.h */
     int chosen;    /* by CDAD_STREAM_AUTO */
 } cdad_stream_plan;
 
 /* The plan of one stream. CDAD_STREAM_AUTO is
  *   incremental  where 1 - gamma is within four times the rounding of float32 products, 1.2e-7 sqrt(d): a Gram matrix
  *                would lose what gamma asks for;
- *   exact        up to d = 4096: 67 MB, and an eigensolve of ten seconds;
- *   incremental  for wider features of which no more than d come: their rank is at most their number, and so is the side of
- *                the eigensolve;
- *   exact        up to d = 6144: 151 MB, and an eigensolve of half a minute;
- *   sketch       otherwise: an eigensolve of width d grows with its cube, to half an hour, and 4 d^2 bytes to gigabytes.
+ *   exact        up to d = 4096: 67 MB;
+ *   incremental  for wider features of which no more than d come. They take less memory than a Gram matrix, so they wait
+ *                until all are there, and a basis is sought in them as they are;
+ *   exact        up to d = 6144: 151 MB;
+ *   sketch       otherwise: 4 d^2 bytes grow to gigabytes, and so does an eigensolve's time where gamma asks for one.
+ * An exact stream that it chose for features of width 768 and more takes products of bfloat16 where the processor has
+ * them, twice as fast, and where 1 - gamma is at least 2^-11, gamma at most 0.9995: see gram.h.
  * A sketch keeps up to d/8 directions, at least 256 and at most 1024, unless the hints say otherwise. hints may be
  * NULL. CDAD_SHAPE: d not in 1 to 32768; CDAD_INVALID: gamma not in (0, 1], an unknown method, or a negative hint. */
 CDAD_MUST_USE cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method,

@@ -12,6 +12,7 @@
 #include "continual/features.h"
 #include "continual/gram.h"
 #include "continual/isvd.h"
+#include "continual/leading.h"
 #include "continual/linalg.h"
 #include "continual/lowrank.h"
 
@@ -37,9 +38,9 @@ cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cd
     CDAD_TRY(cdad_alloc_zero((void **)&s, (int64_t)sizeof *s, err));
     s->plan = *plan;
     cdad_isvd_init(&s->isvd, plan->d);
-    cdad_lowrank_init(&s->lowrank, plan->d, plan->rank, (1 - plan->gamma) / DROPPED_SHARE);
+    cdad_lowrank_init(&s->lowrank, plan->d, plan->rank, plan->wait, (1 - plan->gamma) / DROPPED_SHARE);
     if (plan->method == CDAD_STREAM_EXACT)
-        CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, err));
+        CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, plan->bf16, err));
     *out = s;
     return CDAD_OK;
 done:
@@ -84,6 +85,12 @@ static cdad_status check_whole(const cdad_stream *s, cdad_error *err) {
     return CDAD_OK;
 }
 
+/* Features and what is kept of them lie on the host. */
+static cdad_status check_host(const cdad_context *ctx, cdad_error *err) {
+    CDAD_FAIL_IF(ctx->device, err, CDAD_INVALID, "stream: it lies on the host, and cannot work on %s", ctx->device->name);
+    return CDAD_OK;
+}
+
 static cdad_status check_stop(const cdad_context *ctx, cdad_error *err) {
     CDAD_FAIL_IF(ctx->poll && ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "stream: stopped");
     return CDAD_OK;
@@ -91,6 +98,7 @@ static cdad_status check_stop(const cdad_context *ctx, cdad_error *err) {
 
 cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X, int64_t rows,
                             cdad_error *err) {
+    CDAD_TRY(check_host(ctx, err));
     CDAD_TRY(check_whole(s, err));
     CDAD_FAIL_IF(rows < 0, err, CDAD_SHAPE, "stream: %" PRId64 " rows", rows);
     CDAD_TRY(cdad_features_check(ctx, X, rows, s->plan.d, err));
@@ -112,6 +120,7 @@ cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X,
 
 cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cdad_stream *other, cdad_error *err) {
     const int exact = s->plan.method == CDAD_STREAM_EXACT && other->plan.method == CDAD_STREAM_EXACT;
+    CDAD_TRY(check_host(ctx, err));
     CDAD_TRY(check_whole(s, err));
     CDAD_TRY(check_whole(other, err));
     CDAD_FAIL_IF(s == other, err, CDAD_INVALID, "stream: merging a stream with itself");
@@ -158,12 +167,33 @@ static cdad_status isvd_basis(const cdad_isvd *v, float **U, int64_t *k, double 
     return CDAD_OK;
 }
 
+/* Eq. 6 of an exact stream by its leading directions alone, where they are few enough. */
+static cdad_status leading_basis(const cdad_stream *s, const cdad_context *ctx, const float *U_old, int64_t k_old,
+                                 int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
+    cdad_status status;
+    const int64_t d = s->plan.d;
+    cdad_leading_of of = {.d = d, .total = cdad_gram_trace(&s->gram)};
+    cdad_context alone = *ctx;
+    float *G = NULL;
+    alone.poll = NULL; /* others solve on the pool */
+    if (k_old > 0)
+        CDAD_TRY_DONE(cdad_factor_check_basis(&alone, U_old, d, k_old, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&G, d * d * (int64_t)sizeof *G, err));
+    cdad_gram_expand_narrow(&s->gram, G);
+    of.A = G;
+    CDAD_TRY_DONE(cdad_leading_basis(&alone, of, s->plan.gamma, U_old, k_old, d, found, U, k, energy, err));
+done:
+    cdad_free(G);
+    return status;
+}
+
 cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, const float *U_old,
                               int64_t k_old, float **U, int64_t *k, double *energy, cdad_error *err) {
     const int64_t d = s->plan.d;
     double *G = NULL, total = 0;
     cdad_status status;
     *U = NULL;
+    CDAD_TRY_DONE(check_host(ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
     if (is_lowrank(s)) {
@@ -172,6 +202,11 @@ cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, con
     } else if (s->plan.method == CDAD_STREAM_ISVD && k_old == 0) {
         status = isvd_basis(&s->isvd, U, k, energy, err);
     } else {
+        int found = 0;
+        if (s->plan.method == CDAD_STREAM_EXACT && k_old >= 0 && cdad_leading_applies(d - k_old, s->plan.gamma))
+            CDAD_TRY_DONE(leading_basis(s, ctx, U_old, k_old, &found, U, k, energy, err));
+        if (found)
+            goto done;
         CDAD_TRY_DONE(gram_matrix(s, &G, err));
         for (int64_t i = 0; i < d; i++)
             total += G[i * d + i];

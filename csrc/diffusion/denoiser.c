@@ -16,24 +16,45 @@ cdad_value cdad_context_input(cdad_builder *b, const cdad_denoiser_config *c, in
 }
 
 /* Images come in [0,1]; the networks see [-1,1]. */
-static cdad_value local_features(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
+static cdad_value seen(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
     b->bf16 = c->bf16;
-    const cdad_value local = cdad_amn_local_build(b, &c->amn, cdad_build_affine(b, image, 2.0, -1.0));
-    const cdad_shape *s = cdad_build_shape(b, local);
+    return cdad_build_affine(b, image, 2.0, -1.0);
+}
+
+/* Checks that features of an image have the latent's size. */
+static cdad_value as_latent(cdad_builder *b, const cdad_denoiser_config *c, const char *what, cdad_value features) {
+    const cdad_shape *s = cdad_build_shape(b, features);
     if (b->status == CDAD_OK && (s->dim[1] != c->latent_h || s->dim[2] != c->latent_w))
-        cdad_build_fail(b, CDAD_SHAPE, "amn: strides give %lld x %lld features for a latent of %lld x %lld",
+        cdad_build_fail(b, CDAD_SHAPE, "%s: strides give %lld x %lld features for a latent of %lld x %lld", what,
                         (long long)s->dim[1], (long long)s->dim[2], (long long)c->latent_h, (long long)c->latent_w);
-    return local;
+    return features;
+}
+
+static cdad_value local_features(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
+    return as_latent(b, c, "amn", cdad_amn_local_build(b, &c->amn, seen(b, c, image)));
 }
 
 cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
-    return cdad_amn_nonlocal_build(b, &c->amn, local_features(b, c, image));
+    switch (c->condition) {
+    case CDAD_CONDITION_AMN:
+        return cdad_amn_nonlocal_build(b, &c->amn, local_features(b, c, image));
+    case CDAD_CONDITION_CONTROLNET:
+        return as_latent(b, c, "controlnet",
+                         cdad_controlnet_hint_build(b, &c->controlnet, c->unet.model_channels, seen(b, c, image)));
+    case CDAD_CONDITION_NONE:
+        cdad_build_fail(b, CDAD_INVALID, "this denoiser has no condition");
+        break;
+    }
+    return CDAD_NONE;
 }
 
 cdad_value cdad_denoise_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value x, cdad_value t,
-                              cdad_value context, cdad_value control) {
+                              cdad_value context, cdad_value condition) {
+    cdad_control control = {.first = condition};
     b->bf16 = c->bf16;
-    return cdad_unet_build(b, &c->unet, x, t, context, control);
+    if (c->condition == CDAD_CONDITION_CONTROLNET)
+        cdad_controlnet_build(b, &c->unet, x, t, context, condition, &control);
+    return cdad_unet_build(b, &c->unet, x, t, context, &control);
 }
 
 /* a*x + b*y with per-sample coefficients [N,1,1,1] */
@@ -81,8 +102,12 @@ cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, 
     g.signal = cdad_build_input(b, "signal", coefficient);
     g.sigma = cdad_build_input(b, "sigma", coefficient);
     g.context = cdad_context_input(b, c, n);
-    if (!c->without_amn)
+    if (c->condition == CDAD_CONDITION_AMN) {
         build_masked(b, c, n, &g);
+    } else if (c->condition == CDAD_CONDITION_CONTROLNET) {
+        g.perturbed = cdad_image_input(b, c, "perturbed", n);
+        g.condition = cdad_condition_build(b, c, g.perturbed);
+    }
 
     g.noised = mix(b, g.signal, g.latent, "add", g.sigma, g.noise);
     g.prediction = cdad_denoise_build(b, c, g.noised, g.t, g.context, g.condition);
@@ -90,7 +115,7 @@ cdad_status cdad_training_build(cdad_builder *b, const cdad_denoiser_config *c, 
     const cdad_value wanted =
         c->prediction == CDAD_PREDICT_V ? mix(b, g.signal, g.noise, "sub", g.sigma, g.latent) : g.noise;
     g.loss_cdm = cdad_build_op(b, "mse", 2, CDAD_IN(g.prediction, wanted), NULL);
-    g.loss = c->without_amn ? g.loss_cdm : cdad_build_add(b, g.loss_cdm, g.loss_amn);
+    g.loss = g.loss_amn == CDAD_NONE ? g.loss_cdm : cdad_build_add(b, g.loss_cdm, g.loss_amn);
     if (c->distills)
         g.loss = cdad_build_add(b, g.loss, distillation(b, c, n, &g));
     if (c->objective == CDAD_OBJECTIVE_OUTPUT)

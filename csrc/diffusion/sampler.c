@@ -12,7 +12,7 @@ struct cdad_sampler {
     cdad_params *params;
     int64_t n, latent_count; /* elements of the batch's latents */
     cdad_graph *condition_graph, *unet_graph;
-    cdad_program *condition, *unet; /* condition: NULL without the masked network */
+    cdad_program *condition, *unet; /* condition: NULL without one */
     cdad_value image, tau;                              /* of condition_graph */
     cdad_value x, t, context, control, prediction;      /* of unet_graph */
     float *state, *x0, *predicted, *uncond_prediction, *timesteps; /* of the host */
@@ -37,7 +37,7 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
     const cdad_denoiser_config *c = &s->config;
     cdad_builder b;
     CDAD_TRY(cdad_graph_new(&s->condition_graph, err));
-    if (!c->without_amn) {
+    if (c->condition != CDAD_CONDITION_NONE) {
         cdad_builder_init(&b, s->condition_graph, s->params, err);
         s->image = cdad_image_input(&b, c, "image", s->n);
         s->tau = cdad_condition_build(&b, c, s->image);
@@ -50,9 +50,10 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
     s->x = cdad_latent_input(&b, c, "x", s->n);
     s->t = cdad_build_input(&b, "t", cdad_shape_make(1, s->n));
     s->context = cdad_context_input(&b, c, s->n);
-    s->control = c->without_amn ? CDAD_NONE
-                                : cdad_build_input(&b, "control", cdad_shape_make(4, s->n, c->latent_h, c->latent_w,
-                                                                                  c->unet.model_channels));
+    s->control = CDAD_NONE;
+    if (c->condition != CDAD_CONDITION_NONE)
+        s->control = cdad_build_input(&b, "control",
+                                      cdad_shape_make(4, s->n, c->latent_h, c->latent_w, c->unet.model_channels));
     s->prediction = cdad_denoise_build(&b, c, s->x, s->t, s->context, s->control);
     CDAD_TRY(b.status);
     return cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, NULL, ctx, err);

@@ -193,6 +193,16 @@ static void depthwise_conv2d_grad(const cdad_context *ctx, float *dx, float *dw,
         ctx->host_kernels->depthwise_conv2d_grad(ctx, dx, dw, db, x, w, dy, u);
 }
 
+static void max_pool2d(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u) {
+    if (TURN(y) && TURN(x))
+        ctx->host_kernels->max_pool2d(ctx, y, x, u);
+}
+
+static void max_pool2d_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, const cdad_unfold *u) {
+    if (TURN(dx) && TURN(x) && TURN(dy))
+        ctx->host_kernels->max_pool2d_grad(ctx, dx, x, dy, u);
+}
+
 static void activation(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act) {
     if (TURN(y) && TURN(x))
         ctx->host_kernels->activation(ctx, y, x, n, act);
@@ -301,6 +311,17 @@ static void timestep_embedding(const cdad_context *ctx, float *y, const float *t
         ctx->host_kernels->timestep_embedding(ctx, y, t, N, D);
 }
 
+/* 1 where an address is not the device's, too: the next check tells that, not an id. */
+static int gather_rows(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n, int64_t rows,
+                       int64_t C) {
+    return TURN(y) && TURN(table) && TURN(ids) ? ctx->host_kernels->gather_rows(ctx, y, table, ids, n, rows, C) : 1;
+}
+
+static int scatter_rows(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n, int64_t rows,
+                        int64_t C) {
+    return TURN(dtable) && TURN(dy) && TURN(ids) ? ctx->host_kernels->scatter_rows(ctx, dtable, dy, ids, n, rows, C) : 1;
+}
+
 static void mse(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n, int64_t m) {
     if (TURN(y) && TURN(per) && TURN(a) && TURN(b))
         ctx->host_kernels->mse(ctx, y, per, a, b, n, m);
@@ -313,12 +334,14 @@ static void mse_grad(const cdad_context *ctx, float *da, const float *a, const f
 }
 
 static double sum_squares(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
+    *finite = 1; /* the next check tells the address */
     return TURN(x) ? ctx->host_kernels->sum_squares(ctx, x, n, finite) : 0.0;
 }
 
 static double sum_squares_pulled(const cdad_context *ctx, const float *g, const float *w, int64_t n,
                                  const cdad_pull *pull, int *finite) {
     cdad_pull own = *pull;
+    *finite = 1;
     return TURN(g) && TURN(w) && TURN(own.importance) && TURN(own.anchor)
                ? ctx->host_kernels->sum_squares_pulled(ctx, g, w, n, &own, finite)
                : 0.0;
@@ -376,6 +399,8 @@ static const cdad_kernels kernels = {
     SLOT(narrow_conv2d_grad_weight_scratch),
     SLOT(depthwise_conv2d),
     SLOT(depthwise_conv2d_grad),
+    SLOT(max_pool2d),
+    SLOT(max_pool2d_grad),
     SLOT(activation),
     SLOT(activation_grad),
     SLOT(affine),
@@ -397,6 +422,8 @@ static const cdad_kernels kernels = {
     SLOT(resize_bilinear),
     SLOT(copy_columns),
     SLOT(timestep_embedding),
+    SLOT(gather_rows),
+    SLOT(scatter_rows),
     SLOT(mse),
     SLOT(mse_grad),
     SLOT(sum_squares),

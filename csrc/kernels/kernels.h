@@ -63,11 +63,13 @@ typedef struct cdad_broadcast {
 /* Attention shapes: q, out [N,T,L*D]; k, v [N,S,L*D]; L heads of width D; rows have a stride of *_rs floats
  * (>= L*D) so that q, k, v may be slices of one packed projection. When mask_h > 0, tokens form a grid of
  * grid_h x grid_w = T = S, and a token does not see the mask_h x mask_w window centred on it, itself
- * included (UniAD's neighbour mask). A row that sees nothing gives zeros. */
+ * included (UniAD's neighbour mask). When causal, T = S, and a token sees itself and those before it. A row that sees
+ * nothing gives zeros. */
 typedef struct cdad_attention_dims {
     int64_t N, T, S, L, D;
     int64_t q_rs, k_rs, v_rs; /* row strides in floats; out and the gradients are dense [N,T,L*D] */
     int64_t grid_h, grid_w, mask_h, mask_w;
+    int causal;
     float scale;
 } cdad_attention_dims;
 
@@ -102,6 +104,8 @@ typedef struct cdad_epilogue {
     int bf16;
 } cdad_epilogue;
 
+#define CDAD_GRAM_SIDE 96
+
 typedef struct cdad_kernels {
     const char *name; /* "portable", "avx2", "avx512", ... */
 
@@ -110,6 +114,17 @@ typedef struct cdad_kernels {
     void (*gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
                  int64_t ldc, const cdad_epilogue *with, void *scratch);
     int64_t (*gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
+
+    /* The upper half of X^T X, X [.,d] plain or unfolded. gram_pack copies rows first .. first+rows-1 into gram_panels bytes;
+     * gram_tile multiplies them, on one thread: G[(i - i0)*ldg + j - j0] += sum over the rows of X[r,i] * X[r,j], i0 <= i <
+     * i0+side, j0 <= j < j0+side, within d, where i <= j. i0, j0, side: multiples of CDAD_GRAM_SIDE. The sum is one chain of
+     * multiply-adds for each 384 rows, added in order, in float32. scratch: side*side floats. bf16: as in an epilogue;
+     * gram_rounds_fast: the processor gains by it. Streams are the host's: NULL in a device's table. */
+    int64_t (*gram_panels)(int64_t rows, int64_t d, int bf16);
+    void (*gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16);
+    void (*gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
+                      int64_t side, int bf16, float *scratch);
+    int (*gram_rounds_fast)(void);
 
     /* y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, and what `with` (NULL: nothing) adds, by
      * F(m x m, 3 x 3), m = 2 or 4. Element (c, o) of w is the weight's tap (0, 0), tap (r, s) lies r*tap_r + s*tap_s
@@ -139,6 +154,11 @@ typedef struct cdad_kernels {
     /* dx (=) and dw, db (=, dw or db or dx may be NULL) of the above. */
     void (*depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
                                   const float *w, const float *dy, const cdad_unfold *u);
+
+    /* y [N,P,Q,C]: the largest of x in each window (as `u` would unfold it, up = 1; C channels apart), or NaN where the
+     * window holds one. dx: dy where the first such value is, windows in order. */
+    void (*max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+    void (*max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const cdad_unfold *u);
 
     /* y = act(x); dx = dy * act'(x). n elements. y may be x; dx may be dy. */
     void (*activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
@@ -204,6 +224,14 @@ typedef struct cdad_kernels {
     /* Sinusoidal embedding of timesteps t [N] -> y [N,D]: cos(t*f_i), then sin(t*f_i), f_i = 10000^(-i/(D/2))
      * (LDM's timestep_embedding). */
     void (*timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+
+    /* y[i] = table[ids[i]], i < n: rows of C floats, of a table with `rows` of them. 0 and nothing written when an id is
+     * not one of 0 .. rows - 1; else 1. */
+    int (*gather_rows)(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n, int64_t rows,
+                       int64_t C);
+    /* Its gradient: dtable [rows,C], zeroed here, takes the sum of the dy [n,C] of each row's ids, in order. */
+    int (*scatter_rows)(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n, int64_t rows,
+                        int64_t C);
 
     /* y[0] = mean of (a-b)^2 over all n*m elements, by samples: per[i] = mean over sample i's m elements. */
     void (*mse)(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n, int64_t m);

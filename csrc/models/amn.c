@@ -7,27 +7,12 @@
 #include "models/models.h"
 
 #include <math.h>
-#include <stdio.h>
 
 #include "base/memory.h"
 
 cdad_value cdad_amn_local_build(cdad_builder *b, const cdad_amn_config *c, cdad_value image) {
-    const size_t scope = cdad_scope_open(b, "amn.input_hint_block");
-    cdad_value h = image;
-    for (int64_t i = 0; i <= c->n_hidden; i++) {
-        const int64_t fan_in = 9 * cdad_build_channels(b, h);
-        const cdad_init init = {CDAD_INIT_NORMAL, 1.7f / sqrtf((float)(fan_in > 0 ? fan_in : 1))};
-        char name[32];
-        snprintf(name, sizeof name, "%lld", (long long)(2 * i));
-        h = cdad_build_conv2d(b, h, name,
-                              (cdad_conv_spec){.out = i < c->n_hidden ? c->hidden[i] : c->channels,
-                                               .kernel = 3,
-                                               .pad = 1,
-                                               .stride = i < c->n_hidden ? c->strides[i] : 1,
-                                               .init = c->keep_variance ? &init : NULL});
-        if (i < c->n_hidden)
-            h = cdad_build_unary(b, "silu", h);
-    }
+    const size_t scope = cdad_scope_open(b, "amn");
+    const cdad_value h = cdad_hint_build(b, &c->hint, c->channels, 0, NULL, image);
     cdad_scope_close(b, scope);
     return h;
 }

@@ -1,7 +1,5 @@
 /* Stable Diffusion 1.x's U-Net. Names and order follow LDM's openaimodel.py (Rombach et al. 2022). */
-#include "models/models.h"
-
-#define SKIP_MAX 64
+#include "models/unet_encoder.h"
 
 static int has_attention(const cdad_unet_config *c, int64_t downsampling) {
     for (int64_t i = 0; i < c->n_attention; i++)
@@ -81,8 +79,8 @@ static void check_config(cdad_builder *b, const cdad_unet_config *c, cdad_value 
         c->num_heads < 1 || c->norm_groups < 1)
         cdad_build_fail(b, CDAD_INVALID, "unet: channel_mult has 1 to %d levels; blocks, channels, heads and groups "
                         "are at least 1", CDAD_MAX_LEVELS);
-    else if (c->n_levels * (c->num_res_blocks + 1) > SKIP_MAX)
-        cdad_build_fail(b, CDAD_INVALID, "unet: more than %d skip connections", SKIP_MAX);
+    else if (c->n_levels * (c->num_res_blocks + 1) > CDAD_MAX_SKIPS)
+        cdad_build_fail(b, CDAD_INVALID, "unet: more than %d skip connections", CDAD_MAX_SKIPS);
     else if (s->ndim == 4 && (s->dim[1] % (1 << (c->n_levels - 1)) || s->dim[2] % (1 << (c->n_levels - 1))))
         cdad_build_fail(b, CDAD_SHAPE, "unet: a latent of %lld x %lld cannot be halved %lld times",
                         (long long)s->dim[1], (long long)s->dim[2], (long long)c->n_levels - 1);
@@ -100,32 +98,31 @@ static cdad_value time_embedding(cdad_builder *b, const cdad_unet_config *c, cda
     return cdad_build_unary(b, "silu", e);
 }
 
-cdad_value cdad_unet_build(cdad_builder *b, const cdad_unet_config *c, cdad_value x, cdad_value t,
-                           cdad_value context, cdad_value control) {
+void cdad_unet_encode_build(cdad_builder *b, const cdad_unet_config *c, cdad_value x, cdad_value t, cdad_value context,
+                            cdad_value first, cdad_unet_encoded *out) {
+    cdad_unet_encoded e = {.emb = CDAD_NONE, .middle = CDAD_NONE};
+    *out = e;
     check_config(b, c, x, context);
     if (b->status != CDAD_OK)
-        return CDAD_NONE;
-    const size_t root = cdad_scope_open(b, "unet");
-    const cdad_value emb = time_embedding(b, c, t);
-    cdad_value skip[SKIP_MAX];
-    int n_skip = 0;
+        return;
+    e.emb = time_embedding(b, c, t);
 
     int64_t block = 0, downsampling = 1;
     size_t scope = cdad_scope_open(b, "input_blocks.0");
     cdad_value h = conv3x3(b, x, "0", c->model_channels, NULL);
     cdad_scope_close(b, scope);
-    if (control != CDAD_NONE)
-        h = cdad_build_add(b, h, control);
-    skip[n_skip++] = h;
+    if (first != CDAD_NONE)
+        h = cdad_build_add(b, h, first);
+    e.skips[e.n_skips++] = h;
     for (int64_t level = 0; level < c->n_levels; level++) {
         const int64_t width = c->channel_mult[level] * c->model_channels;
         for (int64_t i = 0; i < c->num_res_blocks; i++) {
             scope = cdad_scope_open(b, "input_blocks.%lld", (long long)++block);
-            h = res_block(b, c, 0, h, emb, width);
+            h = res_block(b, c, 0, h, e.emb, width);
             if (has_attention(c, downsampling))
                 h = spatial_transformer(b, c, 1, h, context);
             cdad_scope_close(b, scope);
-            skip[n_skip++] = h;
+            e.skips[e.n_skips++] = h;
         }
         if (level == c->n_levels - 1)
             break;
@@ -133,24 +130,43 @@ cdad_value cdad_unet_build(cdad_builder *b, const cdad_unet_config *c, cdad_valu
         h = cdad_build_conv2d(b, h, "0.op",
                               (cdad_conv_spec){.out = width, .kernel = 3, .stride = 2, .pad = 1, .bias = 1});
         cdad_scope_close(b, scope);
-        skip[n_skip++] = h;
+        e.skips[e.n_skips++] = h;
         downsampling *= 2;
     }
 
     scope = cdad_scope_open(b, "middle_block");
     const int64_t middle = cdad_build_channels(b, h);
-    h = res_block(b, c, 0, h, emb, middle);
+    h = res_block(b, c, 0, h, e.emb, middle);
     h = spatial_transformer(b, c, 1, h, context);
-    h = res_block(b, c, 2, h, emb, middle);
+    e.middle = res_block(b, c, 2, h, e.emb, middle);
     cdad_scope_close(b, scope);
+    *out = e;
+}
 
-    block = 0;
+/* The value with its control added, if there is one. */
+static cdad_value controlled(cdad_builder *b, cdad_value h, cdad_value control) {
+    return control == CDAD_NONE ? h : cdad_build_add(b, h, control);
+}
+
+cdad_value cdad_unet_build(cdad_builder *b, const cdad_unet_config *c, cdad_value x, cdad_value t,
+                           cdad_value context, const cdad_control *control) {
+    cdad_unet_encoded e;
+    const size_t root = cdad_scope_open(b, "unet");
+    cdad_unet_encode_build(b, c, x, t, context, control->first, &e);
+    if (b->status != CDAD_OK)
+        return CDAD_NONE;
+    const int with_skips = control->n_skips > 0;
+    cdad_value h = controlled(b, e.middle, with_skips ? control->middle : CDAD_NONE);
+    int n_skip = e.n_skips;
+    int64_t block = 0, downsampling = (int64_t)1 << (c->n_levels - 1);
     for (int64_t level = c->n_levels - 1; level >= 0; level--) {
         const int64_t width = c->channel_mult[level] * c->model_channels;
         for (int64_t i = 0; i <= c->num_res_blocks; i++) {
-            scope = cdad_scope_open(b, "output_blocks.%lld", (long long)block++);
-            h = cdad_build_op(b, "concat", 2, CDAD_IN(h, skip[--n_skip]), NULL);
-            h = res_block(b, c, 0, h, emb, width);
+            const size_t scope = cdad_scope_open(b, "output_blocks.%lld", (long long)block++);
+            const cdad_value skip = controlled(b, e.skips[n_skip - 1], with_skips ? control->skips[n_skip - 1] : CDAD_NONE);
+            n_skip--;
+            h = cdad_build_op(b, "concat", 2, CDAD_IN(h, skip), NULL);
+            h = res_block(b, c, 0, h, e.emb, width);
             int module = 1;
             if (has_attention(c, downsampling))
                 h = spatial_transformer(b, c, module++, h, context);

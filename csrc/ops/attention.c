@@ -1,20 +1,26 @@
 /* attention: q [N,T,E], k and v [N,S,E] -> softmax(scale * q k^T + mask) v by heads, [N,T,E] (Vaswani et al.
  * 2017), and the log of each row's sum of exponentials, [N,heads,T]. With a mask, tokens form a grid and do
- * not see their neighbourhood of mask_h x mask_w (You et al. 2022, UniAD, section 3.2). */
+ * not see their neighbourhood of mask_h x mask_w (You et al. 2022, UniAD, section 3.2). When causal, a token sees itself
+ * and those before it. */
 #include <math.h>
 
 #include "ops/ops.h"
 #include "ops/support.h"
 
-enum { HEADS, GRID_H, GRID_W, MASK_H, MASK_W, SCALE };
+enum { HEADS, GRID_H, GRID_W, MASK_H, MASK_W, SCALE, CAUSAL };
 
 static const cdad_attr_spec attention_attrs[] = {
     CDAD_INT("heads", 1),  CDAD_INT("grid_h", 0), CDAD_INT("grid_w", 0),
     CDAD_INT("mask_h", 0), CDAD_INT("mask_w", 0), CDAD_FLOAT("scale", 0.0), /* 0: 1/sqrt(E/heads) */
-    CDAD_ATTRS_END};
+    CDAD_INT("causal", 0), CDAD_ATTRS_END};
 
 static cdad_status check_mask(const cdad_attr *attr, int64_t T, int64_t S, const char *op, cdad_error *err) {
     const int64_t h = attr[MASK_H].i, w = attr[MASK_W].i, rows = attr[GRID_H].i, cols = attr[GRID_W].i;
+    const int64_t causal = attr[CAUSAL].i;
+    CDAD_FAIL_IF(causal != 0 && causal != 1, err, CDAD_INVALID, "%s: causal is %lld, 0 or 1 is wanted", op,
+                 (long long)causal);
+    CDAD_FAIL_IF(causal && T != S, err, CDAD_SHAPE, "%s: causal with %lld queries and %lld keys", op, (long long)T,
+                 (long long)S);
     if (h == 0 && w == 0)
         return CDAD_OK;
     CDAD_FAIL_IF(h < 1 || w < 1 || h % 2 == 0 || w % 2 == 0, err, CDAD_INVALID,
@@ -57,6 +63,7 @@ static cdad_attention_dims dims_of(const cdad_shape *q, const cdad_shape *k, con
                                  .grid_w = attr[GRID_W].i,
                                  .mask_h = attr[MASK_H].i,
                                  .mask_w = attr[MASK_W].i,
+                                 .causal = (int)attr[CAUSAL].i,
                                  .scale = (float)(scale > 0.0 ? scale : 1.0 / sqrt((double)D))};
 }
 

@@ -12,6 +12,8 @@ extern const cdad_op cdad_op_conv2d, cdad_op_conv2d_grad_input, cdad_op_conv2d_g
 /* depthwise.c */
 extern const cdad_op cdad_op_depthwise_conv2d, cdad_op_depthwise_conv2d_grad_input,
     cdad_op_depthwise_conv2d_grad_weight;
+/* max_pool.c */
+extern const cdad_op cdad_op_max_pool2d, cdad_op_max_pool2d_grad;
 /* activation.c */
 extern const cdad_op cdad_op_silu, cdad_op_relu, cdad_op_relu6, cdad_op_gelu, cdad_op_quick_gelu,
     cdad_op_tanh, cdad_op_sigmoid, cdad_op_exp, cdad_op_sqrt, cdad_op_activation_grad;
@@ -34,7 +36,7 @@ extern const cdad_op cdad_op_concat, cdad_op_slice, cdad_op_pad_columns;
 /* layout.c */
 extern const cdad_op cdad_op_reshape, cdad_op_stop_gradient, cdad_op_depth_to_space, cdad_op_space_to_depth;
 /* embedding.c */
-extern const cdad_op cdad_op_timestep_embedding;
+extern const cdad_op cdad_op_timestep_embedding, cdad_op_token_embedding, cdad_op_token_embedding_grad;
 /* loss.c */
 extern const cdad_op cdad_op_mse, cdad_op_mse_grad;
 

@@ -13,6 +13,8 @@ static const cdad_op *const ops[] = {
     &cdad_op_depthwise_conv2d,
     &cdad_op_depthwise_conv2d_grad_input,
     &cdad_op_depthwise_conv2d_grad_weight,
+    &cdad_op_max_pool2d,
+    &cdad_op_max_pool2d_grad,
     &cdad_op_silu,
     &cdad_op_relu,
     &cdad_op_relu6,
@@ -50,6 +52,8 @@ static const cdad_op *const ops[] = {
     &cdad_op_depth_to_space,
     &cdad_op_space_to_depth,
     &cdad_op_timestep_embedding,
+    &cdad_op_token_embedding,
+    &cdad_op_token_embedding_grad,
     &cdad_op_mse,
     &cdad_op_mse_grad,
 };

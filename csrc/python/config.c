@@ -136,31 +136,66 @@ static int read_unet(PyObject *dict, cdad_unet_config *c) {
     return read_fields(dict, "unet", fields, COUNT(fields));
 }
 
+/* Whether there is a stride for every width. */
+static int check_strides(const char *what, int64_t n_strides, int64_t n_hidden) {
+    if (n_strides == n_hidden)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s: %lld strides for %lld hidden widths", what, (long long)n_strides,
+                 (long long)n_hidden);
+    return -1;
+}
+
 static int read_amn(PyObject *dict, cdad_amn_config *c) {
     int64_t n_strides = 0;
     const field fields[] = {
         {"channels", FIELD_INT, &c->channels, NULL, 1},
-        {"hidden", FIELD_LIST, c->hidden, &c->n_hidden, 1},
-        {"strides", FIELD_LIST, c->strides, &n_strides, 1},
+        {"hidden", FIELD_LIST, c->hint.hidden, &c->hint.n_hidden, 1},
+        {"strides", FIELD_LIST, c->hint.strides, &n_strides, 1},
         {"n_layers", FIELD_INT, &c->n_layers, NULL, 1},
         {"num_heads", FIELD_INT, &c->num_heads, NULL, 1},
         {"dim_feedforward", FIELD_INT, &c->dim_feedforward, NULL, 1},
         {"neighbor", FIELD_PAIR, &c->neighbor_h, &c->neighbor_w, 0},
+        {"keep_variance", FIELD_BOOL, &c->hint.keep_variance, NULL, 0},
+    };
+    return read_fields(dict, "amn", fields, COUNT(fields)) < 0 ? -1 : check_strides("amn", n_strides, c->hint.n_hidden);
+}
+
+static int read_controlnet(PyObject *dict, cdad_hint_config *c) {
+    int64_t n_strides = 0;
+    const field fields[] = {
+        {"hidden", FIELD_LIST, c->hidden, &c->n_hidden, 1},
+        {"strides", FIELD_LIST, c->strides, &n_strides, 1},
         {"keep_variance", FIELD_BOOL, &c->keep_variance, NULL, 0},
     };
-    if (read_fields(dict, "amn", fields, COUNT(fields)) < 0)
+    return read_fields(dict, "controlnet", fields, COUNT(fields)) < 0 ? -1
+                                                                       : check_strides("controlnet", n_strides, c->n_hidden);
+}
+
+/* The condition's network: amn or controlnet, or None for both. */
+static int read_condition(PyObject *amn, PyObject *controlnet, cdad_denoiser_config *c) {
+    if (amn != Py_None && controlnet != Py_None) {
+        PyErr_SetString(PyExc_ValueError, "denoiser: either amn or controlnet is None");
         return -1;
-    if (n_strides == c->n_hidden)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "amn: %lld strides for %lld hidden widths", (long long)n_strides,
-                 (long long)c->n_hidden);
-    return -1;
+    }
+    c->condition = amn != Py_None          ? CDAD_CONDITION_AMN
+                   : controlnet != Py_None ? CDAD_CONDITION_CONTROLNET
+                                           : CDAD_CONDITION_NONE;
+    switch (c->condition) {
+    case CDAD_CONDITION_AMN:
+        return read_amn(amn, &c->amn);
+    case CDAD_CONDITION_CONTROLNET:
+        return read_controlnet(controlnet, &c->controlnet);
+    case CDAD_CONDITION_NONE:
+        break;
+    }
+    return 0;
 }
 
 int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     static const char *const predictions[2] = {"epsilon", "v"}, *const targets[2] = {"as_written", "normalized"};
     static const char *const precisions[2] = {"float32", "bfloat16"};
-    PyObject *unet = NULL, *amn = NULL, *rest = PyDict_Check(dict) ? PyDict_Copy(dict) : NULL;
+    static const char *const parts[3] = {"unet", "amn", "controlnet"};
+    PyObject *given[3] = {NULL}, *rest = PyDict_Check(dict) ? PyDict_Copy(dict) : NULL;
     int status = -1, prediction, target;
     int64_t num_train_timesteps;
     double beta_start, beta_end;
@@ -185,15 +220,16 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
             PyErr_Format(PyExc_TypeError, "denoiser: a dict is wanted, not %R", Py_TYPE(dict));
         return -1;
     }
-    unet = Py_XNewRef(PyDict_GetItemString(rest, "unet"));
-    amn = Py_XNewRef(PyDict_GetItemString(rest, "amn"));
-    if (!unet || !amn) {
-        PyErr_Format(PyExc_ValueError, "denoiser: %s is missing", unet ? "amn" : "unet");
-        goto done;
+    for (int i = 0; i < 3; i++) {
+        given[i] = Py_XNewRef(PyDict_GetItemString(rest, parts[i]));
+        if (!given[i]) {
+            PyErr_Format(PyExc_ValueError, "denoiser: %s is missing", parts[i]);
+            goto done;
+        }
+        if (PyDict_DelItemString(rest, parts[i]) < 0)
+            goto done;
     }
-    c->without_amn = amn == Py_None;
-    if (PyDict_DelItemString(rest, "unet") < 0 || PyDict_DelItemString(rest, "amn") < 0 ||
-        read_unet(unet, &c->unet) < 0 || (!c->without_amn && read_amn(amn, &c->amn) < 0) ||
+    if (read_unet(given[0], &c->unet) < 0 || read_condition(given[1], given[2], c) < 0 ||
         read_fields(rest, "denoiser", fields, COUNT(fields)) < 0)
         goto done;
     c->prediction = (cdad_prediction_type)prediction;
@@ -214,8 +250,8 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     }
     status = 0;
 done:
-    Py_XDECREF(unet);
-    Py_XDECREF(amn);
+    for (int i = 0; i < 3; i++)
+        Py_XDECREF(given[i]);
     Py_DECREF(rest);
     return status;
 }
@@ -266,4 +302,33 @@ int cdad_py_dct_config(PyObject *dict, cdad_dct_config *c) {
         {"latent_channels", FIELD_INT, &c->latent_channels, NULL, 1},
     };
     return read_fields(dict, "dct", fields, COUNT(fields));
+}
+
+int cdad_py_clip_text_config(PyObject *dict, cdad_clip_text_config *c) {
+    const field fields[] = {
+        {"vocab_size", FIELD_INT, &c->vocab_size, NULL, 1},
+        {"width", FIELD_INT, &c->width, NULL, 1},
+        {"n_layers", FIELD_INT, &c->n_layers, NULL, 1},
+        {"num_heads", FIELD_INT, &c->num_heads, NULL, 1},
+        {"dim_feedforward", FIELD_INT, &c->dim_feedforward, NULL, 1},
+    };
+    return read_fields(dict, "clip_text", fields, COUNT(fields));
+}
+
+int cdad_py_resnet_config(PyObject *dict, cdad_resnet_config *c) {
+    int64_t blocks[CDAD_MAX_LEVELS], n = 0;
+    const field fields[] = {
+        {"blocks", FIELD_LIST, blocks, &n, 1},
+        {"bottleneck", FIELD_BOOL, &c->bottleneck, NULL, 0},
+        {"widening", FIELD_INT, &c->widening, NULL, 1},
+        {"channels", FIELD_INT, &c->channels, NULL, 1},
+    };
+    if (read_fields(dict, "resnet", fields, COUNT(fields)) < 0)
+        return -1;
+    if (n != CDAD_RESNET_STAGES) {
+        PyErr_Format(PyExc_ValueError, "resnet: %lld numbers of blocks; %d are wanted", (long long)n, CDAD_RESNET_STAGES);
+        return -1;
+    }
+    memcpy(c->blocks, blocks, sizeof c->blocks);
+    return 0;
 }

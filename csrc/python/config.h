@@ -12,5 +12,7 @@ int cdad_py_optimizer_config(PyObject *dict, cdad_optimizer_config *c);
 int cdad_py_vae_config(PyObject *dict, cdad_vae_config *c);
 int cdad_py_tiny_ae_config(PyObject *dict, cdad_tiny_ae_config *c);
 int cdad_py_dct_config(PyObject *dict, cdad_dct_config *c);
+int cdad_py_clip_text_config(PyObject *dict, cdad_clip_text_config *c);
+int cdad_py_resnet_config(PyObject *dict, cdad_resnet_config *c);
 
 #endif

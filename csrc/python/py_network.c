@@ -8,7 +8,7 @@
 /* What a builder is given and fills in. */
 typedef struct network_spec {
     PyObject *config;
-    int64_t n, h, w; /* batch and image size (or latent size for decoders) */
+    int64_t n, h, w; /* batch and image size (of a latent for decoders; number of tokens and 1 for texts) */
     int n_in, n_out;
     cdad_value in[MAX_VALUES], out[MAX_VALUES];
 } network_spec;
@@ -86,12 +86,35 @@ static int efficientnet_features(cdad_builder *b, network_spec *s) {
     return 0;
 }
 
+static int resnet_features(cdad_builder *b, network_spec *s) {
+    cdad_resnet_config c = {0};
+    if (cdad_py_resnet_config(s->config, &c) < 0)
+        return -1;
+    cdad_resnet_build(b, &c, image_input(b, s, "image"), s->out);
+    s->n_out = CDAD_RESNET_STAGES + 1;
+    return 0;
+}
+
 static int tiny_features(cdad_builder *b, network_spec *s) {
     cdad_tiny_ae_config c = {0};
     if (cdad_py_tiny_ae_config(s->config, &c) < 0)
         return -1;
     cdad_tiny_ae_encode_build(b, &c, image_input(b, s, "image"), s->out);
     s->n_out = 3;
+    return 0;
+}
+
+static int clip_text(cdad_builder *b, network_spec *s) {
+    cdad_clip_text_config c = {0};
+    if (cdad_py_clip_text_config(s->config, &c) < 0)
+        return -1;
+    if (s->w != 1) {
+        PyErr_Format(PyExc_ValueError, "clip_text: a size of %lld x %lld; (tokens, 1) is wanted", (long long)s->h,
+                     (long long)s->w);
+        return -1;
+    }
+    const cdad_value ids = s->in[s->n_in++] = cdad_build_input(b, "ids", cdad_shape_make(2, s->n, s->h));
+    s->out[s->n_out++] = cdad_clip_text_build(b, &c, ids);
     return 0;
 }
 
@@ -127,7 +150,8 @@ static const struct {
     {"tiny_encode", tiny_encode},     {"tiny_decode", tiny_decode},
     {"dct_encode", dct_encode},       {"dct_decode", dct_decode},
     {"tiny_features", tiny_features}, {"efficientnet_lite0", efficientnet_features},
-    {"condition", condition},         {"unet", unet},
+    {"resnet", resnet_features},      {"condition", condition},
+    {"unet", unet},                   {"clip_text", clip_text},
 };
 
 typedef enum { NO_DISTANCE, EUCLIDEAN, MAHALANOBIS } distance_kind;
@@ -319,7 +343,8 @@ static PyType_Slot network_slots[] = {
     {Py_tp_methods, network_methods},
     {Py_tp_getset, network_getset},
     {Py_tp_doc, "Network(params, kind, config, batch, size, distance=None)\n--\n\nA model planned for one batch "
-                "shape. With distance='euclidean' a feature extractor takes two images and gives, per layer, the squared "
+                "shape; size is the image's, the latent's of a decoder, (tokens, 1) of a text. "
+                "With distance='euclidean' a feature extractor takes two images and gives, per layer, the squared "
                 "distance of their features, enlarged to the image; with 'mahalanobis' it takes a whitening matrix "
                 "[C,C] a layer too, by which their difference is multiplied first."},
     {0, NULL}};

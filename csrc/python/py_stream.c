@@ -253,6 +253,11 @@ static PyObject *stream_get_rank(PyObject *o, void *unused) {
     return PyLong_FromLongLong(plan_of(o)->rank);
 }
 
+static PyObject *stream_get_rounded(PyObject *o, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(plan_of(o)->bf16);
+}
+
 static PyObject *stream_get_bytes(PyObject *o, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(plan_of(o)->bytes);
@@ -293,6 +298,9 @@ static PyGetSetDef stream_getset[] = {
     {"method", stream_get_method, NULL, "'exact', 'incremental', 'sketch' or 'isvd'; never 'auto'.", NULL},
     {"gamma", stream_get_gamma, NULL, "Share of the energy that a basis keeps.", NULL},
     {"rank", stream_get_rank, NULL, "Directions kept at most: d but for a sketch.", NULL},
+    {"rounded", stream_get_rounded, NULL,
+     "Whether features are rounded to bfloat16 before they are multiplied: by 'auto', where gamma and the processor allow.",
+     NULL},
     {"bytes", stream_get_bytes, NULL, "Memory that is held at most, as planned.", NULL},
     {"energy", stream_get_energy, NULL,
      "(total, lost, spectral): the sum of squares of all features; how much of it the stream no longer holds, which is "

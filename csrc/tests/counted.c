@@ -49,7 +49,7 @@ static cdad_status training(int repeats, cdad_error *err) {
     cdad_denoiser_config c = {
         .unet = {.in_channels = 4, .out_channels = 4, .model_channels = 16, .n_levels = 2, .channel_mult = {1, 2},
                  .num_res_blocks = 1, .n_attention = 1, .attention_resolutions = {1}, .num_heads = 2, .norm_groups = 4},
-        .amn = {.channels = 16, .n_hidden = 2, .hidden = {8, 16}, .strides = {2, 2}, .n_layers = 1, .num_heads = 2,
+        .amn = {.channels = 16, .hint = {.n_hidden = 2, .hidden = {8, 16}, .strides = {2, 2}}, .n_layers = 1, .num_heads = 2,
                 .dim_feedforward = 32, .neighbor_h = 3, .neighbor_w = 3},
         .image_h = 32, .image_w = 32, .latent_h = 8, .latent_w = 8,
         .prediction = CDAD_PREDICT_V, .amn_target = CDAD_AMN_NORMALIZED};

@@ -62,8 +62,15 @@ static inline void run_node(const cdad_graph *g, const cdad_node *node, const cd
     cdad_free(scratch);
 }
 
+/* The value that holds a node's ids, which have to be places of a table; CDAD_NONE: it has none. */
+static inline cdad_value ids_of(const cdad_node *node) {
+    if (strcmp(node->op->name, "token_embedding") == 0)
+        return node->in[0];
+    return strcmp(node->op->name, "token_embedding_grad") == 0 ? node->in[1] : CDAD_NONE;
+}
+
 /* Every value in memory of its own, all nodes in order: what any program of `g` must give, bit by bit. Inputs and
- * parameters are normal, a function of `seed`. */
+ * parameters are normal, a function of `seed`; ids are zero. */
 static inline float **evaluate(const cdad_graph *g, const cdad_context *ctx, uint64_t seed) {
     float **values = zeros(g->n_values * (int64_t)sizeof *values);
     for (int64_t v = 0; v < g->n_values; v++) {
@@ -73,6 +80,11 @@ static inline float **evaluate(const cdad_graph *g, const cdad_context *ctx, uin
             cdad_random_normal(values[v], n, seed, (uint64_t)v, 0);
         else if (g->values[v].kind == CDAD_VALUE_CONST)
             memcpy(values[v], g->values[v].data, (size_t)n * sizeof(float));
+    }
+    for (int64_t k = 0; k < g->n_nodes; k++) {
+        const cdad_value ids = ids_of(&g->nodes[k]);
+        if (ids != CDAD_NONE && is_bound(g, ids))
+            memset(values[ids], 0, (size_t)count_of(g, ids) * sizeof(float));
     }
     for (int64_t k = 0; k < g->n_nodes; k++)
         run_node(g, &g->nodes[k], ctx, values);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/blas.h"
+
 int cdad_counted(const char *name, int repeats);
 int cdad_test_base(void);
 int cdad_test_kernels(void);
@@ -16,6 +18,8 @@ int cdad_test_winograd(void);
 int cdad_test_conv_narrow(void);
 int cdad_test_continual(void);
 int cdad_test_streams(void);
+int cdad_test_leading(void);
+int cdad_test_gram(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
 int cdad_test_devices(void);
@@ -31,11 +35,13 @@ static const struct {
     {"norm", cdad_test_norm},
     {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
+    {"gram", cdad_test_gram},
     {"epilogue", cdad_test_epilogue},
     {"winograd", cdad_test_winograd},
     {"conv_narrow", cdad_test_conv_narrow},
     {"continual", cdad_test_continual},
     {"streams", cdad_test_streams},
+    {"leading", cdad_test_leading},
     {"places", cdad_test_places},
     {"graph", cdad_test_graph},
     {"devices", cdad_test_devices},
@@ -43,6 +49,7 @@ static const struct {
 };
 
 int main(int argc, char **argv) {
+    openblas_set_num_threads(1); /* as the bindings do */
     if (argc == 4 && strcmp(argv[1], "--counted") == 0)
         return cdad_counted(argv[2], atoi(argv[3])) != 0;
     int failed = 0, ran = 0;

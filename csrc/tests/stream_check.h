@@ -4,7 +4,9 @@
 
 #include <math.h>
 
+#include "base/blas.h"
 #include "base/philox.h"
+#include "continual/linalg.h"
 #include "continual/stream.h"
 #include "check.h"
 
@@ -85,6 +87,48 @@ static inline double energy_share(const float *X, int64_t rows, int64_t d, const
             total += (double)X[i * d + j] * (double)X[i * d + j];
     }
     return inside / total;
+}
+
+/* X^T X in double. */
+static inline double *gram_of(const float *X, int64_t rows, int64_t d) {
+    double *G = doubles(d * d), *wide = doubles(rows * d);
+    for (int64_t i = 0; i < rows * d; i++)
+        wide[i] = (double)X[i];
+    cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, (int)d, (int)d, (int)rows, 1, wide, (int)d, wide, (int)d, 0, G,
+                (int)d);
+    cdad_free(wide);
+    return G;
+}
+
+/* Share of X's energy inside U [d,k]. */
+static inline double share_kept(const float *X, int64_t rows, int64_t d, const float *U, int64_t k) {
+    double *wide = doubles(rows * d + d * k), *basis = wide + rows * d, *inside = doubles(rows * k), total = 0, kept = 0;
+    for (int64_t i = 0; i < rows * d; i++) {
+        wide[i] = (double)X[i];
+        total += wide[i] * wide[i];
+    }
+    for (int64_t i = 0; i < d * k; i++)
+        basis[i] = (double)U[i];
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)k, (int)d, 1, wide, (int)d, basis, (int)k, 0,
+                inside, (int)k);
+    for (int64_t i = 0; i < rows * k; i++)
+        kept += inside[i] * inside[i];
+    cdad_free(wide);
+    cdad_free(inside);
+    return kept / total;
+}
+
+/* The eigenvalues of G [d,d], descending; G becomes the eigenvectors, a column each. */
+static inline double *decompose(double *G, int64_t d) {
+    cdad_eigen eigen;
+    double *V = doubles(d * d), *values = doubles(d);
+    CHECK_OK(cdad_eigen_init(&eigen, G, d, err));
+    CHECK_OK(cdad_eigen_vectors(&eigen, d, V, err));
+    memcpy(values, eigen.values, (size_t)d * sizeof *values);
+    memcpy(G, V, (size_t)(d * d) * sizeof *V);
+    cdad_eigen_reset(&eigen);
+    cdad_free(V);
+    return values;
 }
 
 static int stop_at_poll; /* the poll that says stop */

@@ -10,6 +10,8 @@ typedef struct attention_case {
 } attention_case;
 
 static int sees(const cdad_attention_dims *d, int64_t t, int64_t s) {
+    if (d->causal && s > t)
+        return 0;
     return d->mask_h <= 0 || llabs(t / d->grid_w - s / d->grid_w) > d->mask_h / 2 ||
            llabs(t % d->grid_w - s % d->grid_w) > d->mask_w / 2;
 }
@@ -130,9 +132,9 @@ static void check_case(cdad_attention_dims d) {
                         .out = doubles(nq),
                         .lse = doubles(rows)};
     char what[120];
-    snprintf(what, sizeof what, "attention N %lld T %lld S %lld L %lld D %lld mask %lldx%lld", (long long)d.N,
-             (long long)d.T, (long long)d.S, (long long)d.L, (long long)d.D, (long long)d.mask_h,
-             (long long)d.mask_w);
+    snprintf(what, sizeof what, "attention N %lld T %lld S %lld L %lld D %lld mask %lldx%lld causal %d",
+             (long long)d.N, (long long)d.T, (long long)d.S, (long long)d.L, (long long)d.D, (long long)d.mask_h,
+             (long long)d.mask_w, d.causal);
     EACH_POOL({
         run(ctx, threads == 1 ? &a : &other, d, 0, d.N);
         CHECK(threads == 1 || same_results(&a, &other, &d), "%s: %d threads change it", what, threads);
@@ -197,6 +199,21 @@ static void test_mask(void) {
         d.mask_w = masks[i][3];
         check_case(d);
     }
+}
+
+static void test_causal(void) {
+    static const int64_t tokens[] = {1, 5, 77, 210};
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
+        cdad_attention_dims d = dims(tokens[i], tokens[i], 2, 6, 1);
+        d.causal = 1;
+        check_case(d);
+    }
+    cdad_attention_dims both = dims(20, 20, 1, 5, 0);
+    both.causal = 1;
+    both.grid_h = 4;
+    both.grid_w = 5;
+    both.mask_h = both.mask_w = 3;
+    check_case(both);
 }
 
 /* Scores that spread widely, with the largest in the last tile: sums must follow the running maximum. */
@@ -267,6 +284,7 @@ static void test_not_finite(void) {
 int cdad_test_attention(void) {
     on_every_table(test_values);
     on_every_table(test_mask);
+    on_every_table(test_causal);
     on_every_table(test_large_scores);
     on_every_table(test_small_weights);
     on_every_table(test_not_finite);

@@ -1,4 +1,7 @@
 /* The emulated device: a program runs there to the host's bits, what mixes up the two memories is told, and all is freed. */
+#include <stddef.h>
+
+#include "continual/stream.h"
 #include "graph/program.h"
 #include "kernels/devices.h"
 #include "kernels/kernels.h"
@@ -46,12 +49,28 @@ done:
     return status;
 }
 
-/* A table is a name and functions. */
-static int is_complete(const cdad_kernels *kernels) {
+/* A table is a name and functions; streams, which are the host's, have theirs in its tables alone. */
+static int is_complete(const cdad_kernels *kernels, int is_host) {
+    const size_t first = offsetof(cdad_kernels, gram_panels) / sizeof(void *);
+    const size_t last = offsetof(cdad_kernels, gram_rounds_fast) / sizeof(void *);
     int complete = 1;
     for (size_t i = 0; i < sizeof *kernels / sizeof(void *); i++)
-        complete &= ((void *const *)(uintptr_t)kernels)[i] != NULL;
+        complete &= (((void *const *)(uintptr_t)kernels)[i] != NULL) == (is_host || i < first || i > last);
     return complete;
+}
+
+/* A stream, of host memory, takes no device's kernels. */
+static void stream_on(const cdad_context *ctx) {
+    static const float X[6] = {1, 2, 3, 4, 5, 6};
+    cdad_stream *s = NULL;
+    float *U;
+    int64_t k;
+    double energy;
+    CHECK_OK(cdad_stream_new(&s, 3, CDAD_STREAM_EXACT, 0.99, err));
+    CHECK_FAILS(CDAD_INVALID, "cannot work on emulated",
+                cdad_stream_add(s, ctx, (cdad_mat){.data = X, .rs = 3, .cs = 1}, 2, err));
+    CHECK_FAILS(CDAD_INVALID, "cannot work on emulated", cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+    cdad_stream_free(s);
 }
 
 int cdad_test_devices(void) {
@@ -65,14 +84,15 @@ int cdad_test_devices(void) {
     CHECK(!none && device, "the devices");
     if (!device)
         return failures;
-    CHECK(is_complete(device->kernels), "a slot is empty");
+    CHECK(is_complete(device->kernels, 0), "a slot is empty, or a stream's is not");
     for (int i = 0; cdad_kernels_at(i); i++)
-        CHECK(is_complete(cdad_kernels_at(i)), "a slot of %s is empty", cdad_kernels_at(i)->name);
+        CHECK(is_complete(cdad_kernels_at(i), 1), "a slot of %s is empty", cdad_kernels_at(i)->name);
     const cdad_context host = {.kernels = cdad_kernels_at(0)};
     const cdad_context there = {.kernels = device->kernels, .device = device, .host_kernels = cdad_kernels_at(0)};
     const int64_t before = cdad_emulated_bytes();
     cdad_program *p = NULL;
     void *memory;
+    stream_on(&there);
     CHECK_OK(build(err));
     CHECK_OK(run_on(&host, want, err));
     CHECK_OK(run_on(&there, got, err));

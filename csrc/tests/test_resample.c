@@ -1,4 +1,4 @@
-/* The choice of a table; kernels that move and resample. */
+/* The choice of a table; kernels that move, pool and resample. */
 #include "kernel_check.h"
 
 int cdad_test_resample(void);
@@ -82,6 +82,48 @@ static void test_resize(void) {
     }
 }
 
+/* Many equal values, and a NaN: a window's first largest value takes the gradient. */
+static void test_max_pool(void) {
+    static const cdad_unfold shapes[] = {
+        {.N = 3, .H = 9, .W = 12, .C = 70, .P = 5, .Q = 6, .R = 3, .S = 3, .stride = 2, .pad_t = 1, .pad_l = 1, .up = 1},
+        {.N = 2, .H = 5, .W = 4, .C = 3, .P = 3, .Q = 2, .R = 4, .S = 4, .stride = 2, .pad_t = 3, .pad_l = 2, .up = 1},
+        {.N = 1, .H = 1, .W = 1, .C = 16, .P = 1, .Q = 1, .R = 1, .S = 1, .stride = 1, .up = 1}};
+    for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
+        const cdad_unfold *u = &shapes[k];
+        const int64_t in = u->N * u->H * u->W * u->C, out = u->N * u->P * u->Q * u->C;
+        float *x = noise(in, 6, 0.0f, 3.0f), *dy = noise(out, 7, 0.0f, 1.0f), *y = floats(out), *dx = floats(in);
+        float *want = floats(out), *want_dx = floats(in);
+        for (int64_t i = 0; i < in; i++)
+            x[i] = truncf(x[i]);
+        x[in / 2] = NAN;
+        for (int64_t i = 0; i < out; i++) {
+            const int64_t c = i % u->C, q = i / u->C % u->Q, p = i / u->C / u->Q % u->P, n = i / u->C / u->Q / u->P;
+            int64_t best = -1;
+            for (int64_t tap = 0; tap < u->R * u->S; tap++) {
+                const int64_t h = p * u->stride + tap / u->S - u->pad_t, w = q * u->stride + tap % u->S - u->pad_l;
+                const int64_t at = ((n * u->H + h) * u->W + w) * u->C + c;
+                if (h < 0 || h >= u->H || w < 0 || w >= u->W)
+                    continue;
+                if (best < 0 || x[at] > x[best] || isnan(x[at]))
+                    best = at;
+            }
+            want[i] = x[best];
+            want_dx[best] += dy[i];
+        }
+        EACH_POOL({
+            table->max_pool2d(ctx, y, x, u);
+            table->max_pool2d_grad(ctx, dx, x, dy, u);
+            CHECK(same(y, want, out) && same(dx, want_dx, in), "pooling %zu by %d threads is wrong", k, threads);
+        })
+        cdad_free(x);
+        cdad_free(dy);
+        cdad_free(y);
+        cdad_free(dx);
+        cdad_free(want);
+        cdad_free(want_dx);
+    }
+}
+
 static void test_copy_columns(void) {
     static const int64_t widths[] = {1, 5, 64, 20000};
     for (int k = 0; k < 4; k++) {
@@ -101,6 +143,37 @@ static void test_copy_columns(void) {
         })
         cdad_free(src);
     }
+}
+
+static void test_rows(void) {
+    enum { N = 150, ROWS = 40, C = 70 };
+    float ids[N], *from = noise(ROWS * C, 8, 0.0f, 1.0f), *dy = noise(N * C, 9, 0.0f, 1.0f), *y = floats(N * C);
+    float *dtable = floats(ROWS * C), *want = floats(ROWS * C);
+    for (int64_t i = 0; i < N; i++)
+        ids[i] = (float)(i * i % ROWS);
+    for (int64_t i = 0; i < N * C; i++)
+        want[(int64_t)ids[i / C] * C + i % C] += dy[i];
+    EACH_POOL({
+        int wrong = !table->gather_rows(ctx, y, from, ids, N, ROWS, C);
+        for (int64_t i = 0; i < N; i++)
+            wrong += !same(y + i * C, from + (int64_t)ids[i] * C, C);
+        CHECK(!wrong, "gathering by %d threads: %d rows are wrong", threads, wrong);
+        CHECK(table->scatter_rows(ctx, dtable, dy, ids, N, ROWS, C) && same(dtable, want, ROWS * C),
+              "scattering by %d threads is wrong", threads);
+        static const float no_rows[] = {-1.0f, 40.0f, 3.5f, NAN, 1e30f};
+        for (int k = 0; k < 5; k++) {
+            ids[77] = no_rows[k];
+            CHECK(!table->gather_rows(ctx, y, from, ids, N, ROWS, C) &&
+                      !table->scatter_rows(ctx, dtable, dy, ids, N, ROWS, C),
+                  "row %g of %d", (double)no_rows[k], ROWS);
+        }
+        ids[77] = (float)(77 * 77 % ROWS);
+    })
+    cdad_free(from);
+    cdad_free(dy);
+    cdad_free(y);
+    cdad_free(dtable);
+    cdad_free(want);
 }
 
 static void test_timestep_embedding(void) {
@@ -126,7 +199,9 @@ int cdad_test_resample(void) {
     on_every_table(test_select);
     on_every_table(test_upsample);
     on_every_table(test_resize);
+    on_every_table(test_max_pool);
     on_every_table(test_copy_columns);
+    on_every_table(test_rows);
     on_every_table(test_timestep_embedding);
     return failures;
 }

@@ -1,6 +1,4 @@
 /* Incremental streams, sketches and their plans: against Gram matrices and spectra in double, and by their bounds. */
-#include "base/blas.h"
-#include "continual/linalg.h"
 #include "continual/lowrank.h"
 #include "continual/sketch.h"
 #include "stream_check.h"
@@ -19,48 +17,6 @@ static cdad_stream *new_sketch(int64_t d, double gamma, int64_t rank) {
 /* A stream of either kind: rank 0 is incremental. */
 static cdad_stream *new_kind(int64_t d, double gamma, int64_t rank) {
     return rank > 0 ? new_sketch(d, gamma, rank) : new_stream(d, CDAD_STREAM_INCREMENTAL, gamma);
-}
-
-/* X^T X in double. */
-static double *gram_of(const float *X, int64_t rows, int64_t d) {
-    double *G = doubles(d * d), *wide = doubles(rows * d);
-    for (int64_t i = 0; i < rows * d; i++)
-        wide[i] = (double)X[i];
-    cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, (int)d, (int)d, (int)rows, 1, wide, (int)d, wide, (int)d, 0, G,
-                (int)d);
-    cdad_free(wide);
-    return G;
-}
-
-/* Share of X's energy inside U [d,k]. */
-static double share_kept(const float *X, int64_t rows, int64_t d, const float *U, int64_t k) {
-    double *wide = doubles(rows * d + d * k), *basis = wide + rows * d, *inside = doubles(rows * k), total = 0, kept = 0;
-    for (int64_t i = 0; i < rows * d; i++) {
-        wide[i] = (double)X[i];
-        total += wide[i] * wide[i];
-    }
-    for (int64_t i = 0; i < d * k; i++)
-        basis[i] = (double)U[i];
-    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)k, (int)d, 1, wide, (int)d, basis, (int)k, 0,
-                inside, (int)k);
-    for (int64_t i = 0; i < rows * k; i++)
-        kept += inside[i] * inside[i];
-    cdad_free(wide);
-    cdad_free(inside);
-    return kept / total;
-}
-
-/* The eigenvalues of G [d,d], descending; G becomes the eigenvectors, a column each. */
-static double *decompose(double *G, int64_t d) {
-    cdad_eigen eigen;
-    double *V = doubles(d * d), *values = doubles(d);
-    CHECK_OK(cdad_eigen_init(&eigen, G, d, err));
-    CHECK_OK(cdad_eigen_vectors(&eigen, d, V, err));
-    memcpy(values, eigen.values, (size_t)d * sizeof *values);
-    memcpy(G, V, (size_t)(d * d) * sizeof *V);
-    cdad_eigen_reset(&eigen);
-    cdad_free(V);
-    return values;
 }
 
 static void test_cut(void) {
@@ -124,6 +80,20 @@ static void test_plan(void) {
               "case %zu: method %d, rank %" PRId64, c, plan.method, plan.rank);
         CHECK(cases[c].memory == 0 || plan.bytes <= cases[c].memory, "case %zu: %" PRId64 " bytes", c, plan.bytes);
     }
+    const int fast = cdad_kernels_select(NULL)->gram_rounds_fast();
+    static const struct {
+        int64_t d;
+        double gamma;
+        cdad_stream_method method;
+        int rounds;
+    } rounding[] = {
+        {768, 0.999, CDAD_STREAM_AUTO, 1},  {767, 0.999, CDAD_STREAM_AUTO, 0},   {1280, 0.9995, CDAD_STREAM_AUTO, 1},
+        {1280, 0.9996, CDAD_STREAM_AUTO, 0}, {1280, 0.999, CDAD_STREAM_EXACT, 0}, {11520, 0.999, CDAD_STREAM_AUTO, 0},
+    };
+    for (size_t c = 0; c < sizeof rounding / sizeof *rounding; c++) {
+        CHECK_OK(cdad_stream_plan_make(&plan, rounding[c].d, rounding[c].method, rounding[c].gamma, NULL, err));
+        CHECK(plan.bf16 == (fast && rounding[c].rounds), "rounding case %zu: %d", c, plan.bf16);
+    }
     CHECK_OK(cdad_stream_plan_make(&plan, 11520, CDAD_STREAM_EXACT, 0.999, NULL, err));
     CHECK(plan.method == CDAD_STREAM_EXACT && !plan.chosen && plan.bytes >= 4ll * 11520 * 11520 &&
               plan.bytes < 5ll * 11520 * 11520,
@@ -144,8 +114,10 @@ static void test_plan(void) {
     cdad_stream_plan few;
     CHECK_OK(cdad_stream_plan_make(&few, 4500, CDAD_STREAM_AUTO, 0.999, &come, err));
     CHECK(few.method == CDAD_STREAM_INCREMENTAL, "method %d", few.method);
+    CHECK(few.wait == 4500 && few.bytes == 4ll * 4500 * 4500, "%" PRId64 " wait, %" PRId64 " bytes", few.wait, few.bytes);
     int64_t sum = few.bytes;
-    CHECK(cdad_stream_plans_fit(&few, 1, sum - 1) < sum && few.method == CDAD_STREAM_SKETCH,
+    CHECK(cdad_stream_plans_fit(&few, 1, sum - 1) < sum && few.method == CDAD_STREAM_SKETCH &&
+              few.wait == CDAD_LOWRANK_WAIT,
           "an incremental stream does not give way");
     sum = plans[0].bytes + plans[1].bytes + plans[2].bytes;
     CHECK(cdad_stream_plans_fit(plans, 3, sum) == sum && plans[1].method == CDAD_STREAM_EXACT, "what fits was changed");
@@ -176,7 +148,7 @@ static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const fl
         left += B[i] * B[i];
     CHECK(fabs(e.total - total) < 1e-12 * total, "%s: total energy %.15g, should be %.15g", what, e.total, total);
     CHECK(fabs(e.total - left - e.lost) < 1e-6 * total, "%s: lost %g, measured %g", what, e.lost, e.total - left);
-    CHECK(held <= cdad_lowrank_bytes(d, plan->rank, 0) / (d * (int64_t)sizeof(float)), "%s: %" PRId64 " rows", what, held);
+    CHECK(held <= cdad_lowrank_bytes(d, plan->rank, plan->wait, 0) / (d * (int64_t)sizeof(float)), "%s: %" PRId64 " rows", what, held);
     const double allowed = (1 - plan->gamma) / 16;
     if (plan->method == CDAD_STREAM_INCREMENTAL)
         CHECK(e.lost <= allowed * total * (1 + 1e-9) + 1e-11 * total, "%s: lost %g", what, e.lost / total);

@@ -15,7 +15,7 @@ static cdad_denoiser_config small_config(void) {
         .unet = {.in_channels = 2, .out_channels = 2, .model_channels = 8, .n_levels = 2, .channel_mult = {1, 2},
                  .num_res_blocks = 1, .n_attention = 1, .attention_resolutions = {2}, .num_heads = 2,
                  .context_dim = 6, .norm_groups = 4},
-        .amn = {.channels = 8, .n_hidden = 1, .hidden = {4}, .strides = {2}, .n_layers = 1, .num_heads = 2,
+        .amn = {.channels = 8, .hint = {.n_hidden = 1, .hidden = {4}, .strides = {2}}, .n_layers = 1, .num_heads = 2,
                 .dim_feedforward = 12, .neighbor_h = 3, .neighbor_w = 3},
         .image_h = 8,
         .image_w = 8,
@@ -349,7 +349,14 @@ static void test_variants(cdad_denoiser_config c, const cdad_context *ctx, const
     c.objective = CDAD_OBJECTIVE_OUTPUT;
     test_plan(&c, ctx, other);
     c.objective = CDAD_OBJECTIVE_LOSS;
-    c.without_amn = 1;
+    c.condition = CDAD_CONDITION_CONTROLNET;
+    c.controlnet = c.amn.hint;
+    test_plan(&c, ctx, other);
+    EACH_ALLOCATION_FAILS(new_model(&m, &c, ctx, err), !m.trainer && !m.params);
+    CHECK_OK(cdad_trainer_step(m.trainer, ctx, b.latent, NULL, b.perturbed, b.context, 1.0, &r, err));
+    CHECK(r.loss == r.loss_cdm && r.loss_amn == 0, "L_amn with a ControlNet: %g", r.loss_amn);
+    free_model(&m);
+    c.condition = CDAD_CONDITION_NONE;
     test_plan(&c, ctx, other);
     EACH_ALLOCATION_FAILS(new_model(&m, &c, ctx, err), !m.trainer && !m.params);
     CHECK_OK(cdad_trainer_step(m.trainer, ctx, b.latent, NULL, NULL, b.context, 1.0, &r, err));

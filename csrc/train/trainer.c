@@ -184,10 +184,10 @@ static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batc
     CDAD_TRY(cdad_program_feed(p, v->t, t->t, err));
     CDAD_TRY(cdad_program_feed(p, v->signal, t->signal, err));
     CDAD_TRY(cdad_program_feed(p, v->sigma, t->sigma, err));
-    if (v->image != CDAD_NONE) {
+    if (v->image != CDAD_NONE)
         CDAD_TRY(cdad_program_feed(p, v->image, a->image, err));
+    if (v->perturbed != CDAD_NONE)
         CDAD_TRY(cdad_program_feed(p, v->perturbed, a->perturbed, err));
-    }
     if (v->context == CDAD_NONE)
         return CDAD_OK;
     CDAD_FAIL_IF(!a->context, err, CDAD_INVALID, "this model wants a context");

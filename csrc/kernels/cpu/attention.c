@@ -133,6 +133,23 @@ static void mask_scores(float *s, const cdad_attention_dims *d, int64_t row0, in
     }
 }
 
+/* Sets to -inf where the query is before the key: rows, row0 .. row0+n-1, are keys and lanes, from lane0 on, queries, or
+ * the other way round. */
+static void mask_later_keys(float *s, int64_t row0, int64_t n, int64_t lane0, int rows_are_keys) {
+    int32_t lane[GEMM_NR];
+    vi lanes[2];
+    for (int i = 0; i < GEMM_NR; i++)
+        lane[i] = (int32_t)lane0 + i;
+    memcpy(lanes, lane, sizeof lanes);
+    for (int64_t t = 0; t < n; t++) {
+        V_UNROLL for (int j = 0; j < 2; j++) {
+            float *at = s + t * GEMM_NR + j * VL;
+            const int32_t row = (int32_t)(row0 + t);
+            v_store(at, v_select(rows_are_keys ? lanes[j] < row : lanes[j] > row, v_set1(-INFINITY), v_load(at)));
+        }
+    }
+}
+
 /* What is subtracted before the exponential: zero where nothing was seen, whose exponentials are then zero. */
 static inline vf shift_of(vf max) { return v_select(max == -INFINITY, (vf){0}, max); }
 
@@ -202,6 +219,8 @@ static void forward_task(void *arg, int64_t task, int worker) {
         for (int64_t i = 0; i < nq; i += GEMM_NR) {
             scores_of(s, keys, queries + i * D, seen, nq - i, D);
             mask_scores(s, d, s0, seen, t0 + i);
+            if (d->causal)
+                mask_later_keys(s, s0, seen, t0 + i, 1);
             softmax_block(s, seen, max + i, sum + i, o + i * Ds, Ds);
             accumulate(o + i * Ds, values, s, seen, nq - i, D);
         }
@@ -295,6 +314,8 @@ static void backward_task(void *arg, int64_t task, int worker) {
                 scores_of(p, queries, keys + lane0 * D, nq, S - lane0, D);
                 scores_of(ds, grads, values + lane0 * D, nq, S - lane0, D);
                 mask_scores(p, d, t, nq, lane0);
+                if (d->causal)
+                    mask_later_keys(p, t, nq, lane0, 0);
                 probabilities(p, ds, nq, j->stats + task * d->T + t, delta);
                 accumulate(dv + lane0 * Ds, grad_columns, p, nq, S - lane0, D);
                 accumulate(dk + lane0 * Ds, query_columns, ds, nq, S - lane0, D);

@@ -8,6 +8,12 @@
 void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
     *C, int64_t ldc, const cdad_epilogue *with, void *scratch);
 int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
+int64_t CDAD_K(gram_panels)(int64_t rows, int64_t d, int bf16);
+void CDAD_K(gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d,
+                       int bf16);
+void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
+                       int64_t side, int bf16, float *scratch);
+int CDAD_K(gram_rounds_fast)(void);
 void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t
     tap_s, const cdad_epilogue *with, const cdad_unfold *u, int64_t O, int m, void *scratch);
 int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);
@@ -24,6 +30,9 @@ void CDAD_K(depthwise_conv2d)(const cdad_context *ctx, float *y, const float *x,
     *bias, const cdad_unfold *u);
 void CDAD_K(depthwise_conv2d_grad)(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
     const float *w, const float *dy, const cdad_unfold *u);
+void CDAD_K(max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+void CDAD_K(max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const
+    cdad_unfold *u);
 void CDAD_K(activation)(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
 void CDAD_K(activation_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
     cdad_activation act);
@@ -62,6 +71,10 @@ void CDAD_K(resize_bilinear)(const cdad_context *ctx, float *y, const float *x, 
 void CDAD_K(copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t
     src_rs, int64_t n, int64_t w);
 void CDAD_K(timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+int CDAD_K(gather_rows)(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n,
+    int64_t rows, int64_t C);
+int CDAD_K(scatter_rows)(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n,
+    int64_t rows, int64_t C);
 void CDAD_K(mse)(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n,
     int64_t m);
 void CDAD_K(mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g,

@@ -1,4 +1,4 @@
-/* Moving and resampling: enlarging, bilinear resizing, columns, the embedding of timesteps. */
+/* Moving and resampling: enlarging, bilinear resizing, columns, rows, the embedding of timesteps. */
 #include <math.h>
 
 #include "kernels/cpu/backend.h"
@@ -102,6 +102,57 @@ void CDAD_K(copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, c
     copy_job j = {.dst = dst, .src = src, .dst_rs = dst_rs, .src_rs = src_rs, .n = n, .w = w,
                   .rows = w < 16384 ? 16384 / w : 1};
     cdad_pool_run(ctx->pool, (n + j.rows - 1) / j.rows, copy_task, &j);
+}
+
+typedef struct rows_job {
+    float *out; /* y or dtable */
+    const float *from, *ids;
+    int64_t n, rows, C;
+} rows_job;
+
+enum { ROWS_BLOCK = 64 }; /* rows gathered by a task; columns summed by one */
+
+static int are_rows(const float *ids, int64_t n, int64_t rows) {
+    for (int64_t i = 0; i < n; i++)
+        if (!(ids[i] >= 0.0f && ids[i] < (float)rows && ids[i] == truncf(ids[i])))
+            return 0;
+    return 1;
+}
+
+static void gather_task(void *arg, int64_t task, int worker) {
+    const rows_job *j = arg;
+    (void)worker;
+    for (int64_t i = task * ROWS_BLOCK; i < min64(j->n, (task + 1) * ROWS_BLOCK); i++)
+        memcpy(j->out + i * j->C, j->from + (int64_t)j->ids[i] * j->C, (size_t)j->C * sizeof(float));
+}
+
+int CDAD_K(gather_rows)(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n,
+                        int64_t rows, int64_t C) {
+    rows_job j = {.out = y, .from = table, .ids = ids, .n = n, .C = C};
+    if (!are_rows(ids, n, rows))
+        return 0;
+    cdad_pool_run(ctx->pool, (n + ROWS_BLOCK - 1) / ROWS_BLOCK, gather_task, &j);
+    return 1;
+}
+
+static void scatter_task(void *arg, int64_t task, int worker) {
+    const rows_job *j = arg; /* task: a block of columns */
+    const int64_t first = task * ROWS_BLOCK, last = min64(j->C, first + ROWS_BLOCK);
+    (void)worker;
+    for (int64_t r = 0; r < j->rows; r++)
+        memset(j->out + r * j->C + first, 0, (size_t)(last - first) * sizeof(float));
+    for (int64_t i = 0; i < j->n; i++)
+        for (int64_t c = first; c < last; c++)
+            j->out[(int64_t)j->ids[i] * j->C + c] += j->from[i * j->C + c];
+}
+
+int CDAD_K(scatter_rows)(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n,
+                         int64_t rows, int64_t C) {
+    rows_job j = {.out = dtable, .from = dy, .ids = ids, .n = n, .rows = rows, .C = C};
+    if (!are_rows(ids, n, rows))
+        return 0;
+    cdad_pool_run(ctx->pool, (C + ROWS_BLOCK - 1) / ROWS_BLOCK, scatter_task, &j);
+    return 1;
 }
 
 void CDAD_K(timestep_embedding)(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D) {

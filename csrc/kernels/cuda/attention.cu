@@ -9,8 +9,10 @@ static int64_t tile_queries(const cdad_attention_dims *d) {
     return cuda_max(1, cuda_min(d->T, TILE_FLOATS / (d->L * d->S)));
 }
 
-/* Whether token t may not see token s: it lies in the window around it. */
+/* Whether token t may not see token s: it comes later, or lies in the window around it. */
 __device__ static bool hidden(const cdad_attention_dims &d, int64_t t, int64_t s) {
+    if (d.causal && s > t)
+        return true;
     if (d.mask_h == 0)
         return false;
     const int64_t rows = t / d.grid_w - s / d.grid_w, columns = t % d.grid_w - s % d.grid_w;

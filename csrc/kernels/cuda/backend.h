@@ -23,6 +23,9 @@ void cuda_depthwise_conv2d(const cdad_context *ctx, float *y, const float *x, co
     *bias, const cdad_unfold *u);
 void cuda_depthwise_conv2d_grad(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,
     const float *w, const float *dy, const cdad_unfold *u);
+void cuda_max_pool2d(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
+void cuda_max_pool2d_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, const
+    cdad_unfold *u);
 void cuda_activation(const cdad_context *ctx, float *y, const float *x, int64_t n, cdad_activation act);
 void cuda_activation_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
     cdad_activation act);
@@ -61,6 +64,10 @@ void cuda_resize_bilinear(const cdad_context *ctx, float *y, const float *x, int
 void cuda_copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t
     src_rs, int64_t n, int64_t w);
 void cuda_timestep_embedding(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
+int cuda_gather_rows(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n,
+    int64_t rows, int64_t C);
+int cuda_scatter_rows(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n,
+    int64_t rows, int64_t C);
 void cuda_mse(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n,
     int64_t m);
 void cuda_mse_grad(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g,

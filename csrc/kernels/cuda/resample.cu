@@ -1,4 +1,4 @@
-/* Changing an image's size, copying columns, embedding timesteps. */
+/* Changing an image's size, copying columns, gathering rows, embedding timesteps. */
 #include "kernels/cuda/backend.h"
 
 __global__ static void upsample_kernel(float *y, const float *x, int64_t n, int64_t W, int64_t C) {
@@ -69,6 +69,55 @@ void cuda_copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, cons
                        int64_t w) {
     CDAD_LAUNCH(copy_kernel, cuda_blocks(n * w), CUDA_THREADS, cuda_stream(ctx), dst, dst_rs, src, src_rs, n, w);
     cuda_launched(ctx, "copy_columns");
+}
+
+/* A block counts the ids that are no row's. */
+__global__ static void count_kernel(double *sums, const float *ids, int64_t n, int64_t rows) {
+    double bad = 0.0;
+    for (int64_t i = threadIdx.x; i < n; i += CUDA_THREADS)
+        bad += ids[i] >= 0.0f && ids[i] < (float)rows && ids[i] == truncf(ids[i]) ? 0.0 : 1.0;
+    bad = cuda_block_sum(bad);
+    if (threadIdx.x == 0)
+        sums[0] = bad;
+}
+
+/* Waits for the device. */
+static int are_rows(const cdad_context *ctx, const float *ids, int64_t n, int64_t rows, const char *what) {
+    cudaStream_t stream = cuda_stream(ctx);
+    double *sums = cuda_sums_take(ctx);
+    CDAD_LAUNCH_JOINED(count_kernel, 1, CUDA_THREADS, stream, sums, ids, n, rows);
+    return cuda_sums_read(ctx, what) == 0.0;
+}
+
+__global__ static void gather_kernel(float *y, const float *table, const float *ids, int64_t n, int64_t C) {
+    CUDA_EACH(i, n * C) y[i] = table[(int64_t)ids[i / C] * C + i % C];
+}
+
+int cuda_gather_rows(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n, int64_t rows,
+                     int64_t C) {
+    if (!are_rows(ctx, ids, n, rows, "gather_rows"))
+        return 0;
+    CDAD_LAUNCH(gather_kernel, cuda_blocks(n * C), CUDA_THREADS, cuda_stream(ctx), y, table, ids, n, C);
+    cuda_launched(ctx, "gather_rows");
+    return 1;
+}
+
+/* A thread sums a column, so that the order is that of the ids. */
+__global__ static void scatter_kernel(float *dtable, const float *dy, const float *ids, int64_t n, int64_t C) {
+    CUDA_EACH(c, C) {
+        for (int64_t i = 0; i < n; i++)
+            dtable[(int64_t)ids[i] * C + c] += dy[i * C + c];
+    }
+}
+
+int cuda_scatter_rows(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n, int64_t rows,
+                      int64_t C) {
+    if (!are_rows(ctx, ids, n, rows, "scatter_rows"))
+        return 0;
+    cudaMemsetAsync(dtable, 0, (size_t)(rows * C) * sizeof(float), cuda_stream(ctx)); /* its failure is the launch's */
+    CDAD_LAUNCH(scatter_kernel, cuda_blocks(C), CUDA_THREADS, cuda_stream(ctx), dtable, dy, ids, n, C);
+    cuda_launched(ctx, "scatter_rows");
+    return 1;
 }
 
 __global__ static void embedding_kernel(float *y, const float *t, int64_t N, int64_t D) {

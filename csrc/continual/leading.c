@@ -1,0 +1,366 @@
+/* Randomised subspace iteration. */
+#include "continual/leading.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/philox.h"
+#include "continual/basis.h"
+#include "continual/factor.h"
+#include "continual/gram.h"
+#include "continual/linalg.h"
+
+enum {
+    LEAST = 768,       /* a narrower eigenproblem is soon solved whole */
+    FIRST_BLOCK = 256, /* directions tried at once, at most */
+    NEXT_BLOCK = 128,
+    PASSES = 2 /* of orthogonalisation */
+};
+
+static const double FINEST = 0x1p-12; /* 1 - gamma: float32's noise is 1/2000 of it */
+static const uint64_t SEED = 0x6c656164;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+int cdad_leading_applies(int64_t side, double gamma) { return side >= LEAST && 1 - gamma >= FINEST; }
+
+/* Directions are rows: Q [k_old + l, d] holds U_old's columns, then those found. */
+typedef struct {
+    const cdad_context *ctx;
+    cdad_leading_of of;
+    int64_t k_old;
+    float *Q, *Y; /* Y: G's products with the rows of Q from k_old on */
+    float *Z;     /* [.,n], where there are features: a block's products with them */
+} span;
+
+static cdad_mat rows_of(const float *data, int64_t width) { return (cdad_mat){.data = data, .rs = width, .cs = 1}; }
+static cdad_mat turned(const float *data, int64_t width) { return (cdad_mat){.data = data, .rs = 1, .cs = width}; }
+
+/* C [M,N] = A B, or C + A B. */
+static cdad_status multiply(const span *s, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
+                            int accumulate, cdad_error *err) {
+    const cdad_kernels *kernels = s->ctx->kernels;
+    const cdad_epilogue with = {.accumulate = accumulate};
+    void *scratch;
+    CDAD_FAIL_IF(s->ctx->poll && s->ctx->poll(s->ctx->poll_arg), err, CDAD_CANCELLED, "stopped while a basis was sought");
+    CDAD_TRY(cdad_alloc(&scratch, kernels->gemm_scratch(M, N, K, cdad_pool_threads(s->ctx->pool)), err));
+    kernels->gemm(s->ctx, M, N, K, A, B, C, N, &with, scratch);
+    cdad_free(scratch);
+    return CDAD_OK;
+}
+
+/* x [b,d] -= its parts along the first `done` rows of Q. */
+static cdad_status take_off(const span *s, float *x, int64_t b, int64_t done, cdad_error *err) {
+    cdad_status status;
+    const int64_t d = s->of.d;
+    float *parts = NULL;
+    if (done == 0)
+        return CDAD_OK;
+    CDAD_TRY_DONE(cdad_alloc((void **)&parts, b * done * (int64_t)sizeof *parts, err));
+    CDAD_TRY_DONE(multiply(s, b, done, d, rows_of(x, d), turned(s->Q, d), parts, 0, err));
+    for (int64_t i = 0; i < b * done; i++)
+        parts[i] = -parts[i];
+    CDAD_TRY_DONE(multiply(s, b, d, done, rows_of(parts, done), rows_of(s->Q, d), x, 1, err));
+done:
+    cdad_free(parts);
+    return status;
+}
+
+/* y [b,d] = G x, outside of U_old. */
+static cdad_status apply(const span *s, const float *x, float *y, int64_t b, cdad_error *err) {
+    const int64_t n = s->of.n, d = s->of.d;
+    if (n == 0) {
+        CDAD_TRY(multiply(s, b, d, d, rows_of(x, d), rows_of(s->of.A, d), y, 0, err));
+    } else {
+        CDAD_TRY(multiply(s, b, n, d, rows_of(x, d), turned(s->of.A, d), s->Z, 0, err));
+        CDAD_TRY(multiply(s, b, d, n, rows_of(s->Z, n), rows_of(s->of.A, d), y, 0, err));
+    }
+    return take_off(s, y, b, s->k_old, err);
+}
+
+/* Rows done .. done+b-1 of Q become orthonormal, and orthogonal to those before, in the order that they have. `room` [b,d].
+ * *found = 0 where rounding forbids. */
+static cdad_status orthonormalise(span *s, int64_t done, int64_t b, float *room, int *found, cdad_error *err) {
+    cdad_status status;
+    const int64_t d = s->of.d;
+    float *q = s->Q + done * d, *T = NULL;
+    double *M = NULL, *scale = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&M, b * b * (int64_t)sizeof *M, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&scale, b * (int64_t)sizeof *scale, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&T, b * b * (int64_t)sizeof *T, err));
+    for (int pass = 0; pass < PASSES && *found; pass++) {
+        CDAD_TRY_DONE(take_off(s, q, b, done, err));
+        CDAD_TRY_DONE(cdad_factor_gram(s->ctx, q, b, d, M, err));
+        for (int64_t i = 0; i < b; i++)
+            scale[i] = M[i * b + i] > 0 ? 1 / sqrt(M[i * b + i]) : 0;
+        for (int64_t i = 0; i < b; i++)
+            for (int64_t j = 0; j < b; j++)
+                M[i * b + j] = i == j ? 1 + 1e-13 : M[i * b + j] * scale[i] * scale[j]; /* dependent rows stay short */
+        CDAD_TRY_DONE(cdad_inverse_cholesky(M, b, found, err));
+        for (int64_t i = 0; i < b && *found; i++) /* row i of the result: rows 0..i of q by column i of R^-1 */
+            for (int64_t j = 0; j < b; j++)
+                T[i * b + j] = j <= i ? (float)(M[i * b + j] * scale[j]) : 0;
+        if (!*found)
+            break;
+        CDAD_TRY_DONE(multiply(s, b, d, b, rows_of(T, b), rows_of(q, d), room, 0, err));
+        memcpy(q, room, (size_t)(b * d) * sizeof *q);
+    }
+done:
+    cdad_free(M);
+    cdad_free(scale);
+    cdad_free(T);
+    return status;
+}
+
+static double dot(const float *x, const float *y, int64_t n) {
+    double lane[8] = {0}, sum = 0; /* independent sums, so that the loop vectorises without reordering one */
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int l = 0; l < 8; l++)
+            lane[l] += (double)x[i + l] * (double)y[i + l];
+    for (; i < n; i++)
+        sum += (double)x[i] * (double)y[i];
+    for (int l = 0; l < 8; l++)
+        sum += lane[l];
+    return sum;
+}
+
+/* *energy: of the first k_old rows of Q. */
+static cdad_status known_energy(span *s, double *energy, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    const int64_t d = s->of.d, k_old = s->k_old;
+    s->k_old = 0; /* nothing is taken off */
+    *energy = 0;
+    for (int64_t at = 0; at < k_old; at += NEXT_BLOCK) {
+        const int64_t b = min64(NEXT_BLOCK, k_old - at);
+        CDAD_TRY_DONE(apply(s, s->Q + at * d, s->Y, b, err));
+        *energy += dot(s->Q + at * d, s->Y, b * d);
+    }
+done:
+    s->k_old = k_old;
+    return status;
+}
+
+/* x[i] = 1 or -1 */
+static void random_signs(float *x, int64_t n, uint64_t stream) {
+    uint32_t words[4] = {0};
+    for (int64_t i = 0; i < n; i++) {
+        if (i % 128 == 0)
+            cdad_philox(SEED, stream, (uint64_t)(i / 128), words);
+        x[i] = words[i / 32 % 4] >> i % 32 & 1 ? 1 : -1;
+    }
+}
+
+/* Rows of Q, *l of them, that hold what gamma asks for beside `kept`, and their products Y. */
+static cdad_status find_span(span *s, int64_t limit, double wanted, double kept, int64_t *l, int *found, cdad_error *err) {
+    const int64_t d = s->of.d;
+    double before = 1;
+    for (*l = 0; kept < wanted && *found;) {
+        const int64_t b = *l == 0 ? min64(FIRST_BLOCK, limit / 4) : min64(NEXT_BLOCK, limit / 8), next = *l + b;
+        float *q = s->Q + (s->k_old + *l) * d, *y = s->Y + *l * d;
+        *found = next <= limit;
+        if (!*found)
+            break;
+        random_signs(y, b * d, (uint64_t)*l);
+        CDAD_TRY(apply(s, y, q, b, err));
+        CDAD_TRY(orthonormalise(s, s->k_old + *l, b, y, found, err));
+        CDAD_TRY(apply(s, q, y, b, err));
+        kept += dot(q, y, b * d);
+        /* What is missing falls about as a power of the width: where that leads too far, an early end is cheaper. */
+        const double missing = 1 - kept / s->of.total, target = 1 - wanted / s->of.total;
+        if (kept < wanted && *l > 0) {
+            const double power = log(before / missing) / log((double)next / (double)*l);
+            *found = *found && power > 0 && (double)next * pow(missing / target, 1 / power) < 1.25 * (double)limit;
+        }
+        before = missing;
+        *l = next;
+    }
+    return CDAD_OK;
+}
+
+/* M [l,l]: G within the span of Q's rows. */
+static cdad_status project(const span *s, int64_t l, double *M, cdad_error *err) {
+    cdad_status status;
+    const int64_t n = s->of.n, d = s->of.d;
+    const float *q = s->Q + s->k_old * d;
+    float *inside = NULL;
+    if (n > 0) { /* l < n */
+        CDAD_TRY(multiply(s, l, n, d, rows_of(q, d), turned(s->of.A, d), s->Z, 0, err));
+        return cdad_factor_gram(s->ctx, s->Z, l, n, M, err);
+    }
+    CDAD_TRY_DONE(cdad_alloc((void **)&inside, l * l * (int64_t)sizeof *inside, err));
+    CDAD_TRY_DONE(apply(s, q, s->Y, l, err));
+    CDAD_TRY_DONE(multiply(s, l, l, d, rows_of(q, d), turned(s->Y, d), inside, 0, err));
+    for (int64_t i = 0; i < l; i++)
+        for (int64_t j = 0; j < l; j++)
+            M[i * l + j] = ((double)inside[i * l + j] + (double)inside[j * l + i]) / 2;
+done:
+    cdad_free(inside);
+    return status;
+}
+
+/* The fewest directions within the span of Q's l rows; *V [*added,d], which may be none. */
+static cdad_status choose(span *s, int64_t l, double gamma, int64_t most, double *kept, float **V, int64_t *added, int *found,
+                          cdad_error *err) {
+    cdad_status status;
+    const int64_t d = s->of.d;
+    double *M = NULL, *W = NULL;
+    float *weights = NULL;
+    cdad_eigen eigen = {0};
+    CDAD_TRY_DONE(cdad_alloc((void **)&M, l * l * (int64_t)sizeof *M, err));
+    CDAD_TRY_DONE(project(s, l, M, err));
+    CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, l, err));
+    const int64_t k = cdad_energy_rank(eigen.values, l, *kept, s->of.total, gamma, CDAD_RANK_REACH);
+    *added = min64(k, most);
+    for (int64_t j = 0; j < k; j++) {
+        *found = *found && eigen.values[j] > 0;
+        *kept += j < *added ? eigen.values[j] : 0;
+    }
+    *found = *found && (k > *added || *kept >= gamma * s->of.total);
+    if (!*found)
+        goto done;
+    CDAD_TRY_DONE(cdad_alloc((void **)&W, l * *added * (int64_t)sizeof *W, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&weights, l * *added * (int64_t)sizeof *weights, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)V, *added * d * (int64_t)sizeof **V, err));
+    CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, *added, W, err));
+    for (int64_t i = 0; i < l * *added; i++)
+        weights[i] = (float)W[i];
+    CDAD_TRY_DONE(multiply(s, *added, d, l, rows_of(weights, l), rows_of(s->Q + s->k_old * d, d), *V, 0, err));
+done:
+    cdad_eigen_reset(&eigen);
+    cdad_free(M);
+    cdad_free(W);
+    cdad_free(weights);
+    return status;
+}
+
+/* *to [rows,cols] -> [cols,rows] */
+static void turn(float *to, const float *from, int64_t rows, int64_t cols) {
+    enum { TILE = 32 };
+    for (int64_t i0 = 0; i0 < rows; i0 += TILE)
+        for (int64_t j0 = 0; j0 < cols; j0 += TILE)
+            for (int64_t i = i0; i < min64(i0 + TILE, rows); i++)
+                for (int64_t j = j0; j < min64(j0 + TILE, cols); j++)
+                    to[j * rows + i] = from[i * cols + j];
+}
+
+/* *U [d,*k]: U_old, and beside it the rows of Q from k_old on. */
+static cdad_status join(const span *s, const float *U_old, int64_t added, float **U, int64_t *k, cdad_error *err) {
+    const int64_t d = s->of.d, k_old = s->k_old;
+    *k = k_old + added;
+    CDAD_TRY(cdad_alloc((void **)U, d * *k * (int64_t)sizeof **U, err));
+    turn(*U, s->Q, *k, d);
+    for (int64_t i = 0; i < d && k_old > 0; i++)
+        memcpy(*U + i * *k, U_old + i * k_old, (size_t)k_old * sizeof **U);
+    return CDAD_OK;
+}
+
+/* G's way, or that of features one by one. */
+static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old, int64_t k_old,
+                            int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
+    cdad_status status;
+    const int64_t d = of.d, side = of.n > 0 ? min64(of.n, d) : d, limit = min64(side, d - k_old) / 2;
+    span s = {.ctx = ctx, .of = of, .k_old = k_old};
+    double kept = 0;
+    float *V = NULL;
+    int64_t l = 0, added = 0, count;
+    CDAD_TRY_DONE(cdad_size_mul(k_old + limit + NEXT_BLOCK, d, &count, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, count * (int64_t)sizeof *s.Q, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Y, (limit + NEXT_BLOCK) * d * (int64_t)sizeof *s.Y, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Z, (limit + NEXT_BLOCK) * of.n * (int64_t)sizeof *s.Z, err));
+    if (k_old > 0) {
+        turn(s.Q, U_old, d, k_old);
+        CDAD_TRY_DONE(known_energy(&s, &kept, err));
+    }
+    CDAD_TRY_DONE(find_span(&s, limit, gamma * of.total, kept, &l, found, err));
+    if (*found && l > 0) {
+        float *room = s.Y + l * d; /* NEXT_BLOCK rows */
+        memcpy(s.Q + k_old * d, s.Y, (size_t)(l * d) * sizeof *s.Q);
+        for (int64_t at = 0; at < l && *found; at += NEXT_BLOCK)
+            CDAD_TRY_DONE(orthonormalise(&s, k_old + at, min64(NEXT_BLOCK, l - at), room, found, err));
+        if (*found)
+            CDAD_TRY_DONE(choose(&s, l, gamma, most, &kept, &V, &added, found, err));
+    }
+    if (*found && added > 0) { /* products in float32 leave V orthonormal to a few roundings */
+        memcpy(s.Q + k_old * d, V, (size_t)(added * d) * sizeof *V);
+        CDAD_TRY_DONE(orthonormalise(&s, k_old, added, V, found, err));
+    }
+    *energy = of.total > 0 ? fmin(kept / of.total, 1) : 1;
+    if (*found)
+        CDAD_TRY_DONE(join(&s, U_old, added, U, k, err));
+done:
+    cdad_free(s.Q);
+    cdad_free(s.Y);
+    cdad_free(s.Z);
+    cdad_free(V);
+    return status;
+}
+
+/* *G [n,n]: the products of the rows of A [n,d] with each other. */
+static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, float **G, cdad_error *err) {
+    cdad_status status;
+    cdad_gram g = {0};
+    CDAD_TRY_DONE(cdad_gram_init(&g, n, 0, err));
+    CDAD_TRY_DONE(cdad_gram_add(&g, ctx, turned(A, d), d, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)G, n * n * (int64_t)sizeof **G, err));
+    cdad_gram_expand_narrow(&g, *G);
+done:
+    cdad_gram_reset(&g);
+    return status;
+}
+
+/* The way of few features: leading combinations of the features, then the directions that they are. Those hold at least
+ * the energy of the combinations. */
+static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old, int64_t k_old,
+                           int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
+    cdad_status status;
+    const int64_t n = of.n, d = of.d;
+    span s = {.ctx = ctx, .of = of, .k_old = k_old};
+    float *rest = NULL, *G = NULL, *W = NULL, *room = NULL;
+    double kept = 0;
+    int64_t added = 0;
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, (k_old + n / 2) * d * (int64_t)sizeof *s.Q, err)); /* no more are sought */
+    if (k_old > 0) {
+        turn(s.Q, U_old, d, k_old);
+        CDAD_TRY_DONE(cdad_alloc((void **)&rest, n * d * (int64_t)sizeof *rest, err));
+        memcpy(rest, of.A, (size_t)(n * d) * sizeof *rest);
+        for (int pass = 0; pass < PASSES; pass++)
+            CDAD_TRY_DONE(take_off(&s, rest, n, k_old, err));
+        kept = fmax(dot(of.A, of.A, n * d) - dot(rest, rest, n * d), 0);
+        of.A = rest;
+    }
+    if (kept < gamma * of.total) {
+        cdad_leading_of combinations = {.d = n, .total = of.total - kept};
+        double share;
+        CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, &G, err));
+        combinations.A = G;
+        CDAD_TRY_DONE(by_width(ctx, combinations, (gamma * of.total - kept) / combinations.total, NULL, 0, most, found, &W,
+                               &added, &share, err));
+        kept += share * combinations.total;
+    }
+    if (*found && added > 0) {
+        CDAD_TRY_DONE(cdad_alloc((void **)&room, added * d * (int64_t)sizeof *room, err));
+        CDAD_TRY_DONE(multiply(&s, added, d, n, turned(W, added), rows_of(of.A, d), s.Q + k_old * d, 0, err));
+        CDAD_TRY_DONE(orthonormalise(&s, k_old, added, room, found, err));
+    }
+    *energy = of.total > 0 ? fmin(kept / of.total, 1) : 1;
+    if (*found)
+        CDAD_TRY_DONE(join(&s, U_old, added, U, k, err));
+done:
+    cdad_free(s.Q);
+    cdad_free(rest);
+    cdad_free(G);
+    cdad_free(W);
+    cdad_free(room);
+    return status;
+}
+
+cdad_status cdad_leading_basis(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old,
+                               int64_t k_old, int64_t most, int *found, float **U, int64_t *k, double *energy,
+                               cdad_error *err) {
+    const int few = of.n > 0 && 2 * of.n <= of.d;
+    *found = 1;
+    *U = NULL;
+    return (few ? by_rows : by_width)(ctx, of, gamma, U_old, k_old, most, found, U, k, energy, err);
+}
