@@ -38,12 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.device:
             _core.set_device(arguments.device)
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
     except _Terminated:
         return 143
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has enough of it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush finds no pipe
+        return 141
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

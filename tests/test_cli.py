@@ -132,3 +132,12 @@ def test_a_signal_in_training_keeps_the_state(root, tmp_path, number, status):
     assert process.returncode == status, error
     model = ContinualModel.load(out / "checkpoint.safetensors")
     assert model.progress["step"] > 0 and model.progress["classes"] == ["gear", "cloth"]
+
+
+def test_a_closed_pipe_is_no_error():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "cdad.cli", "info"]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=os.environ, timeout=60)
+    os.close(theirs)
+    assert done.returncode == 141 and done.stderr == ""
