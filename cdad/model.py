@@ -416,7 +416,8 @@ class ContinualModel:
         for name, calibration in chosen.items():
             if calibration is None or self.config.scoring.distance == "mahalanobis" and not calibration.moments:
                 raise RuntimeError(f"class {name!r} was learned without this calibration of its scores: recalibrate() measures it")
-        return Calibration.pool(list(chosen.values()))
+        # A class's own, which keeps its whitening from one call to the next.
+        return self.calibrations[class_name] if class_name is not None else Calibration.pool(list(chosen.values()))
 
     def _denoise(self, images: np.ndarray, latents: np.ndarray, noise_seed: int) -> np.ndarray:
         d, seed = self.config.diffusion, self.config.seed
