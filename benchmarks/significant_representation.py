@@ -102,22 +102,23 @@ def memory_worker(blocks: int) -> dict[str, Any]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def projection_worker(side: str) -> dict[str, Any]:
-    """Seconds of a training step of "small": plain; "whole": every weight's update in all directions off d/4 protected ones;
-    "cdad", the default: in d/16 of those, as many as new products are given on real images (benchmarks/RESULTS.md)."""
-    config = cdad.preset("small")
+def projection_worker(preset: str, side: str) -> dict[str, Any]:
+    """Seconds of a training step of a preset ("sd15": of one image): plain; "whole": every weight's update in all directions
+    off d/4 protected ones; "cdad", the default: in d/16 of those (benchmarks/RESULTS.md: what new products are given)."""
+    config = cdad.preset(preset).updated({"training.batch_size": 1 if preset == "sd15" else 8})
     batch, n = config.training.batch_size, config.latent_size
     params = _core.Params()
     trainer = _core.Trainer(params, config.denoiser(), batch, config.optimizer(), SEED)
     latent = _core.random_normal((batch, n, n, config.autoencoder.latent_channels), SEED, 0)
     image = _core.random_normal((batch, config.image_size, config.image_size, 3), SEED, 1) * 0.2 + 0.5
-    rng, bases, free = np.random.default_rng(SEED), {}, {}
+    unet = config.unet
+    context = _core.random_normal((batch, unet.context_length, unet.context_dim), SEED, 2) if unet.context_dim else None
+    bases, free = {}, {}
     for name, shape in params.shapes().items():
         d = int(np.prod(shape[1:]))
         if len(shape) > 1 and side != "plain":
             if d not in bases:
-                both = np.linalg.qr(rng.standard_normal((d, max(2, d // 4 + d // 16)), np.float32))[0]
-                bases[d], free[d] = both[:, : max(1, d // 4)], both[:, max(1, d // 4) :]
+                bases[d], free[d] = orthonormal_columns(d, max(1, d // 4), max(1, d // 16))
             if side == "whole":
                 trainer.protect(name, bases[d])
             elif side == "cdad":
@@ -134,15 +135,23 @@ def projection_worker(side: str) -> dict[str, Any]:
     else:
 
         def run() -> None:
-            trainer.step(latent, image, image)
+            trainer.step(latent, image, image, context)
 
     times = []
     run()
-    for _ in range(7):
+    for _ in range(3 if preset == "sd15" else 7):
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
     return {"seconds": statistics.median(times)}
+
+
+def orthonormal_columns(d: int, *counts: int) -> list[np.ndarray]:
+    """Several sets of columns of one orthogonal matrix [d,d]: a cosine transform with signs, as wide layers are no matter
+    of minutes that way."""
+    sign, total = np.where(_core.random_normal((d,), SEED, 1000) > 0, 1, -1).astype(np.float32), sum(counts)
+    columns = scipy.fft.dct(np.eye(d, total, dtype=np.float32), axis=0, norm="ortho") * sign[:, None]
+    return [np.ascontiguousarray(part) for part in np.split(columns, np.cumsum(counts)[:-1], axis=1)]
 
 
 # ---- what is reported -----------------------------------------------------------------------------------------
@@ -199,8 +208,14 @@ class Bench:
         print(f"memory: {peaks[0]:.1f} MiB after {few} blocks, {peaks[1]:.1f} after {many}", flush=True)
         return [self.record("basis_memory_growth", growth, "MiB", "features held", stored, stored / max(growth, 1.0))]
 
+    def projection_sd15(self) -> list[dict]:
+        runs = self.rounds(*(("projection", "sd15", side) for side in ("plain", "cdad")))
+        plain, ours = (statistics.median(run["seconds"] for run in side) for side in runs)
+        print(f"sd15, a step of one image: {1e3 * plain:.0f} ms, projected {1e3 * ours:.0f} ms", flush=True)
+        return [self.record("projection_overhead_sd15", 100 * (ours / plain - 1), "%", "the step without it", 0.0, plain / ours)]
+
     def projection(self) -> list[dict]:
-        runs = self.rounds(*(("projection", side) for side in ("plain", "cdad", "whole", "torch")))
+        runs = self.rounds(*(("projection", "small", side) for side in ("plain", "cdad", "whole", "torch")))
         plain, protected, whole, peer = (statistics.median(run["seconds"] for run in side) for side in runs)
         print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * protected:.0f} ms, on all that is free {1e3 * whole:.0f} ms; by U U^T "
               f"in PyTorch {1e3 * peer:.0f} ms more", flush=True)  # fmt: skip
@@ -213,8 +228,9 @@ BENCHMARKS: dict[str, Callable[[Bench], list[dict]]] = {
     **{f"basis_{d}x{rows}": lambda bench, d=d: bench.basis(d) for d, rows in SHAPES.items()},
     "basis_memory_growth": Bench.memory,
     "projection_overhead": Bench.projection,
+    "projection_overhead_sd15": Bench.projection_sd15,
 }
-SLOW = {f"basis_{d}x{rows}" for d, rows in SHAPES.items() if d > 3000}
+SLOW = {f"basis_{d}x{rows}" for d, rows in SHAPES.items() if d > 3000} | {"projection_overhead_sd15"}
 
 
 def worker(work: list[str], threads: int) -> dict[str, Any]:
@@ -225,7 +241,7 @@ def worker(work: list[str], threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
     if work[0] == "basis":
         return basis_worker(int(work[1]), work[2], "check" in work)
-    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(work[1])
+    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(*work[1:3])
 
 
 def main() -> int:

@@ -385,4 +385,6 @@ def image_scores(p: Params, config: dict, backbone: Params, given: dict, image: 
     distances = [((f[:n] - f[n:]) ** 2).sum(1, keepdim=True) for f in pairs]
     maps = sum(F.interpolate(d, image.shape[2:], mode="bilinear", align_corners=False) for d in distances) / len(distances)
     flat = blurred(maps, given["sigma"]).flatten(1)
-    return flat.topk(max(1, round(given["top"] * flat.shape[1])), 1).values.mean(1)
+    highest = flat.topk(max(1, round(given["top"] * flat.shape[1])), 1).values.mean(1)
+    middle = flat.shape[1] // 2  # of an even number of pixels: the median is the mean of two
+    return highest - 0.5 * (flat.kthvalue(middle, 1).values + flat.kthvalue(middle + 1, 1).values)

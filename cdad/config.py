@@ -125,7 +125,7 @@ class TrainingConfig:
 
     batch_size: int = 8
     steps: int = 800
-    increment_steps: int = 800
+    increment_steps: int = 400
     lr: float = 4e-4
     increment_lr: float = 4e-4
     beta1: float = 0.9
@@ -166,7 +166,7 @@ class ContinualConfig:
     strategy: str = "cdad"
     method: str = "auto"
     memory: int = 8192
-    gamma: float = 0.999
+    gamma: float = 0.99
     projection: str = "update"
     free_gamma: float = 0.999
     images: int = 64
@@ -187,7 +187,8 @@ class ScoringConfig:
     wants (torchvision's or timm's); "": those that are installed. ``layers``: of the backbone's features, finest first; of
     a ResNet 0 to 3 are layer1 to layer4, and 4 is the stem. ``sigma``: Gaussian smoothing in pixels at
     256 pixels image size. ``top``: the share of a map's pixels, the highest, whose mean is the image's score; 0 gives
-    the map's maximum, the paper's score. ``calibrate``: compare maps with those of the class's normal training images.
+    the map's maximum, the paper's score. ``subtract_median``: from an image's score, its map's median: what most of an image
+    shares is another light or camera, not a defect. ``calibrate``: compare maps with those of the class's normal training images.
     ``distance``: of features, "euclidean", the paper's, or "mahalanobis", which weighs the features' directions by how far
     apart in them the class's normal training images and their drawings are; it wants ``calibrate``.
     ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class."""
@@ -197,9 +198,10 @@ class ScoringConfig:
     layers: tuple[int, ...] = (0, 1, 2)
     sigma: float = 5.0
     top: float = 0.1
+    subtract_median: bool = True
     calibrate: bool = True
     distance: str = "mahalanobis"
-    calibration_images: int = 16
+    calibration_images: int = 64
     noise_seeds: int = 1
     batch_size: int = 8
 
@@ -532,6 +534,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "scoring.calibrate": False,
     "scoring.distance": "euclidean",
     "scoring.top": 0.0,
+    "scoring.subtract_median": False,
 }
 
 

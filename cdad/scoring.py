@@ -85,12 +85,16 @@ def score_maps(
 
 def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
     """Anomaly maps [N,H,W] -> scores [N]: the mean of a map's highest pixels, `ScoringConfig.top` of them, so that one
-    speck that is hard to redraw weighs less than a defect. 0 gives the paper's score, the map's maximum."""
+    speck that is hard to redraw weighs less than a defect (0: the maximum alone, the paper's score), less the map's median
+    where the configuration says so."""
     flat = maps.reshape(len(maps), -1)
     n = max(1, round(config.top * flat.shape[1]))
     highest = np.partition(flat, flat.shape[1] - n, axis=1)[:, flat.shape[1] - n :]
     # Sorted, so that a sum's order, and with it a score's last bit, does not depend on partition's.
-    return np.sort(highest, axis=1).mean(1, dtype=np.float64).astype(np.float32)
+    scores = np.sort(highest, axis=1).mean(1, dtype=np.float64)
+    if config.subtract_median:
+        scores -= np.median(flat, axis=1)
+    return scores.astype(np.float32)
 
 
 def _smooth(array: np.ndarray, sigma: float) -> np.ndarray:

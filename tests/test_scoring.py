@@ -74,10 +74,21 @@ def test_features_that_never_differ_have_a_whitening():
 def test_an_image_s_score_is_the_mean_of_its_highest_pixels(distances):
     maps = distances[..., 0]
     ordered = np.sort(maps.reshape(3, -1), axis=1)
-    assert np.array_equal(image_scores(maps, config(top=0.0)), maps.max((1, 2)))
-    assert np.allclose(image_scores(maps, config(top=0.1)), ordered[:, -102:].mean(1))
-    assert np.allclose(image_scores(maps, config(top=1.0)), maps.mean((1, 2)))
+    plain = {"subtract_median": False}
+    assert np.array_equal(image_scores(maps, config(top=0.0, **plain)), maps.max((1, 2)))
+    assert np.allclose(image_scores(maps, config(top=0.1, **plain)), ordered[:, -102:].mean(1))
+    assert np.allclose(image_scores(maps, config(top=1.0, **plain)), maps.mean((1, 2)))
     speck, blob = np.zeros((2, 1, 32, 32), np.float32)
     speck[0, 5, 5], blob[0, 10:20, 10:20] = 2.0, 1.0
     assert image_scores(speck, config(top=0.0)) > image_scores(blob, config(top=0.0))
     assert image_scores(speck, config(top=0.1)) < image_scores(blob, config(top=0.1))
+
+
+def test_what_a_whole_map_shares_is_no_defect(distances):
+    maps = distances[..., 0]
+    lit = maps + np.float32(0.5)  # the same parts under another light
+    assert np.allclose(image_scores(lit, config()), image_scores(maps, config()), atol=1e-5)
+    assert np.all(image_scores(lit, config(subtract_median=False)) > image_scores(maps, config(subtract_median=False)) + 0.4)
+    defect = maps.copy()
+    defect[:, 4:14, 4:14] += 1.0
+    assert np.all(image_scores(defect, config()) > image_scores(lit, config()))
