@@ -121,11 +121,13 @@ class TrainingConfig:
     steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
     does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as
     the weights take). ``first_moment``: "bfloat16" keeps AdamW's first moment in half the memory. ``timestep_focus``: the share of training timesteps drawn
-    from the noise levels that the sampler visits; the others are uniform."""
+    from the noise levels that the sampler visits; the others are uniform. ``perturb_share``: of the training images, that are
+    perturbed for the condition (NSA). ``light``: by how much of themselves the brightness and the contrast of training images
+    vary, so that a model draws a part under the light in which it is shown."""
 
     batch_size: int = 8
     steps: int = 800
-    increment_steps: int = 400
+    increment_steps: int = 600
     lr: float = 4e-4
     increment_lr: float = 4e-4
     beta1: float = 0.9
@@ -138,6 +140,7 @@ class TrainingConfig:
     warmup: int = 50
     decay: float = 0.5
     perturb_share: float = 0.5
+    light: float = 0.15
     timestep_focus: float = 0.8
 
 
@@ -429,6 +432,8 @@ def _check(config: Config) -> None:
     factor = config.autoencoder.downsampling << (len(config.unet.channel_mult) - 1)
     if config.image_size < factor or config.image_size % factor:
         raise ValueError(f"image_size is {config.image_size}; a multiple of {factor} is wanted")
+    if not 0 <= config.training.light < 1:
+        raise ValueError(f"training.light is {config.training.light}; 0 <= light < 1 is wanted")
     for where, gamma in (("gamma", config.continual.gamma), ("free_gamma", config.continual.free_gamma)):
         if not 0 < gamma <= 1:
             raise ValueError(f"continual.{where} is {gamma}; 0 < {where} <= 1 is wanted")
@@ -508,7 +513,7 @@ _SD15 = Config(
     ),
     amn=AMNConfig(n_layers=8, dim_feedforward=1025, keep_variance=False, target="as_written"),
     diffusion=DiffusionConfig(prediction="epsilon", zero_terminal_snr=False, stop=0),
-    training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0, timestep_focus=0.0),
+    training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0, timestep_focus=0.0, light=0.0),
 )
 
 PRESETS: dict[str, Config] = {
@@ -529,6 +534,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "diffusion.stop": 0,
     "diffusion.mirrored": False,
     "training.timestep_focus": 0.0,
+    "training.light": 0.0,
     "continual.method": "isvd",
     "continual.projection": "gradient",
     "scoring.calibrate": False,

@@ -200,6 +200,7 @@ class ContinualModel:
                 batch_size=t.batch_size,
                 seed=config.seed + 7919 * index,
                 perturb_share=t.perturb_share,
+                light=t.light,
             )
         )
         steps = (t.steps if index == 0 else t.increment_steps) * len(trained)
@@ -245,7 +246,7 @@ class ContinualModel:
         self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
 
     def _latents(self, batches: TrainingBatches | MixedBatches, progress: bool) -> np.ndarray:
-        """Latents of the clean images, computed once a task: [n,h,w,C]."""
+        """Latents of the batches' clean images, computed once a task: [n,h,w,C]."""
         size, n = 4 * self.autoencoder.batch_size, batches.n_images
         chunks = [(start, min(start + size, n)) for start in range(0, n, size)]
         images = ahead(lambda chunk: batches.clean(*chunk), chunks)

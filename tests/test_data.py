@@ -682,16 +682,31 @@ class TestTrainingBatches:
             list(loader.epoch(epoch))
         assert len(reads) == 11 + 6 + 6
 
-    def test_augment(self, classes):
-        plain = next(make_loader(classes).epoch(0))
-        flipped = next(make_loader(classes, augment=data.flip_horizontal).epoch(0))
-        kinds = set()
-        for x, y in zip(plain.image, flipped.image, strict=True):
-            assert np.array_equal(x, y) or np.array_equal(x[:, ::-1], y)
-            kinds.add(np.array_equal(x, y))
-        assert kinds == {True, False}
-        with pytest.raises(ValueError, match="augment returned float32 \\[16, 32, 3\\]"):
-            next(make_loader(classes, augment=lambda image, rng: image[::2]).epoch(0))
+    def test_light(self, classes):
+        plain, lit = make_loader(classes), make_loader(classes, light=0.2)
+        assert (plain.n_images, lit.n_images) == (11, 44)
+        clean, original = lit.clean(0, 44), plain.clean(0, 11)
+        assert np.array_equal(clean[::4], original) and not np.array_equal(clean[1::4], original)
+        seen = set()
+        for epoch in range(3):
+            for a, b in zip(plain.epoch(epoch), lit.epoch(epoch), strict=True):
+                assert np.array_equal(b.index // 4, a.index) and np.array_equal(b.image, clean[b.index])
+                seen |= set(b.index % 4)
+        assert seen == {0, 1, 2, 3}
+        with pytest.raises(ValueError, match="light is 1, expected 0 <= light < 1"):
+            make_loader(classes, light=1)
+
+    def test_relight(self):
+        image = np.random.default_rng(0).uniform(0.3, 0.7, (8, 9, 3)).astype(np.float32)
+        rng, gains, contrasts = np.random.default_rng(1), [], []
+        for _ in range(200):
+            other = data.relight(image, rng, 0.2)
+            assert other.dtype == np.float32 and 0 <= other.min() and other.max() <= 1
+            gains.append(other.mean() / image.mean())
+            contrasts.append(other.std() / image.std() / gains[-1])
+        for found in (gains, contrasts):
+            assert 0.8 <= min(found) < 0.85 and 1.15 < max(found) <= 1.2 and abs(np.mean(found) - 1) < 0.03
+        assert np.allclose(data.relight(image, rng, 0.0), image, atol=1e-6)
 
     def test_paths_make_one_class_and_a_single_image_is_enough(self, classes):
         loader = make_loader([str(p) for p in classes[0].train])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .ahead import ahead
 from .datasets import LAYOUTS, list_classes, load_class, open_dataset, read_sample
 from .images import check_mask, load_images, read_image, read_mask, resize_image, resize_mask
-from .loader import Batch, MixedBatches, TrainingBatches, flip_horizontal, read_pixels
+from .light import relight
+from .loader import Batch, MixedBatches, TrainingBatches, read_pixels
 from .perturb import perturb, perturbation_rng
 from .records import IMAGE_SUFFIXES, ClassData, Dataset, Sample, check_classes, spread
 from .synthetic import PRODUCTS, render, write_dataset
@@ -23,7 +24,6 @@ __all__ = [
     "ahead",
     "check_classes",
     "check_mask",
-    "flip_horizontal",
     "list_classes",
     "load_class",
     "load_images",
@@ -34,6 +34,7 @@ __all__ = [
     "read_mask",
     "read_pixels",
     "read_sample",
+    "relight",
     "render",
     "resize_image",
     "resize_mask",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,19 @@ import numpy as np
 
 from ..errors import DataError
 from .ahead import ahead
-from .images import Size, load_images, parse_size, read_image, unit_float
+from .images import Size, parse_size, read_image, unit_float
+from .light import relight
 from .perturb import perturb, perturbation_rng
 from .records import ClassData
 
-Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# Of an image under ``light``: itself, and so many others. What is computed of each of them once a task stays affordable.
+_LIGHTS = 4
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``image`` x and ``perturbed`` x~: float32 [N,H,W,3] in [0, 1]; ``index``: int64 [N] into the loader's
-    ``paths``; ``step``: the batch's place in the epoch."""
+    """``image`` x and ``perturbed`` x~: float32 [N,H,W,3] in [0, 1]; ``index``: int64 [N], which of the loader's `clean`
+    images x is; ``step``: the batch's place in the epoch."""
 
     image: np.ndarray
     perturbed: np.ndarray
@@ -41,8 +43,8 @@ class TrainingBatches:
 
     ``classes_or_paths``: `ClassData` of the task's classes, or image paths that make up one class.
     ``image_size``: int or (height, width). ``perturb_share``: probability that a sample is perturbed, by
-    patches of an image of its own class; the others have x~ = x. ``augment(image, rng)`` returns a changed
-    float32 [H,W,3] image, e.g. `flip_horizontal`; it is applied to x before the perturbation.
+    patches of an image of its own class; the others have x~ = x. ``light``: brightness and contrast of x vary by up to this
+    share (`relight`): each image has four versions, itself the first, of which every sample draws one.
     ``prefetch`` batches are made ahead, on ``workers`` threads (decoding and blending release the GIL).
 
     Each image is decoded once, resized and rounded to 8 bits; up to ``cache_bytes`` of them stay in memory.
@@ -60,7 +62,7 @@ class TrainingBatches:
         perturb_share: float = 0.5,
         prefetch: int = 4,
         workers: int = 1,
-        augment: Augment | None = None,
+        light: float = 0.0,
         cache_bytes: int = 1 << 30,
         pixels: Sequence[np.ndarray] | None = None,
     ):
@@ -69,6 +71,8 @@ class TrainingBatches:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         if not 0 <= perturb_share <= 1:
             raise ValueError(f"perturb_share is {perturb_share}, expected 0..1")
+        if not 0 <= light < 1:
+            raise ValueError(f"light is {light}, expected 0 <= light < 1")
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0")
         self.paths, self._group_of = _group(classes_or_paths)
@@ -78,7 +82,8 @@ class TrainingBatches:
         self.perturb_share = perturb_share
         self._prefetch = prefetch
         self._workers = workers
-        self._augment = augment
+        self.light = light
+        self._versions = _LIGHTS if light > 0 else 1
         self._given = pixels
         self._cache: dict[int, np.ndarray] = {}
         self._cache_room = cache_bytes
@@ -90,14 +95,12 @@ class TrainingBatches:
 
     @property
     def n_images(self) -> int:
-        """Of how many images a batch's ``index`` tells."""
-        return len(self.paths)
+        """Of how many images a batch's ``index`` tells: the versions of the first path, of the second, and so on."""
+        return len(self.paths) * self._versions
 
     def clean(self, start: int, stop: int) -> np.ndarray:
-        """The images ``start`` to ``stop`` - 1 as they are: float32 [n,H,W,3] in [0, 1]."""
-        if self._given is not None:
-            return np.stack([unit_float(pixels) for pixels in self._given[start:stop]])
-        return load_images(self.paths[start:stop], self.image_size)
+        """The images ``start`` to ``stop`` - 1, not perturbed: float32 [n,H,W,3] in [0, 1]."""
+        return np.stack([self._version(i) for i in range(start, min(stop, self.n_images))])
 
     def resized(self, batch_size: int) -> TrainingBatches:
         """The same images in batches of another size."""
@@ -135,30 +138,34 @@ class TrainingBatches:
     def _make(self, epoch: int, step: int) -> Batch:
         order = self._order(epoch)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size) % len(order)
-        index = order[places].astype(np.int64)
+        index = np.empty(self.batch_size, np.int64)
         image = np.empty((self.batch_size, *self.image_size, 3), np.float32)
         perturbed = np.empty_like(image)
-        for i, j in enumerate(index):
-            image[i], perturbed[i] = self._sample(epoch, int(j))
+        for i, j in enumerate(order[places]):
+            index[i], image[i], perturbed[i] = self._sample(epoch, int(j))
         return Batch(image, perturbed, index, step)
 
-    def _sample(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = perturbation_rng(self.seed, epoch, index)
+    def _version(self, place: int) -> np.ndarray:
+        index, version = divmod(place, self._versions)
         image = unit_float(self._pixels(index))
-        if self._augment is not None:
-            image = self._augment(image, rng)
-            if image.shape != (*self.image_size, 3) or image.dtype != np.float32:
-                raise ValueError(
-                    f"augment returned {image.dtype} {list(image.shape)}, "
-                    f"expected float32 {[*self.image_size, 3]}"
-                )
+        if version == 0:
+            return image
+        # A spawn key of another length than perturbation_rng's and _order's: the same light in every epoch.
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(index, version, 0))
+        return relight(image, np.random.Generator(np.random.Philox(sequence)), self.light)
+
+    def _sample(self, epoch: int, index: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """The place of x among the clean images, x and x~."""
+        rng = perturbation_rng(self.seed, epoch, index)
+        place = index * self._versions + (int(rng.integers(self._versions)) if self._versions > 1 else 0)
+        image = self._version(place)
         if rng.random() >= self.perturb_share:
-            return image, image
+            return place, image, image
         group = self._group_of[index]
         # Another image of the class: the k-th after this one, around the end. A class of one has only itself.
         offset = int(rng.integers(1, max(len(group), 2)))
         source = group.start + (index - group.start + offset) % len(group)
-        return image, perturb(image, unit_float(self._pixels(source)), rng)[0]
+        return place, image, perturb(image, unit_float(self._pixels(source)), rng)[0]
 
     def _pixels(self, index: int) -> np.ndarray:
         """The image as uint8 [H,W,3], from the cache or the file."""
@@ -206,11 +213,6 @@ class MixedBatches:
 def read_pixels(path: str | os.PathLike, size: Size) -> np.ndarray:
     """An image as training keeps it: resized, 8 bits, uint8 [H,W,3]."""
     return np.rint(read_image(path, size=parse_size(size)) * np.float32(255)).astype(np.uint8)
-
-
-def flip_horizontal(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror [H,W,3] left to right with probability 1/2; an ``augment`` for products without handedness."""
-    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < 0.5 else image
 
 
 def _group(

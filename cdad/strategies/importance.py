@@ -153,7 +153,7 @@ def mean_magnitudes(
     chosen = [replace(data, train=tuple(spread(data.train, c.continual.images))) for data in classes]
     seed = c.seed + 104_729 * (1 + len(model.ledger))
     batches = TrainingBatches(
-        chosen, image_size=c.image_size, batch_size=1, seed=seed, perturb_share=c.training.perturb_share
+        chosen, image_size=c.image_size, batch_size=1, seed=seed, perturb_share=c.training.perturb_share, light=c.training.light
     )
     trainer = _core.Trainer(model.params, c.denoiser(), 1, None, c.seed, objective=objective)
     sums = np.zeros_like(model._trainer.block("weights"))

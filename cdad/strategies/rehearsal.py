@@ -65,6 +65,7 @@ class Replay(Strategy):
             batch_size=n,
             seed=new.seed + 1,  # other perturbations than those of the new images
             perturb_share=new.perturb_share,
+            light=new.light,
             pixels=[image for kept in self.stored.values() for image in kept],
         )
         return MixedBatches(new.resized(new.batch_size - n), old)
