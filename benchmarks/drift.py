@@ -37,8 +37,9 @@ from pathlib import Path
 import numpy as np
 
 import cdad
+from cdad.atomic import write_atomically
 from cdad.data.records import ClassData
-from cdad.results import format_table, write_atomically
+from cdad.results import format_table
 from cdad.strategies import make_strategy
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -31,9 +31,10 @@ from pathlib import Path
 import numpy as np
 
 import cdad
+from cdad.atomic import write_atomically
 from cdad.config import STRATEGIES
 from cdad.metrics import MEASURES
-from cdad.results import format_table, write_atomically
+from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runs  # noqa: E402

@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 
 import cdad
+from cdad.atomic import write_atomically
 from cdad.metrics import MEASURES
-from cdad.results import format_table, write_atomically
+from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from cdad import Config, _core, preset
-from cdad.results import write_atomically
+from cdad.atomic import write_atomically
 from cdad.text import empty_prompt
 from cdad.weights import load_part
 from cdad.weights.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNETS

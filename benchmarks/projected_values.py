@@ -27,7 +27,8 @@ import numpy as np
 
 import cdad
 from cdad import _core
-from cdad.results import format_table, write_atomically
+from cdad.atomic import write_atomically
+from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402

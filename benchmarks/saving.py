@@ -45,7 +45,8 @@ from pathlib import Path
 
 import cdad
 from cdad import _core
-from cdad.results import format_table, write_atomically
+from cdad.atomic import write_atomically
+from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import costs  # noqa: E402

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from . import _core
 from .config import AutoencoderConfig
 from .programs import Programs
 from .weights import fill, load_part, load_tensors, to_channels_last
+from .weights.loading import Piece
 
 _FILES = {"tiny": 2, "vae": 1, "dct": 0}
 
@@ -77,13 +78,9 @@ class Autoencoder:
         elif self.config.kind == "vae":
             load_part(self.params, files[0], "vae")
 
-    def set_weights(self, tensors: dict[str, np.ndarray]) -> None:
+    def set_weights(self, tensors: Mapping[str, np.ndarray | Piece]) -> None:
         """Set every weight (conv weights [O,R,S,C]); FormatError lists what does not fit."""
         fill(self.params, tensors, what=f"{self.config.kind} autoencoder")
-
-    def weights(self) -> dict[str, np.ndarray]:
-        """Every weight (conv weights [O,R,S,C])."""
-        return {name: self.params[name] for name in self.params.shapes()}
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Standardised latents of images [N,H,W,3] in [0,1], any N."""

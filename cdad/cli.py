@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from . import __version__, _core
+from .atomic import write_atomically
 from .config import PAPER_RECIPE, PRESETS, STRATEGIES, Config, preset
 from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
@@ -21,7 +22,7 @@ from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .profile import profile_prediction, profile_training
 from .protocols import PROTOCOLS, protocol
-from .results import compare_summaries, format_table, write_atomically
+from .results import compare_summaries, format_table
 from .run import CHECKPOINT, read_config, run_protocol
 from .weights import Collection
 from .weights.hub import PUBLISHED, pull
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="seed of everything")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.steps=200")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    train.add_argument("--resume-previous", action="store_true", help="the same from the checkpoint before a damaged one")
     train.add_argument("--start-from", help="a checkpoint that has learned the first task(s) of this protocol")
     train.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -163,6 +165,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    arguments.resume |= arguments.resume_previous
     config = _config(arguments)
     dataset = open_dataset(arguments.data)
     chosen = protocol(arguments.protocol, list(dataset))
@@ -173,6 +176,7 @@ def _train(arguments: argparse.Namespace) -> int:
         chosen,
         arguments.out,
         resume=arguments.resume,
+        previous=arguments.resume_previous,
         start_from=arguments.start_from,
         progress=not arguments.quiet,
         tell=lambda text: print(text, flush=True),

@@ -16,19 +16,19 @@ from tqdm.auto import tqdm
 
 from . import _core
 from .autoencoder import Autoencoder, stack_images
-from .bfloat16 import from_bfloat16, to_bfloat16
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
 from .data.records import ClassData, spread
-from .errors import CheckpointError, DataError, FormatError
+from .errors import CheckpointError, DataError
 from .features import FeatureDistance
+from .model_files import restore, save_model
 from .programs import Programs
 from .results import format_table
 from .scoring import Calibration, image_scores, score_maps, whitening
 from .strategies import make_strategy
 from .text import empty_prompt_context
-from .weights import fill, load_part
+from .weights import load_part
 
 log = logging.getLogger("cdad")
 
@@ -165,8 +165,8 @@ class ContinualModel:
         """Learn the next task from normal images alone.
 
         ``task``: {class: image paths}, `ClassData`, a list of them, or the paths of one class. ``checkpoint``: a
-        file that is written every ``checkpoint_seconds`` and at the end; after a load, the same call goes on where
-        it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
+        file that is written every ``checkpoint_seconds`` and at the end, the one before it being kept beside it (`previous_of`);
+        after a load, the same call goes on where it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
         is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step, unless the
         message says that a part was updated: with ``training.clip_norm`` 0 gradients are used as they come).
         """
@@ -227,7 +227,7 @@ class ContinualModel:
         self.calibrations |= calibrations
         self.progress = {}
         if checkpoint is not None:
-            self.save(checkpoint)
+            self.save(checkpoint, keep_previous=True)
 
     def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
         """Take what the strategy keeps of a task (bases, importances, stored images) from the normal images of classes
@@ -277,7 +277,7 @@ class ContinualModel:
                 if callback is not None:
                     callback(StepReport(index, step, steps, *losses, scale))
                 if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
-                    self.save(checkpoint)
+                    self.save(checkpoint, keep_previous=True)
                     saved = time.monotonic()
 
     def denoising_error(self, paths: Sequence[str | os.PathLike]) -> float:
@@ -448,28 +448,11 @@ class ContinualModel:
 
     # ---- files --------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write everything in one atomic file: weights, optimiser, what the strategy keeps, ledger, place in the task."""
-        tensors = {f"model/{name}": self.params[name] for name in self.params.shapes()}
-        tensors |= {f"autoencoder/{name}": value for name, value in self.autoencoder.weights().items()}
-        tensors |= {"latent/shift": self.autoencoder.shift, "latent/scale": self.autoencoder.scale}
-        if self.context is not None:
-            tensors["context"] = self.context
-        tensors |= self.strategy.tensors()
-        for name, calibration in self.calibrations.items():
-            if calibration is not None:
-                tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
-        for block in ("m", "v", "ema") if self.config.training.ema_decay > 0 else ("m", "v"):
-            tensors[f"optimizer/{block}"] = self._trainer.block(block)
-        state = {
-            "config": self.config.to_dict(),
-            "ledger": self.ledger,
-            "progress": self.progress,
-            "strategy": {"name": self.config.continual.strategy} | self.strategy.state(),
-            "steps": self._trainer.n_steps,
-            "age": self._trainer.age,
-        }
-        save_checkpoint(path, tensors, state)
+    def save(self, path: str | os.PathLike, *, keep_previous: bool = False) -> None:
+        """Write everything in one atomic file: weights, what the strategy keeps, ledger, and within a task the optimiser's
+        moments and the place in it. ``keep_previous``: the file that it replaces is kept beside it (`previous_of`).
+        OSError: nothing was changed."""
+        save_model(self, path, keep_previous=keep_previous)
 
     @classmethod
     def load(
@@ -478,74 +461,17 @@ class ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         CheckpointError: damaged, or of another model."""
-        tensors, state = load_checkpoint(path)
-        # A digest tells damage, not intent: what the file says is looked at like any other's.
-        if config is not None:
-            model = cls(config, device=device, _load_weights=False)
-        else:
-            try:
-                model = cls(Config.from_dict(state["config"]), device=device, _load_weights=False)
-            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-                raise CheckpointError(f"its configuration makes no model: {error}", path) from error
-        try:
-            model._restore(tensors, state, path)
-        except CheckpointError:
-            raise
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise CheckpointError(f"what it holds does not fit together: {type(error).__name__}: {error}", path) from error
+        with Checkpoint(path) as checkpoint:
+            # Checksums tell damage, not intent: what the file says is looked at like any other's.
+            if config is not None:
+                model = cls(config, device=device, _load_weights=False)
+            else:
+                try:
+                    model = cls(Config.from_dict(checkpoint.state["config"]), device=device, _load_weights=False)
+                except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                    raise CheckpointError(f"its configuration makes no model: {error}", path) from error
+            restore(model, checkpoint)
         return model
-
-    def _restore(self, tensors: dict[str, np.ndarray], state: dict[str, Any], path) -> None:
-        def section(name: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-
-        try:
-            fill(self.params, section("model/"), what="model")
-            self.autoencoder.set_weights(section("autoencoder/"))
-        except FormatError as error:
-            raise CheckpointError(f"the checkpoint is of another model: {error.reason}", path) from error
-        for part in ("shift", "scale"):
-            found, wanted = tensors[f"latent/{part}"], getattr(self.autoencoder, part).shape
-            if found.shape != wanted:
-                raise CheckpointError(f"latent/{part} is {list(found.shape)}, expected {list(wanted)}", path)
-            setattr(self.autoencoder, part, found)
-        if self.context is not None:
-            if "context" not in tensors or tensors["context"].shape != self.context.shape:
-                raise CheckpointError(f"the checkpoint has no context of {list(self.context.shape)}", path)
-            self.context = tensors["context"]
-        kept = state.get("strategy", {"name": "cdad"})
-        if kept["name"] == self.config.continual.strategy:
-            self.strategy.restore(tensors, kept)
-        self.ledger, self.progress = state["ledger"], state["progress"]
-        step = self.progress.get("step", 0)
-        if type(step) is not int or step < 0:
-            raise CheckpointError(f"its progress is at the step {step!r}", path)
-        names = [*self.classes, *self.progress.get("classes", [])]
-        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
-        for name in self.classes:
-            parts = section(f"calibration/{name}/")
-            self.calibrations[name] = Calibration.from_tensors(parts) if parts else None
-        blocks = section("optimizer/")
-        if not {"m", "v"} <= blocks.keys():
-            raise CheckpointError("it has no optimizer/m or optimizer/v", path)
-        averaged = self.config.training.ema_decay > 0
-        if averaged and "ema" not in blocks:  # it was trained without: the average begins with the weights
-            blocks["ema"] = self._trainer.block("weights")
-        for block, values in blocks.items():
-            if block != "ema" or averaged:
-                kept = self._trainer.block(block)
-                if values.shape != kept.shape:
-                    raise CheckpointError(f"optimizer/{block} is {list(values.shape)}, expected {list(kept.shape)}", path)
-                self._trainer.set_block(block, _as_moment(values, kept.dtype))
-        self._trainer.n_steps, self._trainer.age = state["steps"], state["age"]
-
-
-def _as_moment(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A moment that was kept as float32, or as the bits of bfloat16 (uint16), in the way in which it is kept now."""
-    if values.dtype == dtype:
-        return values
-    return from_bfloat16(values) if values.dtype == np.uint16 else to_bfloat16(values)
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:

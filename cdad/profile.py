@@ -18,7 +18,7 @@ from . import _core
 from .autoencoder import Autoencoder
 from .config import Config
 from .features import FeatureDistance
-from .results import write_atomically
+from .atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cdad.atomic import write_atomically
 from cdad.errors import FormatError, LimitError
 from cdad.metrics import MEASURES, average_last, forgetting
 
@@ -349,31 +350,6 @@ def format_table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | 
     text = ["  ".join(value.rjust(width) if right else value.ljust(width)
                       for value, width, right in zip(line, widths, numeric)).rstrip() for line in lines]
     return "\n".join([title, *text] if title else text)
-
-
-def write_atomically(path: str | os.PathLike, content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Replace a file as a whole: a crash leaves the old content or the new, never a part. ``content`` may come in parts.
-
-    Raises:
-        OSError: writing, syncing or renaming failed; the old file is untouched and no temporary one stays.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself is durable only once the folder is synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _read_text(path: str | os.PathLike) -> str:

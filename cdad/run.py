@@ -2,7 +2,8 @@
 
     config.toml             the resolved configuration
     checkpoint.safetensors  the newest state; a run goes on from it
-    tasks/K.safetensors     the model after task K (weights and bases)
+    checkpoint.previous.safetensors  the one before it, should it be damaged
+    tasks/K.safetensors     the model after task K
     metrics.csv             one row a tested class after each task
     results.json            the same, with the task matrix R of every measure, A- and FM
     sheets/afterK/CLASS.png image, reconstruction, map, mask
@@ -12,14 +13,18 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from .atomic import write_atomically
+from .checkpoint import previous_of
 from .config import Config
 from .data import Dataset
 from .errors import DataError
@@ -27,7 +32,7 @@ from .evaluation import evaluate_class, write_contact_sheet
 from .model import ContinualModel, StepReport
 from .plots import loss_curve, matrix_image
 from .protocols import Protocol
-from .results import ResultWriter, RunResults, read_json, write_atomically
+from .results import ResultWriter, RunResults, read_json
 
 log = logging.getLogger("cdad")
 
@@ -41,28 +46,54 @@ def run_protocol(
     folder: str | os.PathLike,
     *,
     resume: bool = False,
+    previous: bool = False,
     start_from: str | os.PathLike | None = None,
     progress: bool = True,
     tell: Callable[[str], None] = log.info,
 ) -> RunResults:
     """Train and test ``protocol``'s tasks in order; return the results that the folder holds too.
 
-    ``resume``: go on with the folder's checkpoint. ``start_from``: the checkpoint of another run that has learned
-    this protocol's first task: strategies share it, and take what they keep of it from its images. DataError: a class is missing, or the folder
-    holds another run and ``resume`` is not asked for.
+    ``resume``: go on with the folder's checkpoint, or, with ``previous``, with the one before it, which takes its place.
+    ``start_from``: the checkpoint of another run that has learned this protocol's first task: strategies share it, and take
+    what they keep of it from its images.
+
+    DataError: a class is missing, or the folder holds another run and ``resume`` is not asked for; CheckpointError: the
+    checkpoint is damaged, and whether the one before it is kept; RuntimeError: another process works on this run.
     """
-    folder = Path(folder)
-    checkpoint = folder / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
     missing = [name for name in protocol.classes if name not in dataset]
     if missing:
         raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
-    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    with _alone(Path(folder)):
+        return _run(config, dataset, protocol, Path(folder), resume, previous, start_from, progress, tell)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """RuntimeError where another process is in here with the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process works on the run in {folder}") from None
+        except OSError as error:
+            log.info("%s: runs cannot be locked here (%s)", folder, error)
+        yield
+
+
+def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, progress, tell) -> RunResults:
+    checkpoint = folder / CHECKPOINT
+    kept = previous_of(checkpoint)
+    if (checkpoint.exists() or kept.exists()) and not resume:
+        raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
+    (folder / "tasks").mkdir(exist_ok=True)
     write_atomically(folder / "config.toml", config.to_toml().encode())
     names = ["+".join(task) for task in protocol.tasks]
-    resumed = checkpoint.exists()
-    if resumed:
+    resumed = checkpoint.exists() or kept.exists()
+    if resumed and previous:
+        model = ContinualModel.load(kept, config)
+        os.replace(kept, checkpoint)
+    elif resumed:
         model = ContinualModel.load(checkpoint, config)
     elif start_from is not None:
         model = ContinualModel.load(start_from, config)
@@ -98,7 +129,7 @@ def run_protocol(
             model.save(folder / "tasks" / f"{k}.safetensors")
             _test(model, dataset, protocol, k, writer, folder, progress, tell)
     except KeyboardInterrupt:
-        model.save(checkpoint)
+        model.save(checkpoint, keep_previous=True)
         tell(f"interrupted; the state is kept in {checkpoint}")
         raise
     finally:

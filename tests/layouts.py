@@ -10,6 +10,8 @@ import numpy as np
 from hostile import archive, call, name, program, storage, tensor
 from safetensors.numpy import save_file
 
+from cdad.checkpoint import Checkpoint
+
 KINDS = {"<f4": "FloatStorage", "<f2": "HalfStorage", "<f8": "DoubleStorage", "<i8": "LongStorage"}
 
 
@@ -18,6 +20,12 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[st
     return {
         n: np.random.default_rng([seed, zlib.crc32(n.encode())]).standard_normal(shape, np.float32) for n, shape in shapes.items()
     }
+
+
+def load_checkpoint(path):
+    """(tensors, state) of a checkpoint, all at once."""
+    with Checkpoint(path) as checkpoint:
+        return {n: checkpoint.read(n) for n in checkpoint.tensors}, checkpoint.state
 
 
 def torch_zip(path, state, wrap=lambda state: state):

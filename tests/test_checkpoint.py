@@ -1,14 +1,25 @@
-"""Atomic checkpoints: round trips, damage, and crashes in the middle."""
+"""Atomic checkpoints: round trips, damage, crashes and full disks in the middle, the one before, memory."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import itertools
 import os
-import tracemalloc
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import load_checkpoint
+from safetensors.numpy import load_file, save_file
 
-from cdad.checkpoint import load_checkpoint, save_checkpoint
+import cdad
+from cdad import atomic, checkpoint
+from cdad.checkpoint import Checkpoint, previous_of, save_checkpoint
 from cdad.errors import CheckpointError
 
 TENSORS = {
@@ -19,6 +30,7 @@ TENSORS = {
     "e": np.arange(3, dtype=np.uint16),
 }
 STATE = {"step": 3, "ledger": [{"classes": ["a"]}]}
+OTHER = {"a": np.ones(3, np.float32)}
 
 
 @pytest.fixture
@@ -28,31 +40,60 @@ def path(tmp_path):
     return path
 
 
-def same(tensors) -> bool:
-    return set(tensors) == set(TENSORS) and all(
+def same(tensors, wanted=TENSORS) -> bool:
+    return set(tensors) == set(wanted) and all(
         tensors[k].dtype == v.dtype and tensors[k].tobytes() == v.tobytes() and tensors[k].shape == v.shape
-        for k, v in TENSORS.items()
+        for k, v in wanted.items()
     )
+
+
+def names(path) -> list[str]:
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+def run(code: str, *arguments, **how) -> str:
+    """What a Python process of its own prints."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, **how)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def test_round_trip(path):
     tensors, state = load_checkpoint(path)
     assert same(tensors) and state == STATE
+    save_checkpoint(path, {name: lambda array=array: array for name, array in TENSORS.items()}, STATE)
+    assert same(load_checkpoint(path)[0])
 
 
 def test_safetensors_reads_it(path):
-    from safetensors.numpy import load_file
-
     assert same(load_file(path))
 
 
-def test_writing_holds_no_second_copy(tmp_path):
-    big = {"a": np.ones(1 << 22, np.float32)}
-    tracemalloc.start()
-    save_checkpoint(tmp_path / "big", big, {})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < big["a"].nbytes / 4
+def test_tensors_of_several_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("cdad.weights.safetensors_file.PART", 1000)
+    path, wide = tmp_path / "wide", {"w": np.random.default_rng(0).random((31, 77)), "v": np.arange(125.0)}
+    save_checkpoint(path, wide | {"t": wide["w"].T}, {})
+    with Checkpoint(path) as opened:
+        assert same({name: opened.read(name) for name in wide}, wide)
+        assert np.array_equal(opened.read("t"), wide["w"].T)
+        target = np.zeros((31, 77))
+        opened.check("w", target)
+        assert np.array_equal(target, wide["w"])
+        with pytest.raises(ValueError, match="1000 bytes for the 19096"):
+            opened.check("w", np.zeros(125))
+        with pytest.raises(ValueError, match="contiguous"):
+            opened.check("w", np.zeros((77, 31)).T)
+    content = bytearray(path.read_bytes())
+    content[-3000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="the tensor 'w' is damaged"):
+        load_checkpoint(path)
+
+
+# Damage.
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])
@@ -65,38 +106,71 @@ def test_truncated(path, share):
 
 def test_any_flipped_bit_is_seen(path):
     content = path.read_bytes()
-    for at in range(0, len(content), 7):
+    with Checkpoint(path) as opened:
+        places = {n: (opened._file.offset(n), info.bytes) for n, info in opened.tensors.items()}
+    data = 8 + int.from_bytes(content[:8], "little")
+    for at in [*range(0, data, 3), *range(data, len(content))]:
         damaged = bytearray(content)
-        damaged[at] ^= 0x10
-        path.write_bytes(bytes(damaged))
-        try:
-            tensors, state = load_checkpoint(path)
-        except CheckpointError:
-            continue
-        assert same(tensors) and state == STATE, at  # blanks that pad the header carry nothing
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(path)
+        if at >= data:
+            (name,) = (n for n, (begin, size) in places.items() if begin <= at < begin + size)
+            assert f"the tensor {name!r} is damaged" in str(caught.value) and caught.value.offset == places[name][0]
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_a_full_disk_leaves_the_old_file(path, monkeypatch, call):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+def test_tensors_that_are_not_wanted_are_checked_too(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with Checkpoint(path) as opened:
+        assert np.array_equal(opened.read("a"), TENSORS["a"])
+        with pytest.raises(CheckpointError, match="'e' is damaged"):
+            opened.check_unread()
 
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, {"a": np.ones(3, np.float32)}, {})
-    monkeypatch.undo()
-    assert same(load_checkpoint(path)[0])
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+def old_version(path, tensors, state: str = '{"step": 3}') -> None:
+    """As version 1 was written: one digest of everything."""
+    digest = hashlib.blake2b(state.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name}:{tensors[name].dtype.str}:{tensors[name].shape}".encode())
+        digest.update(tensors[name].tobytes())
+    metadata = {"format": "cdad-checkpoint", "version": "1", "state": state, "digest": digest.hexdigest()}
+    save_file(tensors, path, metadata)
+
+
+def test_version_1_is_read(tmp_path):
+    path = tmp_path / "old.safetensors"
+    old_version(path, TENSORS)
+    tensors, state = load_checkpoint(path)
+    assert same(tensors) and state == {"step": 3}
+    content = path.read_bytes()
+    for at in range(8 + int.from_bytes(content[:8], "little"), len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="digest"):
+            Checkpoint(path)
+
+
+def test_a_model_of_version_1(first_checkpoint, tmp_path):
+    """As it was written after a task: with moments, which later versions leave out."""
+    model = cdad.ContinualModel.load(first_checkpoint)
+    tensors, state = load_checkpoint(first_checkpoint)
+    blocks = {f"optimizer/{name}": np.array(model._trainer.block("weights")) for name in ("m", "v")}
+    old_version(tmp_path / "old", tensors | blocks, checkpoint.json.dumps(state, sort_keys=True))
+    old = cdad.ContinualModel.load(tmp_path / "old")
+    assert np.array_equal(old._trainer.block("m"), blocks["optimizer/m"])
+    assert old.classes == model.classes and np.array_equal(old._trainer.block("weights"), model._trainer.block("weights"))
 
 
 def test_a_newer_version_and_other_files_are_refused(path, tmp_path, monkeypatch):
-    monkeypatch.setattr("cdad.checkpoint.VERSION", 2)
+    monkeypatch.setattr("cdad.checkpoint.VERSION", 3)
     save_checkpoint(path, TENSORS, STATE)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="version"):
         load_checkpoint(path)
-    from safetensors.numpy import save_file
-
     other = tmp_path / "other.safetensors"
     save_file({"a": np.ones(3, np.float32)}, other)
     with pytest.raises(CheckpointError, match="not a cdad checkpoint"):
@@ -108,3 +182,238 @@ def test_a_newer_version_and_other_files_are_refused(path, tmp_path, monkeypatch
         load_checkpoint(tmp_path / "none")
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path)
+
+
+# The one before.
+
+
+def test_the_previous_one_is_kept_and_offered(path):
+    for step in range(3):
+        save_checkpoint(path, OTHER, {"step": step}, keep_previous=True)
+    previous = previous_of(path)
+    assert names(path) == ["state.previous.safetensors", "state.safetensors"]
+    assert load_checkpoint(path)[1] == {"step": 2} and load_checkpoint(previous)[1] == {"step": 1}
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"'a' is damaged.*kept in state.previous.safetensors.*--resume-previous"):
+        load_checkpoint(path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"no such file.*kept in state.previous.safetensors"):
+        load_checkpoint(path)
+    previous.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"'a' is damaged: [^;]*$"):
+        load_checkpoint(previous)
+
+
+def test_a_crash_between_the_two_names_is_made_good(path):
+    """Both may be names of one file then, which renaming leaves alone."""
+    os.link(path, previous_of(path))
+    save_checkpoint(path, OTHER, {}, keep_previous=True)
+    assert same(load_checkpoint(path)[0], OTHER) and same(load_checkpoint(previous_of(path))[0])
+    assert names(path) == ["state.previous.safetensors", "state.safetensors"]
+
+
+def test_where_there_are_no_hard_links(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save_checkpoint(path, OTHER, {}, keep_previous=True)
+    assert same(load_checkpoint(path)[0], OTHER) and same(load_checkpoint(previous_of(path))[0])
+
+
+# Disks and crashes.
+
+
+def test_every_call_that_fails_leaves_the_old_files(path, monkeypatch):
+    """The k-th call of what touches the disk fails, for every k, until none is left."""
+    save_checkpoint(path, TENSORS, STATE, keep_previous=True)
+    real, calls = {}, itertools.count()
+
+    def failing(call):
+        def wrapped(*a, **k):
+            if next(calls) == fail_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real[call](*a, **k)
+
+        return wrapped
+
+    class File:
+        def __init__(self, *a, **k):
+            self._file = open(*a, **k)
+            real["write"], self.write = self._file.write, failing("write")
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+    for call in ("open", "fsync", "link", "replace"):
+        real[call] = getattr(os, call)
+        monkeypatch.setattr(os, call, failing(call))
+    monkeypatch.setattr(atomic, "open", File, raising=False)
+    for fail_at in itertools.count():
+        calls = itertools.count()
+        failed = False
+        try:
+            save_checkpoint(path, OTHER, {}, keep_previous=True)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            failed = True
+        made = next(calls)
+        calls = itertools.count(1 << 20)
+        found = [load_checkpoint(p)[0] for p in (path, previous_of(path))]
+        assert all(same(tensors) or same(tensors, OTHER) for tensors in found)
+        assert names(path) == ["state.previous.safetensors", "state.safetensors"]
+        if not failed and made <= fail_at:
+            break
+    assert fail_at >= 10 and same(found[0], OTHER)
+
+
+def test_a_file_that_may_not_grow_further(path):
+    whole, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for limit in range(0, whole, 97):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(OSError) as caught:
+                save_checkpoint(path, TENSORS, {"step": 4} | STATE, keep_previous=True)
+            assert caught.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert same(load_checkpoint(path)[0]) and names(path) == [path.name]
+
+
+def test_a_full_disk(tmp_path):
+    size = 1 << 20
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        path, big = tmp_path / "state.safetensors", {"a": np.ones(size // 10, np.float32)}
+        save_checkpoint(path, big, {"step": 0}, keep_previous=True)
+        save_checkpoint(path, big, {"step": 1}, keep_previous=True)
+        with pytest.raises(OSError) as caught:
+            save_checkpoint(path, big, {"step": 2}, keep_previous=True)
+        assert caught.value.errno == errno.ENOSPC
+        assert load_checkpoint(path)[1] == {"step": 1} and load_checkpoint(previous_of(path))[1] == {"step": 0}
+        assert names(path) == ["state.previous.safetensors", "state.safetensors"]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_folder_that_is_read_only(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    path.parent.chmod(0o555)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(PermissionError):
+            save_checkpoint(path.name, OTHER, {})
+    finally:
+        os.seteuid(user)
+        path.parent.chmod(0o755)
+    assert same(load_checkpoint(path)[0]) and names(path) == [path.name]
+
+
+def killed(folder: str, rounds: int) -> None:
+    """Processes that save again and again, each of which is killed; for a process of its own."""
+    import random
+    import signal
+    import time
+
+    path, generator, in_the_middle, newest = Path(folder, "state.safetensors"), random.Random(0), 0, 0
+    save_checkpoint(path, {"a": np.zeros(1 << 18, np.float32)}, {"step": 0})
+    for _ in range(rounds):
+        before, began = path.stat().st_ino, time.monotonic()
+        child = os.fork()
+        if child == 0:
+            for step in itertools.count(newest + 1):
+                save_checkpoint(path, {"a": np.full(1 << 18, step, np.float32)}, {"step": step}, keep_previous=True)
+        while path.stat().st_ino == before:
+            time.sleep(0.001)
+        time.sleep(generator.random() * (time.monotonic() - began))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for file in (path, previous_of(path)):
+            tensors, state = load_checkpoint(file)
+            assert np.all(tensors["a"] == state["step"]) and state["step"] >= newest
+        newest = load_checkpoint(path)[1]["step"]
+        left = [name for name in names(path) if name.endswith(".tmp")]
+        assert len(left) <= 1
+        in_the_middle += bool(left)
+    save_checkpoint(path, {}, {}, keep_previous=True)
+    assert names(path) == ["state.previous.safetensors", "state.safetensors"]
+    print(in_the_middle, newest)
+
+
+def test_killed_while_it_saves(tmp_path):
+    told = run("import sys, test_checkpoint; test_checkpoint.killed(sys.argv[1], 15)", tmp_path)
+    in_the_middle, newest = map(int, told.split())
+    assert in_the_middle >= 3 and newest >= 15
+
+
+def test_a_writer_takes_over_what_a_crash_left(path):
+    left = path.with_name(f".{path.name}.tmp")
+    left.write_bytes(bytes(100_000))
+    save_checkpoint(path, OTHER, {})
+    assert same(load_checkpoint(path)[0], OTHER) and names(path) == [path.name]
+
+
+def test_writers_wait_for_each_other(path):
+    entered = threading.Event()
+
+    def other():
+        entered.set()
+        save_checkpoint(path, OTHER, {})
+
+    with atomic.replacing(path) as file:
+        thread = threading.Thread(target=other)
+        thread.start()
+        entered.wait()
+        thread.join(0.1)
+        assert thread.is_alive() and same(load_checkpoint(path)[0])
+        file.write(b"first")
+    thread.join()
+    assert same(load_checkpoint(path)[0], OTHER) and names(path) == [path.name]
+
+
+# Memory.
+
+
+def measured(path: str, load: bool) -> None:
+    """Print how much more memory than before saving or loading takes at most, and the model's bytes; in a process of its own."""
+
+    def status(key: str) -> int:
+        return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
+
+    config = cdad.preset("small").updated({"unet.model_channels": 128})
+    if load:
+        before = status("VmRSS")
+        model = cdad.ContinualModel.load(path)
+    else:
+        model = cdad.ContinualModel(config)
+        model.progress = {"classes": ["a"], "step": 1, "seconds": 0.0}
+        for name in ("m", "v"):
+            model._trainer.block(name)[:] = 1
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        model.save(path)
+    assert model._trainer.block("v").min() == model._trainer.block("m").max() == 1
+    memory = model.memory_bytes
+    print(status("VmHWM") - before, memory["parameters"] + memory["optimizer"], max(model.params[n].nbytes for n in model.params.shapes()))
+
+
+def test_saving_and_loading_hold_no_second_copy(tmp_path):
+    """Beyond the largest weight: parts that are read ahead, and what plans of networks take."""
+    code = "import sys, test_checkpoint; test_checkpoint.measured(sys.argv[1], sys.argv[2] == 'load')"
+    path, tolerance = tmp_path / "state.safetensors", 40 << 20
+    growth, model, largest = map(int, run(code, path, "save").split())
+    assert model > 400 << 20 and path.stat().st_size > 300 << 20 and largest < 10 << 20
+    assert growth < largest + tolerance
+    growth, model, largest = map(int, run(code, path, "load").split())
+    assert 300 << 20 < growth < model + largest + tolerance

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from layouts import load_checkpoint
 from safetensors.numpy import save_file
 
 from cdad import CheckpointError, ContinualModel, FormatError, _core
-from cdad.checkpoint import load_checkpoint, save_checkpoint
+from cdad.checkpoint import save_checkpoint
 from cdad.config import TextConfig
 from cdad.text import empty_prompt, empty_prompt_context
 

@@ -60,7 +60,7 @@ class Strategy:
         return {}
 
     def restore(self, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Take over what `tensors` and `state` of the same strategy gave; ``tensors`` holds the model's too."""
+        """Take over what `tensors` and `state` of the same strategy gave."""
 
     @property
     def memory_bytes(self) -> int:

@@ -8,21 +8,23 @@ same length, and values are read.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ..atomic import replacing
+from ..data.ahead import ahead
 from ..errors import FormatError, LimitError
-from ..results import write_atomically
 from .tensor_file import DTYPES, MAX_NAME, TensorFile, TensorInfo, check_shape, read_exactly, values
 
 MAX_HEADER = 1 << 21  # bytes: some 20000 tensors. The format allows 100 MB, for which Python would need 2 GB.
+PART = 1 << 23  # bytes that are read or written in one go where something else is done with them, too
 _MORE = "the header has more than a type, a shape and two offsets a tensor, or a name twice"
 _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'"[{'))
 
@@ -100,34 +102,96 @@ class SafetensorsFile(TensorFile):
     def read(self, name: str) -> np.ndarray:
         info = self.tensors[name]
         raw = np.empty(info.shape, DTYPES[info.dtype])
-        read_exactly(self.file, self._offsets[name], memoryview(raw.reshape(-1).view(np.uint8)), self.path)
+        read_exactly(self.file, self.offset(name), _bytes_of(raw), self.path)
         self.check_unchanged()
         return values(raw, info.dtype, f"tensor {name!r}", self.path)
+
+    def parts(self, name: str, target: np.ndarray | None = None) -> Iterator[memoryview]:
+        """The bytes of a tensor as they are in the file, part by part: the next is read while one is used. They go to
+        ``target``, a contiguous array of as many bytes, where one is given."""
+        size, at = self.tensors[name].bytes, self.offset(name)
+        whole = None if target is None else _bytes_of(target)
+        if whole is not None and len(whole) != size:
+            raise ValueError(f"{len(whole)} bytes for the {size} of {name}")
+
+        def read(begin: int) -> memoryview:
+            end = min(begin + PART, size)
+            part = memoryview(bytearray(end - begin)) if whole is None else whole[begin:end]
+            read_exactly(self.file, at + begin, part, self.path)
+            return part
+
+        yield from _moved(read, size)
+        self.check_unchanged()
+
+    def offset(self, name: str) -> int:
+        """Where a tensor's bytes begin in the file."""
+        return self._offsets[name]
 
 
 def write_safetensors(
     path: str | os.PathLike,
     tensors: Mapping[str, tuple[TensorInfo, Callable[[], np.ndarray]]],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] | Callable[[Mapping[str, int]], Mapping[str, str]],
+    previous: str | os.PathLike | None = None,
 ) -> None:
     """Replace a file by tensors, each made when it is written: {name: (type and shape, what gives the values in the type of
-    `DTYPES`, in any layout)}. Every tensor is aligned to its items.
+    `DTYPES`, in any layout)}. Every tensor is aligned to its items. ``metadata``: or what makes it of the CRC-32 of each
+    tensor's bytes, which are known last; its length must not depend on them. ``previous``: see `replacing`.
 
     LimitError: the header would be longer than is read; OSError: the old file is as it was.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     names = sorted(tensors, key=lambda name: (-np.dtype(DTYPES[tensors[name][0].dtype]).itemsize, name))
-    end = 0
+    entries, end = {}, 0
     for name in names:
         info = tensors[name][0]
         begin, end = end, end + info.bytes
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": (begin, end)}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    if len(encoded) > MAX_HEADER:
-        raise LimitError(f"a header of {len(encoded)} bytes, at most {MAX_HEADER} are read", path)
-    data = (np.ascontiguousarray(tensors[name][1]()).reshape(-1).view(np.uint8).data for name in names)
-    write_atomically(path, itertools.chain([len(encoded).to_bytes(8, "little"), encoded], data))
+        entries[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": (begin, end)}
+
+    def header(sums: Mapping[str, int]) -> bytes:
+        described = metadata(sums) if callable(metadata) else metadata
+        encoded = json.dumps(({"__metadata__": dict(described)} if described else {}) | entries).encode()
+        return encoded + b" " * (-len(encoded) % 8)
+
+    first = header(dict.fromkeys(names, 0))
+    if len(first) > MAX_HEADER:
+        raise LimitError(f"a header of {len(first)} bytes, at most {MAX_HEADER} are read", path)
+    with replacing(path, previous) as file:
+        file.write(len(first).to_bytes(8, "little") + first)
+        last = header({name: _write(file, *tensors[name]) for name in names})
+        if len(last) != len(first):
+            raise ValueError("the length of the metadata depends on the tensors' values")
+        file.seek(8)
+        file.write(last)
+
+
+def _write(file: BinaryIO, info: TensorInfo, make: Callable[[], np.ndarray]) -> int:
+    """Write a tensor; the CRC-32 of its bytes."""
+    whole = _bytes_of(np.ascontiguousarray(make()))
+    if len(whole) != info.bytes:
+        raise ValueError(f"a tensor of {len(whole)} bytes that was announced with {info.bytes}")
+
+    def write(begin: int) -> memoryview:
+        part = whole[begin : begin + PART]
+        file.write(part)
+        return part
+
+    total = 0
+    for part in _moved(write, len(whole)):
+        total = zlib.crc32(part, total)
+    return total
+
+
+def _moved(move: Callable[[int], memoryview], size: int) -> Iterator[memoryview]:
+    """``move(begin)`` for each part, the next one on a thread while one is used."""
+    begins = range(0, size, PART)
+    return map(move, begins) if size <= PART else ahead(move, begins)
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The memory of an array; ValueError where it is not contiguous."""
+    if not array.flags.c_contiguous:
+        raise ValueError("an array that is not contiguous")
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _outside_strings(header: bytes) -> bytes:

@@ -1,0 +1,128 @@
+"""What of a model a checkpoint keeps, and how a model is made of it again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .bfloat16 import from_bfloat16, to_bfloat16
+from .checkpoint import Checkpoint, save_checkpoint
+from .errors import CheckpointError, FormatError
+from .scoring import Calibration
+from .weights import fill
+from .weights.loading import Piece
+from .weights.tensor_file import DTYPES
+
+if TYPE_CHECKING:
+    from .model import ContinualModel
+
+# What the names of a model's own tensors begin with; all others are its strategy's.
+_OWN = ("model/", "autoencoder/", "latent/", "context", "calibration/", "optimizer/")
+
+
+def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous: bool) -> None:
+    """Write a model; arrays of a device come to the host one at a time. Between tasks moments are left out: the next task
+    begins without."""
+    tensors: dict[str, Any] = {}
+    for scope, params in (("model/", model.params), ("autoencoder/", model.autoencoder.params)):
+        tensors |= {scope + name: lambda params=params, name=name: params[name] for name in params.shapes()}
+    tensors |= {"latent/shift": model.autoencoder.shift, "latent/scale": model.autoencoder.scale}
+    if model.context is not None:
+        tensors["context"] = model.context
+    tensors |= model.strategy.tensors()
+    for name, calibration in model.calibrations.items():
+        if calibration is not None:
+            tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
+    blocks = (["m", "v"] if model.progress else []) + (["ema"] if model.config.training.ema_decay > 0 else [])
+    tensors |= {f"optimizer/{block}": lambda block=block: model._trainer.block(block) for block in blocks}
+    state = {
+        "config": model.config.to_dict(),
+        "ledger": model.ledger,
+        "progress": model.progress,
+        "strategy": {"name": model.config.continual.strategy} | model.strategy.state(),
+        "steps": model._trainer.n_steps,
+        "age": model._trainer.age,
+    }
+    save_checkpoint(path, tensors, state, keep_previous=keep_previous)
+
+
+def restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
+    """Set a new model to what a checkpoint keeps, a tensor at a time. Every tensor of the file is checked, also those that this
+    model does not use. CheckpointError: damaged, or of another model."""
+    try:
+        _restore(model, checkpoint)
+        checkpoint.check_unread()
+    except CheckpointError:
+        raise
+    except FormatError as error:
+        raise CheckpointError(f"the checkpoint is of another model: {error.reason}", checkpoint.path) from error
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        reason = f"what it holds does not fit together: {type(error).__name__}: {error}"
+        raise CheckpointError(reason, checkpoint.path) from error
+
+
+def _restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
+    state, path = checkpoint.state, checkpoint.path
+
+    def section(scope: str) -> dict[str, Piece]:
+        return {
+            name.removeprefix(scope): Piece(info.shape, lambda name=name: checkpoint.read(name))
+            for name, info in checkpoint.tensors.items()
+            if name.startswith(scope)
+        }
+
+    fill(model.params, section("model/"), what="model")
+    model.autoencoder.set_weights(section("autoencoder/"))
+    for part in ("shift", "scale"):
+        found, wanted = checkpoint.read(f"latent/{part}"), getattr(model.autoencoder, part).shape
+        if found.shape != wanted:
+            raise CheckpointError(f"latent/{part} is {list(found.shape)}, expected {list(wanted)}", path)
+        setattr(model.autoencoder, part, found)
+    if model.context is not None:
+        if "context" not in checkpoint.tensors or checkpoint.tensors["context"].shape != model.context.shape:
+            raise CheckpointError(f"the checkpoint has no context of {list(model.context.shape)}", path)
+        model.context = checkpoint.read("context")
+    kept = state.get("strategy", {"name": "cdad"})
+    if kept["name"] == model.config.continual.strategy:
+        its = [name for name in checkpoint.tensors if not name.startswith(_OWN)]
+        model.strategy.restore({name: checkpoint.read(name) for name in its}, kept)
+    model.ledger, model.progress = state["ledger"], state["progress"]
+    step = model.progress.get("step", 0)
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"its progress is at the step {step!r}", path)
+    names = [*model.classes, *model.progress.get("classes", [])]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
+    for name in model.classes:
+        parts = {key: piece.read() for key, piece in section(f"calibration/{name}/").items()}
+        model.calibrations[name] = Calibration.from_tensors(parts) if parts else None
+    _restore_optimizer(model, checkpoint)
+
+
+def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint) -> None:
+    trainer, averaged = model._trainer, model.config.training.ema_decay > 0
+    names = {name.removeprefix("optimizer/"): name for name in checkpoint.tensors if name.startswith("optimizer/")}
+    if model.progress and not {"m", "v"} <= names.keys():
+        raise CheckpointError("it has no optimizer/m or optimizer/v", checkpoint.path)
+    for block, name in names.items():
+        if block == "ema" and not averaged:
+            continue
+        kept, found = trainer.block(block), checkpoint.tensors[name]
+        if found.shape != kept.shape:
+            raise CheckpointError(f"{name} is {list(found.shape)}, expected {list(kept.shape)}", checkpoint.path)
+        if kept.flags.writeable and DTYPES[found.dtype] == kept.dtype.str:
+            checkpoint.check(name, kept)  # straight into the block, which may be a third of the checkpoint
+        else:
+            trainer.set_block(block, _as_moment(checkpoint.read(name), kept.dtype))
+    if averaged and "ema" not in names:  # it was trained without: the average begins with the weights
+        trainer.set_block("ema", trainer.block("weights"))
+    trainer.n_steps, trainer.age = checkpoint.state["steps"], checkpoint.state["age"]
+
+
+def _as_moment(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A moment that was kept as float32, or as the bits of bfloat16 (uint16), in the way in which it is kept now."""
+    if values.dtype == dtype:
+        return values
+    return from_bfloat16(values) if values.dtype == np.uint16 else to_bfloat16(values)
