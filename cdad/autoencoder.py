@@ -9,7 +9,7 @@ import numpy as np
 from . import _core
 from .config import AutoencoderConfig
 from .programs import Programs
-from .weights import fill, load_part, load_tensors, to_channels_last
+from .weights import fill, load_part
 from .weights.loading import Piece
 
 _FILES = {"tiny": 2, "vae": 1, "dct": 0}
@@ -71,10 +71,8 @@ class Autoencoder:
                 f"autoencoder.weights: the kind {self.config.kind!r} wants {wanted} file(s), {len(files)} given"
             )
         if self.config.kind == "tiny":
-            tensors = {}
             for side, path in zip(("encoder", "decoder"), files, strict=True):
-                tensors.update({f"{side}.{name}": to_channels_last(name, value) for name, value in load_tensors(path).items()})
-            self.set_weights(tensors)
+                load_part(self.params, path, f"tiny_{side}")
         elif self.config.kind == "vae":
             load_part(self.params, files[0], "vae")
 

@@ -66,8 +66,8 @@ def save_checkpoint(
 
 
 class Checkpoint:
-    """A checkpoint that is open: its ``state``, and ``tensors`` that say what it holds; a tensor is checked when it is read.
-    A context manager.
+    """A checkpoint that is open: its ``version``, its ``state``, and ``tensors`` that say what it holds; a tensor is checked when
+    it is read. A context manager.
 
     CheckpointError: truncated, changed, damaged (which tensor, and where the checkpoint before it is kept, if it is), of another
     kind or a newer version; FileNotFoundError.
@@ -112,7 +112,7 @@ class Checkpoint:
             raise self._error("the state is no JSON object")
         if int(version) >= 2 and sums.keys() != self.tensors.keys():
             raise self._error("its checksums are not those of its tensors")
-        self._sums = sums
+        self._sums, self.version = sums, int(version)
         return state
 
     def __enter__(self) -> Checkpoint:

@@ -11,10 +11,14 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from . import __version__, _core
 from .atomic import write_atomically
+from .checkpoint import FORMAT
+from .checkpoint_report import describe_checkpoint, format_checkpoint
 from .config import PAPER_RECIPE, PRESETS, STRATEGIES, Config, preset
 from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
@@ -125,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, threads=None, device=None)
         return sub
 
-    inspect = action("inspect", _weights_inspect, "Say what a weight file or folder is, and how its tensors are used.")
+    inspect = action("inspect", _weights_inspect, "Say what a weight file, folder or checkpoint is, and how its tensors are used.")
     inspect.add_argument("path", metavar="FILE|FOLDER")
     inspect.add_argument("--variant", default="", help="of the files in a folder: fp16, non_ema")
     inspect.add_argument("--json", action="store_true", help="everything, as JSON")
@@ -239,10 +243,14 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _weights_inspect(arguments: argparse.Namespace) -> int:
+    text: Callable[[dict[str, Any]], str] = format_description
     with Collection(arguments.path, arguments.variant) as collection:
-        found = describe(collection)
-    print(json.dumps(found, indent=1) if arguments.json else format_description(found))
-    return 0
+        if any(file.metadata.get("format") == FORMAT for file in collection.files):
+            found, text = describe_checkpoint(arguments.path), format_checkpoint
+        else:
+            found = describe(collection)
+    print(json.dumps(found, indent=1) if arguments.json else text(found))
+    return 1 if found.get("damaged") else 0
 
 
 def _weights_convert(arguments: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 from . import _core
 from .autoencoder import Autoencoder
 from .programs import Programs
-from .weights import fill, load_part
-from .weights.efficientnet import find_efficientnet_lite0, load_efficientnet_lite0
+from .weights import load_part
+from .weights.efficientnet import LITE0_MEAN, LITE0_STD, find_efficientnet_lite0, installed_efficientnet_lite0
 from .weights.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNETS
 
 log = logging.getLogger("cdad")
@@ -58,14 +58,11 @@ class FeatureDistance:
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         else:
             self._kind, self._config = backbone, None
-            tensors, self.mean, self.std = load_efficientnet_lite0(weights or None)
+            self.mean, self.std = LITE0_MEAN, LITE0_STD
+            weights = weights or installed_efficientnet_lite0()
         self._networks = Programs(lambda n: self._network(n, distance), batch_size)
         self._params.allocate(0)
-        if backbone in RESNETS:
-            load_part(self._params, weights, "resnet", what=backbone)
-        else:  # whose file has blocks beyond the features
-            known = {name: tensors[name] for name in self._params.shapes() if name in tensors}
-            fill(self._params, known, what=backbone)
+        load_part(self._params, weights, self._kind, what=backbone)
 
     def _network(self, n: int, distance: str | None) -> _core.Network:
         return _core.Network(self._params, self._kind, self._config, n, (self._size, self._size), distance=distance)

@@ -118,8 +118,10 @@ def test_weight_files_are_checked(tmp_path):
 
 @needs_weights
 def test_a_file_of_another_model_is_listed():
-    with pytest.raises(FormatError, match="missing.*unexpected"):
+    with pytest.raises(FormatError, match="holds no tiny autoencoder's encoder, but tiny autoencoder's decoder"):
         Autoencoder(AutoencoderConfig(kind="tiny", weights=(TAEF2[1], TAEF2[0])), 64, 2)
+    with pytest.raises(FormatError, match="unexpected.*pool"):
+        Autoencoder(AutoencoderConfig(kind="tiny", weights=TAEF2, midblock=False), 64, 2)
 
 
 @pytest.mark.parametrize("backbone", ["autoencoder", "efficientnet_lite0"])

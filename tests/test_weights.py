@@ -7,6 +7,7 @@ import json
 import sys
 import tracemalloc
 import types
+from dataclasses import replace
 
 import layouts
 import numpy as np
@@ -16,8 +17,10 @@ from layouts import load_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from cdad import ContinualModel, _core, preset
+from cdad.autoencoder import Autoencoder
 from cdad.checkpoint import FORMAT, Checkpoint, _digest, save_checkpoint
 from cdad.cli import main
+from cdad.config import AutoencoderConfig
 from cdad.errors import CheckpointError, FormatError, LimitError
 from cdad.weights import Collection, denoiser_to_original, from_channels_last, load_part
 from cdad.weights.hub import PUBLISHED
@@ -232,6 +235,59 @@ def test_resnets_are_folded(tmp_path, bottleneck, root):
         load_part(store, path, "resnet")
 
 
+def test_efficientnet_is_folded(tmp_path, capsys):
+    """Under the published names, of which the last blocks and the classifier are not used."""
+    params = _core.Params()
+    _core.Network(params, "efficientnet_lite0", None, 1, (32, 32))
+    params.allocate(0)
+    norms, raw, expected = {"expand": 0, "depthwise": 1, "project": 2}, {}, {}
+    rng = np.random.default_rng(0)
+    for name, shape in params.shapes().items():
+        if name.endswith(".bias"):
+            continue
+        *_, at, kind, _ = ("", *name.split("."))
+        conv, norm = ("_conv_stem", "_bn0") if kind == "stem" else (f"_blocks.{at}._{kind}_conv", f"_blocks.{at}._bn{norms[kind]}")
+        weight = rng.standard_normal(shape, np.float32)
+        channels = shape[2] if kind == "depthwise" else shape[0]
+        g, b, m, v = (rng.random(channels, np.float32) + 0.5 for _ in range(4))
+        raw[f"{conv}.weight"] = weight.transpose(2, 0, 1)[:, None] if kind == "depthwise" else weight.transpose(0, 3, 1, 2)
+        raw |= {f"{norm}.weight": g, f"{norm}.bias": b, f"{norm}.running_mean": m, f"{norm}.running_var": v}
+        raw[f"{norm}.num_batches_tracked"] = np.int64(7)
+        scale = g.astype(np.float64) / np.sqrt(v.astype(np.float64) + 1e-3)
+        shaped = scale if kind == "depthwise" else scale[:, None, None, None]
+        expected |= {name: weight * shaped, f"{name.removesuffix('weight')}bias": b - m * scale}
+    more = {"_blocks.15._project_conv.weight": np.ones((4, 4, 1, 1), np.float32), "_fc.bias": np.ones(4, np.float32)}
+    more |= {"_conv_head.weight": np.ones((4, 4, 1, 1), np.float32), "_bn1.weight": np.ones(4, np.float32)}
+    path = tmp_path / "lite0.pth"
+    layouts.torch_zip(path, raw | more)
+    load_part(params, path, "efficientnet_lite0")
+    assert expected.keys() == params.shapes().keys()
+    for title, array in expected.items():
+        np.testing.assert_allclose(params[title], array, rtol=1e-6, atol=1e-7, err_msg=title)
+    assert main(["weights", "inspect", str(path)]) == 0
+    assert "EfficientNet-Lite0 (11 blocks)" in capsys.readouterr().out
+    del raw["_blocks.3._bn1.running_var"]
+    layouts.torch_zip(path, raw)
+    with pytest.raises(FormatError, match="no convolution with a batch norm: _blocks.3._bn1.running_var"):
+        load_part(params, path, "efficientnet_lite0")
+
+
+def test_tiny_autoencoders(tmp_path, capsys):
+    config = AutoencoderConfig(kind="tiny", channels=8, latent_channels=5)
+    tensors = layouts.random_tensors(Autoencoder(config, 64, 1, load=False).params.shapes())
+    paths = {side: tmp_path / f"{side}.safetensors" for side in ("encoder", "decoder")}
+    for side, path in paths.items():
+        save_file({n.removeprefix(f"{side}."): from_channels_last(n, a) for n, a in tensors.items() if n.startswith(side)}, path)
+        assert main(["weights", "inspect", str(path)]) == 0
+        found = capsys.readouterr().out
+        assert f"tiny autoencoder's {side} (8 channels, 5 latent channels, f8, pooled branches)" in found and "unknown" not in found
+        assert main(["weights", "convert", str(path), str(tmp_path / "out")]) == 0
+        assert load_file(tmp_path / "out").keys() == load_file(path).keys()
+    loaded = Autoencoder(replace(config, weights=tuple(map(str, paths.values()))), 64, 1)
+    for title, array in tensors.items():
+        np.testing.assert_array_equal(loaded.params[title], array, err_msg=title)
+
+
 # What does not fit.
 
 
@@ -362,6 +418,35 @@ def test_inspect(tmp_path, truth, capsys):
         assert main(["weights", "inspect", str(path)]) == 0
         assert f"ResNet ({name})" in capsys.readouterr().out
     assert main(["weights", "inspect", str(tmp_path / "none")]) == 1
+
+
+def test_inspect_a_checkpoint(first_checkpoint, tmp_path, capsys):
+    def inspect(path, *more):
+        status = main(["weights", "inspect", str(path), *more])
+        return status, capsys.readouterr()
+
+    tensors, state = load_checkpoint(first_checkpoint)
+    status, told = inspect(first_checkpoint)
+    assert status == 0 and "checkpoint of cdad (version 2)" in told.out and "every tensor is whole" in told.out
+    assert "task 1 learned: gear, cloth (12 steps)" in told.out and "preset tiny, 64 pixels" in told.out
+    status, told = inspect(first_checkpoint, "--json")
+    found = json.loads(told.out)
+    assert found["config"] == state["config"] and found["ledger"] == state["ledger"] and found["steps"] == 12
+    sizes = {name: part["bytes"] for name, part in found["parts"].items()}
+    assert sizes["basis"] == sum(a.nbytes for n, a in tensors.items() if n.startswith("basis/"))
+    assert sum(sizes.values()) == sum(a.nbytes for a in tensors.values()) and {"model/unet", "model/amn", "calibration"} <= set(sizes)
+    path = tmp_path / "other"
+    save_checkpoint(path, tensors, state | {"progress": {"classes": ["steel"], "step": 5}})
+    assert "task 2, at step 5: steel" in inspect(path)[1].out
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    status, told = inspect(path)
+    assert status == 1 and "damaged: 1 tensors: " in told.out
+    for edited in ({}, state | {"ledger": [7]}, state | {"config": {"more": 1}}, state | {"progress": [1]}):
+        save_checkpoint(path, tensors, edited)
+        status, told = inspect(path)
+        assert status == 1 and "no checkpoint of a model" in told.err
 
 
 def test_convert(tmp_path, truth, capsys):

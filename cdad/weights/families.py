@@ -146,6 +146,12 @@ FAMILIES = {
         r"(text_model\.)?embeddings\.position_ids|text_projection\.weight|vision_model\..+|visual_projection\.weight|logit_scale",
     ),
     "resnet": Family("ResNet", "", r"fc\.(weight|bias)|.+\.num_batches_tracked"),
+    # Features end with the last block of stride 16.
+    "efficientnet_lite0": Family(
+        "EfficientNet-Lite0", "", r"_blocks\.1[1-5]\..+|(_conv_head|_bn1|_fc)\..+|.+\.num_batches_tracked"
+    ),
+    "tiny_encoder": Family("tiny autoencoder's encoder", ""),
+    "tiny_decoder": Family("tiny autoencoder's decoder", ""),
 }
 
 # What a file's names may begin with: the roots of the originals, and those of published tensors of this model.
@@ -179,6 +185,9 @@ _MARKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("clip_text", "CompVis and transformers", ("text_model.embeddings.token_embedding.weight",)),
     ("clip_text", "transformers 5", ("embeddings.token_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight")),
     ("resnet", "torchvision and timm", ("conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight")),
+    ("efficientnet_lite0", "efficientnet_pytorch", ("_conv_stem.weight", "_bn0.running_mean", "_blocks.0._depthwise_conv.weight")),
+    ("tiny_encoder", "TAESD", ("0.weight", "1.conv.0.weight", "2.weight", "14.weight")),
+    ("tiny_decoder", "TAESD", ("1.weight", "3.conv.0.weight", "7.weight", "19.weight")),
 )
 _TABLES: dict[tuple[str, str], Table] = {
     ("unet", "diffusers"): _UNET,

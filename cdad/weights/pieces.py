@@ -15,8 +15,17 @@ from .names import PACKED
 from .tensor_file import TensorFile, TensorInfo
 
 # What the core's names of a family begin with.
-SCOPES = {"unet": "unet.", "amn": "amn.", "controlnet": "control.", "vae": "", "clip_text": "", "resnet": ""}
-_BN_EPS = 1e-5
+SCOPES = {
+    "unet": "unet.",
+    "amn": "amn.",
+    "controlnet": "control.",
+    "vae": "",
+    "clip_text": "",
+    "resnet": "",
+    "efficientnet_lite0": "",
+    "tiny_encoder": "encoder.",
+    "tiny_decoder": "decoder.",
+}
 # Products over channels that the originals keep as 1x1 convolutions and diffusers as matrices.
 _ONE_BY_ONE = re.compile(r".*\.(mid\.attn_1\.(q|k|v|proj_out)|proj_(in|out))\.weight")
 
@@ -34,8 +43,8 @@ def part_pieces(part: Part, file: TensorFile, *, ema: bool = False) -> dict[str,
     whole = [name for name in names.values() if file.tensors[name].dtype[0] not in "FB" or file.tensors[name].dtype == "BOOL"]
     if whole:
         raise FormatError(f"{len(whole)} tensors hold no floating-point numbers: {', '.join(whole[:8])}", file.path)
-    if part.family == "resnet":
-        return _folded(names, file)
+    if part.family in _FOLDED:
+        return _folded(part.family, names, file)
     pieces: dict[str, Piece] = {}
     scope = SCOPES[part.family]
     for name, source in names.items():
@@ -69,16 +78,35 @@ def _rows(file: TensorFile, source: str, begin: int, rows: int) -> Callable[[], 
     return lambda: file.read(source)[begin : begin + rows]
 
 
-def _folded(names: Mapping[str, str], file: TensorFile) -> dict[str, Piece]:
+def _resnet_layer(name: str) -> tuple[str, str] | None:
+    match = re.fullmatch(r"(.*?)(?:conv(\d)|downsample\.0)\.weight", name)
+    if not match:
+        return None
+    return f"{match[1]}bn{match[2]}" if match[2] else f"{match[1]}downsample.1", name.removesuffix(".weight")
+
+
+def _lite0_layer(name: str) -> tuple[str, str] | None:
+    match = re.fullmatch(r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.weight", name)
+    if not match:
+        return ("_bn0", "stem") if name == "_conv_stem.weight" else None
+    norm = ("expand", "depthwise", "project").index(match[2])
+    return f"_blocks.{match[1]}._bn{norm}", f"blocks.{match[1]}.{match[2]}"
+
+
+# Of families whose batch norms are folded: their eps, and (norm, the core's layer) of a convolution's weight, None of others.
+_FOLDED = {"resnet": (1e-5, _resnet_layer), "efficientnet_lite0": (1e-3, _lite0_layer)}
+
+
+def _folded(family: str, names: Mapping[str, str], file: TensorFile) -> dict[str, Piece]:
     """Every convolution with the batch norm behind it: weight * g / sqrt(v + eps), and the bias b - m g / sqrt(v + eps)."""
+    eps, layer_of = _FOLDED[family]
     pieces: dict[str, Piece] = {}
     used: set[str] = set()
     for name in names:
-        match = re.fullmatch(r"(.*?)(?:conv(\d)|downsample\.0)\.weight", name)
-        if not match:
+        found = layer_of(name)
+        if not found:
             continue
-        layer = name.removesuffix(".weight")
-        norm = f"{match[1]}bn{match[2]}" if match[2] else f"{match[1]}downsample.1"
+        norm, layer = found
         parts = [f"{norm}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
         shape = file.tensors[names[name]].shape
         wrong = [part for part in parts if part not in names or file.tensors[names[part]].shape != shape[:1]]
@@ -86,12 +114,18 @@ def _folded(names: Mapping[str, str], file: TensorFile) -> dict[str, Piece]:
             raise FormatError(f"{name} is no convolution with a batch norm: {', '.join(wrong) or list(shape)}", file.path)
         used.update(parts, (name,))
 
-        def both(layer: str = layer, norm: str = norm, wanted: tuple[str, ...] = (name, *parts)):
+        def both(name: str = name, norm: str = norm, wanted: tuple[str, ...] = (name, *parts)):
             raw = {part: file.read(names[part]) for part in wanted}
-            return folded(raw, layer, norm, _BN_EPS, what="ResNet", path=file.path)
+            return folded(raw, name.removesuffix(".weight"), norm, eps, what=FAMILIES[family].title, path=file.path)
 
-        pieces[name] = Piece((shape[0], *shape[2:], shape[1]), lambda both=both: both()[0].transpose(0, 2, 3, 1))
+        pieces[f"{layer}.weight"] = _convolution(shape, both, depthwise=layer.endswith(".depthwise") and shape[1] == 1)
         pieces[f"{layer}.bias"] = Piece(shape[:1], lambda both=both: both()[1])
     for name in names.keys() - used:  # unexpected, as a strict load will tell
         pieces.setdefault(name, _plain(name, names[name], file.tensors[names[name]], file))
     return pieces
+
+
+def _convolution(shape: tuple[int, ...], both: Callable[[], tuple[np.ndarray, np.ndarray]], depthwise: bool) -> Piece:
+    if depthwise:  # [C,1,R,S] -> [R,S,C]
+        return Piece((*shape[2:], shape[0]), lambda: both()[0][:, 0].transpose(1, 2, 0))
+    return Piece((shape[0], *shape[2:], shape[1]), lambda: both()[0].transpose(0, 2, 3, 1))

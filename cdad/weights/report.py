@@ -90,6 +90,13 @@ def _kind(part: Part, file: TensorFile) -> str:
         known = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet50" if bottleneck else "resnet34", (3, 4, 23, 3): "resnet101"}
         name = known.get(blocks, f"blocks {blocks}")
         return f"wide_{name}_2" if bottleneck and wide else name
+    if part.family == "efficientnet_lite0":
+        return f"{count('_blocks.')} blocks"
+    if part.family.startswith("tiny_"):
+        first, last = ("0", "14") if part.family == "tiny_encoder" else ("1", "19")
+        latent = shape(f"{last}.weight")[:1] if part.family == "tiny_encoder" else shape(f"{first}.weight")[1:2]
+        pooled = ", pooled branches" if any(".pool." in name for name in part.names) else ""
+        return f"{(shape(f'{first}.bias') or (0,))[0]} channels, {(latent or (0,))[0]} latent channels, f8{pooled}"
     return f"{count('encoder.layers.')} layers"
 
 
