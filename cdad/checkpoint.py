@@ -16,7 +16,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +131,8 @@ class Checkpoint:
     def check(self, name: str, target: np.ndarray | None = None) -> None:
         """Check a tensor; its values go to ``target``, a contiguous array of its type and size, where one is given."""
         total = 0
-        try:
-            for part in self._file.parts(name, target):
-                total = zlib.crc32(part, total)
-        except FormatError as error:
-            raise self._error(error.reason, error.offset) from error
+        for part in self._parts(name, target):
+            total = zlib.crc32(part, total)
         if name in self._sums and self._sums[name] != f"{total:08x}":
             reason = f"the tensor {name!r} is damaged: its CRC-32 is {total:08x}, {self._sums[name]} was written"
             raise self._error(reason, self._file.offset(name))
@@ -143,8 +140,14 @@ class Checkpoint:
 
     def check_unread(self) -> None:
         """Check every tensor that was not read."""
-        for name in sorted(self._unread):
+        for name in sorted(self._unread & self._sums.keys()):
             self.check(name)
+
+    def _parts(self, name: str, target: np.ndarray | None = None) -> Iterator[memoryview]:
+        try:
+            yield from self._file.parts(name, target)
+        except FormatError as error:
+            raise self._error(error.reason, error.offset) from error
 
     def _error(self, reason: str, offset: int | None = None) -> CheckpointError:
         previous = previous_of(self.path)
@@ -157,7 +160,7 @@ class Checkpoint:
         digest = hashlib.blake2b(text.encode(), digest_size=16)
         for name, info in sorted(self.tensors.items()):
             digest.update(f"{name}:{np.dtype(DTYPES[info.dtype]).str}:{info.shape}".encode())
-            for part in self._file.parts(name):
+            for part in self._parts(name):
                 digest.update(part)
         return digest.hexdigest()
 
