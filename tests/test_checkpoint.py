@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import os
 import resource
 import subprocess
@@ -18,7 +19,7 @@ from layouts import load_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import cdad
-from cdad import atomic, checkpoint
+from cdad import atomic
 from cdad.checkpoint import Checkpoint, previous_of, save_checkpoint
 from cdad.errors import CheckpointError
 
@@ -159,7 +160,7 @@ def test_a_model_of_version_1(first_checkpoint, tmp_path):
     model = cdad.ContinualModel.load(first_checkpoint)
     tensors, state = load_checkpoint(first_checkpoint)
     blocks = {f"optimizer/{name}": np.array(model._trainer.block("weights")) for name in ("m", "v")}
-    old_version(tmp_path / "old", tensors | blocks, checkpoint.json.dumps(state, sort_keys=True))
+    old_version(tmp_path / "old", tensors | blocks, json.dumps(state, sort_keys=True))
     old = cdad.ContinualModel.load(tmp_path / "old")
     assert np.array_equal(old._trainer.block("m"), blocks["optimizer/m"])
     assert old.classes == model.classes and np.array_equal(old._trainer.block("weights"), model._trainer.block("weights"))
