@@ -162,16 +162,15 @@ def drifts(
     drawn_by_old, outputs = 0.0, dict.fromkeys(variants, 0.0)
     for first in range(0, len(names), GROUP):
         group = names[first : first + GROUP]
-        for pixels, seed in evidence.batches(old, classes, images):
-            latents = old.autoencoder.encode(pixels)
-            X, drawn = evidence.recorded(old, group, pixels, latents, seed)
+        for batch, latents in evidence.batches(old, classes, images):
+            X, drawn = evidence.recorded(old, group, batch, latents)
             output = {name: X[name] @ before[name].T for name in group}
             inside = {name: X[name] @ old.bases[name] for name in group}
             for name in group:
                 of_old[name] += _square(output[name])
             drawn_by_old += _square(drawn)
             for v, model in variants.items():
-                Y, drawn_now = evidence.recorded(model, group, pixels, latents, seed)
+                Y, drawn_now = evidence.recorded(model, group, batch, latents)
                 outputs[v] += _square(drawn_now - drawn)
                 for name in group:
                     dW, found = changes[v][name], squares[v]

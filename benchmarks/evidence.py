@@ -10,7 +10,7 @@ import numpy as np
 
 import cdad
 from cdad import _core
-from cdad.data import load_images, spread
+from cdad.data import Batch, spread
 from cdad.data.records import ClassData
 
 
@@ -54,21 +54,20 @@ def one_svd(X: np.ndarray, gamma: float) -> np.ndarray:
     return np.ascontiguousarray(V[: int(np.searchsorted(energy / energy[-1], gamma)) + 1].T)
 
 
-def batches(model: cdad.ContinualModel, classes: Sequence[ClassData], images: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Whole batches of about ``images`` of the images that `ContinualModel.collect_bases` takes of these classes, evenly
-    spread, each with the seed of its noise there: what the model computes with them is what its bases were made of."""
-    batch = model.config.scoring.batch_size
-    paths = [path for data in classes for path in spread(data.train, model.config.continual.images)]
-    for start in spread(range(0, len(paths), batch), max(1, images // batch)):
-        chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
-        yield load_images(chosen, model.config.image_size), start
+def batches(model: cdad.ContinualModel, classes: Sequence[ClassData], images: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Whole batches of about ``images`` of the samples that `ContinualModel.collect_bases` takes of these classes, evenly
+    spread, and their latents: what `recorded` gives of them is what the model's bases were made of."""
+    chosen = model.representative_batches(classes)
+    for step in spread(range(len(chosen)), max(1, images // chosen.batch_size)):
+        batch = next(chosen.epoch(0, step))
+        yield batch, model.autoencoder.encode(batch.image)
 
 
-def recorded(model: cdad.ContinualModel, names: Sequence[str], images: np.ndarray, latents: np.ndarray, noise_seed: int
+def recorded(model: cdad.ContinualModel, names: Sequence[str], batch: Batch, latents: np.ndarray
              ) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
     """The input features {weight: [rows, d]} of a whole batch, and what the model draws, as latents."""
     recorder = _core.Recorder(model._samplers.whole, names)
-    drawn = model._denoise(images, latents, noise_seed)
+    drawn = model._denoise(batch.perturbed, latents, batch.step)
     return recorder.take(), drawn
 
 
@@ -78,8 +77,8 @@ def layer_features(model: cdad.ContinualModel, classes: Sequence[ClassData], nam
     parts = []
     for data in classes:
         found, wanted = [], rows // len(classes)
-        for images, seed in batches(model, [data], 1 << 30):
-            found.append(recorded(model, [name], images, model.autoencoder.encode(images), seed)[0][name])
+        for batch, latents in batches(model, [data], 1 << 30):
+            found.append(recorded(model, [name], batch, latents)[0][name])
             if sum(map(len, found)) >= wanted:
                 break
         parts.append(np.concatenate(found)[:wanted])

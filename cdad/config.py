@@ -127,7 +127,7 @@ class TrainingConfig:
 
     batch_size: int = 8
     steps: int = 800
-    increment_steps: int = 600
+    increment_steps: int = 800
     lr: float = 4e-4
     increment_lr: float = 4e-4
     beta1: float = 0.9

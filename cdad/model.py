@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -306,32 +306,37 @@ class ContinualModel:
         own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
         return own / max(other, 1e-12)
 
+    def representative_batches(self, classes: Sequence[ClassData]) -> TrainingBatches:
+        """What represents these classes: ``continual.images`` of each one's images, evenly spread, in the light and with the
+        perturbations of training. Bases of images as they are would leave to later tasks what the model has learned of others."""
+        chosen = [replace(data, train=tuple(spread(data.train, self.config.continual.images))) for data in classes]
+        t = self.config.training
+        return TrainingBatches(
+            chosen,
+            image_size=self.config.image_size,
+            batch_size=self.config.scoring.batch_size,
+            seed=self.config.seed + 99_991,  # other perturbations than those of training
+            perturb_share=t.perturb_share,
+            light=t.light,
+        )
+
     def collect_bases(
         self, classes: Sequence[ClassData], progress: bool = True, *, gamma: float | None = None
     ) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
-        (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs a
-        sample of their images. ``gamma``: instead of the configuration's."""
-        c = self.config.continual
-        gamma = c.gamma if gamma is None else gamma
-        paths = [p for data in classes for p in spread(data.train, c.images)]
-        batch, d = self.config.scoring.batch_size, self.config.diffusion
-        starts = range(0, len(paths), batch)
-        runs = len(starts) * (d.stop or d.steps) * (2 if d.stop and d.mirrored else 1)
+        (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs
+        `representative_batches`. ``gamma``: instead of the configuration's."""
+        c, d = self.config.continual, self.config.diffusion
+        gamma, batches = c.gamma if gamma is None else gamma, self.representative_batches(classes)
+        runs = len(batches) * (d.stop or d.steps) * (2 if d.stop and d.mirrored else 1)
         collector = _core.Collector(self._samplers.whole, c.method, gamma, runs, c.memory << 20)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
         if sum(size for *_, size in plan.values()) > c.memory << 20:
             log.warning("representations may take more than continual.memory = %d MiB", c.memory)
 
-        def read(start: int) -> np.ndarray:
-            # A batch that is not full is filled from the first images: no sample counts as a repeat alone.
-            chosen = [paths[(start + i) % len(paths)] for i in range(batch)]
-            return load_images(chosen, self.config.image_size)
-
-        bar = tqdm(ahead(read, starts), "representations", len(starts), disable=not progress, leave=False)
-        for images, start in zip(bar, starts, strict=True):
-            self._denoise(images, self.autoencoder.encode(images), noise_seed=start)
+        for batch in tqdm(batches.epoch(0), "representations", len(batches), disable=not progress, leave=False):
+            self._denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step)
         return collector.bases(self.bases, c.max_rank_share)
 
     def recalibrate(self, classes: Sequence[ClassData]) -> None:

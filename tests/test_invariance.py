@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cdad import ContinualModel, _core
-from cdad.data import load_images, spread
 from cdad.strategies import make_strategy
 
 BOUND = 1e-5  # of |X| |dW|
@@ -47,14 +46,12 @@ def increment(first, products, config):
 
 @pytest.fixture(scope="module")
 def features(first, products):
-    """{weight: X [rows, d]}: what came in while the bases were collected, the same images under the same noise."""
+    """{weight: X [rows, d]}: what came in while the bases were collected, the same samples under the same noise."""
     model = ContinualModel.load(first)
     names = [name for name, shape in model.params.shapes().items() if len(shape) > 1]
-    paths = [path for name in FIRST for path in spread(products[name].train, model.config.continual.images)]
-    assert len(paths) == model.config.scoring.batch_size, "one batch"
-    images = load_images(paths, model.config.image_size)
+    (batch,) = model.representative_batches([products[name] for name in FIRST]).epoch(0)
     recorder = _core.Recorder(model._samplers.whole, names)
-    model._denoise(images, model.autoencoder.encode(images), noise_seed=0)
+    model._denoise(batch.perturbed, model.autoencoder.encode(batch.image), noise_seed=batch.step)
     return {name: X.astype(np.float64) for name, X in recorder.take().items()}
 
 
