@@ -39,6 +39,16 @@ static inline void pull_tile(float *restrict to, const float *restrict g, const 
         to[i] = g[i] + strength * (importance[i] * (w[i] - anchor[i]));
 }
 
+static void widen(float *restrict to, const uint16_t *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        to[i] = cdad_from_bf16(from[i]);
+}
+
+static void round_to_bf16(uint16_t *restrict to, const float *restrict from, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        to[i] = cdad_to_bf16(from[i]);
+}
+
 /* One pass over a tile. The biases are factors that no element divides by:
  * (m / bias1) / (sqrt(v / bias2) + eps) = m * root / bias1 / (sqrt(v) + eps * root), root = sqrt(bias2). */
 V_INLINE void update_tile(int give, int average, float *restrict w, float *restrict m, float *restrict v,
@@ -73,8 +83,8 @@ static void adamw_task(void *arg, int64_t task, int worker) {
     (void)worker;
     if (h->pull.importance)
         pull_tile(pulled, given, w, &h->pull, begin, n);
-    for (int64_t i = 0; half_m && i < n; i++)
-        wide_m[i] = cdad_from_bf16(half_m[i]);
+    if (half_m)
+        widen(wide_m, half_m, n);
     if (codes_m)
         cdad_decode8(1, wide_m, codes_m, h->m_most + block, n);
     if (codes_v)
@@ -91,8 +101,8 @@ static void adamw_task(void *arg, int64_t task, int worker) {
         update_tile(0, 1, w, m, v, e, NULL, g, n, h);
     else
         update_tile(0, 0, w, m, v, NULL, NULL, g, n, h);
-    for (int64_t i = 0; half_m && i < n; i++)
-        half_m[i] = cdad_to_bf16(wide_m[i]);
+    if (half_m)
+        round_to_bf16(half_m, wide_m, n);
     if (codes_m)
         cdad_encode8(1, codes_m, h->m_most + block, wide_m, n);
     if (codes_v)
