@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cdad import ContinualModel, DataError, ImageError, TrainingError, _core
-from cdad.checkpoint import previous_of
 from cdad.data import load_images
 
 FIRST, SECOND = ("gear", "cloth"), ("steel",)
