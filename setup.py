@@ -77,7 +77,7 @@ def find_nvcc() -> str | None:
 
 def device_defines() -> list[str]:
     """What tells the core and a device's backend that they were built from the same headers."""
-    shared = [*sorted((CSRC / "base").glob("*.h")), CSRC / "kernels/kernels.h", CSRC / "kernels/cuda/entry.h"]
+    shared = [*sorted((CSRC / "base").glob("*.h")), *sorted((CSRC / "kernels").glob("*.h")), CSRC / "kernels/cuda/entry.h"]
     abi = hashlib.sha256(b"".join(h.read_bytes() for h in shared)).hexdigest()[:12]
     return [f'-DCDAD_DEVICE_ABI="{abi}"', '-DCDAD_CUDA_ARCHS="sm_80, sm_90, sm_100 and newer"']
 

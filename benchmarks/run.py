@@ -290,8 +290,9 @@ BENCHMARKS: dict[str, Callable[[], Callable[[str], Callable]]] = {
     "amn_forward": lambda: amn_forward("sd15", 1),
     "sd15_forward": lambda: denoiser_forward("sd15", 1),
     "sd15_train_step": lambda: train_step("sd15", 1),
-    # The peer's moments are float32.
-    "sd15_train_step_bf16_moment": lambda: train_step("sd15", 1, **{"training.first_moment": "bfloat16"}),
+    # The peer's moments are float32 in both.
+    "sd15_train_step_bf16_moment": lambda: train_step("sd15", 1, **{"training.moments": "bfloat16"}),
+    "sd15_train_step_8bit_moments": lambda: train_step("sd15", 1, **{"training.moments": "8bit"}),
     # The peer runs under torch.autocast.
     "small_train_step_bf16": lambda: train_step("small", 8, precision="bfloat16"),
     "sd15_train_step_bf16": lambda: train_step("sd15", 1, precision="bfloat16"),
@@ -305,6 +306,7 @@ LABELS = {"torch": "PyTorch, eager", "compiled": "PyTorch, compiled", "loops": "
 MEMORY = {
     "sd15_train_step": "sd15_train_peak_memory",
     "sd15_train_step_bf16_moment": "sd15_train_peak_memory_bf16_moment",
+    "sd15_train_step_8bit_moments": "sd15_train_peak_memory_8bit_moments",
     "small_train_step": "small_train_peak_memory",
 }
 

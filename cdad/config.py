@@ -120,10 +120,12 @@ class TrainingConfig:
     class of the task. ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
     steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
     does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as
-    the weights take). ``first_moment``: "bfloat16" keeps AdamW's first moment in half the memory. ``timestep_focus``: the share of training timesteps drawn
-    from the noise levels that the sampler visits; the others are uniform. ``perturb_share``: of the training images, that are
-    perturbed for the condition (NSA). ``light``: by how much of themselves the brightness and the contrast of training images
-    vary, so that a model draws a part under the light in which it is shown."""
+    the weights take). ``moments``: how AdamW's are kept: "float32", 8 bytes a weight; "bfloat16", the first one in half of
+    that; "8bit", both, by blocks (Dettmers et al. 2022), 2 bytes a weight, but for parameters of less than 4096 elements.
+    ``timestep_focus``: the share of training timesteps drawn from the noise levels that the sampler visits; the others are
+    uniform. ``perturb_share``: of the training images, that are perturbed for the condition (NSA). ``light``: by how much of
+    themselves the brightness and the contrast of training images vary, so that a model draws a part under the light in which
+    it is shown."""
 
     batch_size: int = 8
     steps: int = 800
@@ -135,7 +137,7 @@ class TrainingConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    first_moment: str = "float32"
+    moments: str = "float32"
     ema_decay: float = 0.0
     warmup: int = 50
     decay: float = 0.5
@@ -313,7 +315,7 @@ class Config:
             "clip_norm": t.clip_norm,
             "ema_decay": t.ema_decay,
             "projection": self.continual.projection,
-            "first_moment": t.first_moment,
+            "moments": t.moments,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -323,7 +325,7 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """The inverse of `to_dict`; missing keys take their defaults, unknown ones raise ValueError."""
-        return _build(cls, values, "config")
+        return _build(cls, _renamed(values), "config")
 
     def updated(self, changes: dict[str, Any]) -> Config:
         """A copy with dotted keys replaced, e.g. ``{"training.lr": 1e-4, "seed": 3}``."""
@@ -360,12 +362,28 @@ class Config:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
         base = preset(values.pop("preset", "small"))
         flat = {}
-        for key, value in values.items():
+        for key, value in _renamed(values).items():
             if isinstance(value, dict):
                 flat.update({f"{key}.{name}": item for name, item in value.items()})
             else:
                 flat[key] = value
         return base.updated(flat)
+
+
+# What checkpoints and runs of earlier versions call a key.
+_OLD_NAMES = {"training": {"first_moment": "moments"}}
+
+
+def _renamed(values: Any) -> Any:
+    """The table with today's names of its keys."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        section: {_OLD_NAMES.get(section, {}).get(key, key): item for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+        for section, value in values.items()
+    }
 
 
 def _toml_value(value: Any) -> str:
@@ -420,7 +438,7 @@ def _check(config: Config) -> None:
         raise ValueError("diffusion.zero_terminal_snr wants diffusion.prediction 'v': noise alone tells nothing of x0")
     choice("amn.target", config.amn.target, "as_written", "normalized")
     choice("precision", config.precision, "float32", "bfloat16")
-    choice("training.first_moment", config.training.first_moment, "float32", "bfloat16")
+    choice("training.moments", config.training.moments, "float32", "bfloat16", "8bit")
     choice("continual.strategy", config.continual.strategy, *STRATEGIES)
     choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")
     choice("continual.basis_dtype", config.continual.basis_dtype, "float32", "float16", "bfloat16")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from .bfloat16 import from_bfloat16, to_bfloat16
 from .checkpoint import Checkpoint, save_checkpoint
 from .errors import CheckpointError, FormatError
 from .scoring import Calibration
@@ -110,19 +107,14 @@ def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint) -> None:
         if block == "ema" and not averaged:
             continue
         kept, found = trainer.block(block), checkpoint.tensors[name]
-        if found.shape != kept.shape:
-            raise CheckpointError(f"{name} is {list(found.shape)}, expected {list(kept.shape)}", checkpoint.path)
-        if kept.flags.writeable and DTYPES[found.dtype] == kept.dtype.str:
+        if kept.flags.writeable and DTYPES[found.dtype] == kept.dtype.str and found.shape == kept.shape:
             checkpoint.check(name, kept)  # straight into the block, which may be a third of the checkpoint
-        else:
-            trainer.set_block(block, _as_moment(checkpoint.read(name), kept.dtype))
+            continue
+        values = checkpoint.read(name)
+        try:
+            trainer.set_block(block, values)  # which turns moments that were kept in another way
+        except ValueError as error:
+            raise CheckpointError(f"{name} is {list(found.shape)}: {error}", checkpoint.path) from error
     if averaged and "ema" not in names:  # it was trained without: the average begins with the weights
         trainer.set_block("ema", trainer.block("weights"))
     trainer.n_steps, trainer.age = checkpoint.state["steps"], checkpoint.state["age"]
-
-
-def _as_moment(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A moment that was kept as float32, or as the bits of bfloat16 (uint16), in the way in which it is kept now."""
-    if values.dtype == dtype:
-        return values
-    return from_bfloat16(values) if values.dtype == np.uint16 else to_bfloat16(values)

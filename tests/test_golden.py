@@ -89,7 +89,7 @@ def optimizer() -> dict:
         "eps": 1e-8,
         "weight_decay": 0.0,
         "clip_norm": 0.0,
-        "first_moment": "float32",
+        "moments": "float32",
         "ema_decay": 0.0,
         "projection": "update",
     }

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cdad import ContinualModel, DataError, ImageError, TrainingError, _core
-from cdad.checkpoint import previous_of
 from cdad.data import load_images
 
 FIRST, SECOND = ("gear", "cloth"), ("steel",)
@@ -34,38 +33,6 @@ def test_the_loss_falls(products, quick_config):
     losses = []
     model.fit_task([products["gear"]], progress=False, callback=lambda r: losses.append(r.loss))
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
-
-
-def test_a_first_moment_in_bfloat16(products, quick_config, tmp_path):
-    config = quick_config.updated({"training.steps": 12})
-    half = config.updated({"training.first_moment": "bfloat16"})
-    losses, models = {}, {}
-    for kind in (config, half):
-        name = kind.training.first_moment
-        models[name], losses[name] = ContinualModel(kind), []
-        models[name].fit_task(
-            [products["gear"]],
-            progress=False,
-            callback=lambda r, to=losses[name]: to.append(r.loss),
-            checkpoint=tmp_path / name,
-            checkpoint_seconds=0.0,
-        )
-    assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
-    saved = models["float32"].memory_bytes["optimizer"] - models["bfloat16"].memory_bytes["optimizer"]
-    assert saved == models["float32"].memory_bytes["parameters"] / 2
-
-    kept = models["bfloat16"]._trainer.block("m")
-    assert kept.dtype == np.uint16 and np.count_nonzero(kept) > kept.size / 2
-    path = previous_of(tmp_path / "bfloat16")  # after the last step; the newest, after the task, needs no moments
-    same = ContinualModel.load(path)
-    assert np.array_equal(same._trainer.block("m"), kept)
-    wide = ContinualModel.load(path, config)
-    assert np.array_equal(wide._trainer.block("m").view(np.uint32), kept.astype(np.uint32) << 16)
-    wide.save(tmp_path / "wide")
-    assert np.array_equal(ContinualModel.load(tmp_path / "wide", half)._trainer.block("m"), kept)
-    with pytest.raises(ValueError, match="first_moment is 'half'"):
-        quick_config.updated({"training.first_moment": "half"})
 
 
 def test_products_in_bfloat16(products, quick_config, images, tmp_path):

@@ -586,7 +586,7 @@ def put(title, array):
         (put("latent/scale", np.ones(1, np.float32)), "latent/scale is"),
         (change("progress", to={"classes": ["steel"], "step": 1, "seconds": 0.0}), "no optimizer/m"),
         (put("optimizer/m", np.ones(1, np.float32)), "optimizer/m is"),
-        (put("optimizer/x", np.ones(1, np.float32)), "does not fit together"),
+        (put("optimizer/x", np.ones(1, np.float32)), "no block 'x'"),
         (drop("calibration/gear/mean"), "mean"),
         (drop("model/unet.out.2.bias"), "missing: unet.out.2.bias"),
         (put("model/unet.out.2.bias", np.full(16, np.nan, np.float32)), "not finite: unet.out.2.bias"),

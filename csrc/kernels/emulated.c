@@ -352,11 +352,11 @@ static void add_magnitudes(const cdad_context *ctx, float *sum, const float *g, 
         ctx->host_kernels->add_magnitudes(ctx, sum, g, n, squares);
 }
 
-static void adamw(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g, int64_t n,
+static void adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g, int64_t n,
                   const cdad_adamw *h) {
     cdad_adamw own = *h;
     if (TURN(w) && TURN(m) && TURN(v) && TURN(e) && TURN(du) && TURN(g) && TURN(own.pull.importance) &&
-        TURN(own.pull.anchor) && TURN(own.path))
+        TURN(own.pull.anchor) && TURN(own.path) && TURN(own.m_most) && TURN(own.v_most))
         ctx->host_kernels->adamw(ctx, w, m, v, e, du, g, n, &own);
 }
 

@@ -15,6 +15,13 @@
 
 #include "base/context.h"
 
+/* Before a small function that kernels of the host and of devices share. */
+#ifdef __CUDACC__
+#define CDAD_EVERYWHERE __host__ __device__ static inline
+#else
+#define CDAD_EVERYWHERE static inline
+#endif
+
 /* How the rows of an unfolded image are gathered: row (n, p, q), column (r, s, c) reads
  * x[n, (p*stride + r - pad_t) / up, (q*stride + s - pad_l) / up, c], zero outside of [0, H*up) x [0, W*up). Pads may
  * be negative; at most one of stride and up differs from 1. */
@@ -87,6 +94,9 @@ typedef struct cdad_adamw {
     float grad_scale;   /* multiplies the gradient first: clipping */
     float ema_decay;
     int m_is_bf16;      /* m is bfloat16 [n] (uint16_t), rounded to nearest even, instead of float */
+    /* NULL, or: m and v are codes [n] (uint8_t) of kernels/dynamic8.h, with and without a sign; these are the largest of their blocks of
+     * CDAD_BLOCK8. */
+    float *m_most, *v_most;
     cdad_pull pull;     /* added to the gradient before grad_scale */
     float *path;        /* [n] or NULL: path -= g * du, with the gradient as it was given (SI's path integral) */
 } cdad_adamw;
@@ -249,8 +259,9 @@ typedef struct cdad_kernels {
 
     /* m = b1*m + (1-b1)*g', v = b2*v + (1-b2)*g'^2 with g' = g * grad_scale; the update is
      * du = -lr * ((m / bias1) / (sqrt(v / bias2) + eps) + weight_decay * w). It goes to du (which may be g), or, with
-     * du NULL, into w and e as by add_to. */
-    void (*adamw)(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g, int64_t n,
+     * du NULL, into w and e as by add_to. m and v are float [n] unless h says otherwise; the update is of what they are before
+     * they are rounded. */
+    void (*adamw)(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g, int64_t n,
                   const cdad_adamw *h);
     /* w += du; e = ema_decay * e + (1 - ema_decay) * w. du or e may be NULL: nothing is added, there is no average. */
     void (*add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);

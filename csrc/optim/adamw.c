@@ -14,8 +14,8 @@ void cdad_optimizer_free(cdad_optimizer *o) {
         return;
     cdad_device *device = o->params->device;
     cdad_device_free(device, o->grads);
-    cdad_device_free(device, o->m);
-    cdad_device_free(device, o->v);
+    cdad_moment_free(&o->m);
+    cdad_moment_free(&o->v);
     cdad_device_free(device, o->ema);
     for (int64_t i = 0; o->protection && i < o->params->n; i++) {
         cdad_free(o->protection[i].complement);
@@ -43,8 +43,9 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     o->params = params;
     if (config->clip_norm > 0)
         CDAD_TRY_DONE(cdad_optimizer_block(o, err));
-    CDAD_TRY_DONE(cdad_device_alloc_zero(params->device, &o->m, params->total * cdad_optimizer_m_size(config), err));
-    CDAD_TRY_DONE(cdad_device_alloc_zero(params->device, (void **)&o->v, bytes, err));
+    CDAD_TRY_DONE(cdad_moment_new(&o->m, params, config->moments, 1, err));
+    CDAD_TRY_DONE(cdad_moment_new(&o->v, params,
+                                  config->moments == CDAD_MOMENT_8BIT ? CDAD_MOMENT_8BIT : CDAD_MOMENT_FLOAT32, 0, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
     if (config->ema_decay > 0) {
         CDAD_TRY_DONE(cdad_device_alloc(params->device, (void **)&o->ema, bytes, err));
@@ -130,9 +131,8 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
 void cdad_optimizer_follow(cdad_optimizer *o, float *path) { o->path = path; }
 
 cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *err) {
-    const int64_t n = o->params->total;
-    CDAD_TRY(cdad_device_zero(o->params->device, o->m, n * cdad_optimizer_m_size(&o->config), err));
-    CDAD_TRY(cdad_device_zero(o->params->device, o->v, n * (int64_t)sizeof(float), err));
+    CDAD_TRY(cdad_moment_zero(&o->m, err));
+    CDAD_TRY(cdad_moment_zero(&o->v, err));
     o->age = 0;
     return CDAD_OK;
 }
@@ -230,7 +230,7 @@ static cdad_adamw numbers(const cdad_optimizer *o, double grad_scale) {
                         .bias2 = (float)(1.0 - pow((double)(float)c->beta2, t)),
                         .grad_scale = (float)grad_scale,
                         .ema_decay = (float)c->ema_decay,
-                        .m_is_bf16 = c->bf16_first_moment};
+                        .m_is_bf16 = c->moments == CDAD_MOMENT_BFLOAT16};
 }
 
 /* Moves parameter i and its average by its prepared gradient; du: room for an update, or `grad`. */
@@ -239,7 +239,7 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     const cdad_protection *q = &o->protection[i];
     const int64_t at = p->offset;
     float *w = o->params->values + at, *e = o->ema ? o->ema + at : NULL;
-    void *m = (char *)o->m + at * cdad_optimizer_m_size(&o->config);
+    void *const m = cdad_moment_of(&o->m, i, &h.m_most), *const v = cdad_moment_of(&o->v, i, &h.v_most);
     h.pull = pull_of(o, i);
     h.path = o->path ? o->path + at : NULL;
     if (q->basis && o->config.projection == CDAD_PROJECT_UPDATE)
@@ -247,11 +247,11 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     if (q->frozen) {
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else if (in_coordinates(o, i)) {
-        ctx->kernels->adamw(ctx, w, m, o->v + at, NULL, du, grad, moving(o, i), &h);
+        ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, moving(o, i), &h);
         cdad_add_coordinates(ctx, w, du, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else {
-        ctx->kernels->adamw(ctx, w, m, o->v + at, e, NULL, grad, p->count, &h);
+        ctx->kernels->adamw(ctx, w, m, v, e, NULL, grad, p->count, &h);
     }
 }
 
@@ -261,7 +261,8 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     const cdad_param *p = &o->params->items[i];
     if (o->protection[i].frozen)
         return;
-    event->bytes += moving(o, i) * (3 * (int64_t)sizeof(float) + 2 * cdad_optimizer_m_size(&o->config));
+    event->bytes += moving(o, i) * ((int64_t)sizeof(float) + 2 * cdad_moment_element(o->params, o->m.format, i) +
+                                    2 * cdad_moment_element(o->params, o->v.format, i));
     event->bytes += p->count * 2 * (int64_t)sizeof(float);
     event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0));
     if (o->protection[i].basis)

@@ -4,7 +4,7 @@
 #define CDAD_OPTIM_ADAMW_H
 
 #include "kernels/kernels.h"
-#include "nn/params.h"
+#include "optim/moments.h"
 
 typedef enum {
     CDAD_PROJECT_GRADIENT, /* the paper's text: G - U U^T G before AdamW, whose scaling and decay leave the subspace */
@@ -17,7 +17,8 @@ typedef struct cdad_optimizer_config {
     double clip_norm; /* of the whole gradient; 0: no clipping */
     double ema_decay; /* 0: no moving average */
     cdad_projection_mode projection;
-    int bf16_first_moment; /* m is kept as bfloat16: a sixth less memory for weights and moments */
+    cdad_moment_format moments; /* BFLOAT16: of the first moment alone, a sixth less memory for weights and moments; 8BIT: of both,
+                                 * half */
 } cdad_optimizer_config;
 
 /* How a parameter is treated. CDAD_PROJECT_UPDATE: the weight [O,d] of a layer moves by C V^T, with V [d,rank] directions and
@@ -36,9 +37,8 @@ typedef struct cdad_protection {
 typedef struct cdad_optimizer {
     cdad_optimizer_config config;
     const cdad_params *params;
-    void *m;                     /* blocks in the layout of params->values: float, or uint16_t holding bfloat16 */
-    float *v;
-    float *ema;                  /* likewise, or NULL */
+    cdad_moment m, v;            /* the first moment and the second */
+    float *ema;                  /* a block in the layout of params->values, or NULL */
     float *grads;                /* likewise, or NULL where gradients are used as they come: cdad_optimizer_block */
     cdad_protection *protection; /* [params->n] */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
@@ -50,11 +50,6 @@ typedef struct cdad_optimizer {
     int64_t step; /* finished steps */
     int64_t age;  /* of them since the moments were last forgotten: for AdamW's bias correction */
 } cdad_optimizer;
-
-/* Bytes of an element of m. */
-static inline int64_t cdad_optimizer_m_size(const cdad_optimizer_config *c) {
-    return c->bf16_first_moment ? sizeof(uint16_t) : sizeof(float);
-}
 
 CDAD_MUST_USE cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params,
                                              const cdad_optimizer_config *config, cdad_error *err);

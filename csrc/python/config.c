@@ -9,7 +9,7 @@ typedef struct field {
     const char *name;
     field_type type;
     void *at;             /* int64_t, int, double, int64_t[], int64_t (two pointers), int */
-    void *also;           /* LIST: int64_t count; PAIR: the second int64_t; CHOICE: const char *[2] */
+    void *also;           /* LIST: int64_t count; PAIR: the second int64_t; CHOICE: const char *[], NULL at its end */
     int64_t low;          /* INT, LIST, PAIR: the smallest value allowed */
 } field;
 
@@ -78,12 +78,15 @@ static int read_field(PyObject *value, const field *f) {
         const char *text = PyUnicode_AsUTF8(value), *const *choices = f->also;
         if (!text)
             return -1;
-        for (int i = 0; i < 2; i++)
+        char known[80] = "";
+        for (int i = 0; choices[i]; i++) {
             if (strcmp(text, choices[i]) == 0) {
                 *(int *)f->at = i;
                 return 0;
             }
-        PyErr_Format(PyExc_ValueError, "%s is '%s'; '%s' or '%s' is wanted", f->name, text, choices[0], choices[1]);
+            snprintf(known + strlen(known), sizeof known - strlen(known), "%s'%s'", i ? " or " : "", choices[i]);
+        }
+        PyErr_Format(PyExc_ValueError, "%s is '%s'; %s is wanted", f->name, text, known);
         return -1;
     }
     }
@@ -192,8 +195,8 @@ static int read_condition(PyObject *amn, PyObject *controlnet, cdad_denoiser_con
 }
 
 int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
-    static const char *const predictions[2] = {"epsilon", "v"}, *const targets[2] = {"as_written", "normalized"};
-    static const char *const precisions[2] = {"float32", "bfloat16"};
+    static const char *const predictions[] = {"epsilon", "v", NULL}, *const targets[] = {"as_written", "normalized", NULL};
+    static const char *const precisions[] = {"float32", "bfloat16", NULL};
     static const char *const parts[3] = {"unet", "amn", "controlnet"};
     PyObject *given[3] = {NULL}, *rest = PyDict_Check(dict) ? PyDict_Copy(dict) : NULL;
     int status = -1, prediction, target;
@@ -257,8 +260,9 @@ done:
 }
 
 int cdad_py_optimizer_config(PyObject *dict, cdad_optimizer_config *c) {
-    static const char *const projections[2] = {"gradient", "update"}, *const moments[2] = {"float32", "bfloat16"};
-    int projection;
+    static const char *const projections[] = {"gradient", "update", NULL};
+    static const char *const formats[] = {"float32", "bfloat16", "8bit", NULL}; /* as in cdad_moment_format */
+    int projection, moments;
     const field fields[] = {
         {"lr", FIELD_FLOAT, &c->lr, NULL, 0},
         {"beta1", FIELD_FLOAT, &c->beta1, NULL, 0},
@@ -268,11 +272,12 @@ int cdad_py_optimizer_config(PyObject *dict, cdad_optimizer_config *c) {
         {"clip_norm", FIELD_FLOAT, &c->clip_norm, NULL, 0},
         {"ema_decay", FIELD_FLOAT, &c->ema_decay, NULL, 0},
         {"projection", FIELD_CHOICE, &projection, (void *)(uintptr_t)projections, 0},
-        {"first_moment", FIELD_CHOICE, &c->bf16_first_moment, (void *)(uintptr_t)moments, 0},
+        {"moments", FIELD_CHOICE, &moments, (void *)(uintptr_t)formats, 0},
     };
     if (read_fields(dict, "optimizer", fields, COUNT(fields)) < 0)
         return -1;
     c->projection = (cdad_projection_mode)projection;
+    c->moments = (cdad_moment_format)moments;
     return 0;
 }
 

@@ -441,59 +441,79 @@ static PyObject *trainer_confine(PyObject *o, PyObject *args) {
     return V ? treat(self, name, V, 1, 0) : NULL;
 }
 
-/* A block of the optimiser, and NumPy's type of its elements; NULL with an exception. */
-static void *find_block(const py_trainer *self, PyObject *arg, int *type) {
-    const cdad_optimizer *opt = optimizer_of(self);
+/* A block of the trainer: of weights or their average, or a moment. */
+typedef struct trainer_block {
+    float *floats; /* in the layout of the parameters, or NULL */
+    cdad_moment *moment;
+} trainer_block;
+
+/* 0, or -1 with an exception. */
+static int find_block(const py_trainer *self, PyObject *arg, trainer_block *b) {
+    cdad_optimizer *opt = optimizer_of(self);
     const char *name = opt ? PyUnicode_AsUTF8(arg) : NULL;
+    *b = (trainer_block){0};
     if (!name)
-        return NULL;
-    const int is_m = strcmp(name, "m") == 0;
-    void *data = is_m                            ? opt->m
-                 : strcmp(name, "v") == 0        ? opt->v
-                 : strcmp(name, "ema") == 0      ? opt->ema
-                 : strcmp(name, "weights") == 0 ? self->params->params->values
-                                                 : NULL;
-    if (!data)
-        return PyErr_Format(PyExc_ValueError,
-                            "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
-    *type = is_m && opt->config.bf16_first_moment ? NPY_UINT16 : NPY_FLOAT32;
-    return data;
+        return -1;
+    b->moment = strcmp(name, "m") == 0 ? &opt->m : strcmp(name, "v") == 0 ? &opt->v : NULL;
+    b->floats = strcmp(name, "ema") == 0 ? opt->ema : strcmp(name, "weights") == 0 ? self->params->params->values : NULL;
+    if (b->moment || b->floats)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
+    return -1;
 }
 
-static PyObject *trainer_block(PyObject *o, PyObject *arg) {
+static const int moment_types[] = {[CDAD_MOMENT_FLOAT32] = NPY_FLOAT32, [CDAD_MOMENT_BFLOAT16] = NPY_UINT16, [CDAD_MOMENT_8BIT] = NPY_UINT8};
+
+/* Elements of an array that holds a moment. */
+static npy_intp moment_length(const py_trainer *self, cdad_moment_format format) {
+    const int64_t total = self->params->params->total;
+    return (npy_intp)(format == CDAD_MOMENT_8BIT ? cdad_moment_bytes(self->params->params, format) : total);
+}
+
+static PyObject *get_block(PyObject *o, PyObject *arg) {
     const py_trainer *self = (py_trainer *)o;
-    int type;
-    void *data = find_block(self, arg, &type);
-    if (!data)
+    trainer_block b;
+    if (find_block(self, arg, &b) < 0)
         return NULL;
-    npy_intp n = (npy_intp)self->params->params->total;
+    const cdad_moment_format format = b.moment ? b.moment->format : CDAD_MOMENT_FLOAT32;
+    void *const data = b.moment ? b.moment->data : b.floats;
+    npy_intp n = moment_length(self, format);
     const cdad_shape shape = cdad_shape_make(1, (int64_t)n);
     if (device_of(self))
-        return cdad_py_download(device_of(self), &shape, type, data, 0);
-    PyObject *a = PyArray_SimpleNewFromData(1, &n, type, data);
+        return cdad_py_download(device_of(self), &shape, moment_types[format], data, 0);
+    PyObject *a = PyArray_SimpleNewFromData(1, &n, moment_types[format], data);
     if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
         Py_CLEAR(a);
     return a;
 }
 
-static PyObject *trainer_set_block(PyObject *o, PyObject *args) {
+/* The way in which an array holds a moment. */
+static cdad_moment_format format_of(PyObject *values) {
+    const int type = PyArray_Check(values) ? PyArray_TYPE((PyArrayObject *)values) : NPY_FLOAT32;
+    return type == NPY_UINT8 ? CDAD_MOMENT_8BIT : type == NPY_UINT16 ? CDAD_MOMENT_BFLOAT16 : CDAD_MOMENT_FLOAT32;
+}
+
+static PyObject *set_block(PyObject *o, PyObject *args) {
     py_trainer *self = (py_trainer *)o;
     PyObject *name, *values;
-    int type;
-    void *data;
-    if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || !(data = find_block(self, name, &type)))
+    trainer_block b;
+    if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || find_block(self, name, &b) < 0)
         return NULL;
-    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, type, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+    const cdad_moment_format format = b.moment ? format_of(values) : CDAD_MOMENT_FLOAT32;
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, moment_types[format], 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
     if (!a)
         return NULL;
     cdad_error err = {0};
     cdad_status status = CDAD_OK;
-    if (PyArray_SIZE(a) != self->params->params->total)
-        status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld",
-                           (long long)self->params->params->total, (long long)PyArray_SIZE(a));
+    const npy_intp n = moment_length(self, format);
+    void *const data = b.moment ? b.moment->data : b.floats;
+    if (PyArray_SIZE(a) != n)
+        status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld", (long long)n,
+                           (long long)PyArray_SIZE(a));
     cdad_py_lock_take(self->lock);
     if (status == CDAD_OK && PyArray_DATA(a) != data)
-        status = cdad_device_upload(device_of(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
+        status = b.moment ? cdad_moment_set(b.moment, format, PyArray_DATA(a), &err)
+                          : cdad_device_upload(device_of(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
     PyThread_release_lock(self->lock);
     Py_DECREF(a);
     return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
@@ -554,12 +574,14 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     (void)unused;
     const cdad_trainer *t = ((py_trainer *)o)->trainer;
     const cdad_optimizer *opt = cdad_trainer_optimizer(((py_trainer *)o)->trainer);
-    const long long total = (long long)((py_trainer *)o)->params->params->total, block = total * (long long)sizeof(float);
+    const cdad_params *params = ((py_trainer *)o)->params->params;
+    const long long block = (long long)params->total * (long long)sizeof(float);
     return Py_BuildValue("{s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
                          (long long)cdad_trainer_scratch_bytes(t), "parameters", block, "optimizer",
                          !opt ? 0LL
-                              : block * (1 + (opt->ema != NULL) + (opt->grads != NULL)) +
-                                    total * (long long)cdad_optimizer_m_size(&opt->config));
+                              : block * ((opt->ema != NULL) + (opt->grads != NULL)) +
+                                    (long long)(cdad_moment_bytes(params, opt->m.format) +
+                                                cdad_moment_bytes(params, opt->v.format)));
 }
 
 static PyMethodDef trainer_methods[] = {
@@ -591,12 +613,13 @@ static PyMethodDef trainer_methods[] = {
      "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [d, k] instead of all "
      "that a basis leaves free."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
-    {"block", trainer_block, METH_O,
+    {"block", get_block, METH_O,
      "block($self, name, /)\n--\n\nA writable view (of a device a read-only copy) of the 'weights', of the moments 'm' "
-     "and 'v', or of the moving average 'ema'; of 'm' the bits of bfloat16 as uint16 where first_moment is "
-     "\"bfloat16\"."},
-    {"set_block", trainer_set_block, METH_VARARGS,
-     "set_block($self, name, values, /)\n--\n\nSets such a block."},
+     "and 'v', or of the moving average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
+     "\"8bit\", both are uint8, each parameter's codes and blocks' largest, one after the other (csrc/optim/moments.h)."},
+    {"set_block", set_block, METH_VARARGS,
+     "set_block($self, name, values, /)\n--\n\nSets such a block; a moment from any of the three ways (float32, uint16, "
+     "uint8) into the one in which it is kept."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef trainer_getset[] = {

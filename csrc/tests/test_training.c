@@ -146,7 +146,7 @@ typedef struct state {
 /* Weights and optimiser now; freed by free_state. */
 static state save_state(const model *m) {
     const cdad_optimizer *o = cdad_trainer_optimizer(m->trainer);
-    const void *const from[] = {m->params->values, o->m, o->v, o->ema};
+    const void *const from[] = {m->params->values, o->m.data, o->v.data, o->ema};
     float *to[4];
     for (int i = 0; i < 4; i++) {
         to[i] = floats(m->params->total);
@@ -158,7 +158,7 @@ static state save_state(const model *m) {
 static int same_state(const model *m, const state *s) {
     const cdad_optimizer *o = cdad_trainer_optimizer(m->trainer);
     const int64_t n = m->params->total;
-    return same(m->params->values, s->weights, n) && same(o->m, s->m, n) && same(o->v, s->v, n) &&
+    return same(m->params->values, s->weights, n) && same(o->m.data, s->m, n) && same(o->v.data, s->v, n) &&
            same(o->ema, s->ema, n) && o->step == s->step;
 }
 
@@ -215,7 +215,7 @@ static int stop(void *unused) {
 static const cdad_kernels *usual;
 
 /* So slow that there is time to ask for a stop after every update. */
-static void slow_adamw(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g,
+static void slow_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
                        int64_t n, const cdad_adamw *h) {
     nanosleep(&(struct timespec){.tv_nsec = 25000000}, NULL);
     usual->adamw(ctx, w, m, v, e, du, g, n, h);

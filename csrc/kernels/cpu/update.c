@@ -1,9 +1,11 @@
 /* The optimiser's kernels. */
 #include <math.h>
 
+#include "kernels/bfloat16.h"
 #include "kernels/cpu/backend.h"
+#include "kernels/dynamic8.h"
 
-#define TILE 2048  /* its moments as floats fit an L1 cache */
+#define TILE 2048  /* its moments as floats fit an L1 cache; whole blocks of 8 bit */
 #define ALONE 8192 /* elements that do not pay for waking a thread */
 #define SUM_TILE 65536
 #define SUM_TILES 256 /* side by side */
@@ -12,8 +14,8 @@
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct update_job {
-    float *w, *v, *e, *du;
-    void *m;
+    float *w, *e, *du;
+    void *m, *v;
     const float *g;
     int64_t n;
     cdad_adamw h;
@@ -37,20 +39,14 @@ static inline void pull_tile(float *restrict to, const float *restrict g, const 
         to[i] = g[i] + strength * (importance[i] * (w[i] - anchor[i]));
 }
 
-/* bfloat16 is the upper half of a float. */
 static void widen(float *restrict to, const uint16_t *restrict from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = (uint32_t)from[i] << 16;
-        memcpy(to + i, &bits, sizeof bits);
-    }
+    for (int64_t i = 0; i < n; i++)
+        to[i] = cdad_from_bf16(from[i]);
 }
 
 static void round_to_bf16(uint16_t *restrict to, const float *restrict from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, sizeof bits);
-        to[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    }
+    for (int64_t i = 0; i < n; i++)
+        to[i] = cdad_to_bf16(from[i]);
 }
 
 /* One pass over a tile. The biases are factors that no element divides by:
@@ -77,15 +73,22 @@ V_INLINE void update_tile(int give, int average, float *restrict w, float *restr
 static void adamw_task(void *arg, int64_t task, int worker) {
     const update_job *j = arg;
     const cdad_adamw *h = &j->h;
-    const int64_t begin = task * TILE, n = min64(j->n - begin, TILE);
-    float wide[TILE], pulled[TILE], du[TILE], *m = h->m_is_bf16 ? wide : (float *)j->m + begin;
-    float *w = j->w + begin, *v = j->v + begin, *e = j->e ? j->e + begin : NULL;
+    const int64_t begin = task * TILE, n = min64(j->n - begin, TILE), block = begin / CDAD_BLOCK8;
+    uint16_t *const half_m = h->m_is_bf16 ? (uint16_t *)j->m + begin : NULL;
+    uint8_t *const codes_m = h->m_most ? (uint8_t *)j->m + begin : NULL, *const codes_v = h->v_most ? (uint8_t *)j->v + begin : NULL;
+    float wide_m[TILE], wide_v[TILE], pulled[TILE], du[TILE];
+    float *m = half_m || codes_m ? wide_m : (float *)j->m + begin, *v = codes_v ? wide_v : (float *)j->v + begin;
+    float *w = j->w + begin, *e = j->e ? j->e + begin : NULL;
     const float *const given = j->g + begin, *g = h->pull.importance ? pulled : given;
     (void)worker;
     if (h->pull.importance)
         pull_tile(pulled, given, w, &h->pull, begin, n);
-    if (h->m_is_bf16)
-        widen(wide, (uint16_t *)j->m + begin, n);
+    if (half_m)
+        widen(wide_m, half_m, n);
+    if (codes_m)
+        cdad_decode8(1, wide_m, codes_m, h->m_most + block, n);
+    if (codes_v)
+        cdad_decode8(0, wide_v, codes_v, h->v_most + block, n);
     if (j->du || h->path) {
         update_tile(1, 0, w, m, v, NULL, du, g, n, h);
         for (int64_t i = 0; h->path && i < n; i++)
@@ -98,11 +101,15 @@ static void adamw_task(void *arg, int64_t task, int worker) {
         update_tile(0, 1, w, m, v, e, NULL, g, n, h);
     else
         update_tile(0, 0, w, m, v, NULL, NULL, g, n, h);
-    if (h->m_is_bf16)
-        round_to_bf16((uint16_t *)j->m + begin, wide, n);
+    if (half_m)
+        round_to_bf16(half_m, wide_m, n);
+    if (codes_m)
+        cdad_encode8(1, codes_m, h->m_most + block, wide_m, n);
+    if (codes_v)
+        cdad_encode8(0, codes_v, h->v_most + block, wide_v, n);
 }
 
-void CDAD_K(adamw)(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g,
+void CDAD_K(adamw)(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
                    int64_t n, const cdad_adamw *h) {
     update_job job = {.w = w, .m = m, .v = v, .e = e, .du = du, .g = g, .n = n, .h = *h};
     cdad_pool_run(n > ALONE ? ctx->pool : NULL, (n + TILE - 1) / TILE, adamw_task, &job);

@@ -76,7 +76,7 @@ double cuda_sum_squares(const cdad_context *ctx, const float *x, int64_t n, int 
 double cuda_sum_squares_pulled(const cdad_context *ctx, const float *g, const float *w, int64_t n, const
     cdad_pull *pull, int *finite);
 void cuda_add_magnitudes(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares);
-void cuda_adamw(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g,
+void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
     int64_t n, const cdad_adamw *h);
 void cuda_add_to(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);
 

@@ -1,61 +1,97 @@
 /* The optimiser's kernels: one pass over memory each. */
+#include "kernels/bfloat16.h"
 #include "kernels/cuda/backend.h"
-
-__device__ static float from_bf16(uint16_t bits) {
-    union {
-        uint32_t bits;
-        float value;
-    } x;
-    x.bits = (uint32_t)bits << 16;
-    return x.value;
-}
-
-/* To nearest even. */
-__device__ static uint16_t to_bf16(float value) {
-    union {
-        float value;
-        uint32_t bits;
-    } x;
-    x.value = value;
-    return (uint16_t)((x.bits + 0x7fff + (x.bits >> 16 & 1)) >> 16);
-}
+#include "kernels/dynamic8.h"
 
 /* g plus the penalty's gradient. */
 __device__ static float pulled(float g, float w, const cdad_pull &p, int64_t i) {
     return p.importance ? g + p.strength * (p.importance[i] * (w - p.anchor[i])) : g;
 }
 
-/* The biases are factors that no element divides by: kernels/cpu/update.c. */
+/* AdamW's step of element i, whose moments are m and v. The biases are factors that no element divides by:
+ * kernels/cpu/update.c. */
+__device__ static void step(float *w, float &m, float &v, float *e, float *du, const float *g, int64_t i, const cdad_adamw &h,
+                            float rate, float eps) {
+    const float given = g[i], scaled = pulled(given, w[i], h.pull, i) * h.grad_scale;
+    m = h.beta1 * m + (1.0f - h.beta1) * scaled;
+    v = h.beta2 * v + (1.0f - h.beta2) * (scaled * scaled);
+    const float d = rate * (m / (sqrtf(v) + eps)) - h.lr * h.weight_decay * w[i];
+    if (h.path)
+        h.path[i] -= given * d;
+    if (du) {
+        du[i] = d;
+        return;
+    }
+    w[i] += d;
+    if (e)
+        e[i] += (1.0f - h.ema_decay) * (w[i] - e[i]);
+}
+
 __global__ static void adamw_kernel(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n,
                                     cdad_adamw h, float rate, float eps) {
     CUDA_EACH(i, n) {
-        const float given = g[i], scaled = pulled(given, w[i], h.pull, i) * h.grad_scale;
-        const float before = h.m_is_bf16 ? from_bf16(((uint16_t *)moment)[i]) : ((float *)moment)[i];
-        const float m = h.beta1 * before + (1.0f - h.beta1) * scaled;
-        const float second = h.beta2 * v[i] + (1.0f - h.beta2) * (scaled * scaled);
-        const float d = rate * (m / (sqrtf(second) + eps)) - h.lr * h.weight_decay * w[i];
+        float m = h.m_is_bf16 ? cdad_from_bf16(((uint16_t *)moment)[i]) : ((float *)moment)[i];
+        step(w, m, v[i], e, du, g, i, h, rate, eps);
         if (h.m_is_bf16)
-            ((uint16_t *)moment)[i] = to_bf16(m);
+            ((uint16_t *)moment)[i] = cdad_to_bf16(m);
         else
             ((float *)moment)[i] = m;
-        v[i] = second;
-        if (h.path)
-            h.path[i] -= given * d;
-        if (du) {
-            du[i] = d;
-            continue;
-        }
-        w[i] += d;
-        if (e)
-            e[i] += (1.0f - h.ema_decay) * (w[i] - e[i]);
     }
 }
 
-void cuda_adamw(const cdad_context *ctx, float *w, void *m, float *v, float *e, float *du, const float *g, int64_t n,
+/* The largest of every thread's ranks, for every thread of the block. */
+__device__ static uint32_t largest_of(uint32_t rank) {
+    __shared__ uint32_t parts[CUDA_THREADS];
+    __syncthreads(); /* what was found before may still be read */
+    parts[threadIdx.x] = rank;
+    __syncthreads();
+    for (int half = CUDA_THREADS / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half && parts[threadIdx.x + half] > parts[threadIdx.x])
+            parts[threadIdx.x] = parts[threadIdx.x + half];
+        __syncthreads();
+    }
+    return parts[0];
+}
+
+/* Moments in 8 bit: a block of threads for each of CDAD_BLOCK8 elements. */
+__global__ static void adamw8_kernel(float *w, uint8_t *m, uint8_t *v, float *e, float *du, const float *g, int64_t n,
+                                     cdad_adamw h, float rate, float eps) {
+    __shared__ float new_m[CDAD_BLOCK8], new_v[CDAD_BLOCK8];
+    const int64_t block = blockIdx.x, begin = block * CDAD_BLOCK8, end = begin + CDAD_BLOCK8 < n ? begin + CDAD_BLOCK8 : n;
+    const float old_m = h.m_most[block], old_v = h.v_most[block];
+    uint32_t rank_m = 0, rank_v = 0;
+    for (int64_t i = begin + threadIdx.x; i < end; i += CUDA_THREADS) {
+        float one = old_m * cdad_value8_signed(m[i]), two = old_v * cdad_value8_unsigned(v[i]);
+        step(w, one, two, e, du, g, i, h, rate, eps);
+        rank_m = cdad_rank8(one) > rank_m ? cdad_rank8(one) : rank_m;
+        rank_v = cdad_rank8(two) > rank_v ? cdad_rank8(two) : rank_v;
+        new_m[i - begin] = one;
+        new_v[i - begin] = two;
+    }
+    float most_m, most_v;
+    const float inverse_m = cdad_inverse8(largest_of(rank_m), &most_m), inverse_v = cdad_inverse8(largest_of(rank_v), &most_v);
+    for (int64_t i = begin + threadIdx.x; i < end; i += CUDA_THREADS) {
+        m[i] = (uint8_t)cdad_code8_signed(new_m[i - begin] * inverse_m);
+        v[i] = (uint8_t)cdad_code8_unsigned(new_v[i - begin] * inverse_v);
+    }
+    if (threadIdx.x == 0) {
+        h.m_most[block] = most_m;
+        h.v_most[block] = most_v;
+    }
+}
+
+void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g, int64_t n,
                 const cdad_adamw *h) {
     const float root = sqrtf(h->bias2), rate = -h->lr * (root / h->bias1), eps = h->eps * root;
     const cdad_adamw how = *h;
-    CDAD_LAUNCH(adamw_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), w, m, v, e, du, g, n, how, rate, eps);
+    uint8_t *const codes_m = (uint8_t *)m, *const codes_v = (uint8_t *)v;
+    float *const values_v = (float *)v;
+    if (h->m_most) {
+        const unsigned blocks = (unsigned)((n + CDAD_BLOCK8 - 1) / CDAD_BLOCK8);
+        CDAD_LAUNCH_JOINED(adamw8_kernel, blocks, CUDA_THREADS, cuda_stream(ctx), w, codes_m, codes_v, e, du, g, n, how, rate, eps);
+    } else {
+        CDAD_LAUNCH(adamw_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), w, m, values_v, e, du, g, n, how, rate, eps);
+    }
     cuda_launched(ctx, "adamw");
 }
 

@@ -1,0 +1,182 @@
+"""AdamW's moments in bfloat16 and 8 bit: memory, losses, files, and going on in the middle of a task. The codes and single steps
+are tested in C (csrc/tests/test_moments.c)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from conftest import FIRST, SECOND
+from test_devices import ON_HOST
+
+from cdad import ContinualModel, TrainingError, _core, preset
+from cdad.checkpoint import Checkpoint, previous_of, save_checkpoint
+from cdad.config import Config
+
+SMALL, BLOCK, ALIGN = 4096, 256, 64
+CODED = np.uint8
+
+
+def kept_bytes(model: ContinualModel) -> int:
+    """Of one moment in 8 bit, by the parameters' shapes."""
+
+    def aligned(n: int) -> int:
+        return -(-n // ALIGN) * ALIGN
+
+    counts = [int(np.prod(shape)) for shape in model.params.shapes().values()]
+    return sum(aligned(n) + aligned(4 * -(-n // BLOCK)) if n >= SMALL else aligned(4 * n) for n in counts)
+
+
+def in_floats(model: ContinualModel, name: str, values: np.ndarray) -> np.ndarray:
+    """What a block of a moment stands for, by a trainer that keeps float32."""
+    config = model.config.updated({"training.moments": "float32"})
+    trainer = _core.Trainer(_core.Params("cpu"), config.denoiser(), 1, config.optimizer(), 0)
+    trainer.set_block(name, values)
+    return np.array(trainer.block(name))
+
+
+@pytest.mark.parametrize(("moments", "types"), [("bfloat16", (np.uint16, np.float32)), ("8bit", (CODED, CODED))])
+def test_learning_and_files(products, quick_config, tmp_path, moments, types):
+    config = quick_config.updated({"training.steps": 12})
+    narrow = config.updated({"training.moments": moments})
+    losses, models = {}, {}
+    for kind in (config, narrow):
+        name = kind.training.moments
+        models[name], losses[name] = ContinualModel(kind), []
+        models[name].fit_task(
+            [products["gear"]],
+            progress=False,
+            callback=lambda r, to=losses[name]: to.append(r.loss),
+            checkpoint=tmp_path / name,
+            checkpoint_seconds=0.0,
+        )
+    assert losses[moments] != losses["float32"]
+    assert losses[moments] == pytest.approx(losses["float32"], rel=0.02)
+    model, wide = models[moments], models["float32"]
+    saved = wide.memory_bytes["optimizer"] - model.memory_bytes["optimizer"]
+    floats = wide.memory_bytes["parameters"]
+    assert saved == (floats / 2 if moments == "bfloat16" else 2 * (floats - kept_bytes(model)))
+
+    kept = {name: np.array(model._trainer.block(name)) for name in ("m", "v")}
+    for (name, block), kind in zip(kept.items(), types, strict=True):
+        assert block.dtype == kind and np.count_nonzero(block) > block.size / 2
+        far = np.abs(in_floats(model, name, block) - wide._trainer.block(name))
+        assert far.max() < 0.2 * np.abs(wide._trainer.block(name)).max()
+    path = previous_of(tmp_path / moments)  # after the last step; the newest, after the task, needs no moments
+    same = ContinualModel.load(path)
+    assert all(np.array_equal(same._trainer.block(name), block) for name, block in kept.items())
+    turned = ContinualModel.load(path, config)
+    assert all(np.array_equal(turned._trainer.block(name), in_floats(model, name, block)) for name, block in kept.items())
+    turned.save(tmp_path / "wide")
+    again = ContinualModel.load(tmp_path / "wide", narrow)
+    assert all(np.array_equal(again._trainer.block(name), block) for name, block in kept.items())
+
+
+def test_names(quick_config, first_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="moments is 'half'"):
+        quick_config.updated({"training.moments": "half"})
+    with pytest.raises(ValueError, match="moments is 'half'; 'float32' or 'bfloat16' or '8bit' is wanted"):
+        _core.Trainer(_core.Params(), quick_config.denoiser(), 1, quick_config.optimizer() | {"moments": "half"}, 0)
+    with pytest.raises(ValueError, match="did you mean 'moments'"):
+        quick_config.updated({"training.first_moment": "bfloat16"})
+    # Of checkpoints and runs of earlier versions.
+    stored = quick_config.to_dict()
+    del stored["training"]["moments"]
+    assert Config.from_dict(stored | {"training": stored["training"] | {"first_moment": "bfloat16"}}).training.moments == "bfloat16"
+    (tmp_path / "old.toml").write_text('preset = "tiny"\n[training]\nfirst_moment = "bfloat16"\n')
+    assert Config.from_toml(tmp_path / "old.toml").training.moments == "bfloat16"
+    with Checkpoint(first_checkpoint) as checkpoint:
+        tensors, state = {name: checkpoint.read(name) for name in checkpoint.tensors}, checkpoint.state
+    state["config"]["training"]["first_moment"] = state["config"]["training"].pop("moments")
+    save_checkpoint(tmp_path / "old", tensors, state)
+    assert ContinualModel.load(tmp_path / "old").config == quick_config
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(report):
+    if report.step == 4:
+        raise Stop
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.ema_decay": 0.5, "training.clip_norm": 0.0},
+        {"continual.projection": "gradient"},
+        {"continual.strategy": "si", "training.clip_norm": 0.0},
+    ],
+    ids=lambda changes: " ".join(f"{value}" for value in changes.values()),
+)
+def test_going_on_in_the_middle_of_a_task_gives_the_same_bits(products, quick_config, tmp_path, changes):
+    """With directions that updates are confined to, the paper's projection, a penalty and a path; by one thread or two, and on
+    a device."""
+    config = quick_config.updated({"training.moments": "8bit", "training.steps": 2, "scoring.calibrate": False, **changes})
+    first = ContinualModel(config)
+    first.fit_task([products[name] for name in FIRST], progress=False, checkpoint=tmp_path / "first")
+    second = [products[name] for name in SECOND]
+    whole, cut = (ContinualModel.load(tmp_path / "first", device=device) for device in ("cpu", "emulated"))
+    whole.fit_task(second, progress=False)
+    before = _core.get_threads()
+    try:
+        _core.set_threads(1)
+        with pytest.raises(Stop):
+            cut.fit_task(second, progress=False, callback=stop, checkpoint=tmp_path / "cut", checkpoint_seconds=0.0)
+    finally:
+        _core.set_threads(before)
+    resumed = ContinualModel.load(tmp_path / "cut", device="cpu")
+    assert resumed.progress["step"] > 0 and resumed._trainer.block("m").any()
+    resumed.fit_task(second, progress=False)
+    for name in ("weights", "m", "v", *(["ema"] if config.training.ema_decay else [])):
+        assert np.array_equal(resumed._trainer.block(name), whole._trainer.block(name)), name
+
+
+@pytest.mark.skipif(not ON_HOST.exists() or os.path.exists("/dev/nvidiactl"), reason="build_cuda_on_host was not run")
+def test_a_step_by_cuda_s_kernels():
+    """Of a denoiser so small that its step takes seconds: three of its weights are in 8 bit."""
+    shape = {"image_size": 8, "unet.model_channels": 16, "unet.channel_mult": [1], "unet.attention_resolutions": []}
+    shape |= {"autoencoder.latent_channels": 4, "amn.hidden": [8] * 7, "amn.n_layers": 1, "amn.num_heads": 1}
+    config = preset("tiny").updated(shape | {"amn.dim_feedforward": 16, "training.moments": "8bit", "training.clip_norm": 0.0})
+    c, rng = config.denoiser(), np.random.default_rng(0)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image, told = rng.random((1, *c["image_size"], 3), np.float32), {}
+    for device in ("cpu", "cuda"):
+        try:
+            params = _core.Params(device)
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        trainer = _core.Trainer(params, c, 1, config.optimizer(), 0)
+        assert sum(np.prod(s) >= SMALL for s in params.shapes().values()) == 3
+        n = trainer.block("weights").size
+        trainer.set_block("m", (1e-3 * np.sin(np.arange(n))).astype(np.float32))
+        trainer.set_block("v", (1e-4 * np.cos(np.arange(n)) ** 2).astype(np.float32))
+        trainer.age = 100
+        trainer.step(latent, image, image)
+        told[device] = {name: np.array(trainer.block(name)) for name in ("weights", "m", "v")}
+    wide = _core.Trainer(_core.Params("cpu"), c, 1, config.updated({"training.moments": "float32"}).optimizer(), 0)
+    for name in ("m", "v"):
+        found = []
+        for device in ("cpu", "cuda"):
+            wide.set_block(name, told[device][name])
+            found.append(np.array(wide.block(name), np.float64))
+        far, most = np.abs(found[0] - found[1]), np.abs(found[0]).max()  # by a bin, where rounding crosses its edge
+        assert far.max() < 0.02 * most and np.mean(far > 1e-5 * (np.abs(found[0]) + 0.1 * most)) < 1e-3, name
+    assert np.allclose(told["cpu"]["weights"], told["cuda"]["weights"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(quick_config):
+    config = quick_config.updated({"training.moments": "8bit"})
+    c, rng = config.denoiser(), np.random.default_rng(0)
+    trainer = _core.Trainer(_core.Params("cpu"), c, 1, config.optimizer(), 0)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer.step(latent, image, image)
+    before = {name: np.array(trainer.block(name)) for name in ("weights", "m", "v")}
+    with pytest.raises(TrainingError, match="not finite"):
+        trainer.step(latent * np.float32(np.nan), image, image)
+    assert all(np.array_equal(trainer.block(name), block) for name, block in before.items())
+    trainer.reset()
+    assert not trainer.block("m").any() and not trainer.block("v").any() and trainer.age == 0
