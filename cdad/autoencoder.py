@@ -15,21 +15,6 @@ from .weights.loading import Piece
 _FILES = {"tiny": 2, "vae": 1, "dct": 0}
 
 
-def core_config(c: AutoencoderConfig) -> dict:
-    """The configuration as the core takes it."""
-    if c.kind == "dct":
-        return {"patch": c.downsampling, "latent_channels": c.latent_channels}
-    if c.kind == "tiny":
-        return {"channels": c.channels, "latent_channels": c.latent_channels, "midblock": c.midblock}
-    return {
-        "ch": c.channels,
-        "ch_mult": list(c.ch_mult),
-        "num_res_blocks": c.num_res_blocks,
-        "z_channels": c.latent_channels,
-        "norm_groups": 32,
-    }
-
-
 class Autoencoder:
     """E: images [N,H,W,3] in [0,1] -> latents [N,H/f,W/f,C]; D: back. Latents are (E(x) - shift) / scale.
 
@@ -44,7 +29,7 @@ class Autoencoder:
         self.batch_size = batch_size
         self.params = _core.Params(device)
         latent = image_size // config.downsampling
-        core = core_config(config)
+        core = self.core_config()
 
         def programs(part: str, side: int) -> Programs[_core.Network]:
             return Programs(lambda n: _core.Network(self.params, f"{config.kind}_{part}", core, n, (side, side)), batch_size)
@@ -63,6 +48,21 @@ class Autoencoder:
     def memory_bytes(self) -> int:
         """Planned bytes of encoding and decoding a batch, without the weights."""
         return self._encode.whole.memory_bytes + self._decode.whole.memory_bytes
+
+    def core_config(self) -> dict:
+        """The configuration as the core takes it."""
+        c = self.config
+        if c.kind == "dct":
+            return {"patch": c.downsampling, "latent_channels": c.latent_channels}
+        if c.kind == "tiny":
+            return {"channels": c.channels, "latent_channels": c.latent_channels, "midblock": c.midblock}
+        return {
+            "ch": c.channels,
+            "ch_mult": list(c.ch_mult),
+            "num_res_blocks": c.num_res_blocks,
+            "z_channels": c.latent_channels,
+            "norm_groups": 32,
+        }
 
     def _load(self) -> None:
         files, wanted = self.config.weights, _FILES[self.config.kind]

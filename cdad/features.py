@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from . import _core
-from .autoencoder import Autoencoder, core_config
+from .autoencoder import Autoencoder
 from .programs import Programs
 from .weights import load_part
 from .weights.efficientnet import LITE0_MEAN, LITE0_STD, find_efficientnet_lite0, installed_efficientnet_lite0
@@ -48,7 +48,7 @@ class FeatureDistance:
             self.name = f"autoencoder:{autoencoder.config.kind}"
             self._params = autoencoder.params
             self._kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
-            self._config = core_config(autoencoder.config)
+            self._config = autoencoder.core_config()
             self._networks = Programs(lambda n: self._network(n, distance), batch_size)
             return
         self.name = backbone

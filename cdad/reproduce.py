@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
-from .autoencoder import core_config
+from .autoencoder import Autoencoder
 from .config import PAPER_RECIPE, STRATEGIES, Config
 from .data import ClassData, Dataset, list_classes, open_dataset
 from .data.records import list_folders
@@ -256,7 +256,7 @@ def _class_folders(paths: Sequence[str | os.PathLike]) -> tuple[dict[Path, set[s
 
 
 def _wanted_weights(config: Config) -> dict[str, Shapes]:
-    """The parameters of each model that the configuration takes from a file; none of them is given memory."""
+    """The parameters of each model that the configuration takes from a file; only the autoencoder's are given memory."""
 
     def shapes(make: Callable[[_core.Params], object]) -> Shapes:
         params = _core.Params()
@@ -270,10 +270,7 @@ def _wanted_weights(config: Config) -> dict[str, Shapes]:
         wanted["unet"] = {name: shape for name, shape in both.items() if name.startswith("unet.")}
         wanted["clip_text"] = shapes(lambda params: text_network(params, config.text, unet.context_dim, unet.context_length))
     if config.autoencoder.kind == "vae":
-        core, latent = core_config(config.autoencoder), (config.latent_size, config.latent_size)
-        wanted["vae"] = shapes(
-            lambda params: [_core.Network(params, "vae_encode", core, 1, side), _core.Network(params, "vae_decode", core, 1, latent)]
-        )
+        wanted["vae"] = Autoencoder(config.autoencoder, config.image_size, 1, load=False).params.shapes()
     if config.scoring.backbone in RESNETS:
         core = RESNETS[config.scoring.backbone].core_config()
         wanted["resnet"] = shapes(lambda params: _core.Network(params, "resnet", core, 1, side))

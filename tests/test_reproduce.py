@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from cdad import PROTOCOLS, _core, preset
-from cdad.autoencoder import core_config
+from cdad.autoencoder import Autoencoder
 from cdad.cli import main
 from cdad.config import PAPER_RECIPE
 from cdad.data import write_dataset
@@ -79,10 +79,8 @@ def weights(tmp_path_factory):
     """Stable Diffusion's checkpoint as Lightning wrote it, kl-f8's autoencoder beside it, and torchvision's ResNet."""
     folder = tmp_path_factory.mktemp("weights")
     config = preset("tiny").updated({key: value for key, value in TINY.items() if key != "scoring.backbone"})
-    params, vae = _core.Params(), _core.Params()
+    params, vae = _core.Params(), Autoencoder(config.autoencoder, 32, 1, load=False).params
     _core.Sampler(params, config.denoiser(), 1)
-    _core.Network(vae, "vae_encode", core_config(config.autoencoder), 1, (32, 32))
-    _core.Network(vae, "vae_decode", core_config(config.autoencoder), 1, (4, 4))
     original = denoiser_to_original(layouts.random_tensors(params.shapes()))
     unet = {name.removeprefix("unet."): array for name, array in original.items() if name.startswith("unet.")}
     autoencoder = {name: from_channels_last(name, array) for name, array in layouts.random_tensors(vae.shapes()).items()}
