@@ -63,7 +63,8 @@ TABLES: dict[str, Table] = {
 
 DATA_SETS = {"MVTec": MVTEC_CLASSES, "VisA": VISA_CLASSES}
 
-# The schedule of the paper; learning rate 1e-5 and batches of 12 are those of the preset "sd15".
+# The paper's epochs, of the first task and of increments (the published code's default is 500 for each); the learning rate of
+# 1e-5 and batches of 12 are those of the preset "sd15".
 _SCHEDULE: dict[str, Any] = {"training.epochs": 500, "training.increment_epochs": 100, "scoring.backbone": "resnet50"}
 # What the published code sets for VisA alone: the stem, layer2 and layer4, and two samples of three perturbed.
 _PAPER_VISA: dict[str, Any] = {"scoring.layers": [4, 1, 3], "training.perturb_share": 2 / 3}
@@ -135,9 +136,9 @@ def describe_tables() -> str:
                 "classes": tasks,
             })
     return format_table(rows) + (
-        "\n\nA setting is named by its number or its protocol; all of a table's are run where none is named. Tables that show the"
-        "\nsame runs share them in one --out. Every run keeps all measures of all classes (metrics.csv, results.json); what the paper's"
-        "\ntables hold could not be checked against its text, and its numbers do not come with this package."
+        "\n\nA setting is named by its number or its protocol; all of a table's are run where none is named. Tables that show"
+        "\nthe same runs share them in one --out. Every run keeps all measures of all classes (metrics.csv, results.json); what"
+        "\nthe paper's tables hold could not be checked against its text, and its numbers do not come with this package."
     )
 
 
@@ -155,10 +156,10 @@ def prepare(
 ) -> Reproduction:
     """Everything that ``TABLES[name]`` wants, found and checked; nothing is trained.
 
-    ``config``: a preset, which the paper's schedule and recipe change, and then ``changes`` by key. ``data``: the data sets' folders,
-    or one that holds them; ``weights``: files and folders, looked through by content. ``settings``: numbers or protocols' names,
-    and ``strategies``, instead of all of the table's. DataError: everything that is missing, in one message; ValueError: an
-    unknown setting or key, or a run in ``out`` with another configuration.
+    ``config``: a preset, which the schedule, the weights and the ``recipe`` ("default" or "paper") change, and last ``changes`` by
+    key. ``data``: the data sets' folders, or one that holds them; ``weights``: files and folders, looked through by content.
+    ``settings`` (numbers or protocols' names) and ``strategies``: instead of all of the table's. DataError: everything that is
+    missing, in one message; ValueError: an unknown setting or key, or a run in ``out`` with another configuration.
     """
     table, user = TABLES[name], dict(changes or {})
     chosen = tuple(_setting(name, text) for text in settings) or table.settings
@@ -320,13 +321,14 @@ def describe(reproduction: Reproduction, *, step_seconds: float | None = None) -
             })
             tests += (len(tasks) - k) * sum(len(data.test) for data in classes)
     config, left = reproduction.runs[0].config, reproduction.steps_left
+    memory = max((planned_bytes(run.config) for run in reproduction.runs), key=lambda planned: sum(planned.values()))
     text = [
         format_table(rows, title=f"{reproduction.name}: {reproduction.table.title}; preset {config.preset}, seed {config.seed}"),
         f"\nweights: {', '.join(_weight_files(config)) or 'none'}",
         f"time: {left} of {sum(sum(run.steps) for run in reproduction.runs)} training steps are left"
         + (f", {duration(left * step_seconds)} at {step_seconds:.3g} s each" if step_seconds else "")
         + f"; {tests} test images are scored",
-        _describe_memory(config),
+        _describe_memory(memory),
         *(f"note: {note}" for note in reproduction.notes),
     ]
     return "\n".join(text)
@@ -337,12 +339,11 @@ def _weight_files(config: Config) -> list[str]:
     return list(dict.fromkeys(file for file in files if file))
 
 
-def _describe_memory(config: Config) -> str:
-    planned = {name: size for name, size in planned_bytes(config).items() if size}
-    total = sum(planned.values())
+def _describe_memory(planned: Mapping[str, int]) -> str:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    parts = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in planned.items())
-    return f"memory in GiB: {total / 2**30:.3g} ({parts}), and a training step's activations; this machine has {machine / 2**30:.3g}"
+    parts = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in planned.items() if size)
+    total = sum(planned.values()) / 2**30
+    return f"memory in GiB: {total:.3g} ({parts}), and a training step's activations; this machine has {machine / 2**30:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -405,19 +406,20 @@ def results_table(name: str, out: str | os.PathLike) -> str:
             results = finished_results(folder, PROTOCOLS[setting])
             if results is not None:
                 finished.append((setting, folder, results))
-    title = f"{name}: {table.title}" + (", after the last task" if table.by_class else "; A-: mean after the last task, FM: forgetting")
+    title = f"{name}: {table.title}"
     if table.by_class:
-        return format_table(_rows_by_class(table, finished), title=title)
+        return format_table(_rows_by_class(table, finished), title=f"{title}, after the last task")
     rows = [
         {"setting": setting} | compare_summaries({folder.name: results.summary()}, table.measures)[0]
         for setting, folder, results in finished
     ]
-    return format_table(rows, title=title)
+    return format_table(rows, title=f"{title}; A-: mean after the last task, FM: forgetting")
 
 
 def _rows_by_class(table: Table, finished: Sequence[tuple]) -> list[dict[str, object]]:
     """A row a class, a column a run: the measures as "image / pixel", and their means last."""
-    rows: dict[str, dict[str, object]] = {name: {"class": name} for name in (*sorted(PROTOCOLS[table.settings[0]].classes), "mean")}
+    classes = sorted(PROTOCOLS[table.settings[0]].classes)
+    rows: dict[str, dict[str, object]] = {name: {"class": name} for name in (*classes, "mean")}
     for setting, folder, results in finished:
         last = [r for r in read_csv(folder / CSV_NAME) if r.after_task == len(PROTOCOLS[setting].tasks) - 1]
         values = {r.class_name: [100 * r.measures[m] for m in table.measures] for r in last}
