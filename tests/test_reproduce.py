@@ -80,22 +80,29 @@ def small(tensors):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Stable Diffusion's checkpoint as Lightning wrote it, kl-f8's autoencoder beside it, and torchvision's ResNet."""
-    folder = tmp_path_factory.mktemp("weights")
+def models():
+    """The tiny models' tensors under the originals' names."""
     config = preset("tiny").updated({key: value for key, value in TINY.items() if key != "scoring.backbone"})
     params, vae = _core.Params(), Autoencoder(config.autoencoder, 32, 1, load=False).params
     _core.Sampler(params, config.denoiser(), 1)
     original = denoiser_to_original(layouts.random_tensors(params.shapes()))
     unet = {name.removeprefix("unet."): array for name, array in original.items() if name.startswith("unet.")}
     autoencoder = {name: from_channels_last(name, array) for name, array in layouts.random_tensors(vae.shapes()).items()}
-    tensors = layouts.with_root(unet, "model.diffusion_model.") | layouts.with_root(autoencoder, "first_stage_model.")
-    tensors |= layouts.with_root(layouts.random_tensors(layouts.clip_shapes()), "cond_stage_model.transformer.")
-    layouts.torch_zip(folder / "v1-5-pruned.ckpt", small(tensors) | layouts.BUFFERS, layouts.lightning)
+    found = {"unet": unet, "vae": autoencoder, "clip_text": layouts.random_tensors(layouts.clip_shapes())}
+    found["resnet"] = layouts.resnet_tensors(blocks=(2, 2, 2, 2), bottleneck=False, width=64)
+    return {family: small(tensors) for family, tensors in found.items()}
+
+
+@pytest.fixture(scope="module")
+def weights(models, tmp_path_factory):
+    """Stable Diffusion's checkpoint as Lightning wrote it, kl-f8's autoencoder beside it, and torchvision's ResNet."""
+    folder = tmp_path_factory.mktemp("weights")
+    roots = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "clip_text": "cond_stage_model.transformer."}
+    parts = [layouts.with_root(models[family], root) for family, root in roots.items()]
+    layouts.torch_zip(folder / "v1-5-pruned.ckpt", parts[0] | parts[1] | parts[2] | layouts.BUFFERS, layouts.lightning)
     (folder / "kl-f8").mkdir()
-    layouts.torch_zip(folder / "kl-f8" / "model.ckpt", small(autoencoder), layouts.lightning)
-    resnet = layouts.resnet_tensors(blocks=(2, 2, 2, 2), bottleneck=False, width=64)
-    save_file({name: np.asarray(array) for name, array in small(resnet).items()}, folder / "resnet18.safetensors")
+    layouts.torch_zip(folder / "kl-f8" / "model.ckpt", models["vae"], layouts.lightning)
+    save_file({name: np.asarray(array) for name, array in models["resnet"].items()}, folder / "resnet18.safetensors")
     (folder / "README.md").write_text("nothing to see here\n" * 100)
     return folder
 
@@ -215,6 +222,23 @@ def test_every_setting_is_found_and_planned(trees, weights, tmp_path):
             assert run.config.scoring.weights == str(weights / "resnet18.safetensors")
             assert run.config.autoencoder.weights == (str(weights / "kl-f8" / "model.ckpt"),)
             assert run.config.unet.weights == run.config.text.weights == str(weights / "v1-5-pruned.ckpt")
+
+
+def test_a_pipeline_of_diffusers(models, weights, trees, tmp_path):
+    folder = tmp_path / "stable-diffusion-v1-5"
+    converted = {
+        "unet": {layouts.to_diffusers_unet(name, 1, 2): array for name, array in models["unet"].items()},
+        "vae": dict(layouts.to_diffusers_vae(name, array, 4) for name, array in models["vae"].items()),
+        "text_encoder": models["clip_text"],
+    }
+    for part, tensors in converted.items():
+        (folder / part).mkdir(parents=True)
+        name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, folder / part / f"{name}.safetensors")
+    (folder / "resnet.safetensors").symlink_to(weights / "resnet18.safetensors")
+    config = prepare("table2", preset("tiny"), data=[trees], weights=[tmp_path], out=tmp_path, changes=TINY).runs[0].config
+    assert config.unet.weights == config.text.weights == config.autoencoder.weights[0] == str(folder)
+    assert config.scoring.weights == str(folder / "resnet.safetensors")
 
 
 def test_recipes(trees, weights, tmp_path):

@@ -39,7 +39,8 @@ def find_weights(paths: Iterable[str | os.PathLike], wanted: Mapping[str, Shapes
         if len(fitting) == 1:
             found[family] = fitting[0]
         elif fitting:
-            problems.append(f"{FAMILIES[family].title} is in {len(fitting)} files: {', '.join(map(str, fitting))}")
+            files = ", ".join(map(str, fitting))
+            problems.append(f"{FAMILIES[family].title} is in {len(fitting)} files, of which one has to be named alone: {files}")
         else:
             reasons = search.unfit[family] or search.unreadable
             problems.append("; ".join([f"no file holds {FAMILIES[family].title}", *reasons]))
