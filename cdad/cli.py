@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--strategies", nargs="+", default=[], metavar="NAME", help="the rows (default: the table's)")
     again.add_argument("--seed", type=int, help="seed of everything")
     again.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.increment_epochs=500")
+    again.add_argument("--resume-previous", action="store_true", help="go on from the checkpoint before a damaged one")
     again.add_argument("--quiet", action="store_true", help="no progress bars")
 
     weights = commands.add_parser("weights", help="Look at weight files, convert and fetch them.")
@@ -311,7 +312,8 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     )
     print(describe_reproduction(reproduction, step_seconds=arguments.step_seconds), flush=True)
     if not arguments.dry_run:
-        print(execute(reproduction, progress=not arguments.quiet, tell=lambda text: print(text, flush=True)))
+        how = {"previous": arguments.resume_previous, "progress": not arguments.quiet}
+        print(execute(reproduction, **how, tell=lambda text: print(text, flush=True)))
     return 0
 
 

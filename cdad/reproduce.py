@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from . import _core
+from .atomic import write_atomically
 from .autoencoder import Autoencoder
+from .checkpoint import previous_of
 from .config import PAPER_RECIPE, STRATEGIES, Config
 from .data import ClassData, Dataset, list_classes, open_dataset
 from .data.records import list_folders
@@ -26,8 +28,8 @@ from .data.visa_split import VISA_SPLIT
 from .errors import DataError
 from .model import StepReport
 from .protocols import MVTEC_CLASSES, PROTOCOLS, VISA_CLASSES, Protocol
-from .results import CSV_NAME, compare_summaries, format_table, read_csv, write_atomically
-from .run import LOSSES, check_same_run, finished_results, run_or_resume
+from .results import CSV_NAME, compare_summaries, format_table, read_csv
+from .run import CHECKPOINT, LOSSES, check_same_run, finished_results, run_or_resume
 from .text import text_network
 from .weights.resnet import RESNETS
 from .weights.search import Shapes, find_weights
@@ -376,8 +378,11 @@ class _Pace:
 # ---- running and showing ----------------------------------------------------------------------------------------------
 
 
-def execute(reproduction: Reproduction, *, progress: bool = True, tell: Callable[[str], None] = print) -> str:
-    """Train and test every run that is not finished; return the table, which is written to the folder, too."""
+def execute(
+    reproduction: Reproduction, *, previous: bool = False, progress: bool = True, tell: Callable[[str], None] = print
+) -> str:
+    """Train and test every run that is not finished; return the table, which is written to the folder, too. ``previous``: go on
+    from the checkpoints before the last ones, where one is damaged."""
     pace = _Pace(reproduction.steps_left, tell)
     for number, run in enumerate(reproduction.runs, start=1):
         tell(f"\n{run.setting}, {run.strategy} (run {number} of {len(reproduction.runs)}) in {run.folder}")
@@ -386,6 +391,7 @@ def execute(reproduction: Reproduction, *, progress: bool = True, tell: Callable
             reproduction.dataset,
             run.protocol,
             run.folder,
+            previous=previous and previous_of(run.folder / CHECKPOINT).exists(),
             start_from=run.start_from,
             progress=progress,
             tell=tell,

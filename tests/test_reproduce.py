@@ -14,14 +14,13 @@ from safetensors.numpy import save_file
 
 from cdad import PROTOCOLS, _core, preset
 from cdad.autoencoder import Autoencoder
-from cdad.checkpoint import load_checkpoint
 from cdad.cli import main
 from cdad.config import PAPER_RECIPE
 from cdad.data import write_dataset
 from cdad.protocols import MVTEC_CLASSES, VISA_CLASSES
-from cdad.reproduce import TABLES, duration, prepare
+from cdad.reproduce import TABLES, _Pace, duration, prepare
 from cdad.results import read_json
-from cdad.weights import denoiser_to_original, from_channels_last
+from cdad.weights import denoiser_to_original, from_channels_last, load_tensors
 
 TINY = {
     "image_size": 32,
@@ -134,8 +133,8 @@ def measures(folder):
 
 
 def same_weights(path, other):
-    ours, theirs = ({n: a for n, a in load_checkpoint(p)[0].items() if n.startswith("model/")} for p in (path, other))
-    assert ours.keys() == theirs.keys()
+    ours, theirs = ({n: a for n, a in load_tensors(p).items() if n.startswith("model/")} for p in (path, other))
+    assert ours.keys() == theirs.keys() != set()
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
@@ -171,27 +170,36 @@ def test_other_measures_of_the_same_runs_train_nothing(finished, reproduce, caps
 
 
 def test_the_same_command_goes_on_to_the_same_bits(finished, reproduce, tmp_path, monkeypatch, capsys):
-    from cdad.reproduce import _Pace
+    """Interrupted twice, then with a damaged checkpoint."""
+    whole = _Pace.__call__
 
-    whole, told = _Pace.__call__, []
+    def interrupted_after(steps):
+        told = []
 
-    def stop(self, report):
-        told.append(report.step)
-        if len(told) == 7:
-            raise KeyboardInterrupt
-        whole(self, report)
+        def stop(self, report):
+            told.append(report.step)
+            if len(told) == steps:
+                raise KeyboardInterrupt
+            whole(self, report)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(_Pace, "__call__", stop)
-        assert reproduce("table2", "1", tmp_path) == 130
+        with monkeypatch.context() as patch:
+            patch.setattr(_Pace, "__call__", stop)
+            assert reproduce("table2", "1", tmp_path) == 130
+
+    interrupted_after(7)
     assert "s a step" not in capsys.readouterr().out and not (tmp_path / "table2.txt").exists()
     assert reproduce("table2", "1", tmp_path, "--dry-run") == 0
     assert "6 of 13 training steps are left" in capsys.readouterr().out
-    assert reproduce("table2", "1", tmp_path) == 0
+    interrupted_after(2)
     ours, other = (folder / "mvtec-14-1" / "cdad" for folder in (tmp_path, finished))
+    checkpoint = ours / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    capsys.readouterr()
+    assert "--resume-previous" in refused(capsys, reproduce("table2", "1", tmp_path))
+    assert reproduce("table2", "1", tmp_path, "--resume-previous") == 0
     assert losses(ours) == losses(other)
-    same_weights(ours / "checkpoint.safetensors", other / "checkpoint.safetensors")
-    assert (ours / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    same_weights(checkpoint, other / "checkpoint.safetensors")
+    assert measures(ours) == measures(other)
 
 
 def test_across_data_sets(reproduce, trees, weights, tmp_path, capsys):
