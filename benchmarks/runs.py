@@ -10,8 +10,8 @@ from pathlib import Path
 
 import cdad
 from cdad.data import write_dataset
-from cdad.results import JSON_NAME, RunResults, read_json
-from cdad.run import CHECKPOINT
+from cdad.results import RunResults
+from cdad.run import run_or_resume
 
 QUICK = {
     "training.steps": 6,
@@ -46,18 +46,11 @@ def changes(a: argparse.Namespace) -> dict:
 
 def learn(config: cdad.Config, dataset, protocol: cdad.Protocol, folder: Path, start_from: Path | None = None) -> RunResults:
     """The results of a run, begun, gone on with or, where it is finished, read. ValueError: it has another configuration."""
-    if (folder / "config.toml").exists() and cdad.Config.from_toml(folder / "config.toml") != config:
-        raise ValueError(f"{folder} was run with another configuration: choose another --out")
-    if (folder / JSON_NAME).exists():
-        results = read_json(folder / JSON_NAME)
-        if results.matrix.n_learned == len(protocol.tasks):
-            return results
-    return cdad.run_protocol(
+    return run_or_resume(
         config,
         dataset,
         protocol,
         folder,
-        resume=(folder / CHECKPOINT).exists(),
         start_from=start_from,
         progress=sys.stderr.isatty(),
         tell=lambda text: print(f"[{folder.name}] {text}", flush=True),

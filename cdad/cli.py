@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, demo, profile, weights, info, doctor."""
+"""The command line: cdad train, eval, predict, demo, profile, reproduce, weights, info, doctor."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .profile import profile_prediction, profile_training
 from .protocols import PROTOCOLS, protocol
+from .reproduce import TABLES, describe_tables, execute, prepare
+from .reproduce import describe as describe_reproduction
 from .results import compare_summaries, format_table
 from .run import CHECKPOINT, read_config, run_protocol
 from .weights import Collection
@@ -121,6 +123,23 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--json", help="write the rates beside NumPy's matrix product as records")
     profile.set_defaults(resume=False, recipe="default", strategy=None, seed=None)
 
+    again = command("reproduce", _reproduce, "Train and test what a table of the paper shows; the same command goes on.")
+    again.add_argument("table", nargs="?", choices=list(TABLES))
+    again.add_argument("--list", action="store_true", help="say what there is, and end")
+    again.add_argument("--setting", nargs="+", default=[], metavar="N", help="numbers or protocols (default: all of the table's)")
+    again.add_argument("--data", nargs="+", default=[], metavar="DIR", help="the folders of MVTec and VisA, or one that holds them")
+    again.add_argument("--weights", nargs="+", default=[], metavar="PATH", help="where Stable Diffusion 1.5, CLIP and ResNet-50 are")
+    again.add_argument("--out", help="folder of the runs and tables")
+    again.add_argument("--dry-run", action="store_true", help="check everything, estimate time and memory, and end")
+    again.add_argument("--step-seconds", type=float, help="of a training step, for the estimate; else the first steps tell")
+    again.add_argument("--preset", default="sd15", choices=list(PRESETS), help="another shrinks it")
+    again.add_argument("--recipe", choices=["default", "paper"], default="default", help="paper: the paper's text")
+    again.add_argument("--strategies", nargs="+", default=[], metavar="NAME", help="the rows (default: the table's)")
+    again.add_argument("--seed", type=int, help="seed of everything")
+    again.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.increment_epochs=500")
+    again.add_argument("--resume-previous", action="store_true", help="go on from the checkpoint before a damaged one")
+    again.add_argument("--quiet", action="store_true", help="no progress bars")
+
     weights = commands.add_parser("weights", help="Look at weight files, convert and fetch them.")
     actions = weights.add_subparsers(required=True, metavar="ACTION")
 
@@ -155,6 +174,12 @@ def _config(arguments: argparse.Namespace) -> Config:
     changes: dict[str, object] = dict(PAPER_RECIPE) if arguments.recipe == "paper" else {}
     if arguments.strategy:
         changes["continual.strategy"] = arguments.strategy
+    return config.updated(changes | _changes(arguments))
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, object]:
+    """What ``--seed`` and ``--set`` change, by key."""
+    changes: dict[str, object] = {}
     if arguments.seed is not None:
         changes["seed"] = arguments.seed
     for item in arguments.set:
@@ -165,7 +190,7 @@ def _config(arguments: argparse.Namespace) -> Config:
             changes[key] = json.loads(text)
         except json.JSONDecodeError:
             changes[key] = text
-    return config.updated(changes)
+    return changes
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -264,6 +289,31 @@ def _weights_pull(arguments: argparse.Namespace) -> int:
     for path in pull(arguments.name, arguments.to):
         print(path)
     print(f"licence: {PUBLISHED[arguments.name].licence}")
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        print(describe_tables())
+        return 0
+    absent = [flag for flag, value in (("a table", arguments.table), ("--data", arguments.data), ("--out", arguments.out)) if not value]
+    if absent:
+        raise ValueError(f"{', '.join(absent)} wanted: cdad reproduce TABLE --data DIR --weights DIR --out DIR, or --list")
+    reproduction = prepare(
+        arguments.table,
+        preset(arguments.preset),
+        data=arguments.data,
+        weights=arguments.weights,
+        out=arguments.out,
+        settings=arguments.setting,
+        strategies=arguments.strategies,
+        recipe=arguments.recipe,
+        changes=_changes(arguments),
+    )
+    print(describe_reproduction(reproduction, step_seconds=arguments.step_seconds), flush=True)
+    if not arguments.dry_run:
+        how = {"previous": arguments.resume_previous, "progress": not arguments.quiet}
+        print(execute(reproduction, **how, tell=lambda text: print(text, flush=True)))
     return 0
 
 

@@ -117,7 +117,8 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
-    class of the task. ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
+    class of the task. ``epochs`` / ``increment_epochs``: passes over the task's images instead, where they are not 0.
+    ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
     steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
     does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as
     the weights take). ``moments``: how AdamW's are kept: "float32", 8 bytes a weight; "bfloat16", the first one in half of
@@ -130,6 +131,8 @@ class TrainingConfig:
     batch_size: int = 8
     steps: int = 800
     increment_steps: int = 800
+    epochs: int = 0
+    increment_epochs: int = 0
     lr: float = 4e-4
     increment_lr: float = 4e-4
     beta1: float = 0.9
@@ -144,6 +147,13 @@ class TrainingConfig:
     perturb_share: float = 0.5
     light: float = 0.15
     timestep_focus: float = 0.8
+
+    def task_steps(self, index: int, n_classes: int, n_images: int) -> int:
+        """Steps of the task ``index`` (0: the first) of so many classes with so many training images in all."""
+        epochs = self.increment_epochs if index else self.epochs
+        if epochs:
+            return epochs * -(-n_images // self.batch_size)
+        return (self.increment_steps if index else self.steps) * n_classes
 
 
 @dataclass(frozen=True)
@@ -481,14 +491,19 @@ def _check(config: Config) -> None:
     ):
         if value < 1:
             raise ValueError(f"{where} is {value}; at least 1 is wanted")
+    for where, value in (
+        ("training.epochs", config.training.epochs),
+        ("training.increment_epochs", config.training.increment_epochs),
+        ("seed", config.seed),
+    ):
+        if value < 0:
+            raise ValueError(f"{where} is {value}; at least 0 is wanted")
     if not 0 <= config.diffusion.skip < config.diffusion.steps:
         raise ValueError(f"diffusion.skip is {config.diffusion.skip} of {config.diffusion.steps} steps")
     if not 0 <= config.diffusion.stop <= config.diffusion.steps - config.diffusion.skip:
         raise ValueError(f"diffusion.stop is {config.diffusion.stop} of {config.diffusion.steps} steps")
     if not 0 <= config.scoring.top <= 1:
         raise ValueError(f"scoring.top is {config.scoring.top}; 0 <= top <= 1 is wanted")
-    if config.seed < 0:
-        raise ValueError(f"seed is {config.seed}; at least 0 is wanted")
 
 
 _TINY = Config(
@@ -554,6 +569,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "training.timestep_focus": 0.0,
     "training.light": 0.0,
     "continual.method": "isvd",
+    "continual.gamma": 0.999,
     "continual.projection": "gradient",
     "scoring.calibrate": False,
     "scoring.distance": "euclidean",

@@ -203,7 +203,7 @@ class ContinualModel:
                 light=t.light,
             )
         )
-        steps = (t.steps if index == 0 else t.increment_steps) * len(trained)
+        steps = t.task_steps(index, len(trained), sum(len(data.train) for data in trained))
         if not self.progress:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))

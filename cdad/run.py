@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,11 @@ from .evaluation import evaluate_class, write_contact_sheet
 from .model import ContinualModel, StepReport
 from .plots import loss_curve, matrix_image
 from .protocols import Protocol
-from .results import ResultWriter, RunResults, read_json
+from .results import JSON_NAME, ResultWriter, RunResults, read_json
 
 log = logging.getLogger("cdad")
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, CONFIG, LOSSES = "checkpoint.safetensors", "config.toml", "loss.csv"
 
 
 def run_protocol(
@@ -50,12 +51,13 @@ def run_protocol(
     start_from: str | os.PathLike | None = None,
     progress: bool = True,
     tell: Callable[[str], None] = log.info,
+    callback: Callable[[StepReport], None] | None = None,
 ) -> RunResults:
     """Train and test ``protocol``'s tasks in order; return the results that the folder holds too.
 
     ``resume``: go on with the folder's checkpoint, or, with ``previous``, with the one before it, which takes its place.
     ``start_from``: the checkpoint of another run that has learned this protocol's first task: strategies share it, and take
-    what they keep of it from its images.
+    what they keep of it from its images. ``callback``: told of each training step.
 
     DataError: a class is missing, or the folder holds another run and ``resume`` is not asked for; CheckpointError: the
     checkpoint is damaged, and whether the one before it is kept; RuntimeError: another process works on this run.
@@ -64,7 +66,7 @@ def run_protocol(
     if missing:
         raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
     with _alone(Path(folder)):
-        return _run(config, dataset, protocol, Path(folder), resume, previous, start_from, progress, tell)
+        return _run(config, dataset, protocol, Path(folder), resume, previous, start_from, progress, tell, callback)
 
 
 @contextmanager
@@ -81,15 +83,15 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, progress, tell) -> RunResults:
+def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, progress, tell, callback) -> RunResults:
     checkpoint = folder / CHECKPOINT
     kept = previous_of(checkpoint)
-    if (checkpoint.exists() or kept.exists()) and not resume:
+    resumed = holds_run(folder)
+    if resumed and not resume:
         raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
     (folder / "tasks").mkdir(exist_ok=True)
-    write_atomically(folder / "config.toml", config.to_toml().encode())
+    write_atomically(folder / CONFIG, config.to_toml().encode())
     names = ["+".join(task) for task in protocol.tasks]
-    resumed = checkpoint.exists() or kept.exists()
     if resumed and previous:
         model = ContinualModel.load(kept, config)
         os.replace(kept, checkpoint)
@@ -108,9 +110,15 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         names,
         config=config.to_dict(),
         protocol={"name": protocol.name, "tasks": [list(task) for task in protocol.tasks]},
-        resume=resumed and (folder / "results.json").exists(),
+        resume=resumed and (folder / JSON_NAME).exists(),
     )
-    losses = _LossLog(folder / "loss.csv", done=(len(model.ledger), model.progress.get("step", 0)) if resumed else (0, 0))
+    losses = _LossLog(folder / LOSSES, done=(len(model.ledger), model.progress.get("step", 0)) if resumed else (0, 0))
+
+    def report(step: StepReport) -> None:
+        losses(step)
+        if callback is not None:
+            callback(step)
+
     try:
         for k, classes in enumerate(protocol.tasks):
             if k >= len(model.ledger):
@@ -120,7 +128,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
                     [dataset[name] for name in classes],
                     progress=progress,
                     checkpoint=checkpoint,
-                    callback=losses,
+                    callback=report,
                 )
                 tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}"
                      + _told(model.ledger[-1]))
@@ -134,9 +142,49 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         raise
     finally:
         losses.close()
-    results = read_json(folder / "results.json")
+    results = read_json(folder / JSON_NAME)
     _draw(results, folder, names, losses.path)
     return results
+
+
+def run_or_resume(
+    config: Config, dataset: Dataset, protocol: Protocol, folder: str | os.PathLike, **how: Any
+) -> RunResults:
+    """The results of a run that `run_protocol` (``how``: its other arguments) begins, goes on with or, where the folder
+    holds all of them, needs not do again. ValueError: the folder's run has another configuration."""
+    folder = Path(folder)
+    check_same_run(config, folder)
+    if (results := finished_results(folder, protocol)) is not None:
+        return results
+    return run_protocol(config, dataset, protocol, folder, resume=holds_run(folder), **how)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return (folder / CHECKPOINT).exists() or previous_of(folder / CHECKPOINT).exists()
+
+
+def check_same_run(config: Config, folder: Path) -> None:
+    """ValueError, with the keys that differ, where the folder holds a run with another configuration."""
+    if not holds_run(folder):
+        return
+    kept, wanted = (_flat(c.to_dict()) for c in (read_config(folder), config))
+    differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if kept[key] != wanted[key]]
+    if differ:
+        raise ValueError(f"{folder} was run with another configuration ({'; '.join(differ)}): choose another folder")
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+    parts = ({f"{key}.{name}": item for name, item in v.items()} if isinstance(v, dict) else {key: v} for key, v in tree.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def finished_results(folder: Path, protocol: Protocol) -> RunResults | None:
+    """The results of the folder's run, where it has learned and tested all of the protocol's tasks."""
+    if not (folder / JSON_NAME).exists():
+        return None
+    results = read_json(folder / JSON_NAME)
+    return results if results.matrix.n_learned == len(protocol.tasks) else None
 
 
 def _told(entry: dict) -> str:
@@ -207,5 +255,5 @@ def _draw(results: RunResults, folder: Path, names: list[str], losses: Path) -> 
 
 def read_config(folder: str | os.PathLike) -> Config:
     """The resolved configuration of a run folder."""
-    return Config.from_toml(Path(folder) / "config.toml")
+    return Config.from_toml(Path(folder) / CONFIG)
 

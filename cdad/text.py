@@ -27,6 +27,15 @@ def empty_prompt_context(config: TextConfig, width: int, length: int, device: st
             f"text.weights: the U-Net wants a context of width {width}, and no file names the weights of the text encoder "
             "that gives it (CLIP ViT-L/14's for Stable Diffusion 1.x)"
         )
+    params = _core.Params(device)
+    network = text_network(params, config, width, length)
+    params.allocate(0)
+    load_part(params, config.weights, "clip_text", what="text encoder")
+    return network.run(empty_prompt(config.vocab_size, length))[0][0]
+
+
+def text_network(params: _core.Params, config: TextConfig, width: int, length: int) -> _core.Network:
+    """The text encoder, of width ``width``, for one prompt of ``length`` tokens."""
     core = {
         "vocab_size": config.vocab_size,
         "width": width,
@@ -34,8 +43,4 @@ def empty_prompt_context(config: TextConfig, width: int, length: int, device: st
         "num_heads": config.num_heads,
         "dim_feedforward": config.dim_feedforward,
     }
-    params = _core.Params(device)
-    network = _core.Network(params, "clip_text", core, 1, (length, 1))
-    params.allocate(0)
-    load_part(params, config.weights, "clip_text", what="text encoder")
-    return network.run(empty_prompt(config.vocab_size, length))[0][0]
+    return _core.Network(params, "clip_text", core, 1, (length, 1))

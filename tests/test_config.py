@@ -32,6 +32,13 @@ def test_a_toml_file_changes_its_preset(tmp_path):
         Config.from_toml(path)
 
 
+def test_steps_of_a_task():
+    t = preset("tiny").updated({"training.steps": 5, "training.increment_steps": 3, "training.batch_size": 4}).training
+    assert [t.task_steps(k, n_classes=2, n_images=9) for k in range(3)] == [10, 6, 6]
+    t = preset("tiny").updated({"training.epochs": 5, "training.increment_epochs": 2, "training.batch_size": 4}).training
+    assert [t.task_steps(k, n_classes=2, n_images=9) for k in range(3)] == [15, 6, 6]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -39,6 +46,7 @@ def test_a_toml_file_changes_its_preset(tmp_path):
         ({"trainin.steps": 3}, "did you mean 'training'"),
         ({"training.steps": "many"}, "training.steps: int is wanted"),
         ({"training.steps": 0}, "at least 1"),
+        ({"training.increment_epochs": -1}, "training.increment_epochs is -1; at least 0"),
         ({"continual.gamma": 1.5}, "gamma"),
         ({"image_size": 100}, "multiple of"),
         ({"diffusion.skip": 10}, "skip"),

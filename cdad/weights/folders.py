@@ -96,7 +96,7 @@ def open_all(path: str | os.PathLike, variant: str = "") -> list[TensorFile]:
     path = Path(path)
     if not path.is_dir():
         return [ShardedFile(path) if _INDEX.fullmatch(path.name) else open_tensors(path)]
-    folders = [path / name for name in _COMPONENTS if (path / name).is_dir()]
+    folders = components(path)
     opened: list[TensorFile] = []
     try:
         for choose in [_choose(folder, variant) for folder in folders or [path]]:
@@ -106,6 +106,11 @@ def open_all(path: str | os.PathLike, variant: str = "") -> list[TensorFile]:
             file.close()
         raise
     return opened
+
+
+def components(folder: Path) -> list[Path]:
+    """The folders of a pipeline of diffusers, one a model."""
+    return [folder / name for name in _COMPONENTS if (folder / name).is_dir()]
 
 
 def _choose(folder: Path, variant: str) -> Callable[[], TensorFile]:
