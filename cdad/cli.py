@@ -63,10 +63,11 @@ def main(argv: list[str] | None = None) -> int:
 PLAN_HELP = """\
 A column is a phase of a run, its last row what the process grows by until then, beside some 80 MiB of Python and its
 libraries:
-  training    steps of the first task
-  increment   steps of the second task, with the bases of the first
-  collecting  significant representations after a task, the widest moment of a run
-  prediction  of images by a loaded model
+  training     steps of the first task
+  calibrating  the scores after a task, and testing within a run
+  collecting   significant representations after a task, of strategies that keep some
+  increment    steps of the second task, with the bases of the first
+  prediction   of images by a loaded model
 Rows: activations is the arena of a training step; scratch its kernels' and projections'; encode, decode, sampler and
 compare are arenas and scratch of the autoencoder, the sampler and the backbone, whose weights stand beside them; data
 is decoded images and latents; batches those made ahead; streams collect features; directions are those in which a
@@ -350,21 +351,23 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _format_plan(found: Plan) -> str:
     parts = dict.fromkeys(part for phase in found.memory.values() for part in phase)
+    phases = found.memory.items()
     rows: list[dict[str, object]] = [
-        {"MiB": part} | {phase: of[part] / 2**20 if part in of else None for phase, of in found.memory.items()} for part in parts
+        {"MiB": part} | {phase: of[part] / 2**20 if part in of else None for phase, of in phases} for part in parts
     ]
     rows.append({"MiB": "all"} | {phase: size / 2**20 for phase, size in found.peak.items()})
     a = found.assumed
     title = (
-        f"{found.preset}: batches of {found.batch_size} in training, of {found.scoring_batch_size} in scoring; {found.threads} threads; "
-        f"{a['images']} images and {a['classes']} class(es) a task, bases of {100 * a['rank_share']:g} % of the width assumed"
+        f"{found.preset}: batches of {found.batch_size} (scoring: {found.scoring_batch_size}), {found.threads} threads; assumed: "
+        f"{a['images']} images, {a['classes']} class(es) a task, bases of {100 * a['rank_share']:g} % of the width"
     )
     lines = [format_table(rows, digits=1, title=title)]
     lines.append(f"\na checkpoint after a task: {found.checkpoint / 2**20:.1f} MiB")
-    lines.append(f"products: {found.flops['step'] / 1e9:.1f} GFLOP a training step, {found.flops['image'] / 1e9:.1f} an image scored")
+    step, image = found.flops["step"] / 1e9, found.flops["image"] / 1e9
+    lines.append(f"products: {step:.1f} GFLOP a training step, {image:.1f} an image scored")
     if found.seconds:
-        s = found.seconds
-        lines.append(f"estimated: {s['step']:.3g} s a step, {s['task'] / 3600:.2g} h a first task, {s['image']:.3g} s an image scored")
+        step, task, image = found.seconds["step"], found.seconds["task"] / 3600, found.seconds["image"]
+        lines.append(f"estimated: {step:.3g} s a step, {task:.2g} h a first task, {image:.3g} s an image scored")
     layers = [
         {
             "weight": layer.name,

@@ -38,13 +38,13 @@ class Layer:
 class Plan:
     """``memory``: {phase: {part: bytes}}; a phase's sum is what the process grows by until then:
 
-    ============== =========================================================================================
-    ``training``   steps of the first task
-    ``increment``  steps of the second task: bases and the task's own directions too
-    ``collecting`` significant representations after a task, the widest moment of a run; only of strategies
-                   that keep some
-    ``prediction`` of images by a loaded model
-    ============== =========================================================================================
+    =============== ======================================================================================
+    ``training``    steps of the first task
+    ``calibrating`` the scores after a task, and testing within a run
+    ``collecting``  significant representations after a task, of strategies that keep some
+    ``increment``   steps of the second task: bases and the task's own directions too
+    ``prediction``  of images by a loaded model
+    =============== ======================================================================================
 
     Parts: ``weights``; ``gradients``, where all are held at once; ``moments``, with the moving average; ``activations``, the
     arena of a step; ``scratch`` of its kernels and projections; ``sampler``, ``encode``, ``decode`` and ``compare``, arenas and
@@ -91,16 +91,18 @@ def plan(
     The sizes are those that the core's own objects tell (`ContinualModel.memory_bytes`), made on a device without memory.
     Beside them a process holds Python and its libraries, some 80 MiB.
     ``images``: training images of a task, of so many ``classes``. ``rank_share``: of their width that bases of one task are
-    supposed to take, where it is not a sketch that holds less: the ranks are known only after a task. ``layers``: how many of the largest weights are listed. ``time``: measure
-    a part of the network on this machine for some seconds, and estimate. ValueError: an argument out of its range.
+    supposed to take, unless a sketch or ``continual.max_rank_share`` allows less: ranks are known only after a task.
+    ``layers``: how many of the largest weights are listed. ``time``: measure a part of the network on this machine for some
+    seconds, and estimate. ValueError: an argument out of its range.
     """
     if isinstance(config, str):
         config = preset(config)
     for name, value in (("images", images), ("classes", classes)):
         if value < 1:
             raise ValueError(f"{name} is {value}; at least 1 is wanted")
-    if not 0 < rank_share <= config.continual.max_rank_share:
-        raise ValueError(f"rank_share is {rank_share}; 0 < share <= {config.continual.max_rank_share} is wanted")
+    if not 0 < rank_share <= 1:
+        raise ValueError(f"rank_share is {rank_share}; 0 < share <= 1 is wanted")
+    rank_share = min(rank_share, config.continual.max_rank_share)
     model = ContinualModel(config, device="planned", _load_weights=False)
     for programs in (*model.autoencoder.programs, model._samplers, model.features.programs):
         programs.single  # noqa: B018 - compiled now, as a run that is not of whole batches alone does
@@ -111,17 +113,20 @@ def plan(
     held |= {name: parts[name] for name in ("autoencoder", "encode")}
     scoring = {name: parts[name] for name in ("decode", "sampler", "backbone", "compare")}
     step = held | {"activations": parts["arena"], "scratch": parts["scratch"], "data": _data(config, images)}
-    batches = {"batches": _batches(config)}
-    memory = {"training": step | batches}
-    kept = {"kept": model.strategy.kept_blocks * parts["parameters"]} if model.strategy.kept_blocks else {}
-    if streams:
-        kept = {"bases": bases, "directions": directions}
-    memory["increment"] = step | batches | {"scratch": model.memory_bytes["scratch"]} | kept
-    if streams:
-        # The core's bases, and NumPy's that they are copied to.
-        found = {"streams": sum(size for *_, size in streams.values()), "bases": 2 * bases, "solving": _solving(streams)}
-        memory["collecting"] = step | scoring | found
-    memory["prediction"] = held | scoring | {"images": _prediction_arrays(model)}
+    training = step | {"batches": _batches(config)}
+    kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
+    images_on_their_way = {"images": _prediction_arrays(model)}
+    memory = {
+        "training": training,
+        "calibrating": step | scoring | images_on_their_way,
+        "collecting": step | scoring | {"streams": sum(size for *_, size in streams.values())},
+        "increment": training | {"scratch": model.memory_bytes["scratch"]} | kept,
+        "prediction": held | scoring | images_on_their_way,
+    }
+    if streams:  # the core's bases, and NumPy's that they are copied to
+        memory["collecting"] |= {"bases": 2 * bases, "solving": _solving(streams)}
+    else:
+        del memory["collecting"]
     flops = {"step": model._trainer.flops, "image": _image_flops(model)}
     return Plan(
         preset=config.preset,

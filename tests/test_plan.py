@@ -58,7 +58,8 @@ def test_memory_of_training_is_as_planned(root, products):
 
 
 def test_memory_of_sampling_and_scoring_is_as_planned(root):
-    assert measured(QUICK, root, "predict") == pytest.approx(cdad.plan(preset("small").updated(QUICK)).peak["prediction"], rel=0.03)
+    found = cdad.plan(preset("small").updated(QUICK))
+    assert measured(QUICK, root, "predict") == pytest.approx(found.peak["prediction"], rel=0.03)
 
 
 def test_the_published_size_is_planned_without_its_memory():
@@ -67,7 +68,8 @@ import resource, time
 import cdad
 began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 plan = cdad.plan("sd15")
-assert plan.batch_size == 12 and plan.memory["training"]["weights"] > 3 << 30 and "gradients" not in plan.memory["training"]
+assert plan.batch_size == 12 and plan.memory["training"]["weights"] > 3 << 30
+assert "gradients" not in plan.memory["training"]  # they are used one by one
 print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
@@ -76,13 +78,16 @@ print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_
     assert seconds < 5 and mebibytes < 100
 
 
-@pytest.mark.parametrize("changes", [{}, {"training.clip_norm": 0.0, "training.ema_decay": 0.9, "training.first_moment": "bfloat16"}])
+OTHER_BLOCKS = {"training.clip_norm": 0.0, "training.ema_decay": 0.9, "training.first_moment": "bfloat16"}
+
+
+@pytest.mark.parametrize("changes", [{}, OTHER_BLOCKS])
 def test_a_model_says_the_same(changes):
     config = preset("tiny").updated(changes)
     model, found = ContinualModel(config), cdad.plan(config)
     here = model.memory_bytes
-    names = {"weights": "parameters", "gradients": "gradients", "moments": "optimizer", "activations": "arena", "scratch": "scratch"}
-    for part, name in names.items():
+    names = {"weights": "parameters", "moments": "optimizer", "activations": "arena"}
+    for part, name in (names | {name: name for name in ("gradients", "scratch")}).items():
         assert found.memory["training"].get(part, 0) == here[name], part
     model.features  # noqa: B018 - made now
     assert set(model.memory_bytes) >= {"sampler", "encode", "decode", "compare"}
@@ -102,7 +107,8 @@ def test_later_tasks_take_bases_and_directions():
         6 * d * (d // 2) for d in widths
     )
     finetune, ewc = (cdad.plan(config.updated({"continual.strategy": name})) for name in ("finetune", "ewc"))
-    assert "collecting" not in finetune.memory and finetune.peak["increment"] == finetune.peak["training"]
+    assert "collecting" not in finetune.memory
+    assert finetune.peak["increment"] == finetune.peak["training"] < finetune.peak["calibrating"]
     assert ewc.memory["increment"]["kept"] == 2 * ewc.memory["increment"]["weights"]
     sketched = cdad.plan(config.updated({"continual.method": "sketch"})).memory["increment"]["bases"]
     assert sketched == sum(4 * d * min(d // 2, 256) for d in widths) < half.memory["increment"]["bases"]
