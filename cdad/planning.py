@@ -243,11 +243,18 @@ def _largest(shapes: dict[str, tuple[int, ...]], streams: dict[str, tuple[int, s
 def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], classes: int) -> dict[str, float]:
     """From the speed of the first two levels of the same network, one sample at a time: products by their operations, the
     optimiser by the parameters."""
-    levels = config.unet.channel_mult[:2]
     part = config.updated(
-        {"unet.channel_mult": list(levels), "unet.num_res_blocks": 1, "training.batch_size": 1, "scoring.batch_size": 1}
+        {
+            "unet.channel_mult": list(config.unet.channel_mult[:2]),
+            "unet.num_res_blocks": 1,
+            "training.batch_size": 1,
+            "scoring.batch_size": 1,
+            "diffusion.steps": 1,
+            "diffusion.skip": 0,
+            "diffusion.stop": 0,
+        }
     )
-    training, drawing = profile_training(part, repeats=3), profile_prediction(part, repeats=2)
+    training, drawing = profile_training(part, repeats=2), profile_prediction(part, repeats=1)
     update = next(op.seconds for op in training.ops if op.name == "optimizer")
     products = sum(op.flops for op in training.ops)
     step = flops["step"] * (training.seconds - update) / products + update * parts["parameters"] / training.planned["parameters"]
