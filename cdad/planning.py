@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _core
 from .config import Config, preset
-from .data.loader import CACHE_BYTES, PREFETCH
+from .data.loader import CACHE_BYTES, PREFETCH, versions
 from .model import ContinualModel
 from .profile import profile_prediction, profile_training
 from .strategies import CDAD
@@ -180,7 +180,8 @@ def _image_bytes(config: Config) -> int:
 def _data(config: Config, images: int) -> int:
     """What a task keeps of its images: 8-bit pixels as far as the cache goes, and latents."""
     pixels = _image_bytes(config) // 4
-    return min(images, CACHE_BYTES // pixels) * pixels + images * _latent_bytes(config)
+    latents = images * versions(config.training.light) * _latent_bytes(config)
+    return min(images, CACHE_BYTES // pixels) * pixels + latents
 
 
 def _latent_bytes(config: Config) -> int:
