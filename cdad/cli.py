@@ -70,8 +70,10 @@ libraries:
   prediction   of images by a loaded model
 Rows: activations is the arena of a training step; scratch its kernels' and projections'; encode, decode, sampler and
 compare are arenas and scratch of the autoencoder, the sampler and the backbone, whose weights stand beside them; data
-is decoded images and latents; batches those made ahead; streams collect features; directions are those in which a
-later task moves weights. Nothing of it is allocated for planning."""
+is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams
+collect features; solving is what bases are computed in; directions are those in which a later task moves weights.
+Nothing of it is allocated for planning. A time is an estimate: the operations of the products, and what the optimiser
+goes through, by the speed of a part of the network with one image."""
 
 
 class _Terminated(KeyboardInterrupt):

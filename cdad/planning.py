@@ -49,7 +49,7 @@ class Plan:
     Parts: ``weights``; ``gradients``, where all are held at once; ``moments``, with the moving average; ``activations``, the
     arena of a step; ``scratch`` of its kernels and projections; ``sampler``, ``encode``, ``decode`` and ``compare``, arenas and
     scratch of drawing and scoring; ``autoencoder`` and ``backbone``, their weights; ``data``, decoded images and latents;
-    ``batches`` that are made ahead; ``images`` of a prediction on their way; ``streams`` of features; ``bases``;
+    ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``;
     ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
 
     ``checkpoint``: bytes of the file after a task. ``flops``: of the products of a training ``step`` and of an ``image``
@@ -113,15 +113,15 @@ def plan(
     held |= {name: parts[name] for name in ("autoencoder", "encode")}
     scoring = {name: parts[name] for name in ("decode", "sampler", "backbone", "compare")}
     step = held | {"activations": parts["arena"], "scratch": parts["scratch"], "data": _data(config, images)}
-    training = step | {"batches": _batches(config)}
+    training = step | {"batches": _batches(config), "images": _encoded_arrays(config)}
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
-    images_on_their_way = {"images": _prediction_arrays(model)}
+    scored = {"images": _prediction_arrays(model)}
     memory = {
         "training": training,
-        "calibrating": step | scoring | images_on_their_way,
+        "calibrating": step | scoring | scored,
         "collecting": step | scoring | {"streams": sum(size for *_, size in streams.values())},
         "increment": training | {"scratch": model.memory_bytes["scratch"]} | kept,
-        "prediction": held | scoring | images_on_their_way,
+        "prediction": held | scoring | scored,
     }
     if streams:  # the core's bases, and NumPy's that they are copied to
         memory["collecting"] |= {"bases": 2 * bases, "solving": _solving(streams)}
@@ -191,6 +191,11 @@ def _latent_bytes(config: Config) -> int:
 def _batches(config: Config) -> int:
     """Clean and perturbed images of the batches made ahead, and of the one in use."""
     return (PREFETCH + 1) * config.training.batch_size * (2 * _image_bytes(config) + _latent_bytes(config))
+
+
+def _encoded_arrays(config: Config) -> int:
+    """Of the images that are encoded before a task's steps, four batches at a time, this and the next; malloc keeps it."""
+    return 2 * 4 * config.scoring.batch_size * _image_bytes(config)
 
 
 def _prediction_arrays(model: ContinualModel) -> int:

@@ -13,7 +13,13 @@ import cdad
 from cdad import ContinualModel, _core, preset
 from cdad.cli import main
 
-QUICK = {"training.steps": 6, "scoring.backbone": "autoencoder", "scoring.calibration_images": 8, "continual.images": 8}
+QUICK = {
+    "training.steps": 5,
+    "training.batch_size": 16,  # large beside what malloc keeps
+    "scoring.backbone": "autoencoder",
+    "scoring.calibration_images": 8,
+    "continual.images": 8,
+}
 
 # Prints bytes that the process grew by up to the last training step, and until a task and a prediction are done.
 RUN = """
