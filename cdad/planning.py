@@ -52,7 +52,7 @@ class Plan:
     ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``;
     ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
 
-    ``checkpoint``: bytes of the file after a task. ``flops``: of the products of a training ``step`` and of an ``image``
+    ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step`` and of an ``image``
     that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
     and an ``image``, or None. ``assumed``: what the plan supposes."""
 
@@ -231,7 +231,8 @@ def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases
     if c.continual.basis_dtype != "float32":  # a file holds the narrow ones alone
         bases //= 3
     kept = model.strategy.kept_blocks * model.params.memory_bytes
-    return 4 * (weights + classes * calibration) + model.memory_bytes["optimizer"] + bases + kept
+    average = model.params.memory_bytes if c.training.ema_decay > 0 else 0  # moments are in files within a task alone
+    return 4 * (weights + classes * calibration) + average + bases + kept
 
 
 def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
