@@ -14,6 +14,7 @@ from .data import open_dataset
 from .errors import CheckpointError, DataError, FormatError, ImageError, LimitError, TrainingError
 from .evaluation import evaluate
 from .model import ContinualModel, Prediction
+from .planning import Plan, plan
 from .protocols import PROTOCOLS, Protocol, protocol
 from .run import run_protocol
 
@@ -32,6 +33,7 @@ __all__ = [
     "FormatError",
     "ImageError",
     "LimitError",
+    "Plan",
     "Prediction",
     "Protocol",
     "TrainingError",
@@ -40,6 +42,7 @@ __all__ = [
     "get_device",
     "get_threads",
     "open_dataset",
+    "plan",
     "preset",
     "protocol",
     "run_protocol",

@@ -45,9 +45,18 @@ class Autoencoder:
             self.scale[:] = 1.0 / config.shift_scale
 
     @property
-    def memory_bytes(self) -> int:
-        """Planned bytes of encoding and decoding a batch, without the weights."""
-        return self._encode.whole.memory_bytes + self._decode.whole.memory_bytes
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of the weights, and of encoding and decoding a batch."""
+        return {
+            "autoencoder": self.params.memory_bytes,
+            "encode": self._encode.memory_bytes,
+            "decode": self._decode.memory_bytes,
+        }
+
+    @property
+    def programs(self) -> tuple[Programs[_core.Network], Programs[_core.Network]]:
+        """E's and D's."""
+        return self._encode, self._decode
 
     def core_config(self) -> dict:
         """The configuration as the core takes it."""

@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, demo, profile, reproduce, weights, info, doctor."""
+"""The command line: cdad train, eval, predict, demo, plan, profile, reproduce, weights, info, doctor."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
+from .planning import Plan, plan
 from .profile import profile_prediction, profile_training
 from .protocols import PROTOCOLS, protocol
 from .reproduce import TABLES, describe_tables, execute, prepare
@@ -59,6 +60,22 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+PLAN_HELP = """\
+A column is a phase of a run, its last row what the process grows by until then, beside some 80 MiB of Python and its
+libraries:
+  training     steps of the first task
+  calibrating  the scores after a task, and testing within a run
+  collecting   significant representations after a task, of strategies that keep some
+  increment    steps of the second task, with the bases of the first
+  prediction   of images by a loaded model
+Rows: activations is the arena of a training step; scratch its kernels' and projections'; encode, decode, sampler and
+compare are arenas and scratch of the autoencoder, the sampler and the backbone, whose weights stand beside them; data
+is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams
+collect features; solving is what bases are computed in; directions are those in which a later task moves weights.
+Nothing of it is allocated for planning. A time is an estimate: the operations of the products, and what the optimiser
+goes through, by the speed of a part of the network with one image."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -111,6 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Learn synthetic products, and compare CDAD with plain fine-tuning.")
     demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures")
     demo.add_argument("--quick", action="store_true", help="a minute's version that shows the plumbing only")
+
+    planning = command("plan", _plan, "Say what a run would take, without running it: memory, a checkpoint's size, time.")
+    planning.formatter_class = argparse.RawDescriptionHelpFormatter
+    planning.epilog = PLAN_HELP
+    planning.add_argument("--preset", default="small", choices=list(PRESETS))
+    planning.add_argument("--config", help="a TOML file instead of a preset")
+    planning.add_argument("--batch", type=int, help="training.batch_size")
+    planning.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.clip_norm=0")
+    planning.add_argument("--strategy", choices=STRATEGIES, help="continual.strategy")
+    planning.add_argument("--recipe", choices=["default", "paper"], default="default", help="paper: the paper's text")
+    planning.add_argument("--images", type=int, default=300, help="training images of a task (default: 300)")
+    planning.add_argument("--classes", type=int, default=1, help="classes of a task (default: 1)")
+    planning.add_argument("--rank-share", type=float, default=0.5, help="of the width, assumed of a task's bases (default: 0.5)")
+    planning.add_argument("--rows", type=int, default=10, help="weights to show, the largest first")
+    planning.add_argument("--time", action="store_true", help="estimate times by a measurement of some seconds here")
+    planning.add_argument("--json", action="store_true", help="everything, in bytes and seconds, as JSON")
+    planning.set_defaults(resume=False, seed=None)
 
     profile = command("profile", _profile, "Show where a prediction's or a training step's time and memory go.")
     profile.add_argument("--preset", default="small", choices=list(PRESETS))
@@ -349,6 +383,57 @@ def _demo(arguments: argparse.Namespace) -> int:
     last = out / "cdad" / "sheets" / f"after{len(chosen.tasks) - 1}"
     print(f"\nHeat maps, a sheet a product: {last}{os.sep}*.png")
     return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    if arguments.batch is not None:
+        config = config.updated({"training.batch_size": arguments.batch})
+    found = plan(
+        config,
+        images=arguments.images,
+        classes=arguments.classes,
+        rank_share=arguments.rank_share,
+        layers=arguments.rows,
+        time=arguments.time,
+    )
+    print(json.dumps(found.to_dict(), indent=1) if arguments.json else _format_plan(found))
+    return 0
+
+
+def _format_plan(found: Plan) -> str:
+    parts = dict.fromkeys(part for phase in found.memory.values() for part in phase)
+    phases = found.memory.items()
+    rows: list[dict[str, object]] = [
+        {"MiB": part} | {phase: of[part] / 2**20 if part in of else None for phase, of in phases} for part in parts
+    ]
+    rows.append({"MiB": "all"} | {phase: size / 2**20 for phase, size in found.peak.items()})
+    a = found.assumed
+    title = (
+        f"{found.preset}: batches of {found.batch_size} (scoring: {found.scoring_batch_size}), {found.threads} threads; assumed: "
+        f"{a['images']} images, {a['classes']} class(es) a task, bases of {100 * a['rank_share']:g} % of the width"
+    )
+    lines = [format_table(rows, digits=1, title=title)]
+    lines.append(f"\na checkpoint after a task: {found.checkpoint / 2**20:.1f} MiB")
+    step, image = found.flops["step"] / 1e9, found.flops["image"] / 1e9
+    lines.append(f"products: {step:.1f} GFLOP a training step, {image:.1f} an image scored")
+    if found.seconds:
+        step, task, image = found.seconds["step"], found.seconds["task"] / 3600, found.seconds["image"]
+        lines.append(f"estimated: {step:.3g} s a step, {task:.2g} h a first task, {image:.3g} s an image scored")
+    layers = [
+        {
+            "weight": layer.name,
+            "shape": list(layer.shape),
+            "MiB": layer.bytes / 2**20,
+            "width": layer.width,
+            "stream": layer.method or "none",
+            "stream MiB": None if layer.stream_bytes is None else layer.stream_bytes / 2**20,
+        }
+        for layer in found.layers
+    ]
+    if layers:
+        lines.append(format_table(layers, digits=1, title="\nThe largest weights:"))
+    return "\n".join(lines)
 
 
 def _profile(arguments: argparse.Namespace) -> int:

@@ -113,6 +113,11 @@ class DiffusionConfig:
     stop: int = 1
     mirrored: bool = True
 
+    @property
+    def evaluations(self) -> int:
+        """Of the U-Net for an image's drawing."""
+        return (self.stop or self.steps - self.skip) * (2 if self.stop and self.mirrored else 1)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:

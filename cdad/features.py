@@ -23,7 +23,7 @@ class FeatureDistance:
 
     ``name`` says which features are used: "efficientnet_lite0" or a ResNet's name (ImageNet), or "autoencoder:<kind>".
     ``distance``: "euclidean" or "mahalanobis". ``weights``: the file of the backbone's weights; "": those that are
-    installed, of EfficientNet-Lite0.
+    installed, of EfficientNet-Lite0. ``load``: whether they are read; without them distances mean nothing.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ class FeatureDistance:
         batch_size: int,
         distance: str = "euclidean",
         weights: str = "",
+        *,
+        load: bool = True,
     ):
         if backbone == "auto":
             backbone = "efficientnet_lite0" if weights or find_efficientnet_lite0() else "autoencoder"
@@ -49,7 +51,7 @@ class FeatureDistance:
             self._params = autoencoder.params
             self._kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
             self._config = autoencoder.core_config()
-            self._networks = Programs(lambda n: self._network(n, distance), batch_size)
+            self.programs = Programs(lambda n: self._network(n, distance), batch_size)
             return
         self.name = backbone
         self._params = _core.Params(autoencoder.params.device)
@@ -59,10 +61,12 @@ class FeatureDistance:
         else:
             self._kind, self._config = backbone, None
             self.mean, self.std = LITE0_MEAN, LITE0_STD
-            weights = weights or installed_efficientnet_lite0()
-        self._networks = Programs(lambda n: self._network(n, distance), batch_size)
+        self.programs = Programs(lambda n: self._network(n, distance), batch_size)
         self._params.allocate(0)
-        load_part(self._params, weights, self._kind, what=backbone)
+        if load:
+            if backbone not in RESNETS:
+                weights = weights or installed_efficientnet_lite0()
+            load_part(self._params, weights, self._kind, what=backbone)
 
     def _network(self, n: int, distance: str | None) -> _core.Network:
         return _core.Network(self._params, self._kind, self._config, n, (self._size, self._size), distance=distance)
@@ -72,9 +76,15 @@ class FeatureDistance:
         return self._network(1, None)
 
     @property
-    def memory_bytes(self) -> int:
-        """Planned bytes of comparing a batch, without the weights."""
-        return self._networks.whole.memory_bytes
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of the weights, where they are not the autoencoder's, and of comparing a batch."""
+        own = 0 if self.name.startswith("autoencoder") else self._params.memory_bytes
+        return {"backbone": own, "compare": self.programs.memory_bytes}
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each layer."""
+        return tuple(shape[-1] for shape in self._features.output_shapes)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight of the backbone (conv weights [O,R,S,C], depthwise [R,S,C])."""
@@ -85,7 +95,7 @@ class FeatureDistance:
         [C,C] a layer."""
         a, b = (a - self.mean) / self.std, (b - self.mean) / self.std
 
-        return self._networks.run(lambda network, x, y: np.concatenate(network.run(x, y, *whitening), axis=-1), a, b)
+        return self.programs.run(lambda network, x, y: np.concatenate(network.run(x, y, *whitening), axis=-1), a, b)
 
     def second_moments(self, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
         """E[r r^T], float32 [C,C] a layer, of the differences r of the features of images a and b, over images and places."""

@@ -138,13 +138,20 @@ class ContinualModel:
                 c.scoring.batch_size,
                 c.scoring.distance if c.scoring.calibrate else "euclidean",
                 c.scoring.weights,
+                load=self.params.device != "planned",
             )
         return self._features
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Planned bytes of a training step: arena, scratch, parameters, optimizer; and what the strategy keeps now."""
-        return self._trainer.memory_bytes | {"strategy": self.strategy.memory_bytes}
+        """Bytes by purpose, known before anything runs. Of a training step: arena, scratch, parameters, gradients (where
+        all are held at once), optimizer (moments, moving average). Of drawing and scoring a batch: sampler, autoencoder (its
+        weights), encode, decode, and, once `features` was used, backbone (its weights) and compare. ``strategy``: what it keeps
+        now. Arenas are taken when they are first used. `cdad.plan` gives this and more without making a model."""
+        scoring = {"sampler": self._samplers.memory_bytes} | self.autoencoder.memory_bytes
+        if self._features is not None:
+            scoring |= self._features.memory_bytes
+        return self._trainer.memory_bytes | scoring | {"strategy": self.strategy.memory_bytes}
 
     @property
     def bases(self) -> dict[str, np.ndarray]:
@@ -326,10 +333,8 @@ class ContinualModel:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
         (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs
         `representative_batches`. ``gamma``: instead of the configuration's."""
-        c, d = self.config.continual, self.config.diffusion
-        gamma, batches = c.gamma if gamma is None else gamma, self.representative_batches(classes)
-        runs = len(batches) * (d.stop or d.steps) * (2 if d.stop and d.mirrored else 1)
-        collector = _core.Collector(self._samplers.whole, c.method, gamma, runs, c.memory << 20)
+        c, batches = self.config.continual, self.representative_batches(classes)
+        collector = self._collector(len(batches.paths), c.gamma if gamma is None else gamma)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
         if sum(size for *_, size in plan.values()) > c.memory << 20:
@@ -338,6 +343,12 @@ class ContinualModel:
         for batch in tqdm(batches.epoch(0), "representations", len(batches), disable=not progress, leave=False):
             self._denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step)
         return collector.bases(self.bases, c.max_rank_share)
+
+    def _collector(self, images: int, gamma: float) -> _core.Collector:
+        """Streams for the features of so many images."""
+        c = self.config.continual
+        runs = -(-images // self.config.scoring.batch_size) * self.config.diffusion.evaluations
+        return _core.Collector(self._samplers.whole, c.method, gamma, runs, c.memory << 20)
 
     def recalibrate(self, classes: Sequence[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or

@@ -100,7 +100,7 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
     params = _core.Params()
     sampler = _core.Sampler(params, config.denoiser(), batch)
     params.allocate(seed)
-    features = FeatureDistance(config.scoring.backbone, autoencoder, config.image_size, batch, weights=config.scoring.weights)
+    features = FeatureDistance(config.scoring.backbone, autoencoder, config.image_size, batch, load=False)
     _, images, context = _inputs(config, batch, seed)
     how = {"steps": d.steps, "skip": d.skip}
 
@@ -112,8 +112,8 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
         drawn = sampler.denoise(images, start, context, **how, stop=d.stop, twin=twin)
         features(autoencoder.decode(latents), autoencoder.decode(drawn))
 
-    parts = {"sampler": sampler, "autoencoder": autoencoder, "backbone": features}
-    planned = {name: part.memory_bytes for name, part in parts.items()}
+    planned = {"parameters": params.memory_bytes, "sampler": sampler.memory_bytes}
+    planned |= autoencoder.memory_bytes | features.memory_bytes
     return _profile(predict, repeats, planned, before)
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-P = TypeVar("P")
+P = TypeVar("P", bound="Planned")
+
+
+class Planned(Protocol):
+    """What is compiled: `_core.Network` or `_core.Sampler`."""
+
+    @property
+    def memory_bytes(self) -> int: ...
 
 
 class Programs(Generic[P]):
@@ -30,6 +37,12 @@ class Programs(Generic[P]):
             if self._single is None:
                 self._single = self.whole if self.batch_size == 1 else self._make(1)
         return self._single
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the programs that are compiled by now, without the weights."""
+        single = self._single if self._single is not self.whole else None
+        return self.whole.memory_bytes + (single.memory_bytes if single else 0)
 
     def run(self, fn: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
         """``fn(program, *parts)`` of consecutive parts of the arrays, joined. The rest after the last whole batch goes

@@ -25,6 +25,13 @@ from .records import ClassData
 
 # Of an image under ``light``: itself, and so many others. What is computed of each of them once a task stays affordable.
 _LIGHTS = 4
+# By default: batches made ahead, and bytes of decoded images that stay in memory.
+PREFETCH, CACHE_BYTES = 4, 1 << 30
+
+
+def versions(light: float) -> int:
+    """Of each image: how many of them latents are kept of."""
+    return _LIGHTS if light > 0 else 1
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,10 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         perturb_share: float = 0.5,
-        prefetch: int = 4,
+        prefetch: int = PREFETCH,
         workers: int = 1,
         light: float = 0.0,
-        cache_bytes: int = 1 << 30,
+        cache_bytes: int = CACHE_BYTES,
         pixels: Sequence[np.ndarray] | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("workers", workers)):
@@ -83,7 +90,7 @@ class TrainingBatches:
         self._prefetch = prefetch
         self._workers = workers
         self.light = light
-        self._versions = _LIGHTS if light > 0 else 1
+        self._versions = versions(light)
         self._given = pixels
         self._cache: dict[int, np.ndarray] = {}
         self._cache_room = cache_bytes

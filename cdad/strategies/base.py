@@ -26,6 +26,8 @@ class Strategy:
 
     #: The trainer's loss has a term for a teacher.
     distils = False
+    #: Blocks of the size of all parameters that it holds while a later task runs.
+    kept_blocks = 0
 
     def __init__(self, config: ContinualConfig):
         self.config = config

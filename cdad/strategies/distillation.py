@@ -13,6 +13,7 @@ class Distill(Strategy):
     noised latents, is the target of a second term, ``strength * mse``. The old weights are kept while a task runs."""
 
     distils = True
+    kept_blocks = 1
 
     def __init__(self, config):
         super().__init__(config)

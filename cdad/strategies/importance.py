@@ -30,6 +30,7 @@ class QuadraticPenalty(Strategy):
 
     #: The paper's penalty in units of half of the weighted square.
     pull = 1.0
+    kept_blocks = 2
 
     def __init__(self, config):
         super().__init__(config)
@@ -92,6 +93,7 @@ class SI(QuadraticPenalty):
     moved against its gradient, are set to zero as in the authors' code: a penalty on them would push the weight away."""
 
     pull = 2.0  # the paper's surrogate loss has no 1/2
+    kept_blocks = 3
 
     def __init__(self, config):
         super().__init__(config)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _core
 from ..bfloat16 import from_bfloat16, to_bfloat16
+from ..config import Config
 from .base import Strategy
 
 # What float32 can keep: a basis that is less orthonormal is made so again.
@@ -33,11 +34,17 @@ class CDAD(Strategy):
     def ready(self) -> bool:
         return bool(self.bases)
 
+    @staticmethod
+    def moves_everywhere(config: Config) -> bool:
+        """Whether a new task gets every direction off the bases. Without a condition the denoiser may read noise alone, and no
+        task has directions of its own."""
+        c = config.continual
+        return c.free_gamma >= 1 or c.projection == "gradient" or config.condition == "none"
+
     def before_task(self, model, classes, index, step, progress):
         if index == 0:
             return
-        # Without a condition the denoiser may read noise alone, and no task has directions of its own.
-        whole = self.config.free_gamma >= 1 or self.config.projection == "gradient" or model.config.condition == "none"
+        whole = self.moves_everywhere(model.config)
         if step == 0 and not whole:
             found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
             self._free = {name: np.ascontiguousarray(U[:, self._width(name) :]) for name, (U, _, _) in found.items()}

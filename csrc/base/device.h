@@ -16,6 +16,7 @@ struct cdad_device {
     const char *name; /* "emulated", "cuda:0" */
     const char *text; /* for people: "NVIDIA H100 80GB HBM3" */
     const struct cdad_kernels *kernels;
+    int is_planned; /* memory has addresses and sizes, and holds nothing: nothing runs there (kernels/planned.c) */
 
     /* CDAD_ALIGN-aligned; `bytes` 0 gives a valid pointer. Nothing queued may use what is released. */
     cdad_status (*alloc)(cdad_device *d, void **out, int64_t bytes, cdad_error *err);

@@ -246,6 +246,13 @@ cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn,
     return cdad_program_tap(s->unet, in_unet, fn, arg, err);
 }
 
-int64_t cdad_sampler_arena_bytes(const cdad_sampler *s) {
-    return (s->condition ? cdad_program_arena_bytes(s->condition) : 0) + cdad_program_arena_bytes(s->unet);
+static int64_t bytes_of(const cdad_program *p) {
+    return p ? cdad_program_arena_bytes(p) + cdad_program_scratch_bytes(p) : 0;
+}
+
+int64_t cdad_sampler_bytes(const cdad_sampler *s) { return bytes_of(s->condition) + bytes_of(s->unet); }
+
+void cdad_sampler_flops(const cdad_sampler *s, double *condition, double *unet) {
+    *condition = s->condition ? cdad_program_flops(s->condition) : 0.0;
+    *unet = cdad_program_flops(s->unet);
 }

@@ -44,6 +44,8 @@ const cdad_node *cdad_sampler_weight_node(const cdad_sampler *s, const char *par
 /* Feeds fn with the input of every node that reads the weight, at every run; fn NULL removes the tap. */
 CDAD_MUST_USE cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn, void *arg,
                                            cdad_error *err);
-int64_t cdad_sampler_arena_bytes(const cdad_sampler *s);
+int64_t cdad_sampler_bytes(const cdad_sampler *s); /* arenas and scratch */
+/* Operations of the products, of the condition and of an evaluation of the U-Net. */
+void cdad_sampler_flops(const cdad_sampler *s, double *condition, double *unet);
 
 #endif

@@ -121,6 +121,14 @@ static cdad_status select_nodes(cdad_program *p, unsigned char *kept, int64_t n_
     return cdad_alloc_zero((void **)&p->taps, p->n_steps * (int64_t)sizeof *p->taps, err);
 }
 
+/* Of the inputs and outputs of a node; absent inputs have ndim -1. */
+static void shapes_of(const cdad_graph *g, const cdad_node *node, cdad_shape *in, cdad_shape *out) {
+    for (int i = 0; i < node->n_in; i++)
+        in[i] = node->in[i] == CDAD_NONE ? (cdad_shape){.ndim = -1} : g->values[node->in[i]].shape;
+    for (int j = 0; j < node->op->n_out; j++)
+        out[j] = g->values[node->out[j]].shape;
+}
+
 /* The most scratch that a step wants with these kernels and so many threads. */
 static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
     const cdad_graph *g = p->g;
@@ -133,10 +141,7 @@ static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_e
         if (!node->op->scratch)
             continue;
         cdad_shape in[CDAD_MAX_INPUTS], out[CDAD_MAX_OUTPUTS];
-        for (int i = 0; i < node->n_in; i++)
-            in[i] = node->in[i] == CDAD_NONE ? (cdad_shape){.ndim = -1} : g->values[node->in[i]].shape;
-        for (int j = 0; j < node->op->n_out; j++)
-            out[j] = g->values[node->out[j]].shape;
+        shapes_of(g, node, in, out);
         const cdad_infer args = {.n_in = node->n_in, .in = in, .attr = node->attr, .out = out};
         const int64_t bytes = node->op->scratch(&args, ctx->kernels, threads);
         if (bytes > most)
@@ -379,6 +384,12 @@ cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn,
     return CDAD_OK;
 }
 
+/* Operations of the products of a node with these shapes. */
+static double flops_of(const cdad_node *node, const cdad_shape *in, cdad_shape *out) {
+    const cdad_infer args = {.n_in = node->n_in, .in = in, .attr = node->attr, .out = out};
+    return node->op->flops ? node->op->flops(&args) : 0.0;
+}
+
 /* Adds what a node did to the context's profile. */
 static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad_context *ctx, const cdad_call *call,
                           double start, cdad_error *err) {
@@ -398,9 +409,7 @@ static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad
     elements += call->sum ? cdad_shape_count(&out[0]) : 0;
     event.bytes = elements * (int64_t)sizeof(float);
     cdad_shape_text(&out[0], event.shape);
-    if (node->op->flops)
-        event.flops = node->op->flops(
-            &(cdad_infer){.n_in = call->n_in, .in = call->in_shape, .attr = call->attr, .out = out});
+    event.flops = flops_of(node, call->in_shape, out);
     return cdad_profile_add(ctx->profile, &event, err);
 }
 
@@ -487,6 +496,7 @@ static cdad_status hand_over(const cdad_program *p, int64_t t, int64_t *next, co
 cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
     CDAD_FAIL_IF(ctx->device != p->device, err, CDAD_INVALID, "a program that was planned for %s runs on %s",
                  p->device ? p->device->name : "cpu", ctx->device ? ctx->device->name : "cpu");
+    CDAD_FAIL_IF(p->device && p->device->is_planned, err, CDAD_INVALID, "nothing runs on the device '%s'", p->device->name);
     for (int64_t v = 0; v < p->n_values; v++) {
         const cdad_value_info *info = &p->g->values[v];
         if (p->places[v].used && (info->kind == CDAD_VALUE_INPUT || info->kind == CDAD_VALUE_PARAM ||
@@ -515,4 +525,16 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
 
 int64_t cdad_program_arena_bytes(const cdad_program *p) { return p->arena_bytes; }
 int64_t cdad_program_scratch_bytes(const cdad_program *p) { return p->scratch_bytes; }
+
+double cdad_program_flops(const cdad_program *p) {
+    cdad_shape in[CDAD_MAX_INPUTS], out[CDAD_MAX_OUTPUTS];
+    double sum = 0.0;
+    for (int64_t t = 0; t < p->n_steps; t++) {
+        const cdad_node *node = &p->g->nodes[p->steps[t].node];
+        shapes_of(p->g, node, in, out);
+        sum += flops_of(node, in, out);
+    }
+    return sum;
+}
+
 int64_t cdad_program_nodes(const cdad_program *p) { return p->n_steps; }

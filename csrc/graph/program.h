@@ -57,6 +57,8 @@ CDAD_MUST_USE cdad_status cdad_program_run(cdad_program *p, const cdad_context *
 /* Peak bytes of the arena and of scratch, known before the run. */
 int64_t cdad_program_arena_bytes(const cdad_program *p);
 int64_t cdad_program_scratch_bytes(const cdad_program *p);
+/* Floating-point operations of the products of a run, those of convolutions counted as direct sums. */
+double cdad_program_flops(const cdad_program *p);
 int64_t cdad_program_nodes(const cdad_program *p);
 
 #endif

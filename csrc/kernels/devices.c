@@ -15,6 +15,8 @@ cdad_status cdad_device_open(const char *name, const char *folders, cdad_device 
     *out = NULL;
     if (strcmp(name, "cpu") == 0)
         return CDAD_OK;
+    if (strcmp(name, "planned") == 0)
+        return cdad_planned_open(out, err);
     if (strcmp(name, "emulated") == 0)
         return cdad_emulated_open(out, err);
     if (strcmp(name, "cuda") == 0)

@@ -1,4 +1,4 @@
-/* The devices that there are: the host, an emulated one for tests, and CUDA's. */
+/* The devices that there are: the host, one for planning, an emulated one for tests, and CUDA's. */
 #ifndef CDAD_KERNELS_DEVICES_H
 #define CDAD_KERNELS_DEVICES_H
 
@@ -7,7 +7,7 @@
 #include "base/device.h"
 #include "kernels/cuda/entry.h"
 
-/* "cpu" (*out is NULL), "emulated", "cuda" or "cuda:N". A device is opened at its first use and stays. CDAD_INVALID: no
+/* "cpu" (*out is NULL), "planned", "emulated", "cuda" or "cuda:N". A device is opened at its first use and stays. CDAD_INVALID: no
  * such name; CDAD_NO_DEVICE: it is not there, and the message says why. folders: of cuBLAS, see cdad_cuda_table. */
 CDAD_MUST_USE cdad_status cdad_device_open(const char *name, const char *folders, cdad_device **out, cdad_error *err);
 
@@ -18,6 +18,10 @@ CDAD_MUST_USE cdad_status cdad_cuda_load(const cdad_cuda_table **out, char *path
 /* The CPU's kernels behind the device's interface (kernels/emulated.c). Its memory has addresses that the host may
  * neither read nor write, and its kernels take no others: what mixes them up fails in tests, without a GPU. */
 CDAD_MUST_USE cdad_status cdad_emulated_open(cdad_device **out, cdad_error *err);
+
+/* A device that stores nothing, with the host's kernels (kernels/planned.c). Models are made there as on any other device, and
+ * tell what memory they would take; a program does not run there. */
+CDAD_MUST_USE cdad_status cdad_planned_open(cdad_device **out, cdad_error *err);
 
 /* Bytes that are allocated on the emulated device. */
 int64_t cdad_emulated_bytes(void);

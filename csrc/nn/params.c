@@ -91,6 +91,8 @@ cdad_status cdad_params_allocate(cdad_params *p, uint64_t seed, cdad_error *err)
     int64_t bytes = 0;
     CDAD_TRY(cdad_size_mul(p->total, sizeof(float), &bytes, err));
     CDAD_TRY(cdad_device_alloc_zero(p->device, (void **)&p->values, bytes, err));
+    if (p->device && p->device->is_planned)
+        return CDAD_OK;
     if (p->device)
         return initialise_device(p, seed, err);
     for (int64_t i = 0; i < p->n; i++)

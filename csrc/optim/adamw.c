@@ -137,8 +137,10 @@ cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *err) {
     return CDAD_OK;
 }
 
-/* Scratch for the projections and, where gradients come one by one, for the largest of those that are projected. */
-static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, int one_by_one, cdad_error *err) {
+/* Scratch for the projections and, after them, where gradients come one by one, for the largest of those that are projected. */
+static cdad_status plan_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *after, int64_t *bytes_out,
+                                cdad_error *err) {
+    const int one_by_one = !(o->config.clip_norm > 0);
     int64_t most = 0, largest = 0;
     for (int64_t i = 0; i < o->params->n; i++) {
         const cdad_param *p = &o->params->items[i];
@@ -151,8 +153,19 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, i
         most = bytes > most ? bytes : most;
         largest = p->count > largest ? p->count : largest;
     }
-    o->update_offset = cdad_align_up(most);
-    most = o->update_offset + (one_by_one ? largest * (int64_t)sizeof(float) : 0);
+    *after = cdad_align_up(most);
+    *bytes_out = *after + (one_by_one ? largest * (int64_t)sizeof(float) : 0);
+    return CDAD_OK;
+}
+
+cdad_status cdad_optimizer_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *bytes, cdad_error *err) {
+    int64_t after;
+    return plan_scratch(o, ctx, &after, bytes, err);
+}
+
+static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, cdad_error *err) {
+    int64_t most;
+    CDAD_TRY(plan_scratch(o, ctx, &o->update_offset, &most, err));
     if (most <= o->scratch_bytes)
         return CDAD_OK;
     cdad_device_free(ctx->device, o->scratch);
@@ -273,7 +286,7 @@ cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, dou
     CDAD_FAIL_IF(o->config.clip_norm > 0, err, CDAD_INVALID, "clipping wants all gradients at once");
     o->squares = 0.0;
     o->lr_scale = lr_scale;
-    return reserve_scratch(o, ctx, 1, err);
+    return reserve_scratch(o, ctx, err);
 }
 
 cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
@@ -308,7 +321,7 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
     o->squares = 0.0;
     o->lr_scale = lr_scale;
-    CDAD_TRY(reserve_scratch(o, ctx, 0, err));
+    CDAD_TRY(reserve_scratch(o, ctx, err));
     for (int64_t i = 0; i < params->n; i++) {
         if (o->protection[i].frozen)
             continue;

@@ -76,6 +76,10 @@ CDAD_MUST_USE cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *er
  * the first call. */
 CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err);
 
+/* Bytes of scratch that a step takes with what is protected now. */
+CDAD_MUST_USE cdad_status cdad_optimizer_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *bytes,
+                                                 cdad_error *err);
+
 /* One step with learning rate config.lr * lr_scale from o->grads, which are overwritten. *grad_norm is the norm
  * before clipping. A gradient that is not finite fails with its parameter's name and changes nothing. */
 CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,

@@ -39,6 +39,7 @@ PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data);
 PyObject *cdad_py_download(cdad_device *device, const cdad_shape *shape, int type, const void *data, int written);
 /* A tuple of ints or an int -> a shape. */
 int cdad_py_shape(PyObject *o, cdad_shape *shape);
+PyObject *cdad_py_shape_tuple(const cdad_shape *s); /* and back */
 
 static inline float *cdad_py_data(PyArrayObject *a) { return a ? (float *)PyArray_DATA(a) : NULL; }
 

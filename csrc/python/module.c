@@ -165,6 +165,13 @@ PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data) {
     return a;
 }
 
+PyObject *cdad_py_shape_tuple(const cdad_shape *s) {
+    PyObject *tuple = PyTuple_New(s->ndim);
+    for (int i = 0; tuple && i < s->ndim; i++)
+        PyTuple_SetItem(tuple, i, PyLong_FromLongLong(s->dim[i]));
+    return tuple;
+}
+
 int cdad_py_shape(PyObject *o, cdad_shape *shape) {
     PyObject *list = PyLong_Check(o) ? PyTuple_Pack(1, o) : PySequence_Tuple(o);
     if (!list)

@@ -150,11 +150,7 @@ static PyObject *graph_shape(PyObject *o, PyObject *arg) {
         return NULL;
     if (v < 0 || v >= self->g->n_values)
         return PyErr_Format(PyExc_ValueError, "%ld is no value of this graph", v);
-    const cdad_shape *s = cdad_graph_shape(self->g, (cdad_value)v);
-    PyObject *result = PyTuple_New(s->ndim);
-    for (int i = 0; result && i < s->ndim; i++)
-        PyTuple_SetItem(result, i, PyLong_FromLongLong(s->dim[i]));
-    return result;
+    return cdad_py_shape_tuple(cdad_graph_shape(self->g, (cdad_value)v));
 }
 
 static PyObject *graph_backward(PyObject *o, PyObject *args) {

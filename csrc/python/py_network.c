@@ -328,6 +328,26 @@ static PyObject *network_arena_bytes(PyObject *o, void *unused) {
                                cdad_program_scratch_bytes(((py_network *)o)->program));
 }
 
+static PyObject *network_flops(PyObject *o, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(cdad_program_flops(((py_network *)o)->program));
+}
+
+static PyObject *network_output_shapes(PyObject *o, void *unused) {
+    const py_network *self = (py_network *)o;
+    PyObject *shapes = PyTuple_New(self->spec.n_out);
+    (void)unused;
+    for (int j = 0; shapes && j < self->spec.n_out; j++) {
+        PyObject *shape = cdad_py_shape_tuple(cdad_graph_shape(self->graph, self->spec.out[j]));
+        if (!shape) {
+            Py_CLEAR(shapes);
+            break;
+        }
+        PyTuple_SetItem(shapes, j, shape);
+    }
+    return shapes;
+}
+
 static PyMethodDef network_methods[] = {
     {"run", network_run, METH_VARARGS, "run($self, /, *arrays)\n--\n\nRuns the network; returns a tuple of float32 "
                                        "arrays. The GIL is released."},
@@ -335,6 +355,8 @@ static PyMethodDef network_methods[] = {
 
 static PyGetSetDef network_getset[] = {
     {"memory_bytes", network_arena_bytes, NULL, "Arena and scratch in bytes, known before the run.", NULL},
+    {"output_shapes", network_output_shapes, NULL, "The shapes of what run() returns.", NULL},
+    {"flops", network_flops, NULL, "Operations of the products of a run.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot network_slots[] = {

@@ -52,10 +52,7 @@ static PyObject *params_shapes(PyObject *o, PyObject *unused) {
     const cdad_params *p = ((cdad_py_params *)o)->params;
     PyObject *dict = PyDict_New();
     for (int64_t i = 0; dict && i < p->n; i++) {
-        const cdad_shape *s = &p->items[i].shape;
-        PyObject *shape = PyTuple_New(s->ndim);
-        for (int k = 0; shape && k < s->ndim; k++)
-            PyTuple_SetItem(shape, k, PyLong_FromLongLong(s->dim[k]));
+        PyObject *shape = cdad_py_shape_tuple(&p->items[i].shape);
         if (!shape || PyDict_SetItemString(dict, p->items[i].name, shape) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(shape);
@@ -122,6 +119,11 @@ static PyObject *params_allocated(PyObject *o, void *unused) {
     return PyBool_FromLong(((cdad_py_params *)o)->params->values != NULL);
 }
 
+static PyObject *params_memory(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong((long long)((cdad_py_params *)o)->params->total * (long long)sizeof(float));
+}
+
 static PyMethodDef params_methods[] = {
     {"allocate", params_allocate, METH_O,
      "allocate($self, seed, /)\n--\n\nAllocates and initialises all registered parameters; values depend on (seed, "
@@ -137,6 +139,7 @@ static PyObject *params_device(PyObject *o, void *unused) {
 
 static PyGetSetDef params_getset[] = {
     {"device", params_device, NULL, "Where the parameters lie.", NULL},
+    {"memory_bytes", params_memory, NULL, "Bytes of all parameters.", NULL},
     {"allocated", params_allocated, NULL, "Whether the parameters have memory.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

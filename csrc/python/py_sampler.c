@@ -216,7 +216,14 @@ static PyObject *sampler_start(PyObject *o, PyObject *args, PyObject *kwargs) {
 
 static PyObject *sampler_memory(PyObject *o, void *unused) {
     (void)unused;
-    return PyLong_FromLongLong(cdad_sampler_arena_bytes(((py_sampler *)o)->sampler));
+    return PyLong_FromLongLong(cdad_sampler_bytes(((py_sampler *)o)->sampler));
+}
+
+static PyObject *sampler_flops(PyObject *o, void *unused) {
+    double condition, unet;
+    (void)unused;
+    cdad_sampler_flops(((py_sampler *)o)->sampler, &condition, &unet);
+    return Py_BuildValue("(dd)", condition, unet);
 }
 
 static void collector_dealloc(PyObject *o) {
@@ -451,7 +458,10 @@ static PyMethodDef sampler_methods[] = {
      "start($self, latent, streams, seed, steps=10, skip=0)\n--\n\nx_T = q_sample(latent, T-1) with the noise of "
      "(seed, streams[i])."},
     {NULL, NULL, 0, NULL}};
-static PyGetSetDef sampler_getset[] = {{"memory_bytes", sampler_memory, NULL, "Arena bytes.", NULL},
+static PyGetSetDef sampler_getset[] = {{"memory_bytes", sampler_memory, NULL, "Arenas and scratch in bytes, known before the run.", NULL},
+                                       {"flops", sampler_flops, NULL,
+                                        "(condition, U-Net): operations of the products of a batch's condition, and of one "
+                                        "evaluation of the U-Net.", NULL},
                                        {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot sampler_slots[] = {
     {Py_tp_new, sampler_new},

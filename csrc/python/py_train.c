@@ -572,16 +572,27 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
 
 static PyObject *trainer_memory(PyObject *o, void *unused) {
     (void)unused;
-    const cdad_trainer *t = ((py_trainer *)o)->trainer;
-    const cdad_optimizer *opt = cdad_trainer_optimizer(((py_trainer *)o)->trainer);
-    const cdad_params *params = ((py_trainer *)o)->params->params;
+    const py_trainer *self = (py_trainer *)o;
+    const cdad_trainer *t = self->trainer;
+    const cdad_optimizer *opt = cdad_trainer_optimizer(t);
+    const cdad_params *params = self->params->params;
     const long long block = (long long)params->total * (long long)sizeof(float);
-    return Py_BuildValue("{s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
-                         (long long)cdad_trainer_scratch_bytes(t), "parameters", block, "optimizer",
+    const cdad_context ctx = cdad_py_context(device_of(self));
+    int64_t scratch = 0;
+    cdad_error err = {0};
+    if (opt && cdad_optimizer_scratch(opt, &ctx, &scratch, &err) != CDAD_OK)
+        return cdad_py_raise(&err);
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
+                         (long long)(cdad_trainer_scratch_bytes(t) + scratch), "parameters", block, "gradients",
+                         opt && opt->grads ? block : 0LL, "optimizer",
                          !opt ? 0LL
-                              : block * ((opt->ema != NULL) + (opt->grads != NULL)) +
-                                    (long long)(cdad_moment_bytes(params, opt->m.format) +
-                                                cdad_moment_bytes(params, opt->v.format)));
+                              : block * (opt->ema != NULL) + (long long)(cdad_moment_bytes(params, opt->m.format) +
+                                                                         cdad_moment_bytes(params, opt->v.format)));
+}
+
+static PyObject *trainer_flops(PyObject *o, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(cdad_trainer_flops(((py_trainer *)o)->trainer));
 }
 
 static PyMethodDef trainer_methods[] = {
@@ -625,8 +636,10 @@ static PyMethodDef trainer_methods[] = {
 static PyGetSetDef trainer_getset[] = {
     {"n_steps", trainer_get_counter, trainer_set_counter, "Finished steps; fixes the noise of the next.", NULL},
     {"age", trainer_get_counter, trainer_set_counter, "Steps since the moments were last forgotten.", (void *)1},
-    {"memory_bytes", trainer_memory, NULL, "{arena, scratch, parameters, optimizer}: bytes, known before a step.",
-     NULL},
+    {"memory_bytes", trainer_memory, NULL,
+     "{arena, scratch, parameters, gradients, optimizer}: bytes, known before a step; gradients: where all are held at once; "
+     "optimizer: moments and moving average.", NULL},
+    {"flops", trainer_flops, NULL, "Operations of the products of a step, but for a teacher's and the projections'.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot trainer_slots[] = {

@@ -1,4 +1,5 @@
-/* The emulated device: a program runs there to the host's bits, what mixes up the two memories is told, and all is freed. */
+/* The emulated device: a program runs there to the host's bits, what mixes up the two memories is told, and all is freed.
+ * The planned device: sizes are the host's, and nothing runs. */
 #include <stddef.h>
 
 #include "continual/stream.h"
@@ -73,6 +74,34 @@ static void stream_on(const cdad_context *ctx) {
     cdad_stream_free(s);
 }
 
+/* A program is planned without memory, tells its sizes, and does not run; what is written there is lost. */
+static void plan_on(const cdad_context *host) {
+    static const float given[6];
+    cdad_device *device = NULL;
+    cdad_program *p = NULL, *there = NULL;
+    void *large = NULL, *other = NULL;
+    float got;
+    CHECK_OK(cdad_device_open("planned", "", &device, err));
+    if (!device)
+        return;
+    const cdad_context ctx = {.kernels = device->kernels, .device = device, .host_kernels = host->kernels};
+    CHECK_OK(cdad_program_new(&p, g, 1, &z, NULL, host, err));
+    CHECK_OK(cdad_program_new(&there, g, 1, &z, NULL, &ctx, err));
+    CHECK(cdad_program_arena_bytes(there) == cdad_program_arena_bytes(p), "another arena");
+    CHECK_OK(cdad_program_feed(there, x, given, err));
+    CHECK_FAILS(CDAD_INVALID, "nothing runs on the device 'planned'", cdad_program_run(there, &ctx, err));
+    cdad_program_free(p);
+    cdad_program_free(there);
+    CHECK_OK(cdad_device_alloc_zero(device, &large, INT64_C(1) << 42, err)); /* more than any machine has */
+    CHECK_OK(cdad_device_alloc(device, &other, 0, err));
+    CHECK(large && other && large != other, "addresses");
+    CHECK_OK(cdad_device_copy(device, other, large, 4, err));
+    CHECK_FAILS(CDAD_INVALID, "only planned", cdad_device_download(device, &got, large, 4, err));
+    cdad_device_free(device, large);
+    cdad_device_free(device, other);
+    CHECK_FAILS(CDAD_SHAPE, "an allocation of -1", cdad_device_alloc(device, &other, -1, err));
+}
+
 int cdad_test_devices(void) {
     cdad_device *device = NULL, *none = NULL;
     float want[10], got[10];
@@ -102,6 +131,7 @@ int cdad_test_devices(void) {
     CHECK_OK(cdad_program_new(&p, g, 1, &y, NULL, &there, err));
     CHECK_FAILS(CDAD_INVALID, "planned for emulated runs on cpu", cdad_program_run(p, &host, err));
     cdad_program_free(p);
+    plan_on(&host);
     for (int64_t n = 1; n < 20; n++) { /* each allocation fails once, the device's too */
         cdad_alloc_fail_after(n);
         (void)!run_on(&there, got, NULL);

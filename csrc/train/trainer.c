@@ -53,6 +53,8 @@ int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) {
     return cdad_program_scratch_bytes(t->program) + (t->teacher ? cdad_program_scratch_bytes(t->teacher) : 0);
 }
 
+double cdad_trainer_flops(const cdad_trainer *t) { return cdad_program_flops(t->program); }
+
 /* Where the optimiser's block holds the gradient of parameter i. */
 static float *gradient_block(const cdad_trainer *t, int64_t i) {
     return t->optimizer->grads + t->params->items[i].offset;

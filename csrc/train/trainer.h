@@ -51,5 +51,6 @@ CDAD_MUST_USE cdad_status cdad_trainer_teach(cdad_trainer *t, const float *weigh
 
 int64_t cdad_trainer_arena_bytes(const cdad_trainer *t);
 int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t);
+double cdad_trainer_flops(const cdad_trainer *t); /* of the products of a step, but for a teacher's and the projections' */
 
 #endif

@@ -1,0 +1,269 @@
+"""What a run would take: memory by purpose, the size of a checkpoint, operations and an estimate of time, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .config import Config, preset
+from .data.loader import CACHE_BYTES, PREFETCH, versions
+from .model import ContinualModel
+from .profile import profile_prediction, profile_training
+from .strategies import CDAD
+
+# Of the width: the directions that a new task gets beside the bases. Real products take 2.6 and 3.3 % (benchmarks/RESULTS.md).
+_OWN_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight: ``bytes`` of its values; ``method`` and ``stream_bytes`` of what accumulates its input features of ``width``
+    (0 bytes: it shares another weight's), None where the strategy collects none."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    width: int
+    method: str | None
+    stream_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``memory``: {phase: {part: bytes}}; a phase's sum is what the process grows by until then:
+
+    =============== ======================================================================================
+    ``training``    steps of the first task
+    ``calibrating`` the scores after a task, and testing within a run
+    ``collecting``  significant representations after a task, of strategies that keep some
+    ``increment``   steps of the second task: bases and the task's own directions too
+    ``prediction``  of images by a loaded model
+    =============== ======================================================================================
+
+    Parts: ``weights``; ``gradients``, where all are held at once; ``moments``, with the moving average; ``activations``, the
+    arena of a step; ``scratch`` of its kernels and projections; ``sampler``, ``encode``, ``decode`` and ``compare``, arenas and
+    scratch of drawing and scoring; ``autoencoder`` and ``backbone``, their weights; ``data``, decoded images and latents;
+    ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``;
+    ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
+
+    ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step`` and of an ``image``
+    that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
+    and an ``image``, or None. ``assumed``: what the plan supposes."""
+
+    preset: str
+    batch_size: int
+    scoring_batch_size: int
+    threads: int
+    assumed: dict[str, float]
+    memory: dict[str, dict[str, int]]
+    checkpoint: int
+    flops: dict[str, float]
+    layers: tuple[Layer, ...]
+    seconds: dict[str, float] | None
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """Bytes of each phase."""
+        return {phase: sum(parts.values()) for phase, parts in self.memory.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return dataclasses.asdict(self) | {"peak": self.peak}
+
+
+def plan(
+    config: Config | str = "small",
+    *,
+    images: int = 300,
+    classes: int = 1,
+    rank_share: float = 0.5,
+    layers: int = 10,
+    time: bool = False,
+) -> Plan:
+    """What a run of the configuration, or of the preset of that name, would take on the CPU, without any weights or arenas.
+
+    The sizes are those that the core's own objects tell (`ContinualModel.memory_bytes`), made on a device without memory.
+    Beside them a process holds Python and its libraries, some 80 MiB.
+    ``images``: training images of a task, of so many ``classes``. ``rank_share``: of their width that bases of one task are
+    supposed to take, unless a sketch or ``continual.max_rank_share`` allows less: ranks are known only after a task.
+    ``layers``: how many of the largest weights are listed. ``time``: measure a part of the network on this machine for some
+    seconds, and estimate. ValueError: an argument out of its range.
+    """
+    if isinstance(config, str):
+        config = preset(config)
+    for name, value in (("images", images), ("classes", classes)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; at least 1 is wanted")
+    if not 0 < rank_share <= 1:
+        raise ValueError(f"rank_share is {rank_share}; 0 < share <= 1 is wanted")
+    rank_share = min(rank_share, config.continual.max_rank_share)
+    model = ContinualModel(config, device="planned", _load_weights=False)
+    for programs in (*model.autoencoder.programs, model._samplers, model.features.programs):
+        programs.single  # noqa: B018 - compiled now, as a run that is not of whole batches alone does
+    parts, shapes = model.memory_bytes, model.params.shapes()
+    streams = _streams(model, images, classes)
+    bases, directions = _subspaces(model, streams, rank_share)
+    held = {"weights": parts["parameters"], "gradients": parts["gradients"], "moments": parts["optimizer"]}
+    held |= {name: parts[name] for name in ("autoencoder", "encode")}
+    scoring = {name: parts[name] for name in ("decode", "sampler", "backbone", "compare")}
+    step = held | {"activations": parts["arena"], "scratch": parts["scratch"], "data": _data(config, images)}
+    training = step | {"batches": _batches(config), "images": _encoded_arrays(config)}
+    kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
+    scored = {"images": _prediction_arrays(model)}
+    memory = {
+        "training": training,
+        "calibrating": step | scoring | scored,
+        "collecting": step | scoring | {"streams": sum(size for *_, size in streams.values())},
+        "increment": training | {"scratch": model.memory_bytes["scratch"]} | kept,
+        "prediction": held | scoring | scored,
+    }
+    if streams:  # the core's bases, and NumPy's that they are copied to
+        memory["collecting"] |= {"bases": 2 * bases, "solving": _solving(streams)}
+    else:
+        del memory["collecting"]
+    flops = {"step": model._trainer.flops, "image": _image_flops(model)}
+    return Plan(
+        preset=config.preset,
+        batch_size=config.training.batch_size,
+        scoring_batch_size=config.scoring.batch_size,
+        threads=_core.get_threads(),
+        assumed={"images": images, "classes": classes, "rank_share": rank_share},
+        memory={phase: {name: size for name, size in of.items() if size} for phase, of in memory.items()},
+        checkpoint=_checkpoint(model, shapes, bases, classes),
+        flops=flops,
+        layers=_largest(shapes, streams, layers),
+        seconds=_seconds(config, flops, parts, classes) if time else None,
+    )
+
+
+def _streams(model: ContinualModel, images: int, classes: int) -> dict[str, tuple[int, str, int, int]]:
+    """`_core.Collector.plan` of a task; {} where the strategy keeps no bases."""
+    if not isinstance(model.strategy, CDAD):
+        return {}
+    c = model.config.continual
+    return model._collector(classes * min(c.images, -(-images // classes)), c.gamma).plan()
+
+
+def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, int]], rank_share: float) -> tuple[int, int]:
+    """Bytes of the bases and of the directions in which a later task moves weights, in which the trainer moves them then."""
+    if not streams:
+        return 0, 0
+    c, whole = model.config.continual, CDAD.moves_everywhere(model.config)
+    ranks = {name: max(1, min(int(rank_share * d), most)) for name, (d, _, most, _) in streams.items()}
+    # On the planned device nobody reads directions: all weights' are the same untouched memory.
+    widest = max(d for d, *_ in streams.values())
+    memory = np.empty(widest * widest, np.float32)
+    bases = directions = 0
+    for name, (d, *_) in streams.items():
+        k, own = ranks[name], max(1, int(_OWN_SHARE * d))
+        if whole:
+            own = d - k if c.projection == "update" else min(k, d - k)
+        if own:
+            model._trainer.confine(name, memory[: d * own].reshape(d, own))
+        bases += 4 * d * k
+        if c.projection == "update" or own < k:  # else gradients go off the basis itself
+            directions += 4 * d * own
+    return bases if c.basis_dtype == "float32" else bases + bases // 2, directions
+
+
+def _image_bytes(config: Config) -> int:
+    """Of an image as float32 [H,W,3]."""
+    return 12 * config.image_size**2
+
+
+def _data(config: Config, images: int) -> int:
+    """What a task keeps of its images: 8-bit pixels as far as the cache goes, and latents."""
+    pixels = _image_bytes(config) // 4
+    latents = images * versions(config.training.light) * _latent_bytes(config)
+    return min(images, CACHE_BYTES // pixels) * pixels + latents
+
+
+def _latent_bytes(config: Config) -> int:
+    return 4 * config.latent_size**2 * config.autoencoder.latent_channels
+
+
+def _batches(config: Config) -> int:
+    """Clean and perturbed images of the batches made ahead, and of the one in use."""
+    return (PREFETCH + 1) * config.training.batch_size * (2 * _image_bytes(config) + _latent_bytes(config))
+
+
+def _encoded_arrays(config: Config) -> int:
+    """Of the images that are encoded before a task's steps, four batches at a time, this and the next; malloc keeps it."""
+    return 2 * 4 * config.scoring.batch_size * _image_bytes(config)
+
+
+def _prediction_arrays(model: ContinualModel) -> int:
+    """Of `ContinualModel.predict`, which takes four batches at a time: this and the next chunk's images, x^ and x- of every
+    noise, both as the backbone takes them, and distances [H,W,layers], by batches and joined."""
+    c = model.config
+    distances = 2 * 4 * c.image_size**2 * len(model.features.widths)
+    return 4 * c.scoring.batch_size * ((5 + c.scoring.noise_seeds) * _image_bytes(c) + distances)
+
+
+def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:
+    """What bases are computed in, side by side: of each of the widest streams, a matrix of its width and directions."""
+    return sum(sorted((4 * d * rank for d, _, rank, size in streams.values() if size), reverse=True)[: _core.get_threads()])
+
+
+def _image_flops(model: ContinualModel) -> float:
+    c = model.config
+    condition, unet = model._samplers.whole.flops
+    encode, decode = (programs.whole.flops for programs in model.autoencoder.programs)
+    drawn = condition + c.diffusion.evaluations * unet + decode + model.features.programs.whole.flops
+    return (encode + decode + c.scoring.noise_seeds * drawn) / c.scoring.batch_size
+
+
+def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases: int, classes: int) -> int:
+    c = model.config
+    weights = _elements(shapes.values()) + _elements(model.autoencoder.params.shapes().values())
+    weights += 2 * c.autoencoder.latent_channels + (model.context.size if model.context is not None else 0)
+    calibration = 0
+    if c.scoring.calibrate:
+        widths = model.features.widths
+        moments = sum(C * C for C in widths) if c.scoring.distance == "mahalanobis" else 0
+        calibration = c.image_size**2 + len(widths) + moments
+    if c.continual.basis_dtype != "float32":  # a file holds the narrow ones alone
+        bases //= 3
+    kept = model.strategy.kept_blocks * model.params.memory_bytes
+    average = model.params.memory_bytes if c.training.ema_decay > 0 else 0  # moments are in files within a task alone
+    return 4 * (weights + classes * calibration) + average + bases + kept
+
+
+def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _largest(shapes: dict[str, tuple[int, ...]], streams: dict[str, tuple[int, str, int, int]], n: int) -> tuple[Layer, ...]:
+    found = []
+    for name, shape in shapes.items():
+        _, method, _, size = streams.get(name, (0, None, 0, None))
+        found.append(Layer(name, shape, 4 * math.prod(shape), math.prod(shape[1:]), method, size))
+    return tuple(sorted(found, key=lambda layer: -layer.bytes)[:n])
+
+
+def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], classes: int) -> dict[str, float]:
+    """From the speed of the first two levels of the same network, one sample at a time: products by their operations, the
+    optimiser by the parameters."""
+    part = config.updated(
+        {
+            "unet.channel_mult": list(config.unet.channel_mult[:2]),
+            "unet.num_res_blocks": 1,
+            "training.batch_size": 1,
+            "scoring.batch_size": 1,
+            "diffusion.steps": 1,
+            "diffusion.skip": 0,
+            "diffusion.stop": 0,
+        }
+    )
+    training, drawing = profile_training(part, repeats=2), profile_prediction(part, repeats=1)
+    update = next(op.seconds for op in training.ops if op.name == "optimizer")
+    products = sum(op.flops for op in training.ops)
+    step = flops["step"] * (training.seconds - update) / products + update * parts["parameters"] / training.planned["parameters"]
+    image = flops["image"] * drawing.seconds / sum(op.flops for op in drawing.ops)
+    return {"step": step, "task": step * config.training.steps * classes, "image": image}

@@ -1,0 +1,173 @@
+"""The plan of a run: what it says beside what a process takes, and that planning itself takes next to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import cdad
+from cdad import ContinualModel, _core, preset
+from cdad.cli import main
+
+QUICK = {
+    "training.steps": 5,
+    "training.batch_size": 16,  # large beside what malloc keeps
+    "scoring.backbone": "autoencoder",
+    "scoring.calibration_images": 8,
+    "continual.images": 8,
+}
+
+# Prints bytes that the process grew by up to the last training step, and until a task and a prediction are done.
+RUN = """
+import json, resource, sys
+import cdad
+from cdad.profile import _resident
+config, root = cdad.preset("small").updated(json.loads(sys.argv[1])), sys.argv[2]
+data = cdad.open_dataset(root)["gear"]
+before, grown = _resident(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+told = []
+model = cdad.ContinualModel(config)
+if sys.argv[3] == "train":
+    model.fit_task([data], progress=False, callback=lambda report: told.append(grown()))
+    print(json.dumps([told[-1], grown(), sum(U.nbytes for U in model.bases.values())]))
+else:
+    model.ledger = [{"classes": ["gear"]}]
+    images = cdad.data.load_images(list(data.train) * 3, config.image_size)
+    model.calibrations["gear"] = model._calibration_of(images[:8])
+    model.predict(images[:33], "gear")
+    print(json.dumps(grown()))
+"""
+
+
+def measured(config: dict, root, what: str):
+    command = [sys.executable, "-c", RUN, json.dumps(config), str(root), what]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def root(products):
+    return products["gear"].train[0].parents[3]
+
+
+def test_memory_of_training_is_as_planned(root, products):
+    training, whole, bases = measured(QUICK, root, "train")
+    found = cdad.plan(preset("small").updated(QUICK), images=len(products["gear"].train))
+    assert training == pytest.approx(found.peak["training"], rel=0.03)
+    # But for the bases, whose ranks are known only now.
+    assert whole - 2 * bases == pytest.approx(found.peak["collecting"] - found.memory["collecting"]["bases"], rel=0.06)
+
+
+def test_memory_of_sampling_and_scoring_is_as_planned(root):
+    found = cdad.plan(preset("small").updated(QUICK))
+    assert measured(QUICK, root, "predict") == pytest.approx(found.peak["prediction"], rel=0.03)
+
+
+def test_the_published_size_is_planned_without_its_memory():
+    code = """
+import resource, time
+import cdad
+began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+plan = cdad.plan("sd15")
+assert plan.batch_size == 12 and plan.memory["training"]["weights"] > 3 << 30
+assert "gradients" not in plan.memory["training"]  # they are used one by one
+print(time.process_time() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seconds, mebibytes = map(float, done.stdout.split())
+    assert seconds < 5 and mebibytes < 100
+
+
+OTHER_BLOCKS = {"training.clip_norm": 0.0, "training.ema_decay": 0.9, "training.first_moment": "bfloat16"}
+
+
+@pytest.mark.parametrize("changes", [{}, OTHER_BLOCKS])
+def test_a_model_says_the_same(changes):
+    config = preset("tiny").updated(changes)
+    model, found = ContinualModel(config), cdad.plan(config)
+    here = model.memory_bytes
+    names = {"weights": "parameters", "moments": "optimizer", "activations": "arena"}
+    for part, name in (names | {name: name for name in ("gradients", "scratch")}).items():
+        assert found.memory["training"].get(part, 0) == here[name], part
+    model.features  # noqa: B018 - made now
+    assert set(model.memory_bytes) >= {"sampler", "encode", "decode", "compare"}
+    assert model.memory_bytes["sampler"] < found.memory["prediction"]["sampler"]  # one sample's program is not compiled yet
+
+
+def test_later_tasks_take_bases_and_directions():
+    config = preset("tiny").updated(QUICK)
+    half, tenth = (cdad.plan(config, rank_share=share) for share in (0.5, 0.1))
+    sampler = _core.Sampler(_core.Params("planned"), config.denoiser(), 8)
+    widths = [d for d, *_ in _core.Collector(sampler).plan().values()]
+    assert half.memory["increment"]["bases"] == sum(4 * d * (d // 2) for d in widths)
+    assert tenth.memory["increment"]["bases"] < half.memory["increment"]["bases"] / 4
+    assert half.memory["increment"]["directions"] == sum(4 * d * max(1, d // 20) for d in widths)
+    assert half.memory["increment"]["scratch"] >= half.memory["training"]["scratch"]
+    assert cdad.plan(config.updated({"continual.basis_dtype": "float16"})).memory["increment"]["bases"] == sum(
+        6 * d * (d // 2) for d in widths
+    )
+    finetune, ewc = (cdad.plan(config.updated({"continual.strategy": name})) for name in ("finetune", "ewc"))
+    assert "collecting" not in finetune.memory
+    assert finetune.peak["increment"] == finetune.peak["training"] < finetune.peak["calibrating"]
+    assert ewc.memory["increment"]["kept"] == 2 * ewc.memory["increment"]["weights"]
+    sketched = cdad.plan(config.updated({"continual.method": "sketch"})).memory["increment"]["bases"]
+    assert sketched == sum(4 * d * min(d // 2, 256) for d in widths) < half.memory["increment"]["bases"]
+    everywhere = cdad.plan(config.updated({"continual.free_gamma": 1.0})).memory["increment"]["directions"]
+    assert everywhere == sum(4 * d * (d - d // 2) for d in widths)
+
+
+def test_the_size_of_a_checkpoint(first_checkpoint, quick_config):
+    model = ContinualModel.load(first_checkpoint)
+    found = cdad.plan(quick_config, classes=len(model.classes))
+    real = sum(U.nbytes for U in model.bases.values())
+    expected = found.checkpoint - found.memory["increment"]["bases"] + real
+    assert os.path.getsize(first_checkpoint) == pytest.approx(expected, rel=0.01)
+
+
+def test_operations_are_those_that_a_profile_counts():
+    config = preset("tiny").updated({"scoring.backbone": "autoencoder", "scoring.calibrate": False})
+    found = cdad.plan(config)
+    assert found.flops["step"] == sum(op.flops for op in cdad.profile.profile_training(config, repeats=1).ops)
+    drawn = sum(op.flops for op in cdad.profile.profile_prediction(config, repeats=1).ops)
+    assert found.flops["image"] == pytest.approx(drawn / config.scoring.batch_size)
+
+
+def test_nothing_runs_on_the_planned_device():
+    config = preset("tiny").updated({"scoring.backbone": "autoencoder"})
+    model = ContinualModel(config, device="planned")
+    shape = (8, 64, 64, 3)
+    for use in (
+        lambda: model.autoencoder.encode(_core.random_normal(shape, 0, 0)),
+        lambda: model._trainer.step(_core.random_normal((8, 8, 8, 16), 0, 0), *2 * [_core.random_normal(shape, 0, 0)]),
+        lambda: model.params["unet.out.2.weight"],
+        lambda: model._trainer.block("m"),
+    ):
+        with pytest.raises(ValueError, match="planned"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"images": 0}, "images is 0"), ({"classes": 0}, "classes"), ({"rank_share": 1.5}, "rank_share")]
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cdad.plan("tiny", **arguments)
+
+
+def test_command(capsys):
+    assert main(["plan", "--preset", "sd15", "--batch", "12", "--set", "scoring.batch_size=1"]) == 0
+    told = capsys.readouterr().out
+    assert "activations" in told and "a checkpoint after a task" in told and "output_blocks.0.0.in_layers.2.weight" in told
+    assert main(["plan", "--preset", "tiny", "--batch", "3", "--time", "--json", "--rows", "2"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["batch_size"] == 3 and len(record["layers"]) == 2
+    assert record["peak"]["training"] == sum(record["memory"]["training"].values())
+    assert 0 < record["seconds"]["step"] < 5 and 0 < record["seconds"]["image"] < 5
+    assert main(["plan", "--preset", "tiny", "--batch", "0"]) == 1
+    assert "training.batch_size" in capsys.readouterr().err
