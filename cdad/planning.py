@@ -17,8 +17,8 @@ from .model import ContinualModel
 from .profile import profile_prediction, profile_training
 from .strategies import CDAD
 
-# Of the width: the directions that a new task gets beside the bases. Real products take 2.6 and 3.3 % (benchmarks/RESULTS.md).
-_OWN_SHARE = 0.05
+# Of the width: the directions that a new task gets beside the bases. Real products take 16 to 19 % (benchmarks/RESULTS.md).
+_OWN_SHARE = 0.18
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def plan(
         checkpoint=_checkpoint(model, shapes, bases, classes),
         flops=flops,
         layers=_largest(shapes, streams, layers),
-        seconds=_seconds(config, flops, parts, classes) if time else None,
+        seconds=_seconds(config, flops, parts, config.training.task_steps(0, classes, images)) if time else None,
     )
 
 
@@ -247,7 +247,7 @@ def _largest(shapes: dict[str, tuple[int, ...]], streams: dict[str, tuple[int, s
     return tuple(sorted(found, key=lambda layer: -layer.bytes)[:n])
 
 
-def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], classes: int) -> dict[str, float]:
+def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], steps: int) -> dict[str, float]:
     """From the speed of the first two levels of the same network, one sample at a time: products by their operations, the
     optimiser by the parameters."""
     part = config.updated(
@@ -266,4 +266,4 @@ def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], cla
     products = sum(op.flops for op in training.ops)
     step = flops["step"] * (training.seconds - update) / products + update * parts["parameters"] / training.planned["parameters"]
     image = flops["image"] * drawing.seconds / sum(op.flops for op in drawing.ops)
-    return {"step": step, "task": step * config.training.steps * classes, "image": image}
+    return {"step": step, "task": step * steps, "image": image}

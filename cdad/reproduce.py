@@ -9,7 +9,6 @@ checked against the paper's text; every run keeps every measure of every class.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from .data.records import list_folders
 from .data.visa_split import VISA_SPLIT
 from .errors import DataError
 from .model import StepReport
+from .planning import plan
 from .protocols import MVTEC_CLASSES, PROTOCOLS, VISA_CLASSES, Protocol
 from .results import CSV_NAME, compare_summaries, format_table, read_csv
 from .run import CHECKPOINT, LOSSES, check_same_run, finished_results, run_or_resume
@@ -259,7 +259,7 @@ def _class_folders(paths: Sequence[str | os.PathLike]) -> tuple[dict[Path, set[s
 
 
 def _wanted_weights(config: Config) -> dict[str, Shapes]:
-    """The parameters of each model that the configuration takes from a file; only the autoencoder's are given memory."""
+    """The parameters of each model that the configuration takes from a file."""
 
     def shapes(make: Callable[[_core.Params], object]) -> Shapes:
         params = _core.Params()
@@ -273,7 +273,7 @@ def _wanted_weights(config: Config) -> dict[str, Shapes]:
         wanted["unet"] = {name: shape for name, shape in both.items() if name.startswith("unet.")}
         wanted["clip_text"] = shapes(lambda params: text_network(params, config.text, unet.context_dim, unet.context_length))
     if config.autoencoder.kind == "vae":
-        wanted["vae"] = Autoencoder(config.autoencoder, config.image_size, 1, load=False).params.shapes()
+        wanted["vae"] = Autoencoder(config.autoencoder, config.image_size, 1, load=False, device="planned").params.shapes()
     if config.scoring.backbone in RESNETS:
         core = RESNETS[config.scoring.backbone].core_config()
         wanted["resnet"] = shapes(lambda params: _core.Network(params, "resnet", core, 1, side))
@@ -288,21 +288,6 @@ def _task_steps(config: Config, dataset: Dataset, protocol: Protocol) -> tuple[i
     trained = [protocol.seen(k) if joint else task for k, task in enumerate(protocol.tasks)]
     images = [sum(len(dataset[name].train) for name in names) for names in trained]
     return tuple(config.training.task_steps(k, len(names), images[k]) for k, names in enumerate(trained))
-
-
-def planned_bytes(config: Config) -> dict[str, int]:
-    """Bytes of what is known before a model is made; the memory of a training step's activations is not."""
-    params = _core.Params()
-    sampler = _core.Sampler(params, config.denoiser(), config.scoring.batch_size)
-    weights = 4 * sum(math.prod(shape) for shape in params.shapes().values())
-    moments = 2 if config.training.first_moment == "float32" else 1.5
-    gradients = 1 if config.training.clip_norm else 0
-    return {
-        "weights": weights,
-        "moments": int(moments * weights),
-        "gradients": gradients * weights,
-        "sampling": sampler.memory_bytes,
-    }
 
 
 def describe(reproduction: Reproduction, *, step_seconds: float | None = None) -> str:
@@ -323,14 +308,13 @@ def describe(reproduction: Reproduction, *, step_seconds: float | None = None) -
             })
             tests += (len(tasks) - k) * sum(len(data.test) for data in classes)
     config, left = reproduction.runs[0].config, reproduction.steps_left
-    memory = max((planned_bytes(run.config) for run in reproduction.runs), key=lambda planned: sum(planned.values()))
     text = [
         format_table(rows, title=f"{reproduction.name}: {reproduction.table.title}; preset {config.preset}, seed {config.seed}"),
         f"\nweights: {', '.join(_weight_files(config)) or 'none'}",
         f"time: {left} of {sum(sum(run.steps) for run in reproduction.runs)} training steps are left"
         + (f", {duration(left * step_seconds)} at {step_seconds:.3g} s each" if step_seconds else "")
         + f"; {tests} test images are scored",
-        _describe_memory(memory),
+        _describe_memory(reproduction),
         *(f"note: {note}" for note in reproduction.notes),
     ]
     return "\n".join(text)
@@ -341,11 +325,19 @@ def _weight_files(config: Config) -> list[str]:
     return list(dict.fromkeys(file for file in files if file))
 
 
-def _describe_memory(planned: Mapping[str, int]) -> str:
+def _describe_memory(reproduction: Reproduction) -> str:
+    """The phase of a run that takes most, on the CPU."""
+    most: tuple[int, str, dict[str, int]] = (0, "", {})
+    for run in reproduction.runs:
+        sizes = [(sum(len(reproduction.dataset[name].train) for name in names), len(names)) for names in run.protocol.tasks]
+        images, classes = max(sizes)
+        planned = plan(run.config, images=images, classes=classes)
+        phase = max(planned.peak, key=planned.peak.__getitem__)
+        most = max(most, (planned.peak[phase], f"{run.setting}, {run.strategy}: {phase}", planned.memory[phase]), key=lambda m: m[0])
+    total, phase, parts = most
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    parts = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in planned.items() if size)
-    total = sum(planned.values()) / 2**30
-    return f"memory in GiB: {total:.3g} ({parts}), and a training step's activations; this machine has {machine / 2**30:.3g}"
+    listed = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in parts.items() if size >= 0.01 * total)
+    return f"memory in GiB: at most {total / 2**30:.3g} ({phase}: {listed}); this machine has {machine / 2**30:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -307,8 +307,9 @@ static cdad_status open_device(int number, const char *folders, cdad_device **ou
         pthread_mutex_init(&d->handle_lock, NULL);
         pthread_mutex_init(&d->sums_lock, NULL);
         pthread_mutex_init(&d->failure_lock, NULL);
-        const cdad_device base = {d->name,         d->text,     &kernels,    device_alloc, device_release,
-                                  device_upload,   device_download, device_copy, device_zero,  device_check};
+        const cdad_device base = {d->name,        d->text,       &kernels,        0,           device_alloc,
+                                  device_release, device_upload, device_download, device_copy, device_zero,
+                                  device_check};
         d->base = base;
         status = start(d, folders, err);
         opened[number] = status == CDAD_OK;
