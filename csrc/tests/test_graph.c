@@ -86,10 +86,10 @@ static void test_backward(const cdad_context *ctx) {
     const cdad_value loss = node(g, "mse", y, zero);
     const cdad_value wanted[] = {x, unused, loss, s};
     cdad_value grads[4];
-    CHECK_FAILS(CDAD_SHAPE, "this one is [2,2]", cdad_graph_backward(g, y, 1, wanted, grads, err));
-    CHECK_FAILS(CDAD_INVALID, "the loss is no value", cdad_graph_backward(g, 99, 1, wanted, grads, err));
-    CHECK_FAILS(CDAD_INVALID, "wanted value 0", cdad_graph_backward(g, loss, 1, (cdad_value[]){99}, grads, err));
-    CHECK_OK(cdad_graph_backward(g, loss, 4, wanted, grads, err));
+    CHECK_FAILS(CDAD_SHAPE, "this one is [2,2]", cdad_graph_backward(g, y, 1, wanted, 0, grads, err));
+    CHECK_FAILS(CDAD_INVALID, "the loss is no value", cdad_graph_backward(g, 99, 1, wanted, 0, grads, err));
+    CHECK_FAILS(CDAD_INVALID, "wanted value 0", cdad_graph_backward(g, loss, 1, (cdad_value[]){99}, 0, grads, err));
+    CHECK_OK(cdad_graph_backward(g, loss, 4, wanted, 0, grads, err));
     CHECK(grads[1] == CDAD_NONE, "a gradient of what the loss does not depend on");
     cdad_program *p = NULL;
     const cdad_value outputs[] = {grads[0], grads[2], grads[3]};
@@ -108,7 +108,7 @@ static void test_backward(const cdad_context *ctx) {
     cdad_program_free(p);
 
     const cdad_value second = node(g, "mse", grads[0], zero); /* gradient ops are not differentiated again */
-    CHECK_FAILS(CDAD_INVALID, "mse_grad has no gradient", cdad_graph_backward(g, second, 1, &x, grads, err));
+    CHECK_FAILS(CDAD_INVALID, "mse_grad has no gradient", cdad_graph_backward(g, second, 1, &x, 0, grads, err));
     cdad_graph_free(g);
 }
 
@@ -193,7 +193,7 @@ static void test_random_graphs(const cdad_context *ctx, const cdad_context *othe
         if (count_of(g, target) == 1)
             target = last;
         const cdad_value loss = node(g, "mse", node(g, "silu", last, CDAD_NONE), target);
-        CHECK_OK(cdad_graph_backward(g, loss, 5, leaves, grads, err));
+        CHECK_OK(cdad_graph_backward(g, loss, 5, leaves, 0, grads, err));
         for (int i = (n = 0); i < 5; i++)
             add_output(g, grads[i], outputs, &n);
         const int64_t external = n;
@@ -236,7 +236,7 @@ static void test_handovers(const cdad_context *ctx) {
     CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)3, (int64_t)3), &w, err));
     CHECK_OK(cdad_node_add(g, &cdad_op_linear, 2, (cdad_value[]){x, w}, &y, err, NULL));
     CHECK_OK(cdad_node_add(g, &cdad_op_mse, 2, (cdad_value[]){y, x}, &loss, err, NULL));
-    CHECK_OK(cdad_graph_backward(g, loss, 1, &w, &grad, err));
+    CHECK_OK(cdad_graph_backward(g, loss, 1, &w, 0, &grad, err));
     late = node(g, "tanh", w, CDAD_NONE);
     both = node(g, "add", late, late);
     check_handovers(g, ctx, both, 1, &(cdad_handover){.value = grad, .spares = w});
@@ -282,7 +282,7 @@ static void test_fusing(const cdad_context *ctx) {
     CHECK_OK(cdad_node_add(g, &cdad_op_conv2d, 2, (cdad_value[]){image, kernel}, &dense, err, NULL));
     loss = node(g, "mse", strided, node(g, "tanh", strided, CDAD_NONE));
     total = node(g, "add", loss, node(g, "mse", dense, node(g, "tanh", dense, CDAD_NONE)));
-    CHECK_OK(cdad_graph_backward(g, total, 2, (cdad_value[]){image, kernel}, grads, err));
+    CHECK_OK(cdad_graph_backward(g, total, 2, (cdad_value[]){image, kernel}, 0, grads, err));
     check_program(g, ctx, ctx, 2, grads, 0, "gradients by both strides");
     cdad_graph_free(g);
 }
@@ -375,7 +375,7 @@ static void test_taps_and_polls(const cdad_context *ctx) {
     CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)3, (int64_t)3), &w, err));
     const cdad_value y = node(g, "linear", x, w), h = node(g, "silu", y, CDAD_NONE), z = node(g, "linear", h, w);
     const cdad_value loss = node(g, "mse", z, x);
-    CHECK_OK(cdad_graph_backward(g, loss, 2, (cdad_value[]){x, w}, grads, err));
+    CHECK_OK(cdad_graph_backward(g, loss, 2, (cdad_value[]){x, w}, 0, grads, err));
     CHECK_OK(cdad_program_new(&p, g, 2, grads, NULL, ctx, err));
     float **want = evaluate(g, ctx, 5);
     CHECK_OK(cdad_program_bind(p, x, want[x], err));
@@ -438,7 +438,7 @@ static void run_any(const cdad_context *ctx, const cdad_op *op, const cdad_infer
     const int64_t leaves = out[0];
     const cdad_value wanted[CDAD_MAX_INPUTS] = {0, 1, 2, 3, 4, 5, 6, 7};
     if (op->grad && args->out[0].ndim > 0)
-        CHECK_OK(cdad_graph_backward(g, node(g, "mse", out[0], out[0]), leaves, wanted, grads, err));
+        CHECK_OK(cdad_graph_backward(g, node(g, "mse", out[0], out[0]), leaves, wanted, 0, grads, err));
     free_values(g, evaluate(g, ctx, 3));
     cdad_graph_free(g);
 }
@@ -492,7 +492,7 @@ static cdad_status build_and_run(const cdad_context *ctx, const float *x_data, c
         CDAD_TRY_DONE(cdad_node_add(g, &cdad_op_tanh, 1, &y, &y, err, NULL));
     }
     CDAD_TRY_DONE(cdad_node_add(g, &cdad_op_mse, 2, (cdad_value[]){y, x}, &loss, err, NULL));
-    CDAD_TRY_DONE(cdad_graph_backward(g, loss, 1, &w, &grad, err));
+    CDAD_TRY_DONE(cdad_graph_backward(g, loss, 1, &w, 0, &grad, err));
     CDAD_TRY_DONE(cdad_program_new(&p, g, 1, &grad, &(cdad_program_options){.n_external = 1, .external = &grad}, ctx, err));
     CDAD_TRY_DONE(cdad_program_bind(p, x, x_data, err));
     CDAD_TRY_DONE(cdad_program_bind(p, w, w_data, err));
