@@ -138,7 +138,7 @@ static cdad_value draw_operand(chance *c, const cdad_graph *g, cdad_value left) 
     return left;
 }
 
-/* Additions, products, activations and views of 24 elements in three shapes. */
+/* Additions, products, activations and views of 24 elements in three shapes, some of them in blocks. */
 static cdad_graph *random_graph(chance *c) {
     static const char *const unary[] = {"silu", "tanh", "stop_gradient"}, *const binary[] = {"add", "sub", "mul"};
     static const double rows[] = {4, 24, 2};
@@ -152,6 +152,10 @@ static cdad_graph *random_graph(chance *c) {
     CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)2, (int64_t)12), &v, err));
     CHECK_OK(cdad_graph_const(g, cdad_shape_make(2, (int64_t)4, (int64_t)6), data, &v, err));
     for (int i = 0; i < 30; i++) {
+        if (i % 7 == 1)
+            cdad_graph_block_open(g);
+        else if (i % 7 == 6)
+            cdad_graph_block_close(g);
         const cdad_value x = draw_value(c, g);
         const int64_t kind = draw(c, 3);
         if (kind == 0) {
@@ -163,6 +167,7 @@ static cdad_graph *random_graph(chance *c) {
             node(g, "tanh", node(g, binary[draw(c, 3)], x, draw_operand(c, g, x)), CDAD_NONE);
         }
     }
+    cdad_graph_block_close(g);
     return g;
 }
 
@@ -226,6 +231,57 @@ static void test_arena(const cdad_context *ctx) {
           arena_of(g, (cdad_value)(g->n_values - 1), ctx));
     CHECK(arena_of(g, reshape(g, x, 100, 10), ctx) == 0, "a view of an input takes memory");
     cdad_graph_free(g);
+}
+
+/* Gradients from blocks that run again have the bits of those from kept activations. */
+static void test_recomputing(const cdad_context *ctx, const cdad_context *other) {
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const cdad_value leaves[] = {0, 1, 2, 3, 4};
+        cdad_value grads[2][5], outputs[6];
+        float **values[2];
+        cdad_graph *g[2];
+        int64_t n = 0;
+        for (int again = 0; again < 2; again++) {
+            chance c = {.seed = seed};
+            g[again] = random_graph(&c);
+            const cdad_value last = (cdad_value)(g[again]->n_values - 1);
+            const cdad_value loss = node(g[again], "mse", node(g[again], "silu", last, CDAD_NONE), last);
+            CHECK_OK(cdad_graph_backward(g[again], loss, 5, leaves, again, grads[again], err));
+            values[again] = evaluate(g[again], ctx, 1);
+        }
+        for (int i = 0; i < 5; i++) {
+            const cdad_value a = grads[0][i], b = grads[1][i];
+            CHECK((a == CDAD_NONE) == (b == CDAD_NONE), "seed %d: gradient %d", (int)seed, i);
+            CHECK(a == CDAD_NONE || same(values[0][a], values[1][b], count_of(g[0], a)), "seed %d: gradient %d", (int)seed, i);
+            add_output(g[1], b, outputs, &n);
+        }
+        check_program(g[1], ctx, other, n, outputs, n / 2, "recomputing");
+        for (int again = 0; again < 2; again++) {
+            free_values(g[again], values[again]);
+            cdad_graph_free(g[again]);
+        }
+    }
+}
+
+/* A chain of 6 blocks of 4 activations, whose gradients read their inputs. */
+static void test_memory_of_blocks(const cdad_context *ctx) {
+    enum { BYTES = 4032 };
+    int64_t bytes[2];
+    for (int again = 0; again < 2; again++) {
+        cdad_graph *g = new_graph();
+        const cdad_value x = input(g, "x", SHAPE(10, 100));
+        cdad_value y = x, dx;
+        for (int i = 0; i < 24; i++) {
+            if (i % 4 == 0)
+                cdad_graph_block_open(g);
+            y = node(g, "silu", y, CDAD_NONE);
+        }
+        cdad_graph_block_close(g);
+        CHECK_OK(cdad_graph_backward(g, node(g, "mse", y, x), 1, &x, again, &dx, err));
+        bytes[again] = arena_of(g, dx, ctx);
+        cdad_graph_free(g);
+    }
+    CHECK(bytes[0] / BYTES >= 23 && bytes[1] / BYTES <= 11, "%" PRId64 " bytes, recomputing %" PRId64, bytes[0], bytes[1]);
 }
 
 /* A parameter that is read after its gradient is there is not spared before. */
@@ -537,6 +593,8 @@ int cdad_test_graph(void) {
     test_backward(&ctx);
     test_random_graphs(&ctx, &other);
     test_arena(&ctx);
+    test_recomputing(&ctx, &other);
+    test_memory_of_blocks(&ctx);
     test_handovers(&ctx);
     test_fusing(&ctx);
     test_binding(&ctx);
