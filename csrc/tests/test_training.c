@@ -418,7 +418,8 @@ static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const
             CHECK_OK(step(&m[0], &b, ctx, &r[0], err));
             CHECK_OK(step(&m[1], &b, ctx, &r[1], err));
             state want = save_state(&m[0]);
-            CHECK(same_state(&m[1], &want) && r[0].loss == r[1].loss && r[0].grad_norm == r[1].grad_norm, "recomputing, step %d", i);
+            CHECK(same_state(&m[1], &want) && r[0].loss == r[1].loss && r[0].grad_norm == r[1].grad_norm,
+                  "recomputing, step %d", i);
             free_state(&want);
         }
         state before = save_state(&m[2]);

@@ -194,7 +194,9 @@ typedef struct batch_arrays {
 
 /* Feeds what the part that runs has of an array; v may be CDAD_NONE. */
 static cdad_status feed_part(const cdad_trainer *t, cdad_program *p, cdad_value v, const float *array, cdad_error *err) {
-    return v == CDAD_NONE ? CDAD_OK : cdad_program_feed(p, v, array + t->part * cdad_shape_count(cdad_graph_shape(t->graph, v)), err);
+    return v == CDAD_NONE
+               ? CDAD_OK
+               : cdad_program_feed(p, v, array + t->part * cdad_shape_count(cdad_graph_shape(t->graph, v)), err);
 }
 
 static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batch_arrays *a, cdad_error *err) {
