@@ -62,10 +62,9 @@ def blocks(model: ContinualModel) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"training.ema_decay": 0.9},
-        {"continual.projection": "gradient", "training.clip_norm": 0.0, "precision": "bfloat16"},
+        {"training.ema_decay": 0.9, "training.clip_norm": 0.0},
+        {"continual.projection": "gradient", "precision": "bfloat16"},
         {"continual.strategy": "distill"},
-        {"continual.strategy": "controlnet"},
         {"continual.strategy": "ewc"},
     ],
 )
@@ -149,15 +148,15 @@ def test_on_a_device():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc, where a process reads its peak memory")
-@pytest.mark.parametrize("changes", [{"recompute": True}, {"recompute": True, "accumulate": 4, "clip_norm": 0.0}])
-def test_memory_is_what_was_planned(changes):
-    config = preset("small").updated({f"training.{key}": value for key, value in changes.items()})
+def test_memory_is_what_was_planned():
+    config = preset("small").updated({"training.recompute": True, "training.accumulate": 2, "training.clip_norm": 0.0})
     configs = [json.dumps(c.to_dict()) for c in (preset("tiny"), config)]
     done = subprocess.run([sys.executable, "-c", GROWTH, *configs], capture_output=True, text=True, check=True)
     grown, planned = json.loads(done.stdout)
     assert grown == pytest.approx(sum(planned.values()), rel=0.03)
     plain = _core.Trainer(_core.Params(), preset("small").denoiser(), 8, preset("small").optimizer(), 0).memory_bytes
-    assert planned["arena"] < 0.4 * plain["arena"]
+    assert planned["arena"] < 0.4 * plain["arena"] / 2
+    assert planned["optimizer"] == plain["optimizer"]  # the sum of the parts' gradients, as clipping has it
 
 
 def test_refusals():
