@@ -157,7 +157,7 @@ def vae(part: str, size: int) -> Callable[[str], Callable]:
     return network(f"vae_{part}", config, (side, side), [normal(1, side, side, channels)], peer)
 
 
-def train_step(preset: str, batch: int, **changes: str) -> Callable[[str], Callable]:
+def train_step(preset: str, batch: int, **changes: object) -> Callable[[str], Callable]:
     config = cdad.preset(preset).updated({"training.batch_size": batch, "training.clip_norm": 0.0} | changes)
     core, side, size = config.denoiser(), config.latent_size, config.image_size
 
@@ -169,7 +169,7 @@ def train_step(preset: str, batch: int, **changes: str) -> Callable[[str], Calla
             context = normal(batch, config.unet.context_length, config.unet.context_dim, stream=3)
         params = _core.Params()
         if side_name == "cdad":
-            trainer = _core.Trainer(params, core, batch, config.optimizer(), SEED)
+            trainer = _core.Trainer(params, core, batch, config.optimizer(), SEED, **config.batching())
             return lambda: trainer.step(latent, image, perturbed, context)
         _core.Sampler(params, core, 1)  # for the parameters alone
         params.allocate(SEED)
@@ -293,6 +293,8 @@ BENCHMARKS: dict[str, Callable[[], Callable[[str], Callable]]] = {
     # The peer's moments are float32 in both.
     "sd15_train_step_bf16_moment": lambda: train_step("sd15", 1, **{"training.moments": "bfloat16"}),
     "sd15_train_step_8bit_moments": lambda: train_step("sd15", 1, **{"training.moments": "8bit"}),
+    # The peer keeps its activations.
+    "sd15_train_step_recompute": lambda: train_step("sd15", 1, **{"training.recompute": True}),
     # The peer runs under torch.autocast.
     "small_train_step_bf16": lambda: train_step("small", 8, precision="bfloat16"),
     "sd15_train_step_bf16": lambda: train_step("sd15", 1, precision="bfloat16"),
@@ -307,6 +309,7 @@ MEMORY = {
     "sd15_train_step": "sd15_train_peak_memory",
     "sd15_train_step_bf16_moment": "sd15_train_peak_memory_bf16_moment",
     "sd15_train_step_8bit_moments": "sd15_train_peak_memory_8bit_moments",
+    "sd15_train_step_recompute": "sd15_train_peak_memory_recompute",
     "small_train_step": "small_train_peak_memory",
 }
 

@@ -78,6 +78,8 @@ class Trainer:
         seed: int,
         objective: str = "loss",
         distill: bool = False,
+        accumulate: int = 1,
+        recompute: bool = False,
     ) -> None: ...
     n_steps: int
     age: int

@@ -86,7 +86,13 @@ class ContinualModel:
         self.context = self._make_context(_load_weights)
         self.strategy = make_strategy(c.continual)
         self._trainer = _core.Trainer(
-            self.params, c.denoiser(), c.training.batch_size, c.optimizer(), c.seed, distill=self.strategy.distils
+            self.params,
+            c.denoiser(),
+            c.training.batch_size,
+            c.optimizer(),
+            c.seed,
+            distill=self.strategy.distils,
+            **c.batching(),
         )
         if _load_weights:
             self._start_from_files()
@@ -175,7 +181,8 @@ class ContinualModel:
         file that is written every ``checkpoint_seconds`` and at the end, the one before it being kept beside it (`previous_of`);
         after a load, the same call goes on where it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
         is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step, unless the
-        message says that a part was updated: with ``training.clip_norm`` 0 gradients are used as they come).
+        message says that a part was updated: with ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as
+        they come).
         """
         if not self._fitting.acquire(blocking=False):
             raise RuntimeError("model is training")

@@ -83,8 +83,9 @@ def profile_training(config: Config, *, repeats: int = 5, seed: int = 0) -> Prof
     """One training step of the configuration's batch, on random images; the weights are those of a new model."""
     before = _resident()
     params = _core.Params()
-    trainer = _core.Trainer(params, config.denoiser(), config.training.batch_size, config.optimizer(), seed)
-    latents, images, context = _inputs(config, config.training.batch_size, seed)
+    batch = config.training.batch_size
+    trainer = _core.Trainer(params, config.denoiser(), batch, config.optimizer(), seed, **config.batching())
+    latents, images, context = _inputs(config, batch, seed)
 
     def step() -> None:
         trainer.step(latents, images, images, context)

@@ -100,7 +100,7 @@ def test_magnitudes_are_sums_over_samples(first, objective, squares):
         lone.step(batch["latent"], batch["image"], batch["perturbed"])
     with pytest.raises(ValueError, match="no optimizer"):
         lone.reset()
-    with pytest.raises(ValueError, match="without clipping"):
+    with pytest.raises(ValueError, match="neither clips nor accumulates"):
         first._trainer.magnitudes(sums, **batch_of(first, first.config.training.batch_size))
 
 

@@ -157,7 +157,9 @@ def mean_magnitudes(
     batches = TrainingBatches(
         chosen, image_size=c.image_size, batch_size=1, seed=seed, perturb_share=c.training.perturb_share, light=c.training.light
     )
-    trainer = _core.Trainer(model.params, c.denoiser(), 1, None, c.seed, objective=objective)
+    trainer = _core.Trainer(
+        model.params, c.denoiser(), 1, None, c.seed, objective=objective, recompute=c.training.recompute
+    )
     sums = np.zeros_like(model._trainer.block("weights"))
     for i, batch in enumerate(tqdm(batches.epoch(0), "importances", len(batches), disable=not progress, leave=False)):
         latent = model.autoencoder.encode(batch.image)

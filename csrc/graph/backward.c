@@ -1,56 +1,93 @@
 /* Reverse-mode differentiation as a rewrite of the graph.
  *
  * Nodes are visited once, last to first. A value's contributions are summed in the order in which they arise,
- * so the sum's bits are fixed by the graph. */
+ * so the sum's bits are fixed by the graph. Recomputing is a part of the rewrite: a block is copied behind what comes before
+ * its gradients, and gradient rules are shown the copy. The planner then sees shorter lives, and drops what of a copy
+ * no gradient reads. */
 #include <string.h>
 
 #include "base/memory.h"
 #include "graph/graph.h"
 
+/* What is known of the values that were there before the gradients: [n_values] each. */
+typedef struct walk {
+    cdad_graph *g;
+    unsigned char *needed; /* on a path from a wanted value */
+    cdad_value *grad_of;   /* or CDAD_NONE */
+    cdad_value *shown;     /* what gradient rules read: the value itself, or that of its block's copy */
+} walk;
 
 /* Adds `contribution` to the gradient of `v`. */
-static cdad_status accumulate(cdad_graph *g, cdad_value *grad_of, cdad_value v, cdad_value contribution,
-                              cdad_error *err) {
+static cdad_status accumulate(const walk *w, cdad_value v, cdad_value contribution, cdad_error *err) {
+    cdad_graph *g = w->g;
     char a[CDAD_SHAPE_TEXT], b[CDAD_SHAPE_TEXT];
     CDAD_FAIL_IF(!cdad_shape_equal(cdad_graph_shape(g, v), cdad_graph_shape(g, contribution)), err, CDAD_SHAPE,
                  "a gradient of shape %s for a value of shape %s",
                  cdad_shape_text(cdad_graph_shape(g, contribution), a), cdad_shape_text(cdad_graph_shape(g, v), b));
-    if (grad_of[v] == CDAD_NONE) {
-        grad_of[v] = contribution;
+    if (w->grad_of[v] == CDAD_NONE) {
+        w->grad_of[v] = contribution;
         return CDAD_OK;
     }
-    const cdad_value in[2] = {grad_of[v], contribution};
-    return cdad_node_add(g, cdad_op_find("add"), 2, in, &grad_of[v], err, NULL);
+    const cdad_value in[2] = {w->grad_of[v], contribution};
+    return cdad_node_add(g, cdad_op_find("add"), 2, in, &w->grad_of[v], err, NULL);
+}
+
+/* The node as gradient rules are shown it. */
+static cdad_node shown_node(const walk *w, const cdad_node *node) {
+    cdad_node copy = *node;
+    for (int i = 0; i < node->n_in; i++)
+        if (node->in[i] != CDAD_NONE)
+            copy.in[i] = w->shown[node->in[i]];
+    for (int j = 0; j < node->op->n_out; j++)
+        copy.out[j] = w->shown[node->out[j]];
+    return copy;
 }
 
 /* The gradient of one node's outputs becomes that of its inputs. */
-static cdad_status visit(cdad_graph *g, int64_t node_index, const unsigned char *needed, cdad_value *grad_of,
-                         cdad_error *err) {
+static cdad_status visit(const walk *w, int64_t node_index, cdad_error *err) {
+    cdad_graph *g = w->g;
     const cdad_node node = g->nodes[node_index]; /* a copy: the array may move while nodes are added */
+    const cdad_node shown = shown_node(w, &node);
     cdad_value dout[CDAD_MAX_OUTPUTS], din[CDAD_MAX_INPUTS];
     unsigned char want[CDAD_MAX_INPUTS] = {0};
     int any_out = 0, any_in = 0;
     for (int j = 0; j < node.op->n_out; j++) {
-        dout[j] = grad_of[node.out[j]];
+        dout[j] = w->grad_of[node.out[j]];
         any_out |= dout[j] != CDAD_NONE;
     }
     for (int i = 0; i < node.n_in; i++) {
         din[i] = CDAD_NONE;
-        want[i] = node.in[i] != CDAD_NONE && needed[node.in[i]];
+        want[i] = node.in[i] != CDAD_NONE && w->needed[node.in[i]];
         any_in |= want[i];
     }
     if (!any_out || !any_in || (node.op->flags & CDAD_OP_STOP))
         return CDAD_OK;
     CDAD_FAIL_IF(node.op->flags & CDAD_OP_NO_GRAD, err, CDAD_INVALID, "%s has no gradient", node.op->name);
-    if (node.op->grad(g, &node, dout, want, din, err) != CDAD_OK)
+    if (node.op->grad(g, &shown, dout, want, din, err) != CDAD_OK)
         return cdad_fail_in(err, node.op->name);
     for (int i = 0; i < node.n_in; i++)
         if (want[i] && din[i] != CDAD_NONE)
-            CDAD_TRY(accumulate(g, grad_of, node.in[i], din[i], err));
+            CDAD_TRY(accumulate(w, node.in[i], din[i], err));
     return CDAD_OK;
 }
 
-cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted,
+/* Adds a copy of the block that ends with node `last`, which is what gradient rules read from then on. */
+static cdad_status copy_block(const walk *w, int64_t last, cdad_error *err) {
+    cdad_graph *g = w->g;
+    int64_t k = last;
+    while (k > 0 && g->nodes[k - 1].block == g->nodes[last].block)
+        k--;
+    for (; k <= last; k++) {
+        const cdad_node node = g->nodes[k], shown = shown_node(w, &node);
+        cdad_value out[CDAD_MAX_OUTPUTS];
+        CDAD_TRY(cdad_graph_add(g, node.op, node.n_in, shown.in, node.attr, out, err));
+        for (int j = 0; j < node.op->n_out; j++)
+            w->shown[node.out[j]] = out[j];
+    }
+    return CDAD_OK;
+}
+
+cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted, int recompute,
                                 cdad_value *grads, cdad_error *err) {
     CDAD_FAIL_IF(loss < 0 || loss >= g->n_values, err, CDAD_INVALID, "the loss is no value of this graph");
     char text[CDAD_SHAPE_TEXT];
@@ -58,35 +95,43 @@ cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted
                  "a loss has one element; this one is %s", cdad_shape_text(cdad_graph_shape(g, loss), text));
     cdad_status status = CDAD_OK;
     const int64_t n_values = g->n_values, n_nodes = g->n_nodes;
-    unsigned char *needed = NULL; /* on a path from a wanted value */
-    cdad_value *grad_of = NULL;
-    CDAD_TRY_DONE(cdad_alloc_zero((void **)&needed, n_values, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&grad_of, n_values * (int64_t)sizeof *grad_of, err));
-    for (int64_t v = 0; v < n_values; v++)
-        grad_of[v] = CDAD_NONE;
+    walk w = {.g = g};
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&w.needed, n_values, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&w.grad_of, n_values * (int64_t)sizeof *w.grad_of, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&w.shown, n_values * (int64_t)sizeof *w.shown, err));
+    for (int64_t v = 0; v < n_values; v++) {
+        w.grad_of[v] = CDAD_NONE;
+        w.shown[v] = (cdad_value)v;
+    }
     for (int64_t i = 0; i < n_wanted; i++) {
         if (wanted[i] < 0 || wanted[i] >= n_values) {
             status = cdad_fail(err, CDAD_INVALID, "wanted value %lld is no value of this graph", (long long)i);
             goto done;
         }
-        needed[wanted[i]] = 1;
+        w.needed[wanted[i]] = 1;
     }
     for (int64_t k = 0; k < n_nodes; k++) {
         const cdad_node *node = &g->nodes[k];
         int any = 0;
         for (int i = 0; i < node->n_in; i++)
-            any |= node->in[i] != CDAD_NONE && needed[node->in[i]];
+            any |= node->in[i] != CDAD_NONE && w.needed[node->in[i]];
         for (int j = 0; any && !(node->op->flags & CDAD_OP_STOP) && j < node->op->n_out; j++)
-            needed[node->out[j]] = 1;
+            w.needed[node->out[j]] = 1;
     }
     const float one = 1.0f;
-    CDAD_TRY_DONE(cdad_graph_const(g, *cdad_graph_shape(g, loss), &one, &grad_of[loss], err));
-    for (int64_t k = n_nodes - 1; k >= 0; k--)
-        CDAD_TRY_DONE(visit(g, k, needed, grad_of, err));
+    CDAD_TRY_DONE(cdad_graph_const(g, *cdad_graph_shape(g, loss), &one, &w.grad_of[loss], err));
+    for (int64_t k = n_nodes - 1; k >= 0; k--) {
+        const int block = g->nodes[k].block, ends = k == n_nodes - 1 || g->nodes[k + 1].block != block;
+        /* What the last block computed is still there when its gradients begin: a copy would save nothing. */
+        if (recompute && block > 0 && block < g->n_blocks && ends)
+            CDAD_TRY_DONE(copy_block(&w, k, err));
+        CDAD_TRY_DONE(visit(&w, k, err));
+    }
     for (int64_t i = 0; i < n_wanted; i++)
-        grads[i] = grad_of[wanted[i]];
+        grads[i] = w.grad_of[wanted[i]];
 done:
-    cdad_free(needed);
-    cdad_free(grad_of);
+    cdad_free(w.needed);
+    cdad_free(w.grad_of);
+    cdad_free(w.shown);
     return status;
 }

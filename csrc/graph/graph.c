@@ -104,7 +104,7 @@ cdad_status cdad_graph_add(cdad_graph *g, const cdad_op *op, int n_in, const cda
                            const cdad_attr *attrs, cdad_value *out, cdad_error *err) {
     CDAD_FAIL_IF(n_in < op->min_in || n_in > op->max_in, err, CDAD_INVALID, "%s: %d inputs; %d to %d are wanted",
                  op->name, n_in, op->min_in, op->max_in);
-    cdad_node node = {.op = op, .n_in = n_in};
+    cdad_node node = {.op = op, .n_in = n_in, .block = g->block};
     cdad_shape in_shape[CDAD_MAX_INPUTS], out_shape[CDAD_MAX_OUTPUTS];
     for (int i = 0; i < n_in; i++) {
         CDAD_FAIL_IF(in[i] >= g->n_values || in[i] < CDAD_NONE, err, CDAD_INVALID,

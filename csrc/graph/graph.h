@@ -28,6 +28,7 @@ typedef struct cdad_node {
     cdad_value in[CDAD_MAX_INPUTS];
     cdad_value out[CDAD_MAX_OUTPUTS];
     cdad_attr attr[CDAD_MAX_ATTRS];
+    int block; /* its number; 0: in none */
 } cdad_node;
 
 typedef struct cdad_graph {
@@ -35,6 +36,7 @@ typedef struct cdad_graph {
     int64_t n_values, values_capacity;
     cdad_node *nodes;
     int64_t n_nodes, nodes_capacity;
+    int block, n_blocks; /* block: of nodes that are added now */
 } cdad_graph;
 
 CDAD_MUST_USE cdad_status cdad_graph_new(cdad_graph **out, cdad_error *err);
@@ -58,6 +60,11 @@ CDAD_MUST_USE cdad_status cdad_graph_add(cdad_graph *g, const cdad_op *op, int n
 CDAD_MUST_USE cdad_status cdad_node_add(cdad_graph *g, const cdad_op *op, int n_in, const cdad_value *in,
                                         cdad_value *out, cdad_error *err, ...);
 
+/* Nodes that are added between the two are a block: what the backward pass can run again as a whole, instead of keeping what
+ * lies within. Blocks do not nest. */
+static inline void cdad_graph_block_open(cdad_graph *g) { g->block = ++g->n_blocks; }
+static inline void cdad_graph_block_close(cdad_graph *g) { g->block = 0; }
+
 static inline const cdad_shape *cdad_graph_shape(const cdad_graph *g, cdad_value v) { return &g->values[v].shape; }
 
 /* Sets the attributes of `op` by name in `attrs` [CDAD_MAX_ATTRS], unset ones to their fallbacks. */
@@ -66,8 +73,10 @@ CDAD_MUST_USE cdad_status cdad_attr_set(const cdad_op *op, cdad_attr *attrs, con
 void cdad_attr_defaults(const cdad_op *op, cdad_attr *attrs);
 
 /* graph/backward.c: reverse-mode differentiation as a rewrite. Adds the nodes that compute
- * grads[i] = d loss / d wanted[i] (CDAD_NONE where loss does not depend on it); `loss` has one element. */
-CDAD_MUST_USE cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted,
-                                              const cdad_value *wanted, cdad_value *grads, cdad_error *err);
+ * grads[i] = d loss / d wanted[i] (CDAD_NONE where loss does not depend on it); `loss` has one element. With `recompute`,
+ * of a block only what it reads from outside lives from the forward to the backward pass, which begins a block's gradients
+ * with copies of its nodes (Chen et al. 2016, "Training deep nets with sublinear memory cost"): no bit of a result changes. */
+CDAD_MUST_USE cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted,
+                                              int recompute, cdad_value *grads, cdad_error *err);
 
 #endif

@@ -53,6 +53,7 @@ cdad_value cdad_amn_nonlocal_build(cdad_builder *b, const cdad_amn_config *c, cd
     cdad_value x = cdad_build_tokens(b, local);
     for (int64_t i = 0; i < c->n_layers; i++) {
         const size_t scope = cdad_scope_open(b, "amn.encoder.layers.%lld", (long long)i);
+        cdad_graph_block_open(b->g);
         const cdad_value placed = cdad_build_add(b, x, position);
         const cdad_value q = cdad_build_linear(b, placed, "self_attn.q_proj", c->channels, 1, NULL);
         const cdad_value k = cdad_build_linear(b, placed, "self_attn.k_proj", c->channels, 1, NULL);
@@ -66,6 +67,7 @@ cdad_value cdad_amn_nonlocal_build(cdad_builder *b, const cdad_amn_config *c, cd
         y = cdad_build_unary(b, "relu", y);
         y = cdad_build_linear(b, y, "linear2", c->channels, 1, NULL);
         x = cdad_build_layer_norm(b, cdad_build_add(b, y, x), "norm2", 1e-5);
+        cdad_graph_block_close(b->g);
         cdad_scope_close(b, scope);
     }
     return cdad_build_reshape(b, x, shape);

@@ -8,6 +8,7 @@
 cdad_value cdad_hint_build(cdad_builder *b, const cdad_hint_config *c, int64_t channels, int bias, const cdad_init *last,
                            cdad_value image) {
     const size_t scope = cdad_scope_open(b, "input_hint_block");
+    cdad_graph_block_open(b->g);
     cdad_value h = image;
     for (int64_t i = 0; i <= c->n_hidden; i++) {
         const int64_t fan_in = 9 * cdad_build_channels(b, h);
@@ -25,6 +26,7 @@ cdad_value cdad_hint_build(cdad_builder *b, const cdad_hint_config *c, int64_t c
         if (i < c->n_hidden)
             h = cdad_build_unary(b, "silu", h);
     }
+    cdad_graph_block_close(b->g);
     cdad_scope_close(b, scope);
     return h;
 }

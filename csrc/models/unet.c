@@ -16,10 +16,14 @@ static cdad_value conv1x1(cdad_builder *b, cdad_value x, const char *name, int64
     return cdad_build_conv2d(b, x, name, (cdad_conv_spec){.out = out, .kernel = 1, .bias = 1, .init = init});
 }
 
-/* x [N,h,w,c], emb [N,4*model_channels], already through SiLU -> [N,h,w,out] */
-static cdad_value res_block(cdad_builder *b, const cdad_unet_config *c, int index, cdad_value x, cdad_value emb,
-                            int64_t out) {
+/* x [N,h,w,c], with the channels of `skip` (or CDAD_NONE) behind its own, emb [N,4*model_channels], already through SiLU ->
+ * [N,h,w,out] */
+static cdad_value res_block(cdad_builder *b, const cdad_unet_config *c, int index, cdad_value x, cdad_value skip,
+                            cdad_value emb, int64_t out) {
     const size_t scope = cdad_scope_open(b, "%d", index);
+    cdad_graph_block_open(b->g);
+    if (skip != CDAD_NONE)
+        x = cdad_build_op(b, "concat", 2, CDAD_IN(x, skip), NULL);
     cdad_value h = cdad_build_group_norm(b, x, "in_layers.0", c->norm_groups, 1e-5, 1);
     h = conv3x3(b, h, "in_layers.2", out, NULL);
     const cdad_value shift = cdad_build_linear(b, emb, "emb_layers.1", out, 1, NULL);
@@ -29,8 +33,10 @@ static cdad_value res_block(cdad_builder *b, const cdad_unet_config *c, int inde
     h = conv3x3(b, h, "out_layers.3", out, &cdad_init_zero);
     if (cdad_build_channels(b, x) != out)
         x = conv1x1(b, x, "skip_connection", out, NULL);
+    h = cdad_build_add(b, h, x);
+    cdad_graph_block_close(b->g);
     cdad_scope_close(b, scope);
-    return cdad_build_add(b, h, x);
+    return h;
 }
 
 /* x [N,T,C]; keys and values from context, or from x itself */
@@ -49,6 +55,7 @@ static cdad_value attention(cdad_builder *b, const char *name, cdad_value x, cda
 static cdad_value spatial_transformer(cdad_builder *b, const cdad_unet_config *c, int index, cdad_value x,
                                       cdad_value context) {
     const size_t outer = cdad_scope_open(b, "%d", index);
+    cdad_graph_block_open(b->g);
     const cdad_shape shape = *cdad_build_shape(b, x);
     const int64_t width = cdad_build_channels(b, x);
     cdad_value h = cdad_build_group_norm(b, x, "norm", c->norm_groups, 1e-6, 0);
@@ -69,8 +76,10 @@ static cdad_value spatial_transformer(cdad_builder *b, const cdad_unet_config *c
     cdad_scope_close(b, inner);
     h = cdad_build_reshape(b, h, shape);
     h = conv1x1(b, h, "proj_out", width, &cdad_init_zero);
+    h = cdad_build_add(b, h, x);
+    cdad_graph_block_close(b->g);
     cdad_scope_close(b, outer);
-    return cdad_build_add(b, h, x);
+    return h;
 }
 
 static void check_config(cdad_builder *b, const cdad_unet_config *c, cdad_value x, cdad_value context) {
@@ -118,7 +127,7 @@ void cdad_unet_encode_build(cdad_builder *b, const cdad_unet_config *c, cdad_val
         const int64_t width = c->channel_mult[level] * c->model_channels;
         for (int64_t i = 0; i < c->num_res_blocks; i++) {
             scope = cdad_scope_open(b, "input_blocks.%lld", (long long)++block);
-            h = res_block(b, c, 0, h, e.emb, width);
+            h = res_block(b, c, 0, h, CDAD_NONE, e.emb, width);
             if (has_attention(c, downsampling))
                 h = spatial_transformer(b, c, 1, h, context);
             cdad_scope_close(b, scope);
@@ -136,9 +145,9 @@ void cdad_unet_encode_build(cdad_builder *b, const cdad_unet_config *c, cdad_val
 
     scope = cdad_scope_open(b, "middle_block");
     const int64_t middle = cdad_build_channels(b, h);
-    h = res_block(b, c, 0, h, e.emb, middle);
+    h = res_block(b, c, 0, h, CDAD_NONE, e.emb, middle);
     h = spatial_transformer(b, c, 1, h, context);
-    e.middle = res_block(b, c, 2, h, e.emb, middle);
+    e.middle = res_block(b, c, 2, h, CDAD_NONE, e.emb, middle);
     cdad_scope_close(b, scope);
     *out = e;
 }
@@ -165,8 +174,7 @@ cdad_value cdad_unet_build(cdad_builder *b, const cdad_unet_config *c, cdad_valu
             const size_t scope = cdad_scope_open(b, "output_blocks.%lld", (long long)block++);
             const cdad_value skip = controlled(b, e.skips[n_skip - 1], with_skips ? control->skips[n_skip - 1] : CDAD_NONE);
             n_skip--;
-            h = cdad_build_op(b, "concat", 2, CDAD_IN(h, skip), NULL);
-            h = res_block(b, c, 0, h, e.emb, width);
+            h = res_block(b, c, 0, h, skip, e.emb, width);
             int module = 1;
             if (has_attention(c, downsampling))
                 h = spatial_transformer(b, c, module++, h, context);

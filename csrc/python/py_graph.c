@@ -169,7 +169,7 @@ static PyObject *graph_backward(PyObject *o, PyObject *args) {
     cdad_error err = {0};
     if (n < 0)
         goto done;
-    if (cdad_graph_backward(self->g, loss, n, values, values + n, &err) != CDAD_OK) {
+    if (cdad_graph_backward(self->g, loss, n, values, 0, values + n, &err) != CDAD_OK) {
         cdad_py_raise(&err);
         goto done;
     }

@@ -62,15 +62,16 @@ static void trainer_dealloc(PyObject *o) {
 }
 
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"params", "config", "batch", "optimizer", "seed", "objective", "distill", NULL};
+    static char *names[] = {"params", "config",  "batch",      "optimizer", "seed",
+                            "objective", "distill", "accumulate", "recompute", NULL};
     PyObject *params, *config, *optimizer;
-    long long n;
+    long long n, accumulate = 1;
     unsigned long long seed;
     const char *objective = "loss";
-    int distill = 0;
+    int distill = 0, recompute = 0;
     cdad_optimizer_config oc;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK|sp:Trainer", names, &params, &config, &n, &optimizer, &seed,
-                                     &objective, &distill))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK|spLp:Trainer", names, &params, &config, &n, &optimizer,
+                                     &seed, &objective, &distill, &accumulate, &recompute))
         return NULL;
     const int is_output = strcmp(objective, "output") == 0;
     if (!is_output && strcmp(objective, "loss") != 0)
@@ -92,8 +93,9 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->config.distills = distill;
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
-    if (cdad_trainer_new(&self->trainer, &self->config, store->params, n, optimizer == Py_None ? NULL : &oc, seed, &ctx,
-                         &err) == CDAD_OK)
+    const cdad_batching batching = {.n = n, .accumulate = accumulate, .recompute = recompute};
+    if (cdad_trainer_new(&self->trainer, &self->config, store->params, &batching, optimizer == Py_None ? NULL : &oc, seed,
+                         &ctx, &err) == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
 fail:
@@ -599,15 +601,16 @@ static PyMethodDef trainer_methods[] = {
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
      "step($self, latent, image, perturbed, context=None, lr_scale=1.0)\n--\n\nOne training step; returns (loss, "
      "L_CDM, L_amn, gradient norm). The GIL is released. TrainingError where something is not finite: weights are "
-     "then as before, unless the message says that a part was updated (gradients that are not clipped are used as "
-     "they come)."},
+     "then as before, unless the message says that a part was updated (gradients that are neither clipped nor accumulated "
+     "are used as they come)."},
     {"gradients", (PyCFunction)(void (*)(void))trainer_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients($self, latent, image, perturbed, noise, timesteps, context=None)\n--\n\n(loss, L_CDM, L_amn, "
      "{name: gradient}) without an update."},
     {"magnitudes", (PyCFunction)(void (*)(void))trainer_magnitudes, METH_VARARGS | METH_KEYWORDS,
      "magnitudes($self, sums, latent, image, perturbed, noise, timesteps, context=None, squares=False)\n--\n\nAdds the "
      "absolute values of the objective's gradient, or their squares, to `sums`, a block as block('weights') gives; "
-     "returns the objective. Wants a trainer without clipping; one whose optimizer is None needs the least memory."},
+     "returns the objective. Wants a trainer that neither clips nor accumulates; one whose optimizer is None needs the least "
+     "memory."},
     {"penalize", (PyCFunction)(void (*)(void))trainer_penalize, METH_VARARGS | METH_KEYWORDS,
      "penalize($self, importance=None, anchor=None, strength=1.0)\n--\n\nAdds the gradient of strength/2 * "
      "sum(importance * (weights - anchor)**2) to each step's; the blocks are borrowed. None ends it."},
@@ -647,9 +650,11 @@ static PyType_Slot trainer_slots[] = {
     {Py_tp_dealloc, trainer_dealloc},
     {Py_tp_methods, trainer_methods},
     {Py_tp_getset, trainer_getset},
-    {Py_tp_doc, "Trainer(params, config, batch, optimizer, seed, objective='loss', distill=False)\n--\n\nTrains the denoiser on "
+    {Py_tp_doc, "Trainer(params, config, batch, optimizer, seed, objective='loss', distill=False, accumulate=1, "
+     "recompute=False)\n--\n\nTrains the denoiser on "
      "batches of one size. objective 'output': the squared norm of the prediction instead of the loss. optimizer None: "
-     "for magnitudes() alone."},
+     "for magnitudes() alone. accumulate: a step runs its batch in so many equal parts, whose gradients it adds up in one "
+     "block. recompute: blocks run again in the backward pass, to the same bits, instead of keeping their activations."},
     {0, NULL}};
 static PyType_Spec trainer_spec = {.name = "cdad._core.Trainer",
                                    .basicsize = sizeof(py_trainer),

@@ -62,7 +62,7 @@ static cdad_status training(int repeats, cdad_error *err) {
     float *latent = zeros(LATENT * 4), *image = zeros(IMAGE * 4);
     CDAD_TRY_DONE(cdad_schedule_init(&c.schedule, 1000, 0.00085, 0.012, 1, err));
     CDAD_TRY_DONE(cdad_params_new(&params, err));
-    CDAD_TRY_DONE(cdad_trainer_new(&trainer, &c, params, BATCH, &adamw, 5, &ctx, err));
+    CDAD_TRY_DONE(cdad_trainer_new(&trainer, &c, params, &(cdad_batching){.n = BATCH, .accumulate = 1}, &adamw, 5, &ctx, err));
     for (int i = 0; i < repeats; i++)
         CDAD_TRY_DONE(cdad_trainer_step(trainer, &ctx, latent, image, image, NULL, 1.0, &result, err));
 done:

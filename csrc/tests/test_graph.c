@@ -86,10 +86,10 @@ static void test_backward(const cdad_context *ctx) {
     const cdad_value loss = node(g, "mse", y, zero);
     const cdad_value wanted[] = {x, unused, loss, s};
     cdad_value grads[4];
-    CHECK_FAILS(CDAD_SHAPE, "this one is [2,2]", cdad_graph_backward(g, y, 1, wanted, grads, err));
-    CHECK_FAILS(CDAD_INVALID, "the loss is no value", cdad_graph_backward(g, 99, 1, wanted, grads, err));
-    CHECK_FAILS(CDAD_INVALID, "wanted value 0", cdad_graph_backward(g, loss, 1, (cdad_value[]){99}, grads, err));
-    CHECK_OK(cdad_graph_backward(g, loss, 4, wanted, grads, err));
+    CHECK_FAILS(CDAD_SHAPE, "this one is [2,2]", cdad_graph_backward(g, y, 1, wanted, 0, grads, err));
+    CHECK_FAILS(CDAD_INVALID, "the loss is no value", cdad_graph_backward(g, 99, 1, wanted, 0, grads, err));
+    CHECK_FAILS(CDAD_INVALID, "wanted value 0", cdad_graph_backward(g, loss, 1, (cdad_value[]){99}, 0, grads, err));
+    CHECK_OK(cdad_graph_backward(g, loss, 4, wanted, 0, grads, err));
     CHECK(grads[1] == CDAD_NONE, "a gradient of what the loss does not depend on");
     cdad_program *p = NULL;
     const cdad_value outputs[] = {grads[0], grads[2], grads[3]};
@@ -108,7 +108,7 @@ static void test_backward(const cdad_context *ctx) {
     cdad_program_free(p);
 
     const cdad_value second = node(g, "mse", grads[0], zero); /* gradient ops are not differentiated again */
-    CHECK_FAILS(CDAD_INVALID, "mse_grad has no gradient", cdad_graph_backward(g, second, 1, &x, grads, err));
+    CHECK_FAILS(CDAD_INVALID, "mse_grad has no gradient", cdad_graph_backward(g, second, 1, &x, 0, grads, err));
     cdad_graph_free(g);
 }
 
@@ -138,7 +138,7 @@ static cdad_value draw_operand(chance *c, const cdad_graph *g, cdad_value left) 
     return left;
 }
 
-/* Additions, products, activations and views of 24 elements in three shapes. */
+/* Additions, products, activations and views of 24 elements in three shapes, some of them in blocks. */
 static cdad_graph *random_graph(chance *c) {
     static const char *const unary[] = {"silu", "tanh", "stop_gradient"}, *const binary[] = {"add", "sub", "mul"};
     static const double rows[] = {4, 24, 2};
@@ -152,6 +152,10 @@ static cdad_graph *random_graph(chance *c) {
     CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)2, (int64_t)12), &v, err));
     CHECK_OK(cdad_graph_const(g, cdad_shape_make(2, (int64_t)4, (int64_t)6), data, &v, err));
     for (int i = 0; i < 30; i++) {
+        if (i % 7 == 1)
+            cdad_graph_block_open(g);
+        else if (i % 7 == 6)
+            cdad_graph_block_close(g);
         const cdad_value x = draw_value(c, g);
         const int64_t kind = draw(c, 3);
         if (kind == 0) {
@@ -163,6 +167,7 @@ static cdad_graph *random_graph(chance *c) {
             node(g, "tanh", node(g, binary[draw(c, 3)], x, draw_operand(c, g, x)), CDAD_NONE);
         }
     }
+    cdad_graph_block_close(g);
     return g;
 }
 
@@ -193,7 +198,7 @@ static void test_random_graphs(const cdad_context *ctx, const cdad_context *othe
         if (count_of(g, target) == 1)
             target = last;
         const cdad_value loss = node(g, "mse", node(g, "silu", last, CDAD_NONE), target);
-        CHECK_OK(cdad_graph_backward(g, loss, 5, leaves, grads, err));
+        CHECK_OK(cdad_graph_backward(g, loss, 5, leaves, 0, grads, err));
         for (int i = (n = 0); i < 5; i++)
             add_output(g, grads[i], outputs, &n);
         const int64_t external = n;
@@ -228,6 +233,57 @@ static void test_arena(const cdad_context *ctx) {
     cdad_graph_free(g);
 }
 
+/* Gradients from blocks that run again have the bits of those from kept activations. */
+static void test_recomputing(const cdad_context *ctx, const cdad_context *other) {
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const cdad_value leaves[] = {0, 1, 2, 3, 4};
+        cdad_value grads[2][5], outputs[6];
+        float **values[2];
+        cdad_graph *g[2];
+        int64_t n = 0;
+        for (int again = 0; again < 2; again++) {
+            chance c = {.seed = seed};
+            g[again] = random_graph(&c);
+            const cdad_value last = (cdad_value)(g[again]->n_values - 1);
+            const cdad_value loss = node(g[again], "mse", node(g[again], "silu", last, CDAD_NONE), last);
+            CHECK_OK(cdad_graph_backward(g[again], loss, 5, leaves, again, grads[again], err));
+            values[again] = evaluate(g[again], ctx, 1);
+        }
+        for (int i = 0; i < 5; i++) {
+            const cdad_value a = grads[0][i], b = grads[1][i];
+            CHECK((a == CDAD_NONE) == (b == CDAD_NONE), "seed %d: gradient %d", (int)seed, i);
+            CHECK(a == CDAD_NONE || same(values[0][a], values[1][b], count_of(g[0], a)), "seed %d: gradient %d", (int)seed, i);
+            add_output(g[1], b, outputs, &n);
+        }
+        check_program(g[1], ctx, other, n, outputs, n / 2, "recomputing");
+        for (int again = 0; again < 2; again++) {
+            free_values(g[again], values[again]);
+            cdad_graph_free(g[again]);
+        }
+    }
+}
+
+/* A chain of 6 blocks of 4 activations, whose gradients read their inputs. */
+static void test_memory_of_blocks(const cdad_context *ctx) {
+    enum { BYTES = 4032 };
+    int64_t bytes[2];
+    for (int again = 0; again < 2; again++) {
+        cdad_graph *g = new_graph();
+        const cdad_value x = input(g, "x", SHAPE(10, 100));
+        cdad_value y = x, dx;
+        for (int i = 0; i < 24; i++) {
+            if (i % 4 == 0)
+                cdad_graph_block_open(g);
+            y = node(g, "silu", y, CDAD_NONE);
+        }
+        cdad_graph_block_close(g);
+        CHECK_OK(cdad_graph_backward(g, node(g, "mse", y, x), 1, &x, again, &dx, err));
+        bytes[again] = arena_of(g, dx, ctx);
+        cdad_graph_free(g);
+    }
+    CHECK(bytes[0] / BYTES >= 23 && bytes[1] / BYTES <= 11, "%" PRId64 " bytes, recomputing %" PRId64, bytes[0], bytes[1]);
+}
+
 /* A parameter that is read after its gradient is there is not spared before. */
 static void test_handovers(const cdad_context *ctx) {
     cdad_graph *g = new_graph();
@@ -236,7 +292,7 @@ static void test_handovers(const cdad_context *ctx) {
     CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)3, (int64_t)3), &w, err));
     CHECK_OK(cdad_node_add(g, &cdad_op_linear, 2, (cdad_value[]){x, w}, &y, err, NULL));
     CHECK_OK(cdad_node_add(g, &cdad_op_mse, 2, (cdad_value[]){y, x}, &loss, err, NULL));
-    CHECK_OK(cdad_graph_backward(g, loss, 1, &w, &grad, err));
+    CHECK_OK(cdad_graph_backward(g, loss, 1, &w, 0, &grad, err));
     late = node(g, "tanh", w, CDAD_NONE);
     both = node(g, "add", late, late);
     check_handovers(g, ctx, both, 1, &(cdad_handover){.value = grad, .spares = w});
@@ -282,7 +338,7 @@ static void test_fusing(const cdad_context *ctx) {
     CHECK_OK(cdad_node_add(g, &cdad_op_conv2d, 2, (cdad_value[]){image, kernel}, &dense, err, NULL));
     loss = node(g, "mse", strided, node(g, "tanh", strided, CDAD_NONE));
     total = node(g, "add", loss, node(g, "mse", dense, node(g, "tanh", dense, CDAD_NONE)));
-    CHECK_OK(cdad_graph_backward(g, total, 2, (cdad_value[]){image, kernel}, grads, err));
+    CHECK_OK(cdad_graph_backward(g, total, 2, (cdad_value[]){image, kernel}, 0, grads, err));
     check_program(g, ctx, ctx, 2, grads, 0, "gradients by both strides");
     cdad_graph_free(g);
 }
@@ -375,7 +431,7 @@ static void test_taps_and_polls(const cdad_context *ctx) {
     CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)3, (int64_t)3), &w, err));
     const cdad_value y = node(g, "linear", x, w), h = node(g, "silu", y, CDAD_NONE), z = node(g, "linear", h, w);
     const cdad_value loss = node(g, "mse", z, x);
-    CHECK_OK(cdad_graph_backward(g, loss, 2, (cdad_value[]){x, w}, grads, err));
+    CHECK_OK(cdad_graph_backward(g, loss, 2, (cdad_value[]){x, w}, 0, grads, err));
     CHECK_OK(cdad_program_new(&p, g, 2, grads, NULL, ctx, err));
     float **want = evaluate(g, ctx, 5);
     CHECK_OK(cdad_program_bind(p, x, want[x], err));
@@ -438,7 +494,7 @@ static void run_any(const cdad_context *ctx, const cdad_op *op, const cdad_infer
     const int64_t leaves = out[0];
     const cdad_value wanted[CDAD_MAX_INPUTS] = {0, 1, 2, 3, 4, 5, 6, 7};
     if (op->grad && args->out[0].ndim > 0)
-        CHECK_OK(cdad_graph_backward(g, node(g, "mse", out[0], out[0]), leaves, wanted, grads, err));
+        CHECK_OK(cdad_graph_backward(g, node(g, "mse", out[0], out[0]), leaves, wanted, 0, grads, err));
     free_values(g, evaluate(g, ctx, 3));
     cdad_graph_free(g);
 }
@@ -492,7 +548,7 @@ static cdad_status build_and_run(const cdad_context *ctx, const float *x_data, c
         CDAD_TRY_DONE(cdad_node_add(g, &cdad_op_tanh, 1, &y, &y, err, NULL));
     }
     CDAD_TRY_DONE(cdad_node_add(g, &cdad_op_mse, 2, (cdad_value[]){y, x}, &loss, err, NULL));
-    CDAD_TRY_DONE(cdad_graph_backward(g, loss, 1, &w, &grad, err));
+    CDAD_TRY_DONE(cdad_graph_backward(g, loss, 1, &w, 0, &grad, err));
     CDAD_TRY_DONE(cdad_program_new(&p, g, 1, &grad, &(cdad_program_options){.n_external = 1, .external = &grad}, ctx, err));
     CDAD_TRY_DONE(cdad_program_bind(p, x, x_data, err));
     CDAD_TRY_DONE(cdad_program_bind(p, w, w_data, err));
@@ -537,6 +593,8 @@ int cdad_test_graph(void) {
     test_backward(&ctx);
     test_random_graphs(&ctx, &other);
     test_arena(&ctx);
+    test_recomputing(&ctx, &other);
+    test_memory_of_blocks(&ctx);
     test_handovers(&ctx);
     test_fusing(&ctx);
     test_binding(&ctx);

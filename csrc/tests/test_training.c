@@ -67,13 +67,15 @@ static batch make_batch(void) {
     return b;
 }
 
-/* The losses and every gradient, planned in one arena, are those of the plain evaluation, bit by bit. */
-static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, const cdad_context *other) {
+/* The losses and every gradient, planned in one arena, are those of the plain evaluation, bit by bit. Returns the bytes of
+ * the arena with which gradients are handed over. */
+static int64_t check_plan(const cdad_denoiser_config *c, int recompute, const cdad_context *ctx, const cdad_context *other) {
     cdad_graph *g = NULL;
     cdad_params *params = NULL;
     cdad_error err_record = {0};
     cdad_builder b;
     cdad_training_graph v;
+    int64_t handing = 0;
     CHECK_OK(cdad_graph_new(&g, err));
     CHECK_OK(cdad_params_new(&params, err));
     cdad_builder_init(&b, g, params, &err_record);
@@ -86,7 +88,7 @@ static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, co
         for (int64_t i = 0; i < g->n_values; i++)
             if (g->values[i].kind == CDAD_VALUE_PARAM)
                 wanted[n++] = (cdad_value)i;
-        CHECK_OK(cdad_graph_backward(g, v.loss, n, wanted, outputs, err));
+        CHECK_OK(cdad_graph_backward(g, v.loss, n, wanted, recompute, outputs, err));
         outputs[n] = v.loss;
         outputs[n + 1] = v.prediction;
         const int64_t arena = check_program(g, ctx, other, n + 2, outputs, n, "training graph");
@@ -96,7 +98,7 @@ static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, co
         cdad_handover *handovers = zeros(n * (int64_t)sizeof *handovers);
         for (int64_t i = 0; i < n; i++)
             handovers[i] = (cdad_handover){.value = outputs[i], .spares = wanted[i]};
-        const int64_t handing = check_handovers(g, ctx, v.loss, n, handovers);
+        handing = check_handovers(g, ctx, v.loss, n, handovers);
         const int64_t keeping = check_program(g, ctx, other, n + 2, outputs, 0, "all gradients in the arena");
         CHECK(handing < keeping, "handing gradients over takes %" PRId64 " bytes, keeping them %" PRId64, handing, keeping);
         cdad_free(handovers);
@@ -105,6 +107,12 @@ static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, co
     }
     cdad_graph_free(g);
     cdad_params_free(params);
+    return handing;
+}
+
+static void test_plan(const cdad_denoiser_config *c, const cdad_context *ctx, const cdad_context *other) {
+    const int64_t keeping = check_plan(c, 0, ctx, other), recomputing = check_plan(c, 1, ctx, other);
+    CHECK(recomputing < keeping, "recomputing takes %" PRId64 " bytes, keeping %" PRId64, recomputing, keeping);
 }
 
 typedef struct model {
@@ -118,16 +126,21 @@ static void free_model(model *m) {
     *m = (model){0};
 }
 
-static cdad_status new_model_by(model *m, const cdad_denoiser_config *c, const cdad_optimizer_config *how,
-                                const cdad_context *ctx, cdad_error *err) {
+static cdad_status new_model_with(model *m, const cdad_denoiser_config *c, const cdad_batching *batching,
+                                  const cdad_optimizer_config *how, const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     *m = (model){0};
     CDAD_TRY_DONE(cdad_params_new(&m->params, err));
-    CDAD_TRY_DONE(cdad_trainer_new(&m->trainer, c, m->params, BATCH, how, 5, ctx, err));
+    CDAD_TRY_DONE(cdad_trainer_new(&m->trainer, c, m->params, batching, how, 5, ctx, err));
 done:
     if (status != CDAD_OK)
         free_model(m);
     return status;
+}
+
+static cdad_status new_model_by(model *m, const cdad_denoiser_config *c, const cdad_optimizer_config *how,
+                                const cdad_context *ctx, cdad_error *err) {
+    return new_model_with(m, c, &(cdad_batching){.n = BATCH, .accumulate = 1}, how, ctx, err);
 }
 
 static cdad_status new_model(model *m, const cdad_denoiser_config *c, const cdad_context *ctx, cdad_error *err) {
@@ -364,6 +377,73 @@ static void test_variants(cdad_denoiser_config c, const cdad_context *ctx, const
     free_model(&m);
 }
 
+/* Blocks that run again change no bit of a step; parts of a batch, whose gradients are added up, are a batch up to rounding. */
+static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const cdad_context *other) {
+    const batch b = make_batch();
+    const cdad_batching plain = {.n = BATCH, .accumulate = 1}, again = {.n = BATCH, .accumulate = 1, .recompute = 1};
+    const cdad_batching parts = {.n = BATCH, .accumulate = BATCH, .recompute = 1};
+    const float wide[8 * 6] = {0, [6] = 1, [12 + 1] = 1, [18 + 2] = 1, [24 + 3] = 1, [30 + 4] = 1, [42 + 5] = 1};
+    cdad_optimizer_config how = adamw;
+    model m[3];
+    cdad_step_result r[3];
+    c.distills = 1;
+    for (int clips = 0; clips < 2; clips++) {
+        how.clip_norm = clips ? 0.5 : 0;
+        CHECK_OK(new_model_with(&m[0], &c, &plain, &how, ctx, err));
+        CHECK_OK(new_model_with(&m[1], &c, &again, &how, other, err));
+        EACH_ALLOCATION_FAILS(new_model_with(&m[2], &c, &parts, &how, ctx, err), !m[2].trainer && !m[2].params);
+        CHECK(cdad_trainer_arena_bytes(m[1].trainer) < cdad_trainer_arena_bytes(m[0].trainer), "the memory of recomputing");
+        CHECK(!cdad_trainer_optimizer(m[1].trainer)->grads == !clips && cdad_trainer_optimizer(m[2].trainer)->grads,
+              "a block of gradients");
+        float *zero = floats(m[0].params->total);
+        for (int i = 0; i < 3; i++) {
+            CHECK_OK(cdad_trainer_teach(m[i].trainer, zero, 2.0, err));
+            CHECK_OK(cdad_optimizer_protect(cdad_trainer_optimizer(m[i].trainer),
+                                            "amn.encoder.layers.0.self_attn.k_proj.weight", 0, wide, 6, err));
+            CHECK_OK(step(&m[i], &b, i == 1 ? other : ctx, &r[i], err));
+        }
+        const cdad_optimizer *const o = cdad_trainer_optimizer(m[0].trainer), *const p = cdad_trainer_optimizer(m[2].trainer);
+        const float *const a = o->m, *const q = p->m;
+        double difference = 0, size = 0;
+        for (int64_t k = 0; k < m[0].params->total; k++) {
+            difference += fabs((double)a[k] - (double)q[k]);
+            size += fabs((double)a[k]);
+        }
+        CHECK(difference < 1e-5 * size && fabs(r[2].grad_norm / r[0].grad_norm - 1) < 1e-5, "accumulated gradients: %g of %g",
+              difference, size);
+        CHECK(fabs(r[2].loss / r[0].loss - 1) < 1e-6 && fabs(r[2].loss_cdm / r[0].loss_cdm - 1) < 1e-6 &&
+                  fabs(r[2].loss_amn / r[0].loss_amn - 1) < 1e-6,
+              "the loss of parts is %.9g, %.9g is wanted", r[2].loss, r[0].loss);
+        for (int i = 0; i < 2; i++) {
+            CHECK_OK(step(&m[0], &b, ctx, &r[0], err));
+            CHECK_OK(step(&m[1], &b, ctx, &r[1], err));
+            state want = save_state(&m[0]);
+            CHECK(same_state(&m[1], &want) && r[0].loss == r[1].loss && r[0].grad_norm == r[1].grad_norm,
+                  "recomputing, step %d", i);
+            free_state(&want);
+        }
+        state before = save_state(&m[2]);
+        batch bad = b;
+        bad.latent[LATENT - 1] = NAN; /* in the last part */
+        CHECK_FAILS(CDAD_NOT_FINITE, "the loss is not finite", step(&m[2], &bad, ctx, &r[2], err));
+        CHECK(same_state(&m[2], &before), "a part's loss that is not finite changes the model");
+        EACH_ALLOCATION_FAILS(step(&m[2], &b, other, &r[2], err), same_state(&m[2], &before));
+        CHECK(!same_state(&m[2], &before), "a step changes nothing");
+        CHECK_FAILS(CDAD_INVALID, "neither clips nor accumulates",
+                    cdad_trainer_magnitudes(m[2].trainer, ctx, b.latent, b.image, b.perturbed, b.context, b.latent,
+                                            (const int64_t[BATCH]){1, 2}, 0, zero, &r[2], err));
+        free_state(&before);
+        cdad_free(zero);
+        for (int i = 0; i < 3; i++)
+            free_model(&m[i]);
+    }
+    for (int64_t accumulate = -1; accumulate <= 3; accumulate += accumulate == 0 ? 3 : 1)
+        CHECK_FAILS(CDAD_INVALID, "a batch of 2 cannot be cut into",
+                    new_model_with(&m[0], &c, &(cdad_batching){.n = BATCH, .accumulate = accumulate}, &how, ctx, err));
+    c.objective = CDAD_OBJECTIVE_OUTPUT;
+    CHECK_FAILS(CDAD_INVALID, "cannot be accumulated", new_model_with(&m[0], &c, &parts, &how, ctx, err));
+}
+
 int cdad_test_training(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
@@ -373,6 +453,7 @@ int cdad_test_training(void) {
     test_failing_steps(&c, &ctx, &other);
     test_gradients_as_they_come(&c, &other);
     test_variants(c, &ctx, &other);
+    test_batching(c, &ctx, &other);
     c.unet.context_dim = 0;
     c.prediction = CDAD_PREDICT_EPSILON;
     CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, 0, err));

@@ -21,9 +21,10 @@ struct cdad_trainer {
     int64_t used;            /* gradients that it has used */
     float *sums;             /* where their magnitudes go */
     int squares;
-    int64_t n;
+    cdad_batching batching;
+    int64_t part;            /* of the batch: the one that runs */
     uint64_t seed;
-    float *noise, *t, *signal, *sigma;
+    float *noise, *t, *signal, *sigma; /* of the whole batch */
     int64_t *timesteps;
 };
 
@@ -53,15 +54,20 @@ int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) {
     return cdad_program_scratch_bytes(t->program) + (t->teacher ? cdad_program_scratch_bytes(t->teacher) : 0);
 }
 
-double cdad_trainer_flops(const cdad_trainer *t) { return cdad_program_flops(t->program); }
+double cdad_trainer_flops(const cdad_trainer *t) {
+    return (double)t->batching.accumulate * cdad_program_flops(t->program);
+}
 
 /* Where the optimiser's block holds the gradient of parameter i. */
 static float *gradient_block(const cdad_trainer *t, int64_t i) {
     return t->optimizer->grads + t->params->items[i].offset;
 }
 
+/* Samples that the graph takes. */
+static int64_t samples(const cdad_trainer *t) { return t->batching.n / t->batching.accumulate; }
+
 /* Plans the losses and the gradient of every parameter. Where clipping needs them all at once, gradients go straight
- * into the optimiser's block; else they are handed over one by one, and never exist all at once. */
+ * into the optimiser's block; else they are handed over one by one, to be added up or used. */
 static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *err) {
     cdad_graph *g = t->graph;
     const cdad_training_graph *v = &t->values;
@@ -85,7 +91,11 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
     outputs[1] = v->loss_cdm;
     if (losses > 2)
         outputs[2] = v->loss_amn;
-    CDAD_TRY_DONE(cdad_graph_backward(g, v->loss, n, wanted, grads, err));
+    cdad_value share = v->loss; /* of the batch's mean */
+    if (t->batching.accumulate > 1)
+        CDAD_TRY_DONE(cdad_node_add(g, cdad_op_find("affine"), 1, &v->loss, &share, err, "a",
+                                    1.0 / (double)t->batching.accumulate, NULL));
+    CDAD_TRY_DONE(cdad_graph_backward(g, share, n, wanted, t->batching.recompute, grads, err));
     for (int64_t i = 0; i < n; i++) {
         if (grads[i] == CDAD_NONE) {
             status = cdad_fail(err, CDAD_INVALID, "the loss does not depend on %s", g->values[wanted[i]].name);
@@ -94,7 +104,7 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
         t->handed[i] = cdad_params_find(t->params, g->values[wanted[i]].name);
         handovers[i] = (cdad_handover){.value = grads[i], .spares = wanted[i]};
     }
-    if (t->optimizer && t->optimizer->grads) {
+    if (t->optimizer && t->optimizer->grads && t->batching.accumulate == 1) {
         const cdad_program_options all = {.n_external = n, .external = grads};
         CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + losses, outputs, &all, ctx, err));
         for (int64_t i = 0; i < n; i++)
@@ -113,18 +123,23 @@ done:
     return status;
 }
 
-cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params, int64_t n,
-                             const cdad_optimizer_config *optimizer, uint64_t seed, const cdad_context *ctx,
-                             cdad_error *err) {
+cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params,
+                             const cdad_batching *batching, const cdad_optimizer_config *optimizer, uint64_t seed,
+                             const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_trainer *t = NULL;
     cdad_builder b;
+    const int64_t n = batching->n, parts = batching->accumulate;
     *out = NULL;
     CDAD_FAIL_IF(n < 1, err, CDAD_INVALID, "a batch has at least one sample");
+    CDAD_FAIL_IF(parts < 1 || n % parts, err, CDAD_INVALID, "a batch of %lld cannot be cut into %lld equal parts",
+                 (long long)n, (long long)parts);
+    CDAD_FAIL_IF(parts > 1 && c->objective == CDAD_OBJECTIVE_OUTPUT, err, CDAD_INVALID,
+                 "the squared norm of a batch's predictions is no mean over its samples: it cannot be accumulated");
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&t, sizeof *t, err));
     t->config = *c;
     t->params = params;
-    t->n = n;
+    t->batching = *batching;
     t->seed = seed;
     const int64_t latent = n * c->latent_h * c->latent_w * c->unet.in_channels;
     CDAD_TRY_DONE(cdad_alloc((void **)&t->noise, latent * (int64_t)sizeof(float), err));
@@ -134,11 +149,13 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     CDAD_TRY_DONE(cdad_alloc((void **)&t->timesteps, n * (int64_t)sizeof(int64_t), err));
     CDAD_TRY_DONE(cdad_graph_new(&t->graph, err));
     cdad_builder_init(&b, t->graph, params, err);
-    CDAD_TRY_DONE(cdad_training_build(&b, c, n, &t->values));
+    CDAD_TRY_DONE(cdad_training_build(&b, c, samples(t), &t->values));
     if (!params->values)
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
     if (optimizer)
         CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
+    if (optimizer && parts > 1)
+        CDAD_TRY_DONE(cdad_optimizer_block(t->optimizer, err));
     CDAD_TRY_DONE(plan(t, ctx, err));
     *out = t;
     t = NULL;
@@ -149,7 +166,7 @@ done:
 
 static cdad_status set_timesteps(cdad_trainer *t, const int64_t *timesteps, cdad_error *err) {
     const cdad_schedule *s = &t->config.schedule;
-    for (int64_t i = 0; i < t->n; i++) {
+    for (int64_t i = 0; i < t->batching.n; i++) {
         const int64_t step = timesteps[i];
         CDAD_FAIL_IF(step < 0 || step >= s->num_train_timesteps, err, CDAD_INVALID,
                      "timestep %lld is not in 0 .. %lld", (long long)step, (long long)s->num_train_timesteps - 1);
@@ -174,59 +191,76 @@ static cdad_status read_losses(const cdad_trainer *t, cdad_step_result *result, 
     return CDAD_OK;
 }
 
-/* The arrays of a batch; timesteps have been set. */
+/* The arrays of a whole batch; timesteps have been set. */
 typedef struct batch_arrays {
     const float *latent, *image, *perturbed, *context, *noise;
 } batch_arrays;
 
-static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batch_arrays *a, cdad_error *err) {
-    const cdad_training_graph *v = &t->values;
-    CDAD_TRY(cdad_program_feed(p, v->latent, a->latent, err));
-    CDAD_TRY(cdad_program_feed(p, v->noise, a->noise, err));
-    CDAD_TRY(cdad_program_feed(p, v->t, t->t, err));
-    CDAD_TRY(cdad_program_feed(p, v->signal, t->signal, err));
-    CDAD_TRY(cdad_program_feed(p, v->sigma, t->sigma, err));
-    if (v->image != CDAD_NONE)
-        CDAD_TRY(cdad_program_feed(p, v->image, a->image, err));
-    if (v->perturbed != CDAD_NONE)
-        CDAD_TRY(cdad_program_feed(p, v->perturbed, a->perturbed, err));
-    if (v->context == CDAD_NONE)
-        return CDAD_OK;
-    CDAD_FAIL_IF(!a->context, err, CDAD_INVALID, "this model wants a context");
-    return cdad_program_feed(p, v->context, a->context, err);
+/* Feeds what the part that runs has of an array; v may be CDAD_NONE. */
+static cdad_status feed_part(const cdad_trainer *t, cdad_program *p, cdad_value v, const float *array, cdad_error *err) {
+    return v == CDAD_NONE
+               ? CDAD_OK
+               : cdad_program_feed(p, v, array + t->part * cdad_shape_count(cdad_graph_shape(t->graph, v)), err);
 }
 
-/* Binds the teacher's prediction of the batch; without a teacher any finite values, which the weight 0 takes out. */
+static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batch_arrays *a, cdad_error *err) {
+    const cdad_training_graph *v = &t->values;
+    CDAD_FAIL_IF(v->context != CDAD_NONE && !a->context, err, CDAD_INVALID, "this model wants a context");
+    CDAD_TRY(feed_part(t, p, v->latent, a->latent, err));
+    CDAD_TRY(feed_part(t, p, v->noise, a->noise, err));
+    CDAD_TRY(feed_part(t, p, v->t, t->t, err));
+    CDAD_TRY(feed_part(t, p, v->signal, t->signal, err));
+    CDAD_TRY(feed_part(t, p, v->sigma, t->sigma, err));
+    CDAD_TRY(feed_part(t, p, v->image, a->image, err));
+    CDAD_TRY(feed_part(t, p, v->perturbed, a->perturbed, err));
+    return feed_part(t, p, v->context, a->context, err);
+}
+
+/* Binds the teacher's prediction; without a teacher any finite values, which the weight 0 takes out. */
 static cdad_status run_teacher(cdad_trainer *t, const cdad_context *ctx, const batch_arrays *a, cdad_error *err) {
     const cdad_training_graph *v = &t->values;
     if (!t->teacher)
         return CDAD_OK;
     CDAD_TRY(cdad_program_feed(t->program, v->teacher_weight, &t->teacher_weight, err));
     if (!t->taught_by)
-        return cdad_program_feed(t->program, v->teacher, a->latent, err);
+        return feed_part(t, t->program, v->teacher, a->latent, err);
     CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->graph, t->teacher, err));
     CDAD_TRY(bind_batch(t, t->teacher, a, err));
     CDAD_TRY(cdad_program_run(t->teacher, ctx, err));
     return cdad_program_bind(t->program, v->teacher, cdad_program_data(t->teacher, v->prediction), err);
 }
 
-/* Losses and gradients; `to` is handed the gradients where they come one by one. */
+/* Losses and gradients; `to` is handed the gradients of each part where they come one by one. */
 static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                        const float *perturbed, const float *context, const float *noise, const int64_t *timesteps,
                        cdad_handover_fn to, cdad_step_result *result, cdad_error *err) {
     const batch_arrays a = {.latent = latent, .image = image, .perturbed = perturbed, .context = context, .noise = noise};
+    const int64_t parts = t->batching.accumulate;
+    *result = (cdad_step_result){0};
     CDAD_TRY(set_timesteps(t, timesteps, err));
-    CDAD_TRY(bind_batch(t, t->program, &a, err));
-    CDAD_TRY(run_teacher(t, ctx, &a, err));
     cdad_program_hand_to(t->program, to, t);
-    CDAD_TRY(cdad_program_run(t->program, ctx, err));
-    return read_losses(t, result, err);
+    for (t->part = 0; t->part < parts; t->part++) {
+        cdad_step_result r;
+        CDAD_TRY(bind_batch(t, t->program, &a, err));
+        CDAD_TRY(run_teacher(t, ctx, &a, err));
+        CDAD_TRY(cdad_program_run(t->program, ctx, err));
+        CDAD_TRY(read_losses(t, &r, err));
+        result->loss += r.loss / (double)parts;
+        result->loss_cdm += r.loss_cdm / (double)parts;
+        result->loss_amn += r.loss_amn / (double)parts;
+    }
+    return CDAD_OK;
 }
 
+/* Puts a gradient into the optimiser's block, or adds it to those of earlier parts. */
 static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
-    return cdad_device_copy(ctx->device, gradient_block(t, t->handed[i]), grad,
-                            t->params->items[t->handed[i]].count * (int64_t)sizeof *grad, err);
+    const int64_t n = t->params->items[t->handed[i]].count;
+    float *sum = gradient_block(t, t->handed[i]);
+    if (t->part == 0)
+        return cdad_device_copy(ctx->device, sum, grad, n * (int64_t)sizeof *grad, err);
+    ctx->kernels->add_to(ctx, sum, NULL, grad, n, 0.0f);
+    return cdad_device_check(ctx->device, 0, err);
 }
 
 cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
@@ -249,8 +283,8 @@ cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, co
                                     const float *perturbed, const float *context, const float *noise,
                                     const int64_t *timesteps, int squares, float *sums, cdad_step_result *result,
                                     cdad_error *err) {
-    CDAD_FAIL_IF(t->optimizer && t->optimizer->config.clip_norm > 0, err, CDAD_INVALID,
-                 "magnitudes want gradients that come one by one: a trainer without clipping");
+    CDAD_FAIL_IF(t->batching.accumulate > 1 || (t->optimizer && t->optimizer->config.clip_norm > 0), err, CDAD_INVALID,
+                 "magnitudes want gradients that come one by one: a trainer that neither clips nor accumulates");
     t->sums = sums;
     t->squares = squares;
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err);
@@ -286,18 +320,18 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
     const cdad_denoiser_config *c = &t->config;
     CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer takes no steps");
     const int64_t per = c->latent_h * c->latent_w * c->unet.in_channels;
-    const int64_t first = t->optimizer->step * t->n; /* samples drawn before this step */
+    const int64_t n = t->batching.n, first = t->optimizer->step * n; /* samples drawn before this step */
     const uint64_t noise_stream = cdad_stream_of_name("noise"), time_stream = cdad_stream_of_name("timestep");
     const uint64_t focus_stream = cdad_stream_of_name("focus");
-    for (int64_t i = 0; i < t->n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         const int64_t focused = (double)cdad_random_below(1 << 20, t->seed, focus_stream, first + i) <
                                 c->focus * (double)(1 << 20);
         const int64_t low = focused ? c->focus_low : 0;
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
-    cdad_random_normal(t->noise, t->n * per, t->seed, noise_stream, first * per);
-    if (t->optimizer->config.clip_norm > 0) {
-        CDAD_TRY(run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, NULL, result, err));
+    cdad_random_normal(t->noise, n * per, t->seed, noise_stream, first * per);
+    if (t->optimizer->config.clip_norm > 0 || t->batching.accumulate > 1) {
+        CDAD_TRY(run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, keep_gradient, result, err));
         return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
     }
     cdad_context whole = *ctx;

@@ -13,18 +13,26 @@ typedef struct cdad_step_result {
     double loss, loss_cdm, loss_amn, grad_norm;
 } cdad_step_result;
 
-/* For batches of n samples; allocates `params` if they are not allocated (seeded by `seed`). optimizer NULL: for
- * cdad_trainer_magnitudes alone, without the memory of moments and gradients. */
+/* How a step goes through its batch: in less memory, for more time. */
+typedef struct cdad_batching {
+    int64_t n;          /* samples of a step */
+    int64_t accumulate; /* into so many equal parts they are cut, whose gradients are added up: activations of one part live at
+                         * a time. More than 1: the gradients of all parameters are held */
+    int recompute;      /* blocks run again in the backward pass: of their activations, those of one block live at a time */
+} cdad_batching;
+
+/* Allocates `params` if they are not allocated (seeded by `seed`). optimizer NULL: for cdad_trainer_magnitudes alone, without
+ * the memory of moments and gradients. */
 CDAD_MUST_USE cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params,
-                                           int64_t n, const cdad_optimizer_config *optimizer, uint64_t seed,
-                                           const cdad_context *ctx, cdad_error *err);
+                                           const cdad_batching *batching, const cdad_optimizer_config *optimizer,
+                                           uint64_t seed, const cdad_context *ctx, cdad_error *err);
 void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t); /* NULL: there is none */
 
 /* latent [N,h,w,c] of the clean images x, image x and perturbed x~ [N,H,W,3], context [N,L,d] or NULL. Timesteps
  * and noise depend on (seed, number of the step, sample's place in the batch) only. Losses that are not finite fail
- * (CDAD_NOT_FINITE) and leave weights and moments as they were, and so do gradients where they are clipped. Without
- * clipping each gradient is used as soon as it is there, so that all of them never exist at once: one that is not finite
+ * (CDAD_NOT_FINITE) and leave weights and moments as they were, and so do gradients where they are clipped or added up.
+ * Else each gradient is used as soon as it is there, so that all of them never exist at once: one that is not finite
  * fails when others were used already, and the message says so. */
 CDAD_MUST_USE cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent,
                                             const float *image, const float *perturbed, const float *context,
