@@ -403,7 +403,7 @@ static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const
             CHECK_OK(step(&m[i], &b, i == 1 ? other : ctx, &r[i], err));
         }
         const cdad_optimizer *const o = cdad_trainer_optimizer(m[0].trainer), *const p = cdad_trainer_optimizer(m[2].trainer);
-        const float *const a = o->m, *const q = p->m;
+        const float *const a = o->m.data, *const q = p->m.data;
         double difference = 0, size = 0;
         for (int64_t k = 0; k < m[0].params->total; k++) {
             difference += fabs((double)a[k] - (double)q[k]);
