@@ -406,7 +406,8 @@ def measured(path: str, load: bool) -> None:
         model.save(path)
     assert model._trainer.block("v").min() == model._trainer.block("m").max() == 1
     memory = model.memory_bytes
-    print(status("VmHWM") - before, sum(memory[k] for k in ("parameters", "gradients", "optimizer")), max(model.params[n].nbytes for n in model.params.shapes()))
+    held = sum(memory[part] for part in ("parameters", "gradients", "optimizer"))
+    print(status("VmHWM") - before, held, max(model.params[n].nbytes for n in model.params.shapes()))
 
 
 def test_saving_and_loading_hold_no_second_copy(tmp_path):
