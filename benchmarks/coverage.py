@@ -40,7 +40,8 @@ def main() -> int:
             bases = model.collect_bases(seen)
             model.strategy.bases = {name: np.ascontiguousarray(U) for name, (U, _, _) in bases.items()}
             # With so small a gamma nothing is added: the share kept is what the old bases hold of the new features.
-            model.config = config.updated({"continual.images": 8, "continual.gamma": 1e-9})
+            as_they_are = {"training.light": 0.0, "training.perturb_share": 0.0}
+            model.config = config.updated({"continual.images": 8, "continual.gamma": 1e-9} | as_they_are)
             outside = [1 - share for _, share, _ in model.collect_bases(unseen).values()]
             rank = np.mean([U.shape[1] / U.shape[0] for U in model.bases.values()])
             rows.append({"images a class": images, "gamma": str(gamma), "mean": np.mean(outside), "median": np.median(outside),

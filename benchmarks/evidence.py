@@ -58,9 +58,10 @@ def batches(model: cdad.ContinualModel, classes: Sequence[ClassData], images: in
     """Whole batches of about ``images`` of the samples that `ContinualModel.collect_bases` takes of these classes, evenly
     spread, and their latents: what `recorded` gives of them is what the model's bases were made of."""
     chosen = model.representative_batches(classes)
-    for step in spread(range(len(chosen)), max(1, images // chosen.batch_size)):
-        batch = next(chosen.epoch(0, step))
-        yield batch, model.autoencoder.encode(batch.image)
+    steps = set(spread(range(len(chosen)), max(1, images // chosen.batch_size)))
+    for batch in chosen.epoch(0):
+        if batch.step in steps:
+            yield batch, model.autoencoder.encode(batch.image)
 
 
 def recorded(model: cdad.ContinualModel, names: Sequence[str], batch: Batch, latents: np.ndarray

@@ -30,6 +30,7 @@ import scipy.fft
 
 import cdad
 from cdad import _core
+from cdad.planning import OWN_SHARE
 from cdad.results import format_table
 
 SEED, GAMMA, BLOCKS = 0, 0.999, 10
@@ -104,7 +105,8 @@ def memory_worker(blocks: int) -> dict[str, Any]:
 
 def projection_worker(preset: str, side: str) -> dict[str, Any]:
     """Seconds of a training step of a preset ("sd15": of one image): plain; "whole": every weight's update in all directions
-    off d/4 protected ones; "cdad", the default: in d/16 of those (benchmarks/RESULTS.md: what new products are given)."""
+    off d/4 protected ones; "cdad", the default: in as many of those as new products get on real
+    images (`cdad.planning.OWN_SHARE`)."""
     config = cdad.preset(preset).updated({"training.batch_size": 1 if preset == "sd15" else 8})
     batch, n = config.training.batch_size, config.latent_size
     params = _core.Params()
@@ -118,7 +120,7 @@ def projection_worker(preset: str, side: str) -> dict[str, Any]:
         d = int(np.prod(shape[1:]))
         if len(shape) > 1 and side != "plain":
             if d not in bases:
-                bases[d], free[d] = orthonormal_columns(d, max(1, d // 4), max(1, d // 16))
+                bases[d], free[d] = orthonormal_columns(d, max(1, d // 4), max(1, int(OWN_SHARE * d)))
             if side == "whole":
                 trainer.protect(name, bases[d])
             elif side == "cdad":

@@ -566,7 +566,17 @@ _SD15 = Config(
     ),
     amn=AMNConfig(n_layers=8, dim_feedforward=1025, keep_variance=False, target="as_written"),
     diffusion=DiffusionConfig(prediction="epsilon", zero_terminal_snr=False, stop=0),
-    training=TrainingConfig(batch_size=12, lr=1e-5, increment_lr=1e-5, clip_norm=0.0, warmup=0, decay=0.0, timestep_focus=0.0, light=0.0, recompute=True),
+    training=TrainingConfig(
+        batch_size=12,
+        lr=1e-5,
+        increment_lr=1e-5,
+        clip_norm=0.0,
+        recompute=True,
+        warmup=0,
+        decay=0.0,
+        timestep_focus=0.0,
+        light=0.0,
+    ),
 )
 
 PRESETS: dict[str, Config] = {

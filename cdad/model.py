@@ -207,16 +207,7 @@ class ContinualModel:
                 "under another one: consolidate() takes it from their images"
             )
         trained = self.strategy.training_classes(classes)
-        batches = self.strategy.batches(
-            TrainingBatches(
-                trained,
-                image_size=config.image_size,
-                batch_size=t.batch_size,
-                seed=config.seed + 7919 * index,
-                perturb_share=t.perturb_share,
-                light=t.light,
-            )
-        )
+        batches = self.strategy.batches(self._training_batches(trained, t.batch_size, config.seed + 7919 * index))
         steps = t.task_steps(index, len(trained), sum(len(data.train) for data in trained))
         if not self.progress:
             if index == 0:
@@ -322,14 +313,18 @@ class ContinualModel:
 
     def representative_batches(self, classes: Sequence[ClassData]) -> TrainingBatches:
         """What represents these classes: ``continual.images`` of each one's images, evenly spread, in the light and with the
-        perturbations of training. Bases of images as they are would leave to later tasks what the model has learned of others."""
+        perturbations of training, others than those that it drew. Bases of images as they are would leave to later tasks what the
+        model has learned of others."""
         chosen = [replace(data, train=tuple(spread(data.train, self.config.continual.images))) for data in classes]
+        return self._training_batches(chosen, self.config.scoring.batch_size, self.config.seed + 99_991)
+
+    def _training_batches(self, classes: Sequence[ClassData], batch_size: int, seed: int) -> TrainingBatches:
         t = self.config.training
         return TrainingBatches(
-            chosen,
+            classes,
             image_size=self.config.image_size,
-            batch_size=self.config.scoring.batch_size,
-            seed=self.config.seed + 99_991,  # other perturbations than those of training
+            batch_size=batch_size,
+            seed=seed,
             perturb_share=t.perturb_share,
             light=t.light,
         )

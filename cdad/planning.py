@@ -18,7 +18,7 @@ from .profile import profile_prediction, profile_training
 from .strategies import CDAD
 
 # Of the width: the directions that a new task gets beside the bases. Real products take 16 to 19 % (benchmarks/RESULTS.md).
-_OWN_SHARE = 0.18
+OWN_SHARE = 0.18
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, in
     memory = np.empty(widest * widest, np.float32)
     bases = directions = 0
     for name, (d, *_) in streams.items():
-        k, own = ranks[name], max(1, int(_OWN_SHARE * d))
+        k, own = ranks[name], max(1, int(OWN_SHARE * d))
         if whole:
             own = d - k if c.projection == "update" else min(k, d - k)
         if own:

@@ -65,10 +65,10 @@ TABLES: dict[str, Table] = {
 
 DATA_SETS = {"MVTec": MVTEC_CLASSES, "VisA": VISA_CLASSES}
 
-# The paper's epochs, of the first task and of increments (the published code's default is 500 for each); the learning rate of
-# 1e-5 and batches of 12 are those of the preset "sd15".
+# Epochs of the first task and of increments, as the paper's 500 and 100 are taken here (the published code's default is 500 for each);
+# the learning rate of 1e-5 and batches of 12 are those of the preset "sd15".
 _SCHEDULE: dict[str, Any] = {"training.epochs": 500, "training.increment_epochs": 100, "scoring.backbone": "resnet50"}
-# What the published code sets for VisA alone: the stem, layer2 and layer4, and two samples of three perturbed.
+# What a fork of the published code sets for VisA alone: the stem, layer2 and layer4, and two samples of three perturbed.
 _PAPER_VISA: dict[str, Any] = {"scoring.layers": [4, 1, 3], "training.perturb_share": 2 / 3}
 # Which key names the file of a family of models.
 _KEYS = {"unet": "unet.weights", "vae": "autoencoder.weights", "clip_text": "text.weights", "resnet": "scoring.weights"}

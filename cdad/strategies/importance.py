@@ -8,15 +8,13 @@ model's parameters (`Trainer.block`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from .. import _core
-from ..data.loader import TrainingBatches
-from ..data.records import ClassData, spread
+from ..data.records import ClassData
 from ..errors import CheckpointError
 from .base import Strategy
 
@@ -148,15 +146,12 @@ def mean_magnitudes(
 ) -> np.ndarray:
     """The mean over samples of the absolute gradient of ``objective`` (of `_core.Trainer`) or of its square: a block.
 
-    Samples are made as training makes them, perturbations included: ``continual.images`` images of each class, each
-    once, with one timestep and noise that depend on the seed and the sample's number only.
+    Samples are `ContinualModel.representative_batches`, each alone, with one timestep and noise that depend on the seed and
+    the sample's number only.
     """
     c = model.config
-    chosen = [replace(data, train=tuple(spread(data.train, c.continual.images))) for data in classes]
     seed = c.seed + 104_729 * (1 + len(model.ledger))
-    batches = TrainingBatches(
-        chosen, image_size=c.image_size, batch_size=1, seed=seed, perturb_share=c.training.perturb_share, light=c.training.light
-    )
+    batches = model.representative_batches(classes).resized(1)
     trainer = _core.Trainer(
         model.params, c.denoiser(), 1, None, c.seed, objective=objective, recompute=c.training.recompute
     )
