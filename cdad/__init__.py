@@ -6,9 +6,15 @@
 >>> model.predict(test_image_paths).scores                    # doctest: +SKIP
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-from ._core import build_info, get_device, get_threads, set_device, set_threads
+from ._core import (
+    build_info,
+    device_memory,
+    get_device,
+    get_threads,
+    limit_device_memory,
+    set_device,
+    set_threads,
+)
 from .config import PRESETS, Config, preset
 from .data import open_dataset
 from .errors import CheckpointError, DataError, FormatError, ImageError, LimitError, TrainingError
@@ -17,11 +23,7 @@ from .model import ContinualModel, Prediction
 from .planning import Plan, plan
 from .protocols import PROTOCOLS, Protocol, protocol
 from .run import run_protocol
-
-try:
-    __version__ = version("cdad")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
+from .version import __version__
 
 __all__ = [
     "PRESETS",
@@ -37,10 +39,13 @@ __all__ = [
     "Prediction",
     "Protocol",
     "TrainingError",
+    "__version__",
     "build_info",
+    "device_memory",
     "evaluate",
     "get_device",
     "get_threads",
+    "limit_device_memory",
     "open_dataset",
     "plan",
     "preset",

@@ -179,6 +179,7 @@ class ResultWriter:
         folder: the run folder, made if missing.
         tasks: the names of the tasks, in the order of learning.
         config, protocol: what was run: dataclasses, mappings, sequences, paths and plain or NumPy scalars.
+        environment: where, likewise; kept in ``results.json``, and no part of what is compared.
         measures: the names of the measures.
         resume: take over the lines of an earlier ``metrics.csv`` in the folder, if there is one.
 
@@ -188,12 +189,14 @@ class ResultWriter:
     """
 
     def __init__(self, folder: str | os.PathLike, tasks: Sequence[str], *, config: Any = None,
-                 protocol: Any = None, measures: Sequence[str] = MEASURES, resume: bool = False):
+                 protocol: Any = None, environment: Any = None, measures: Sequence[str] = MEASURES,
+                 resume: bool = False):
         self.folder = Path(folder)
         self.tasks = tuple(tasks)
         self.measures = tuple(measures)
         self._config = _to_json({} if config is None else config)
         self._protocol = _to_json({} if protocol is None else protocol)
+        self._environment = _to_json({} if environment is None else environment)
         self._results: dict[tuple[int, int, str], ClassResult] = {}
         path = self.folder / CSV_NAME
         if resume and path.exists():
@@ -232,7 +235,7 @@ class ResultWriter:
         """Write ``metrics.csv`` and ``results.json``, each atomically; OSError where that fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.folder / CSV_NAME, self.results, self.measures)
-        write_json(self.folder / JSON_NAME, RunResults(self._config, self._protocol, self.matrix()))
+        write_json(self.folder / JSON_NAME, RunResults(self._config, self._protocol, self.matrix()), self._environment)
 
 
 def write_csv(path: str | os.PathLike, results: Iterable[ClassResult],
@@ -273,13 +276,14 @@ def read_csv(path: str | os.PathLike) -> tuple[ClassResult, ...]:
     return tuple(results)
 
 
-def write_json(path: str | os.PathLike, run: RunResults) -> None:
-    """Write config, protocol, task matrices and their summary, with the version of the schema.
+def write_json(path: str | os.PathLike, run: RunResults, environment: Mapping[str, Any] | None = None) -> None:
+    """Write config, protocol, task matrices and their summary, with the version of the schema, and where it was run.
 
     Raises:
         TypeError, ValueError: config or protocol cannot be written as JSON.
     """
     record = {"schema": SCHEMA, "version": SCHEMA_VERSION, "config": run.config, "protocol": run.protocol,
+              "environment": environment or {},
               "task_matrix": run.matrix.to_dict(), "summary": run.summary()}
     text = json.dumps(_to_json(record), indent=2, allow_nan=False)
     write_atomically(path, (text + "\n").encode())

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _core
 from .atomic import write_atomically
 from .checkpoint import previous_of
 from .config import Config
@@ -34,6 +35,7 @@ from .model import ContinualModel, StepReport
 from .plots import loss_curve, matrix_image
 from .protocols import Protocol
 from .results import JSON_NAME, ResultWriter, RunResults, read_json
+from .version import __version__
 
 log = logging.getLogger("cdad")
 
@@ -110,6 +112,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         names,
         config=config.to_dict(),
         protocol={"name": protocol.name, "tasks": [list(task) for task in protocol.tasks]},
+        environment={"cdad": __version__, "device": model.params.device, **_core.build_info()},
         resume=resumed and (folder / JSON_NAME).exists(),
     )
     losses = _LossLog(folder / LOSSES, done=(len(model.ledger), model.progress.get("step", 0)) if resumed else (0, 0))

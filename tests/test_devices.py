@@ -36,7 +36,8 @@ def device(request):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values(case, device):
     arrays = case.data()
-    for y, want in zip(run_case(case, arrays)[0], case.reference(arrays), strict=True):
+    # CUDA records the second of three runs, with other arrays, and does it again as the third
+    for y, want in zip(run_case(case, arrays, others=2)[0], case.reference(arrays), strict=True):
         assert_close(y, want, case.tol if device == "emulated" else max(case.tol, 1e-5))
 
 
@@ -44,9 +45,54 @@ def test_values(case, device):
 def test_gradients(index, device):
     case = CASES[index]
     arrays = case.data()
-    _, got = run_case(case, arrays, target_of(case, case.reference(arrays)[0].shape))
+    _, got = run_case(case, arrays, target_of(case, case.reference(arrays)[0].shape), others=2)
     for g, want in zip(got, difference_gradients(index), strict=True):
         assert_close(g, want, max(case.grad_tol, 2e-5))
+
+
+def test_a_program_is_recorded_where_that_can_be(device):
+    graph = _core.Graph()
+    x = graph.input("x", (2, 6))
+    shared = graph.op("silu", [x])[0]
+    program = graph.compile(graph.op("mul", [shared, graph.const(np.full((2, 6), 3, np.float32))]))
+    told = []
+    for k in range(4):
+        given = np.full((2, 6), k, np.float32)
+        assert_close(program.run({x: given})[0], 3 * given / (1 + np.exp(-given)), 1e-6)
+        told.append(program.recorded)
+    assert told == ([False, True, True, True] if device == "cuda" else [False] * 4)
+
+
+def test_memory_of_a_device_is_counted_and_can_be_limited(device):
+    graph = _core.Graph()
+    x = graph.input("x", (64, 1024))
+    outputs = graph.op("silu", [x])
+    before = _core.device_memory()["used"]
+    program = graph.compile(outputs)
+    given = np.ones((64, 1024), np.float32)
+    program.run({x: given})
+    taken = _core.device_memory()["used"] - before
+    assert 2 * given.nbytes <= taken < 2.1 * given.nbytes + 2**16
+    try:
+        _core.limit_device_memory(before + taken + 1000)
+        with pytest.raises(MemoryError, match="would pass the limit"):
+            graph.compile(outputs)
+        assert program.run({x: given})[0].shape == given.shape  # what is there goes on
+        assert _core.device_memory()["limit"] == before + taken + 1000
+    finally:
+        _core.limit_device_memory(0)
+    del program
+    told = _core.device_memory(device, True)
+    assert told["used"] == before and told["peak"] >= before + taken
+    assert _core.device_memory(device)["peak"] == before
+
+
+def test_memory_of_the_host_is_not_counted():
+    for call in (lambda: _core.device_memory("cpu"), lambda: _core.limit_device_memory(1, "cpu")):
+        with pytest.raises(ValueError, match="is not counted"):
+            call()
+    with pytest.raises(ValueError, match="a limit of -1 bytes"):
+        _core.limit_device_memory(-1, "emulated")
 
 
 @pytest.mark.parametrize("bad", [-1.0, 7.0, 2.5, np.nan])

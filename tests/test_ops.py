@@ -228,8 +228,8 @@ def add_op(graph, op: str, shapes, attrs) -> tuple:
     return inputs, graph.op(op, inputs, **attrs)
 
 
-def run_case(case: Case, arrays: list, target=None) -> tuple[list, list]:
-    """(outputs, gradients of mse(output 0, target) with respect to the inputs)."""
+def run_case(case: Case, arrays: list, target=None, others: int = 0) -> tuple[list, list]:
+    """(outputs, gradients of mse(output 0, target) with respect to the inputs); `others`: runs before with other arrays."""
     graph = _core.Graph()
     inputs, outputs = add_op(graph, case.op, [None if a is None else a.shape for a in arrays], case.attrs)
     wanted = []
@@ -239,7 +239,10 @@ def run_case(case: Case, arrays: list, target=None) -> tuple[list, list]:
         if case.ids:
             assert wanted.pop(0) is None
     feeds = {v: a for v, a in zip(inputs, arrays) if v is not None}
-    results = graph.compile([*outputs, *wanted]).run(feeds)
+    program = graph.compile([*outputs, *wanted])
+    for _ in range(others):
+        program.run({v: np.roll(a, 1) for v, a in feeds.items()})
+    results = program.run(feeds)
     return results[: len(outputs)], results[len(outputs) :]
 
 

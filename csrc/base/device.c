@@ -7,7 +7,15 @@
 
 cdad_status cdad_device_alloc(cdad_device *d, void **out, int64_t bytes, cdad_error *err) {
     *out = NULL;
-    return d ? d->alloc(d, out, bytes, err) : cdad_alloc(out, bytes, err);
+    if (!d)
+        return cdad_alloc(out, bytes, err);
+    if (d->limit > 0) {
+        const int64_t used = d->memory(d, 0).used;
+        CDAD_FAIL_IF(bytes > d->limit - used, err, CDAD_NO_MEMORY,
+                     "%s: %.1f MiB more than the %.1f MiB in use would pass the limit of %.1f MiB", d->name,
+                     (double)bytes / 1048576.0, (double)used / 1048576.0, (double)d->limit / 1048576.0);
+    }
+    return d->alloc(d, out, bytes, err);
 }
 
 cdad_status cdad_device_alloc_zero(cdad_device *d, void **out, int64_t bytes, cdad_error *err) {

@@ -12,6 +12,11 @@
 struct cdad_kernels;
 typedef struct cdad_device cdad_device;
 
+/* Bytes that are allocated: now, and at most since the peak was last forgotten. */
+typedef struct cdad_device_memory {
+    int64_t used, peak;
+} cdad_device_memory;
+
 struct cdad_device {
     const char *name; /* "emulated", "cuda:0" */
     const char *text; /* for people: "NVIDIA H100 80GB HBM3" */
@@ -30,9 +35,21 @@ struct cdad_device {
     /* Kernels return nothing: what failed since the last call is told here. `wait`: after all that was queued is done,
      * else as far as it is known. */
     cdad_status (*check)(cdad_device *d, int wait, cdad_error *err);
+
+    cdad_device_memory (*memory)(cdad_device *d, int forget_peak); /* forget_peak: after telling it */
+    int64_t limit; /* bytes that may be allocated, 0: as many as there are */
+
+    /* From `record` to `recorded`, kernels, copies and zeros that this thread asks for are recorded, not done; what waits for
+     * the device, or allocates, may not be asked for. `recorded` follows in any case; *out NULL: it failed. `replay` queues
+     * what was recorded, with the addresses and numbers of then. All NULL: the device cannot. */
+    cdad_status (*record)(cdad_device *d, cdad_error *err);
+    cdad_status (*recorded)(cdad_device *d, void **out, cdad_error *err);
+    cdad_status (*replay)(cdad_device *d, void *recording, cdad_error *err);
+    void (*forget)(cdad_device *d, void *recording);
 };
 
 /* The same for any device, the host included. */
+/* CDAD_NO_MEMORY: there is no more, or its limit would be passed. */
 CDAD_MUST_USE cdad_status cdad_device_alloc(cdad_device *d, void **out, int64_t bytes, cdad_error *err);
 CDAD_MUST_USE cdad_status cdad_device_alloc_zero(cdad_device *d, void **out, int64_t bytes, cdad_error *err);
 void cdad_device_free(cdad_device *d, void *p); /* NULL is allowed */

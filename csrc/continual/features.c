@@ -128,9 +128,9 @@ cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t row
     if (s.rows == 0)
         return CDAD_OK;
     if (s.cs == 1 && s.rs == s.d) {
-        int finite;
-        const double all = ctx->kernels->sum_squares(ctx, s.data, s.rows * s.d, &finite);
-        return finite ? check_range(all, u, err) : report_first(&s, u != NULL, err);
+        double all;
+        ctx->kernels->sum_squares(ctx, &all, s.data, s.rows * s.d);
+        return isfinite(all) ? check_range(all, u, err) : report_first(&s, u != NULL, err);
     }
     s.rows_a_task = s.d < SCAN_FLOATS ? SCAN_FLOATS / s.d : 1;
     const int64_t tasks = (s.rows + s.rows_a_task - 1) / s.rows_a_task;

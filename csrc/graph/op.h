@@ -66,7 +66,8 @@ enum {
     CDAD_OP_IN_PLACE = 2, /* output 0 may take over the memory of input 0 when nobody else reads it */
     CDAD_OP_VIEW = 4,     /* output 0 has the same elements as input 0, and shares its memory if it can */
     CDAD_OP_STOP = 8,     /* gradients end here by intent */
-    CDAD_OP_EPILOGUE = 16 /* takes over a following sum and activation (graph/fuse.h): cdad_call.sum and .act */
+    CDAD_OP_EPILOGUE = 16, /* takes over a following sum and activation (graph/fuse.h): cdad_call.sum and .act */
+    CDAD_OP_WAITS = 32     /* its kernel waits for the device: it cannot be recorded */
 };
 
 typedef struct cdad_op {

@@ -23,6 +23,13 @@ typedef struct tap {
     void *arg;
 } tap;
 
+/* Of a device: what the steps did when they ran last, to be done again without asking for each of them. */
+typedef struct recording {
+    void *made;      /* by the device; NULL: not yet */
+    float **data;    /* [n_values]: where values were; NULL: nothing has run */
+    char *scratch;
+} recording;
+
 typedef struct handover {
     cdad_value value;
     int64_t number; /* in the options */
@@ -50,11 +57,20 @@ struct cdad_program {
     int64_t n_handovers;
     cdad_handover_fn hand_to;
     void *hand_to_arg;
+    recording last;
 };
+
+static void forget(cdad_program *p) {
+    if (p->last.made)
+        p->device->forget(p->device, p->last.made);
+    p->last.made = NULL;
+}
 
 void cdad_program_free(cdad_program *p) {
     if (!p)
         return;
+    forget(p);
+    cdad_free(p->last.data);
     for (int64_t v = 0; p->kept && v < p->n_values; v++)
         cdad_device_free(p->device, p->kept[v]);
     cdad_free(p->kept);
@@ -493,6 +509,61 @@ static cdad_status hand_over(const cdad_program *p, int64_t t, int64_t *next, co
     return CDAD_OK;
 }
 
+/* Steps `from` .. to-1 and what is due after each; *next: the next handover. */
+static cdad_status run_steps(cdad_program *p, int64_t from, int64_t to, int64_t *next, const cdad_context *ctx, cdad_error *err) {
+    double polled = cdad_clock();
+    for (int64_t t = from; t < to; t++) {
+        CDAD_TRY(run_step(p, t, ctx, err));
+        CDAD_TRY(hand_over(p, t, next, ctx, err));
+        if (!ctx->poll)
+            continue;
+        const double now = cdad_clock();
+        if (now - polled < POLL_SECONDS)
+            continue;
+        polled = now;
+        CDAD_FAIL_IF(ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "cancelled");
+    }
+    return CDAD_OK;
+}
+
+/* Steps from the first on that can be recorded: up to one that waits, or the first handover, whose receiver may do anything. */
+static int64_t recordable(const cdad_program *p, const cdad_context *ctx) {
+    int64_t n = p->n_steps;
+    if (!p->device || !p->device->record || ctx->profile)
+        return 0;
+    if (p->hand_to && p->n_handovers)
+        n = p->handovers[0].step > 0 ? p->handovers[0].step : 0;
+    for (int64_t t = 0; t < n; t++)
+        if (p->taps[t].fn || p->g->nodes[p->steps[t].node].op->flags & CDAD_OP_WAITS)
+            return t;
+    return n;
+}
+
+/* Steps 0 .. n-1, recorded when all is where it was the time before: the first run is without, as it loads what kernels need. */
+static cdad_status run_recorded(cdad_program *p, int64_t n, const cdad_context *ctx, cdad_error *err) {
+    const size_t bytes = (size_t)p->n_values * sizeof *p->data;
+    int64_t none = p->n_handovers;
+    if (!p->last.data || p->last.scratch != p->scratch || memcmp(p->last.data, p->data, bytes) != 0) {
+        forget(p);
+        if (!p->last.data)
+            CDAD_TRY(cdad_alloc((void **)&p->last.data, (int64_t)bytes, err));
+        memcpy(p->last.data, p->data, bytes);
+        p->last.scratch = p->scratch;
+        return run_steps(p, 0, n, &none, ctx, err);
+    }
+    if (!p->last.made) {
+        cdad_status status = p->device->record(p->device, err);
+        if (status == CDAD_OK)
+            status = run_steps(p, 0, n, &none, ctx, err);
+        const cdad_status made = p->device->recorded(p->device, &p->last.made, status == CDAD_OK ? err : NULL);
+        if (status != CDAD_OK)
+            forget(p);
+        CDAD_TRY(status);
+        CDAD_TRY(made);
+    }
+    return p->device->replay(p->device, p->last.made, err);
+}
+
 cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
     CDAD_FAIL_IF(ctx->device != p->device, err, CDAD_INVALID, "a program that was planned for %s runs on %s",
                  p->device ? p->device->name : "cpu", ctx->device ? ctx->device->name : "cpu");
@@ -506,21 +577,12 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
     }
     CDAD_TRY(plan_scratch(p, ctx, err));
     resolve(p);
-    double polled = cdad_clock();
+    const int64_t recorded = recordable(p, ctx);
     int64_t next = 0;
     CDAD_TRY(hand_over(p, -1, &next, ctx, err));
-    for (int64_t t = 0; t < p->n_steps; t++) {
-        CDAD_TRY(run_step(p, t, ctx, err));
-        CDAD_TRY(hand_over(p, t, &next, ctx, err));
-        if (!ctx->poll)
-            continue;
-        const double now = cdad_clock();
-        if (now - polled < POLL_SECONDS)
-            continue;
-        polled = now;
-        CDAD_FAIL_IF(ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "cancelled");
-    }
-    return CDAD_OK;
+    if (recorded > 0)
+        CDAD_TRY(run_recorded(p, recorded, ctx, err));
+    return run_steps(p, recorded, p->n_steps, &next, ctx, err);
 }
 
 int64_t cdad_program_arena_bytes(const cdad_program *p) { return p->arena_bytes; }
@@ -536,5 +598,7 @@ double cdad_program_flops(const cdad_program *p) {
     }
     return sum;
 }
+
+int cdad_program_is_recorded(const cdad_program *p) { return p->last.made != NULL; }
 
 int64_t cdad_program_nodes(const cdad_program *p) { return p->n_steps; }

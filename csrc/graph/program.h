@@ -59,6 +59,9 @@ int64_t cdad_program_arena_bytes(const cdad_program *p);
 int64_t cdad_program_scratch_bytes(const cdad_program *p);
 /* Floating-point operations of the products of a run, those of convolutions counted as direct sums. */
 double cdad_program_flops(const cdad_program *p);
+/* Whether the last run was replayed from a recording of an earlier one: on a device that can, from the second run with everything
+ * in its place on. */
+int cdad_program_is_recorded(const cdad_program *p);
 int64_t cdad_program_nodes(const cdad_program *p);
 
 #endif

@@ -23,7 +23,4 @@ CDAD_MUST_USE cdad_status cdad_emulated_open(cdad_device **out, cdad_error *err)
  * tell what memory they would take; a program does not run there. */
 CDAD_MUST_USE cdad_status cdad_planned_open(cdad_device **out, cdad_error *err);
 
-/* Bytes that are allocated on the emulated device. */
-int64_t cdad_emulated_bytes(void);
-
 #endif

@@ -19,7 +19,7 @@ typedef struct block {
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static block *blocks; /* in no order */
-static int64_t n_blocks, capacity, total;
+static int64_t n_blocks, capacity, total, peak;
 static char failure[160]; /* of a kernel, "" when there is none */
 
 /* The shadow of `bytes` from p on, or NULL: they are not the device's. */
@@ -52,6 +52,7 @@ static cdad_status device_alloc(cdad_device *d, void **out, int64_t bytes, cdad_
     if (status == CDAD_OK) {
         blocks[n_blocks++] = b;
         total += bytes;
+        peak = total > peak ? total : peak;
         *out = b.address;
     }
     pthread_mutex_unlock(&mutex);
@@ -120,11 +121,13 @@ static cdad_status device_check(cdad_device *d, int wait, cdad_error *err) {
     return status;
 }
 
-int64_t cdad_emulated_bytes(void) {
+static cdad_device_memory device_memory(cdad_device *d, int forget_peak) {
+    (void)d;
     pthread_mutex_lock(&mutex);
-    const int64_t bytes = total;
+    const cdad_device_memory memory = {.used = total, .peak = peak};
+    peak = forget_peak ? total : peak;
     pthread_mutex_unlock(&mutex);
-    return bytes;
+    return memory;
 }
 
 /* Turns *p, a device's address or NULL, into the shadow's; 0 when it is neither. */
@@ -333,18 +336,16 @@ static void mse_grad(const cdad_context *ctx, float *da, const float *a, const f
         ctx->host_kernels->mse_grad(ctx, da, a, b, g, n, m);
 }
 
-static double sum_squares(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
-    *finite = 1; /* the next check tells the address */
-    return TURN(x) ? ctx->host_kernels->sum_squares(ctx, x, n, finite) : 0.0;
+static void sum_squares(const cdad_context *ctx, double *to, const float *x, int64_t n) {
+    if (TURN(to) && TURN(x))
+        ctx->host_kernels->sum_squares(ctx, to, x, n);
 }
 
-static double sum_squares_pulled(const cdad_context *ctx, const float *g, const float *w, int64_t n,
-                                 const cdad_pull *pull, int *finite) {
+static void sum_squares_pulled(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n,
+                               const cdad_pull *pull) {
     cdad_pull own = *pull;
-    *finite = 1;
-    return TURN(g) && TURN(w) && TURN(own.importance) && TURN(own.anchor)
-               ? ctx->host_kernels->sum_squares_pulled(ctx, g, w, n, &own, finite)
-               : 0.0;
+    if (TURN(to) && TURN(g) && TURN(w) && TURN(own.importance) && TURN(own.anchor))
+        ctx->host_kernels->sum_squares_pulled(ctx, to, g, w, n, &own);
 }
 
 static void add_magnitudes(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares) {
@@ -356,7 +357,7 @@ static void adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e,
                   const cdad_adamw *h) {
     cdad_adamw own = *h;
     if (TURN(w) && TURN(m) && TURN(v) && TURN(e) && TURN(du) && TURN(g) && TURN(own.pull.importance) &&
-        TURN(own.pull.anchor) && TURN(own.path) && TURN(own.m_most) && TURN(own.v_most))
+        TURN(own.pull.anchor) && TURN(own.path) && TURN(own.squares) && TURN(own.m_most) && TURN(own.v_most))
         ctx->host_kernels->adamw(ctx, w, m, v, e, du, g, n, &own);
 }
 
@@ -443,7 +444,8 @@ cdad_status cdad_emulated_open(cdad_device **out, cdad_error *err) {
                                  .download = device_download,
                                  .copy = device_copy,
                                  .zero = device_zero,
-                                 .check = device_check};
+                                 .check = device_check,
+                                 .memory = device_memory};
     (void)err;
     *out = &device;
     return CDAD_OK;

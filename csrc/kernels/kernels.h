@@ -98,6 +98,7 @@ typedef struct cdad_adamw {
      * CDAD_BLOCK8. */
     float *m_most, *v_most;
     cdad_pull pull;     /* added to the gradient before grad_scale */
+    const double *squares; /* NULL, or the gradient's sum of squares: unless it is finite, du is zeros and nothing else is written */
     float *path;        /* [n] or NULL: path -= g * du, with the gradient as it was given (SI's path integral) */
 } cdad_adamw;
 
@@ -249,11 +250,11 @@ typedef struct cdad_kernels {
     void (*mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g, int64_t n,
                      int64_t m);
 
-    /* Sum of squares of n floats in double, by fixed tiles of 65536; *finite = 0 when a value is NaN or inf. */
-    double (*sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite);
+    /* *to = the sum of squares of n floats in double, by fixed tiles of 65536: not finite when a value is NaN or inf. */
+    void (*sum_squares)(const cdad_context *ctx, double *to, const float *x, int64_t n);
     /* The same of the gradient g of the weights w and the penalty's, as adamw takes them together. */
-    double (*sum_squares_pulled)(const cdad_context *ctx, const float *g, const float *w, int64_t n,
-                                 const cdad_pull *pull, int *finite);
+    void (*sum_squares_pulled)(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n,
+                               const cdad_pull *pull);
     /* sum += g^2 (squares = 1) or |g|. */
     void (*add_magnitudes)(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares);
 

@@ -1,8 +1,12 @@
 /* The planned device: an allocation is a range of addresses without any access rights and without memory behind it. */
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include "kernels/devices.h"
 #include "kernels/kernels.h"
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static cdad_device_memory memory;
 
 enum { HEAD = 4096 }; /* before an allocation, a page that holds how much is mapped */
 
@@ -17,14 +21,31 @@ static cdad_status planned_alloc(cdad_device *d, void **out, int64_t bytes, cdad
         return cdad_fail(err, CDAD_NO_MEMORY, "%s: no memory for a page", d->name);
     }
     *(size_t *)(void *)p = mapped;
+    pthread_mutex_lock(&mutex);
+    memory.used += bytes;
+    memory.peak = memory.used > memory.peak ? memory.used : memory.peak;
+    pthread_mutex_unlock(&mutex);
     *out = p + HEAD;
     return CDAD_OK;
 }
 
 static void planned_release(cdad_device *d, void *p) {
     char *head = (char *)p - HEAD;
+    const size_t mapped = *(size_t *)(void *)head;
     (void)d;
-    munmap(head, *(size_t *)(void *)head);
+    pthread_mutex_lock(&mutex);
+    memory.used -= (int64_t)mapped - HEAD - 1;
+    pthread_mutex_unlock(&mutex);
+    munmap(head, mapped);
+}
+
+static cdad_device_memory planned_memory(cdad_device *d, int forget_peak) {
+    (void)d;
+    pthread_mutex_lock(&mutex);
+    const cdad_device_memory now = memory;
+    memory.peak = forget_peak ? memory.used : memory.peak;
+    pthread_mutex_unlock(&mutex);
+    return now;
 }
 
 /* What is written is lost. */
@@ -58,7 +79,8 @@ cdad_status cdad_planned_open(cdad_device **out, cdad_error *err) {
                                  .download = planned_download,
                                  .copy = planned_upload,
                                  .zero = planned_zero,
-                                 .check = planned_check};
+                                 .check = planned_check,
+                                 .memory = planned_memory};
     (void)err;
     device.kernels = cdad_kernels_select(NULL); /* whose scratch is planned */
     *out = &device;

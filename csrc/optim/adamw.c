@@ -23,6 +23,9 @@ void cdad_optimizer_free(cdad_optimizer *o) {
     }
     cdad_free(o->protection);
     cdad_device_free(device, o->scratch);
+    if (o->squares != o->sums)
+        cdad_free(o->squares);
+    cdad_device_free(device, o->sums);
     cdad_free(o);
 }
 
@@ -47,6 +50,12 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     CDAD_TRY_DONE(cdad_moment_new(&o->v, params,
                                   config->moments == CDAD_MOMENT_8BIT ? CDAD_MOMENT_8BIT : CDAD_MOMENT_FLOAT32, 0, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
+    CDAD_TRY_DONE(cdad_device_alloc(params->device, (void **)&o->sums, params->n * (int64_t)sizeof *o->sums, err));
+    o->squares = o->sums;
+    if (params->device) {
+        o->squares = NULL; /* not the device's to free */
+        CDAD_TRY_DONE(cdad_alloc((void **)&o->squares, params->n * (int64_t)sizeof *o->squares, err));
+    }
     if (config->ema_decay > 0) {
         CDAD_TRY_DONE(cdad_device_alloc(params->device, (void **)&o->ema, bytes, err));
         CDAD_TRY_DONE(cdad_device_copy(params->device, o->ema, params->values, bytes, err));
@@ -215,19 +224,46 @@ static cdad_pull pull_of(const cdad_optimizer *o, int64_t i) {
     return pull;
 }
 
-/* Adds parameter i's prepared gradient, with the penalty's, to the sum of squares. */
+/* Sums up the squares of parameter i's prepared gradient, with the penalty's. */
 static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_param *p = &o->params->items[i];
     const cdad_pull pull = pull_of(o, i);
-    int finite = 1;
-    const double squares =
-        pull.importance
-            ? ctx->kernels->sum_squares_pulled(ctx, grad, o->params->values + p->offset, p->count, &pull, &finite)
-            : ctx->kernels->sum_squares(ctx, grad, moving(o, i), &finite);
-    CDAD_TRY(cdad_device_check(ctx->device, 0, err));
-    CDAD_FAIL_IF(!finite, err, CDAD_NOT_FINITE, "the gradient of %s is not finite", p->name);
-    o->squares += squares;
+    if (pull.importance)
+        ctx->kernels->sum_squares_pulled(ctx, o->sums + i, grad, o->params->values + p->offset, p->count, &pull);
+    else
+        ctx->kernels->sum_squares(ctx, o->sums + i, grad, moving(o, i));
+    return cdad_device_check(ctx->device, 0, err);
+}
+
+static cdad_status check_finite(const cdad_optimizer *o, int64_t i, cdad_error *err) {
+    CDAD_FAIL_IF(!isfinite(o->squares[i]), err, CDAD_NOT_FINITE, "the gradient of %s is not finite", o->params->items[i].name);
     return CDAD_OK;
+}
+
+/* The norm of this step's gradients, all of which have been measured. Waits for a device. */
+static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
+    const int64_t n = o->params->n;
+    double sum = 0.0;
+    if (o->params->device)
+        CDAD_TRY(cdad_device_download(o->params->device, o->squares, o->sums, n * (int64_t)sizeof *o->sums, err));
+    for (int64_t i = 0; i < n; i++) {
+        CDAD_TRY(check_finite(o, i, err));
+        sum += o->squares[i];
+    }
+    *norm = sqrt(sum);
+    return CDAD_OK;
+}
+
+/* Readies a step. */
+static cdad_status begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
+    o->lr_scale = lr_scale;
+    CDAD_TRY(cdad_device_zero(ctx->device, o->sums, o->params->n * (int64_t)sizeof *o->sums, err));
+    return reserve_scratch(o, ctx, err);
+}
+
+static void end(cdad_optimizer *o) {
+    o->age++;
+    o->step++;
 }
 
 /* AdamW's numbers for the step that runs. */
@@ -284,9 +320,7 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
 
 cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
     CDAD_FAIL_IF(o->config.clip_norm > 0, err, CDAD_INVALID, "clipping wants all gradients at once");
-    o->squares = 0.0;
-    o->lr_scale = lr_scale;
-    return reserve_scratch(o, ctx, err);
+    return begin(o, ctx, lr_scale, err);
 }
 
 cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
@@ -294,11 +328,16 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     const cdad_param *p = &o->params->items[i];
     float *own = (float *)((char *)o->scratch + o->update_offset);
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
+    cdad_adamw h = numbers(o, 1.0);
     if (!o->protection[i].frozen) {
         grad = prepare(o, ctx, i, grad, own);
         CDAD_TRY(measure(o, ctx, i, grad, err));
+        if (ctx->device)
+            h.squares = o->sums + i; /* looked at there, as the host is not to wait */
+        else
+            CDAD_TRY(check_finite(o, i, err));
     }
-    move(o, ctx, i, grad, own, numbers(o, 1.0));
+    move(o, ctx, i, grad, own, h);
     if (!ctx->profile)
         return CDAD_OK;
     event.seconds = cdad_clock() - event.start;
@@ -308,10 +347,10 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     return cdad_profile_add(ctx->profile, &event, err);
 }
 
-void cdad_optimizer_end(cdad_optimizer *o, double *grad_norm) {
-    *grad_norm = sqrt(o->squares);
-    o->age++;
-    o->step++;
+cdad_status cdad_optimizer_end(cdad_optimizer *o, double *grad_norm, cdad_error *err) {
+    CDAD_TRY(take_norm(o, grad_norm, err));
+    end(o);
+    return CDAD_OK;
 }
 
 cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, double *grad_norm,
@@ -319,22 +358,20 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     const cdad_params *params = o->params;
     const double clip = o->config.clip_norm;
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
-    o->squares = 0.0;
-    o->lr_scale = lr_scale;
-    CDAD_TRY(reserve_scratch(o, ctx, err));
+    CDAD_TRY(begin(o, ctx, lr_scale, err));
     for (int64_t i = 0; i < params->n; i++) {
         if (o->protection[i].frozen)
             continue;
         float *grad = o->grads + params->items[i].offset;
         CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
     }
-    const double norm = sqrt(o->squares);
-    const cdad_adamw h = numbers(o, clip > 0 && norm > clip ? clip / norm : 1.0);
+    CDAD_TRY(take_norm(o, grad_norm, err));
+    const cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
     for (int64_t i = 0; i < params->n; i++) {
         move(o, ctx, i, o->grads + params->items[i].offset, o->grads + params->items[i].offset, h);
         count_work(o, i, &event);
     }
-    cdad_optimizer_end(o, grad_norm);
+    end(o);
     event.seconds = cdad_clock() - event.start;
     return ctx->profile ? cdad_profile_add(ctx->profile, &event, err) : CDAD_OK;
 }

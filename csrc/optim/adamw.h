@@ -45,7 +45,8 @@ typedef struct cdad_optimizer {
     float *path;                 /* the path integral, likewise, or NULL */
     void *scratch;               /* of a projection, then a gradient that is used as it comes */
     int64_t scratch_bytes, update_offset;
-    double squares;              /* of the gradients of this step so far */
+    double *sums;                /* [params->n]: of each gradient's squares in this step */
+    double *squares;             /* the same on the host; `sums` itself where that is there */
     double lr_scale;             /* of this step */
     int64_t step; /* finished steps */
     int64_t age;  /* of them since the moments were last forgotten: for AdamW's bias correction */
@@ -89,10 +90,10 @@ CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_cont
  * factor is known only when all are there. Nothing is allocated between begin and end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                                cdad_error *err);
-/* Parameter i; the gradient is only read. One that is not finite fails with the parameter's name: this parameter is as
- * before. */
+/* Parameter i; the gradient is only read. One that is not finite leaves the parameter as it was, and fails with its name: here,
+ * or, on a device, at the end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
                                              cdad_error *err);
-void cdad_optimizer_end(cdad_optimizer *o, double *grad_norm);
+CDAD_MUST_USE cdad_status cdad_optimizer_end(cdad_optimizer *o, double *grad_norm, cdad_error *err);
 
 #endif

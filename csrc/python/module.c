@@ -285,6 +285,45 @@ static PyObject *get_device(PyObject *module, PyObject *unused) {
     return PyUnicode_FromString(device_name);
 }
 
+/* The device of a name, or NULL with ValueError for the host, whose memory is not counted. */
+static cdad_device *counted_device(PyObject *name) {
+    cdad_device *device;
+    if (cdad_py_device(name, &device) < 0)
+        return NULL;
+    if (!device)
+        PyErr_SetString(PyExc_ValueError, "the memory of the device 'cpu' is not counted");
+    return device;
+}
+
+static PyObject *device_memory(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *name = Py_None;
+    int forget_peak = 0;
+    if (!PyArg_ParseTuple(args, "|Op:device_memory", &name, &forget_peak))
+        return NULL;
+    cdad_device *device = counted_device(name);
+    if (!device)
+        return NULL;
+    const cdad_device_memory memory = device->memory(device, forget_peak);
+    return Py_BuildValue("{s:L,s:L,s:L}", "used", (long long)memory.used, "peak", (long long)memory.peak, "limit",
+                         (long long)device->limit);
+}
+
+static PyObject *limit_device_memory(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *name = Py_None;
+    long long bytes;
+    if (!PyArg_ParseTuple(args, "L|O:limit_device_memory", &bytes, &name))
+        return NULL;
+    if (bytes < 0)
+        return PyErr_Format(PyExc_ValueError, "a limit of %lld bytes", bytes);
+    cdad_device *device = counted_device(name);
+    if (!device)
+        return NULL;
+    device->limit = bytes;
+    Py_RETURN_NONE;
+}
+
 static PyObject *build_info(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
@@ -401,6 +440,13 @@ static PyMethodDef methods[] = {
      "cuda_info()\n--\n\nWhat was found for 'cuda': a dict of library, error ('' or why there is no device) and, where the "
      "library is there, archs, driver, runtime, devices (name, major, minor, bytes), cublas, has_cublas."},
     {"get_device", get_device, METH_NOARGS, "get_device()\n--\n\nThe name that set_device was given."},
+    {"device_memory", device_memory, METH_VARARGS,
+     "device_memory(device=None, forget_peak=False, /)\n--\n\nBytes of a device (by default the one that set_device named) "
+     "that this process has allocated: a dict of used, peak (the most at once, since it was last forgotten) and limit (0: none). "
+     "ValueError for 'cpu', whose memory is not counted."},
+    {"limit_device_memory", limit_device_memory, METH_VARARGS,
+     "limit_device_memory(bytes, device=None, /)\n--\n\nAllocations that would take more of a device in all raise MemoryError, "
+     "and leave what is there usable. 0: no limit."},
     {"build_info", build_info, METH_NOARGS,
      "build_info()\n--\n\nA dict: isa, isas, threads, blas, blas_core, compiler."},
     {"op_names", op_names, METH_NOARGS, "op_names()\n--\n\n(name, flags) of every op of the graph."},

@@ -300,6 +300,11 @@ static PyObject *program_arena_bytes(PyObject *o, void *unused) {
     return PyLong_FromLongLong(cdad_program_arena_bytes(((py_program *)o)->program));
 }
 
+static PyObject *program_recorded(PyObject *o, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(cdad_program_is_recorded(((py_program *)o)->program));
+}
+
 static PyObject *program_scratch_bytes(PyObject *o, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(cdad_program_scratch_bytes(((py_program *)o)->program));
@@ -334,6 +339,7 @@ static PyMethodDef program_methods[] = {
 static PyGetSetDef program_getset[] = {
     {"arena_bytes", program_arena_bytes, NULL, "Peak bytes of the values, known before the run.", NULL},
     {"scratch_bytes", program_scratch_bytes, NULL, "Bytes of the kernels' scratch.", NULL},
+    {"recorded", program_recorded, NULL, "Whether runs on its device are replayed from a recording by now.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot program_slots[] = {{Py_tp_dealloc, program_dealloc},

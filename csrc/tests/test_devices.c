@@ -102,6 +102,23 @@ static void plan_on(const cdad_context *host) {
     CHECK_FAILS(CDAD_SHAPE, "an allocation of -1", cdad_device_alloc(device, &other, -1, err));
 }
 
+/* What is used and its peak are counted; a limit refuses what would pass it, and what is freed counts no more. */
+static void memory_on(cdad_device *device) {
+    void *one = NULL, *two = NULL;
+    const int64_t before = device->memory(device, 1).used;
+    CHECK_OK(cdad_device_alloc(device, &one, 1000, err));
+    CHECK(device->memory(device, 0).used == before + 1000, "what is used");
+    device->limit = before + 1500;
+    CHECK_FAILS(CDAD_NO_MEMORY, "would pass the limit", cdad_device_alloc(device, &two, 501, err));
+    CHECK(!two && device->memory(device, 0).used == before + 1000, "what was refused");
+    CHECK_OK(cdad_device_alloc(device, &two, 500, err));
+    cdad_device_free(device, one);
+    cdad_device_free(device, two);
+    CHECK(device->memory(device, 0).used == before && device->memory(device, 0).peak == before + 1500, "the peak");
+    CHECK(device->memory(device, 1).peak == before + 1500 && device->memory(device, 0).peak == before, "a forgotten peak");
+    device->limit = 0;
+}
+
 int cdad_test_devices(void) {
     cdad_device *device = NULL, *none = NULL;
     float want[10], got[10];
@@ -118,7 +135,7 @@ int cdad_test_devices(void) {
         CHECK(is_complete(cdad_kernels_at(i), 1), "a slot of %s is empty", cdad_kernels_at(i)->name);
     const cdad_context host = {.kernels = cdad_kernels_at(0)};
     const cdad_context there = {.kernels = device->kernels, .device = device, .host_kernels = cdad_kernels_at(0)};
-    const int64_t before = cdad_emulated_bytes();
+    const int64_t before = device->memory(device, 0).used;
     cdad_program *p = NULL;
     void *memory;
     stream_on(&there);
@@ -137,7 +154,7 @@ int cdad_test_devices(void) {
         (void)!run_on(&there, got, NULL);
     }
     cdad_alloc_fail_after(0);
-    CHECK(cdad_emulated_bytes() == before, "%" PRId64 " bytes were not freed", cdad_emulated_bytes() - before);
+    CHECK(device->memory(device, 0).used == before, "%" PRId64 " bytes were not freed", device->memory(device, 0).used - before);
     CHECK_OK(cdad_device_alloc_zero(device, &memory, 40, err));
     CHECK_OK(cdad_device_upload(device, memory, want, 40, err));
     CHECK_FAILS(CDAD_INVALID, "upload to", cdad_device_upload(device, (char *)memory + 4, want, 40, err));
@@ -146,6 +163,7 @@ int cdad_test_devices(void) {
     CHECK_OK(cdad_device_download(device, got, memory, 40, err));
     CHECK(got[0] == 0.0f && same(got + 1, want + 1, 9), "what was copied");
     cdad_device_free(device, memory);
+    memory_on(device);
     CHECK_FAILS(CDAD_INVALID, "zeros to", cdad_device_zero(device, memory, 4, err));
     cdad_graph_free(g);
     return failures;

@@ -342,11 +342,10 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
     t->ctx = ctx;
     t->used = 0;
     CDAD_TRY(cdad_optimizer_begin(t->optimizer, ctx, lr_scale, err));
-    const cdad_status status = run(t, &whole, latent, image, perturbed, context, t->noise, t->timesteps, use_gradient,
-                                   result, err);
+    cdad_status status = run(t, &whole, latent, image, perturbed, context, t->noise, t->timesteps, use_gradient, result, err);
+    if (status == CDAD_OK)
+        status = cdad_optimizer_end(t->optimizer, &result->grad_norm, err);
     if (status != CDAD_OK && t->used > 0)
         return cdad_fail_in(err, "a part of the weights was updated already: go on from a checkpoint");
-    if (status == CDAD_OK)
-        cdad_optimizer_end(t->optimizer, &result->grad_norm);
     return status;
 }

@@ -79,9 +79,9 @@ void CDAD_K(mse)(const cdad_context *ctx, float *y, float *per, const float *a, 
     int64_t m);
 void CDAD_K(mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g,
     int64_t n, int64_t m);
-double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite);
-double CDAD_K(sum_squares_pulled)(const cdad_context *ctx, const float *g, const float *w, int64_t n, const
-    cdad_pull *pull, int *finite);
+void CDAD_K(sum_squares)(const cdad_context *ctx, double *to, const float *x, int64_t n);
+void CDAD_K(sum_squares_pulled)(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n, const cdad_pull
+    *pull);
 void CDAD_K(add_magnitudes)(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares);
 void CDAD_K(adamw)(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
     int64_t n, const cdad_adamw *h);

@@ -112,6 +112,11 @@ static void adamw_task(void *arg, int64_t task, int worker) {
 void CDAD_K(adamw)(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
                    int64_t n, const cdad_adamw *h) {
     update_job job = {.w = w, .m = m, .v = v, .e = e, .du = du, .g = g, .n = n, .h = *h};
+    if (h->squares && !isfinite(*h->squares)) {
+        if (du)
+            memset(du, 0, (size_t)n * sizeof *du);
+        return;
+    }
     cdad_pool_run(n > ALONE ? ctx->pool : NULL, (n + TILE - 1) / TILE, adamw_task, &job);
 }
 
@@ -160,8 +165,7 @@ static void sum_task(void *arg, int64_t task, int worker) {
     j->tile[task] = lanes[0];
 }
 
-static double sum_tiles(const cdad_context *ctx, const float *x, const float *w, const cdad_pull *pull, int64_t n,
-                        int *finite) {
+static double sum_tiles(const cdad_context *ctx, const float *x, const float *w, const cdad_pull *pull, int64_t n) {
     double total = 0.0, tile[SUM_TILES];
     for (int64_t begin = 0; begin < n; begin += SUM_TILES * SUM_TILE) {
         sum_job job = {.x = x + begin, .w = w ? w + begin : NULL, .pull = pull, .at = begin,
@@ -171,17 +175,16 @@ static double sum_tiles(const cdad_context *ctx, const float *x, const float *w,
         for (int64_t t = 0; t < tasks; t++)
             total += tile[t];
     }
-    *finite = isfinite(total) != 0; /* squares of floats cannot overflow a double: only NaN and inf can */
-    return total;
+    return total; /* squares of floats cannot overflow a double: only NaN and inf can */
 }
 
-double CDAD_K(sum_squares)(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
-    return sum_tiles(ctx, x, NULL, NULL, n, finite);
+void CDAD_K(sum_squares)(const cdad_context *ctx, double *to, const float *x, int64_t n) {
+    *to = sum_tiles(ctx, x, NULL, NULL, n);
 }
 
-double CDAD_K(sum_squares_pulled)(const cdad_context *ctx, const float *g, const float *w, int64_t n,
-                                  const cdad_pull *pull, int *finite) {
-    return sum_tiles(ctx, g, w, pull, n, finite);
+void CDAD_K(sum_squares_pulled)(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n,
+                                const cdad_pull *pull) {
+    *to = sum_tiles(ctx, g, w, pull, n);
 }
 
 typedef struct magnitude_job {

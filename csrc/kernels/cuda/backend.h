@@ -72,9 +72,9 @@ void cuda_mse(const cdad_context *ctx, float *y, float *per, const float *a, con
     int64_t m);
 void cuda_mse_grad(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g,
     int64_t n, int64_t m);
-double cuda_sum_squares(const cdad_context *ctx, const float *x, int64_t n, int *finite);
-double cuda_sum_squares_pulled(const cdad_context *ctx, const float *g, const float *w, int64_t n, const
-    cdad_pull *pull, int *finite);
+void cuda_sum_squares(const cdad_context *ctx, double *to, const float *x, int64_t n);
+void cuda_sum_squares_pulled(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n, const
+    cdad_pull *pull);
 void cuda_add_magnitudes(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares);
 void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
     int64_t n, const cdad_adamw *h);

@@ -55,9 +55,10 @@ const cuda_cublas *cuda_cublas_load(const char *folders, char *text, size_t byte
         if (library) {
             loaded.create = (int (*)(void **))dlsym(library, "cublasCreate_v2");
             loaded.set_stream = (int (*)(void *, cudaStream_t))dlsym(library, "cublasSetStream_v2");
+            loaded.set_workspace = (int (*)(void *, void *, size_t))dlsym(library, "cublasSetWorkspace_v2");
             loaded.gemm = (decltype(loaded.gemm))dlsym(library, "cublasGemmStridedBatchedEx");
         }
-        if (library && (!loaded.create || !loaded.set_stream || !loaded.gemm)) {
+        if (library && (!loaded.create || !loaded.set_stream || !loaded.set_workspace || !loaded.gemm)) {
             const size_t end = strlen(where);
             snprintf(where + end, sizeof where - end, " lacks a function that is needed");
             loaded = cuda_cublas();

@@ -17,6 +17,7 @@ enum {
 typedef struct cuda_cublas {
     int (*create)(void **handle);
     int (*set_stream)(void *handle, cudaStream_t stream);
+    int (*set_workspace)(void *handle, void *memory, size_t bytes);
     int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *A, int type_a,
                 int lda, long long stride_a, const void *B, int type_b, int ldb, long long stride_b, const void *beta,
                 void *C, int type_c, int ldc, long long stride_c, int batch, int compute, int algorithm);

@@ -49,6 +49,7 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
 /* Memory of the device for sums that go to the host: CUDA_SUMS doubles, which one thread uses at a time. */
 enum { CUDA_SUMS = CUDA_THREADS };
 double *cuda_sums_take(const cdad_context *ctx);
+void cuda_sums_give(const cdad_context *ctx);
 /* The first double, on the host; gives the memory back. */
 double cuda_sums_read(const cdad_context *ctx, const char *what);
 

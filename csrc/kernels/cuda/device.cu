@@ -1,33 +1,19 @@
-/* The CUDA device: its memory, its stream, its products, and the entry of the shared object. */
-#include <pthread.h>
+/* The CUDA device: its streams, its products, and the entry of the shared object. */
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/cuda/backend.h"
-#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/device.h"
 
 extern "C" {
 #include "kernels/cuda/entry.h"
 }
 
-struct cuda_device {
-    cdad_device base; /* first: a cdad_device is cast to what holds it */
-    int number;
-    pid_t process; /* CUDA does not survive a fork */
-    cudaStream_t stream;
-    const cuda_cublas *cublas;
-    void *handle;
-    double *sums;
-    pthread_mutex_t handle_lock, sums_lock, failure_lock;
-    char name[32], text[288], failure[256];
-};
+static cuda_device *of(const cdad_context *ctx) { return cuda_cast(ctx->device); }
 
-static cuda_device *cast(cdad_device *d) { return (cuda_device *)d; }
-static cuda_device *of(const cdad_context *ctx) { return cast(ctx->device); }
-
-static cdad_status fail(cdad_error *err, cdad_status status, const char *format, ...) {
+cdad_status cuda_fail(cdad_error *err, cdad_status status, const char *format, ...) {
     va_list list;
     if (!err)
         return status;
@@ -38,13 +24,18 @@ static cdad_status fail(cdad_error *err, cdad_status status, const char *format,
     return status;
 }
 
-/* Makes the device the thread's. */
-static cdad_status enter(cuda_device *d, cdad_error *err) {
-    if (getpid() != d->process)
-        return fail(err, CDAD_NO_DEVICE, "%s was opened before a fork: start processes with \"spawn\"", d->name);
-    const cudaError_t e = cudaSetDevice(d->number);
-    return e == cudaSuccess ? CDAD_OK : fail(err, CDAD_NO_DEVICE, "%s: %s", d->name, cudaGetErrorString(e));
+cdad_status cuda_told(const cuda_device *d, const char *what, cudaError_t e, cdad_error *err) {
+    return e == cudaSuccess ? CDAD_OK : cuda_fail(err, CDAD_NO_DEVICE, "%s: %s: %s", d->name, what, cudaGetErrorString(e));
 }
+
+cdad_status cuda_enter(const cuda_device *d, cdad_error *err) {
+    if (getpid() != d->process)
+        return cuda_fail(err, CDAD_NO_DEVICE, "%s was opened before a fork: start processes with \"spawn\"", d->name);
+    const cudaError_t e = cudaSetDevice(d->number);
+    return e == cudaSuccess ? CDAD_OK : cuda_fail(err, CDAD_NO_DEVICE, "%s: %s", d->name, cudaGetErrorString(e));
+}
+
+const cuda_queue *cuda_queue_of(const cuda_device *d) { return cuda_is_recording(d) ? &d->records : &d->work; }
 
 static void keep_failure(cuda_device *d, const char *what, const char *why) {
     pthread_mutex_lock(&d->failure_lock);
@@ -55,7 +46,7 @@ static void keep_failure(cuda_device *d, const char *what, const char *why) {
 
 cudaStream_t cuda_stream(const cdad_context *ctx) {
     cudaSetDevice(of(ctx)->number);
-    return of(ctx)->stream;
+    return cuda_queue_of(of(ctx))->stream;
 }
 
 void cuda_launched(const cdad_context *ctx, const char *what) {
@@ -89,12 +80,12 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
         return;
     }
     cudaSetDevice(d->number);
-    pthread_mutex_lock(&d->handle_lock);
-    const int status = d->cublas->gemm(d->handle, op_b, op_a, (int)p->N, (int)p->M, (int)p->K, &p->alpha, p->B.data,
+    pthread_mutex_lock(&d->cublas_lock);
+    const int status = d->cublas->gemm(cuda_queue_of(d)->cublas, op_b, op_a, (int)p->N, (int)p->M, (int)p->K, &p->alpha, p->B.data,
                                        CUBLAS_FLOAT, ldb, p->stride_b, p->A.data, CUBLAS_FLOAT, lda, p->stride_a,
                                        &p->beta, p->C, CUBLAS_FLOAT, (int)p->ldc, p->stride_c, (int)p->batch,
                                        p->bf16 ? CUBLAS_COMPUTE_BF16 : CUBLAS_COMPUTE_FLOAT, CUBLAS_DEFAULT);
-    pthread_mutex_unlock(&d->handle_lock);
+    pthread_mutex_unlock(&d->cublas_lock);
     if (status) {
         snprintf(text, sizeof text, "cuBLAS status %d", status);
         keep_failure(d, what, text);
@@ -106,85 +97,30 @@ double *cuda_sums_take(const cdad_context *ctx) {
     return of(ctx)->sums;
 }
 
+void cuda_sums_give(const cdad_context *ctx) { pthread_mutex_unlock(&of(ctx)->sums_lock); }
+
 double cuda_sums_read(const cdad_context *ctx, const char *what) {
     cuda_device *d = of(ctx);
     double sum = 0.0;
     cudaError_t e = cudaGetLastError();
     if (e == cudaSuccess)
-        e = cudaMemcpyAsync(&sum, d->sums, sizeof sum, cudaMemcpyDeviceToHost, d->stream);
+        e = cudaMemcpyAsync(&sum, d->sums, sizeof sum, cudaMemcpyDeviceToHost, cuda_queue_of(d)->stream);
     if (e == cudaSuccess)
-        e = cudaStreamSynchronize(d->stream);
-    pthread_mutex_unlock(&d->sums_lock);
+        e = cudaStreamSynchronize(cuda_queue_of(d)->stream);
+    cuda_sums_give(ctx);
     if (e != cudaSuccess)
         keep_failure(d, what, cudaGetErrorString(e));
     return sum;
 }
 
-static cdad_status device_alloc(cdad_device *base, void **out, int64_t bytes, cdad_error *err) {
-    cuda_device *d = cast(base);
-    cdad_status status = enter(d, err);
-    *out = NULL;
-    if (status != CDAD_OK)
-        return status;
-    const cudaError_t e = cudaMalloc(out, (size_t)cuda_max(bytes, CDAD_ALIGN));
-    if (e == cudaSuccess)
-        return CDAD_OK;
-    size_t left = 0, total = 0;
-    *out = NULL;
-    cudaGetLastError(); /* not a launch's failure */
-    cudaMemGetInfo(&left, &total);
-    return fail(err, e == cudaErrorMemoryAllocation ? CDAD_NO_MEMORY : CDAD_NO_DEVICE,
-                "%s: %.1f MiB cannot be had, %.1f of %.1f MiB are free: %s", d->name, (double)bytes / 1048576.0,
-                (double)left / 1048576.0, (double)total / 1048576.0, cudaGetErrorString(e));
-}
-
-static void device_release(cdad_device *base, void *p) {
-    cuda_device *d = cast(base);
-    if (enter(d, NULL) == CDAD_OK) /* in a forked child the memory is not its own */
-        cudaFree(p);
-}
-
-static cdad_status told(cuda_device *d, const char *what, cudaError_t e, cdad_error *err) {
-    return e == cudaSuccess ? CDAD_OK : fail(err, CDAD_NO_DEVICE, "%s: %s: %s", d->name, what, cudaGetErrorString(e));
-}
-
-static cdad_status move(cdad_device *base, void *to, const void *from, int64_t bytes, cudaMemcpyKind kind, int wait,
-                        const char *what, cdad_error *err) {
-    cuda_device *d = cast(base);
-    const cdad_status status = enter(d, err);
-    if (status != CDAD_OK)
-        return status;
-    cudaError_t e = cudaMemcpyAsync(to, from, (size_t)bytes, kind, d->stream);
-    if (e == cudaSuccess && wait)
-        e = cudaStreamSynchronize(d->stream);
-    return told(d, what, e, err);
-}
-
-/* Memory of the host that is not pinned is copied, or staged, before the call returns. */
-static cdad_status device_upload(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
-    return move(d, to, from, bytes, cudaMemcpyHostToDevice, 0, "upload", err);
-}
-static cdad_status device_download(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
-    return move(d, to, from, bytes, cudaMemcpyDeviceToHost, 1, "download", err);
-}
-static cdad_status device_copy(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
-    return move(d, to, from, bytes, cudaMemcpyDeviceToDevice, 0, "copy", err);
-}
-
-static cdad_status device_zero(cdad_device *base, void *to, int64_t bytes, cdad_error *err) {
-    cuda_device *d = cast(base);
-    const cdad_status status = enter(d, err);
-    return status != CDAD_OK ? status : told(d, "zeros", cudaMemsetAsync(to, 0, (size_t)bytes, d->stream), err);
-}
-
 static cdad_status device_check(cdad_device *base, int wait, cdad_error *err) {
-    cuda_device *d = cast(base);
-    cdad_status status = wait ? enter(d, err) : CDAD_OK;
+    cuda_device *d = cuda_cast(base);
+    cdad_status status = wait ? cuda_enter(d, err) : CDAD_OK;
     if (status == CDAD_OK && wait)
-        status = told(d, "waiting", cudaStreamSynchronize(d->stream), err);
+        status = cuda_told(d, "waiting", cudaStreamSynchronize(cuda_queue_of(d)->stream), err);
     pthread_mutex_lock(&d->failure_lock);
     if (status == CDAD_OK && d->failure[0])
-        status = fail(err, CDAD_NO_DEVICE, "%s", d->failure);
+        status = cuda_fail(err, CDAD_NO_DEVICE, "%s", d->failure);
     d->failure[0] = 0;
     pthread_mutex_unlock(&d->failure_lock);
     return status;
@@ -242,6 +178,30 @@ static const cdad_kernels kernels = {
     cuda_add_to,
 };
 
+/* CDAD_CUDA_GRAPHS=0 launches every kernel by itself. */
+static cdad_device device_of(const cuda_device *d) {
+    const char *graphs = getenv("CDAD_CUDA_GRAPHS");
+    cdad_device base = cdad_device();
+    base.name = d->name;
+    base.text = d->text;
+    base.kernels = &kernels;
+    base.alloc = cuda_memory_alloc;
+    base.release = cuda_memory_release;
+    base.upload = cuda_upload;
+    base.download = cuda_download;
+    base.copy = cuda_copy;
+    base.zero = cuda_zero;
+    base.check = device_check;
+    base.memory = cuda_memory;
+    if (!graphs || strcmp(graphs, "0") != 0) {
+        base.record = cuda_record;
+        base.recorded = cuda_recorded;
+        base.replay = cuda_replay;
+        base.forget = cuda_forget;
+    }
+    return base;
+}
+
 /* How many devices there are, or why there are none. */
 static int count_devices(char *why, size_t bytes) {
     int n = 0, driver = 0, runtime = 0;
@@ -264,26 +224,40 @@ static int count_devices(char *why, size_t bytes) {
     return 0;
 }
 
+cdad_status cuda_queue_open(cuda_device *d, cuda_queue *q, cdad_error *err) {
+    if (!q->stream) {
+        const cudaError_t e = cudaStreamCreateWithFlags(&q->stream, cudaStreamNonBlocking);
+        if (e != cudaSuccess)
+            return cuda_told(d, "stream", e, err);
+    }
+    if (!d->workspace) { /* memory is had in the order of a stream, so the first one is there before it */
+        const cdad_status status = cuda_memory_alloc(&d->base, &d->workspace, CUDA_WORKSPACE_BYTES, err);
+        if (status != CDAD_OK)
+            return status;
+    }
+    if (!q->cublas && (d->cublas->create(&q->cublas) || d->cublas->set_stream(q->cublas, q->stream) ||
+                       d->cublas->set_workspace(q->cublas, d->workspace, CUDA_WORKSPACE_BYTES)))
+        return cuda_fail(err, CDAD_NO_DEVICE, "%s: cuBLAS does not start", d->name);
+    return CDAD_OK;
+}
+
 static cdad_status start(cuda_device *d, const char *folders, cdad_error *err) {
     cudaDeviceProp properties;
     char where[512];
     cdad_status status;
     d->cublas = cuda_cublas_load(folders, where, sizeof where);
     if (!d->cublas)
-        return fail(err, CDAD_NO_DEVICE, "%s: %s", d->name, where);
-    if ((status = enter(d, err)) != CDAD_OK ||
-        (status = told(d, "properties", cudaGetDeviceProperties(&properties, d->number), err)) != CDAD_OK)
+        return cuda_fail(err, CDAD_NO_DEVICE, "%s: %s", d->name, where);
+    if ((status = cuda_enter(d, err)) != CDAD_OK ||
+        (status = cuda_told(d, "properties", cudaGetDeviceProperties(&properties, d->number), err)) != CDAD_OK)
         return status;
     if (properties.major < 8)
-        return fail(err, CDAD_NO_DEVICE, "%s (%s) has compute capability %d.%d, 8.0 or more is needed", d->name,
-                    properties.name, properties.major, properties.minor);
+        return cuda_fail(err, CDAD_NO_DEVICE, "%s (%s) has compute capability %d.%d, 8.0 or more is needed", d->name,
+                         properties.name, properties.major, properties.minor);
     snprintf(d->text, sizeof d->text, "%s", properties.name);
-    if ((status = told(d, "stream", cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), err)) != CDAD_OK ||
-        (status = device_alloc(&d->base, (void **)&d->sums, CUDA_SUMS * (int64_t)sizeof(double), err)) != CDAD_OK)
+    if ((status = cuda_memory_open(d, err)) != CDAD_OK || (status = cuda_queue_open(d, &d->work, err)) != CDAD_OK)
         return status;
-    if (d->cublas->create(&d->handle) || d->cublas->set_stream(d->handle, d->stream))
-        return fail(err, CDAD_NO_DEVICE, "%s: cuBLAS (%s) does not start", d->name, where);
-    return CDAD_OK;
+    return cuda_memory_alloc(&d->base, (void **)&d->sums, CUDA_SUMS * (int64_t)sizeof(double), err);
 }
 
 static cdad_status open_device(int number, const char *folders, cdad_device **out, cdad_error *err) {
@@ -295,22 +269,21 @@ static cdad_status open_device(int number, const char *folders, cdad_device **ou
     pthread_mutex_lock(&mutex);
     const int n = count_devices(why, sizeof why);
     if (n == 0)
-        status = fail(err, CDAD_NO_DEVICE, "%s", why);
+        status = cuda_fail(err, CDAD_NO_DEVICE, "%s", why);
     else if (number < 0 || number >= n || number >= CDAD_CUDA_MAX_DEVICES)
-        status = fail(err, CDAD_NO_DEVICE, "there are %d CUDA devices, and none is number %d", n, number);
+        status = cuda_fail(err, CDAD_NO_DEVICE, "there are %d CUDA devices, and none is number %d", n, number);
     else if (!opened[number]) {
         cuda_device *d = &devices[number];
         *d = cuda_device();
         d->number = number;
         d->process = getpid();
         snprintf(d->name, sizeof d->name, "cuda:%d", number);
-        pthread_mutex_init(&d->handle_lock, NULL);
+        pthread_mutex_init(&d->cublas_lock, NULL);
         pthread_mutex_init(&d->sums_lock, NULL);
+        pthread_mutex_init(&d->slots_lock, NULL);
+        pthread_mutex_init(&d->record_lock, NULL);
         pthread_mutex_init(&d->failure_lock, NULL);
-        const cdad_device base = {d->name,        d->text,       &kernels,        0,           device_alloc,
-                                  device_release, device_upload, device_download, device_copy, device_zero,
-                                  device_check};
-        d->base = base;
+        d->base = device_of(d);
         status = start(d, folders, err);
         opened[number] = status == CDAD_OK;
     }

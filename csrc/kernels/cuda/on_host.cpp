@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <ucontext.h>
 
+#include <map>
+#include <vector>
+
 #include "kernels/cuda/cublas.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -47,7 +50,7 @@ static void run_block(unsigned threads) {
     }
 }
 
-void on_host_launch(dim3 blocks, dim3 threads, int joined, const std::function<void(void)> &kernel) {
+void on_host_run(dim3 blocks, dim3 threads, int joined, const std::function<void(void)> &kernel) {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
     pthread_mutex_lock(&mutex);
     if (!stacks)
@@ -69,12 +72,94 @@ void on_host_launch(dim3 blocks, dim3 threads, int joined, const std::function<v
     pthread_mutex_unlock(&mutex);
 }
 
-cudaError_t cudaMalloc(void **p, size_t bytes) {
-    return posix_memalign(p, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
+struct on_host_graph {
+    std::vector<std::function<void(void)>> work;
+};
+static thread_local on_host_graph *recording;
+
+int on_host_recording(void) { return recording != NULL; }
+
+void on_host_do(const std::function<void(void)> &work) {
+    if (recording)
+        recording->work.push_back(work);
+    else
+        work();
 }
 
-cudaError_t cudaFree(void *p) {
-    free(p);
+cudaError_t cudaStreamBeginCapture(cudaStream_t, int) {
+    recording = new on_host_graph();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    *graph = recording;
+    recording = NULL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ready, cudaGraph_t graph, unsigned long long) {
+    *ready = new on_host_graph(*graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t) {
+    for (const std::function<void(void)> &work : ready->work)
+        work();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
+    delete ready;
+    return cudaSuccess;
+}
+
+struct on_host_pool {
+    std::map<void *, size_t> blocks;
+    uint64_t used, peak;
+    pthread_mutex_t mutex;
+};
+static on_host_pool pool = {{}, 0, 0, PTHREAD_MUTEX_INITIALIZER};
+
+cudaError_t cudaMemPoolCreate(cudaMemPool_t *out, const cudaMemPoolProps *) {
+    *out = &pool;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t p, cudaMemPoolAttr which, void *) {
+    if (which == cudaMemPoolAttrUsedMemHigh)
+        p->peak = p->used;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t p, cudaMemPoolAttr which, void *value) {
+    *(uint64_t *)value = which == cudaMemPoolAttrUsedMemCurrent ? p->used : p->peak;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocFromPoolAsync(void **out, size_t bytes, cudaMemPool_t p, cudaStream_t) {
+    if (on_host_recording())
+        return cudaErrorStreamCaptureUnsupported;
+    if (posix_memalign(out, 256, bytes))
+        return cudaErrorMemoryAllocation;
+    pthread_mutex_lock(&p->mutex);
+    p->blocks[*out] = bytes;
+    p->used += bytes;
+    p->peak = p->used > p->peak ? p->used : p->peak;
+    pthread_mutex_unlock(&p->mutex);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeAsync(void *memory, cudaStream_t) {
+    pthread_mutex_lock(&pool.mutex);
+    pool.used -= pool.blocks[memory];
+    pool.blocks.erase(memory);
+    pthread_mutex_unlock(&pool.mutex);
+    free(memory);
     return cudaSuccess;
 }
 
@@ -89,36 +174,49 @@ const char *cudaGetErrorString(cudaError_t e) {
     return e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaSuccess ? "no error" : "an error";
 }
 
-/* Column-major, as cuBLAS counts; refuses the leading dimensions that it refuses. */
+/* Column-major, as cuBLAS counts. */
+struct host_product {
+    int op_a, op_b, m, n, k, lda, ldb, ldc, batch, rounded;
+    float alpha, beta;
+    const float *A, *B;
+    float *C;
+    long long stride_a, stride_b, stride_c;
+};
+
+static float to_bf16(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+static void multiply(const host_product &p) {
+    auto factor = [&p](float x) { return (double)(p.rounded ? to_bf16(x) : x); };
+    for (int b = 0; b < p.batch; b++) {
+        const float *A = p.A + b * p.stride_a, *B = p.B + b * p.stride_b;
+        for (int64_t j = 0; j < p.n; j++)
+            for (int64_t i = 0; i < p.m; i++) {
+                double sum = 0.0;
+                for (int64_t l = 0; l < p.k; l++)
+                    sum += factor(p.op_a ? A[l + i * p.lda] : A[i + l * p.lda]) *
+                           factor(p.op_b ? B[j + l * p.ldb] : B[l + j * p.ldb]);
+                float *c = &p.C[b * p.stride_c + i + j * p.ldc];
+                *c = p.beta == 0.0f ? (float)(p.alpha * sum) : (float)(p.alpha * sum + (double)(p.beta * *c));
+            }
+    }
+}
+
+/* Refuses the leading dimensions that cuBLAS refuses; alpha and beta are read now, whenever the work is done. */
 static int host_gemm(void *, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *A, int, int lda,
                      long long stride_a, const void *B, int, int ldb, long long stride_b, const void *beta, void *C, int,
                      int ldc, long long stride_c, int batch, int compute, int) {
     if (lda < (op_a ? k : m) || ldb < (op_b ? n : k) || ldc < m || m < 1 || n < 1 || k < 1)
         return 7; /* CUBLAS_STATUS_INVALID_VALUE */
-    const float by = *(const float *)alpha, keep = *(const float *)beta;
-    const int rounded = compute == CUBLAS_COMPUTE_BF16;
-    auto factor = [rounded](float x) {
-        if (!rounded)
-            return x;
-        unsigned bits;
-        memcpy(&bits, &x, sizeof bits);
-        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-        memcpy(&x, &bits, sizeof bits);
-        return x;
-    };
-    for (int b = 0; b < batch; b++) {
-        const float *a_at = (const float *)A + b * stride_a, *b_at = (const float *)B + b * stride_b;
-        float *c_at = (float *)C + b * stride_c;
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t i = 0; i < m; i++) {
-                double sum = 0.0;
-                for (int64_t l = 0; l < k; l++)
-                    sum += (double)factor(op_a ? a_at[l + i * lda] : a_at[i + l * lda]) *
-                           (double)factor(op_b ? b_at[j + l * ldb] : b_at[l + j * ldb]);
-                float *c = &c_at[i + j * ldc];
-                *c = keep == 0.0f ? (float)(by * sum) : (float)(by * sum + (double)(keep * *c));
-            }
-    }
+    const host_product p = {op_a, op_b, m, n, k, lda, ldb, ldc, batch, compute == CUBLAS_COMPUTE_BF16,
+                            *(const float *)alpha, *(const float *)beta, (const float *)A, (const float *)B, (float *)C,
+                            stride_a, stride_b, stride_c};
+    on_host_do([p]() { multiply(p); });
     return 0;
 }
 
@@ -127,9 +225,10 @@ static int host_create(void **handle) {
     return 0;
 }
 static int host_set_stream(void *, cudaStream_t) { return 0; }
+static int host_set_workspace(void *, void *, size_t) { return 0; }
 
 const cuda_cublas *cuda_cublas_load(const char *, char *text, size_t bytes) {
-    static const cuda_cublas table = {host_create, host_set_stream, host_gemm};
+    static const cuda_cublas table = {host_create, host_set_stream, host_set_workspace, host_gemm};
     snprintf(text, bytes, "plain loops");
     return &table;
 }

@@ -29,7 +29,13 @@ __device__ static void step(float *w, float &m, float &v, float *e, float *du, c
 
 __global__ static void adamw_kernel(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n,
                                     cdad_adamw h, float rate, float eps) {
+    const int skips = h.squares && !isfinite(*h.squares);
     CUDA_EACH(i, n) {
+        if (skips) {
+            if (du)
+                du[i] = 0.0f;
+            continue;
+        }
         float m = h.m_is_bf16 ? cdad_from_bf16(((uint16_t *)moment)[i]) : ((float *)moment)[i];
         step(w, m, v[i], e, du, g, i, h, rate, eps);
         if (h.m_is_bf16)
@@ -60,6 +66,11 @@ __global__ static void adamw8_kernel(float *w, uint8_t *m, uint8_t *v, float *e,
     const int64_t block = blockIdx.x, begin = block * CDAD_BLOCK8, end = begin + CDAD_BLOCK8 < n ? begin + CDAD_BLOCK8 : n;
     const float old_m = h.m_most[block], old_v = h.v_most[block];
     uint32_t rank_m = 0, rank_v = 0;
+    if (h.squares && !isfinite(*h.squares)) { /* for every thread of the block alike */
+        for (int64_t i = begin + threadIdx.x; du && i < end; i += CUDA_THREADS)
+            du[i] = 0.0f;
+        return;
+    }
     for (int64_t i = begin + threadIdx.x; i < end; i += CUDA_THREADS) {
         float one = old_m * cdad_value8_signed(m[i]), two = old_v * cdad_value8_unsigned(v[i]);
         step(w, one, two, e, du, g, i, h, rate, eps);
@@ -132,28 +143,27 @@ __global__ static void squares_kernel(double *sums, const float *g, const float 
 }
 
 /* A block adds up what the blocks found. */
-__global__ static void sum_kernel(double *sums) {
+__global__ static void sum_kernel(double *to, const double *sums) {
     const double sum = cuda_block_sum(sums[threadIdx.x]);
     if (threadIdx.x == 0)
-        sums[0] = sum;
+        *to = sum;
 }
 
-static double sum_of_squares(const cdad_context *ctx, const float *g, const float *w, cdad_pull pull, int64_t n,
-                             int *finite, const char *what) {
+static void sum_of_squares(const cdad_context *ctx, double *to, const float *g, const float *w, cdad_pull pull, int64_t n,
+                           const char *what) {
     cudaStream_t stream = cuda_stream(ctx);
     double *sums = cuda_sums_take(ctx);
     CDAD_LAUNCH_JOINED(squares_kernel, CUDA_SUMS, CUDA_THREADS, stream, sums, g, w, pull, n);
-    CDAD_LAUNCH_JOINED(sum_kernel, 1, CUDA_THREADS, stream, sums);
-    const double total = cuda_sums_read(ctx, what);
-    *finite = isfinite(total) != 0; /* squares of floats cannot overflow a double: only NaN and inf can */
-    return total;
+    CDAD_LAUNCH_JOINED(sum_kernel, 1, CUDA_THREADS, stream, to, sums);
+    cuda_sums_give(ctx);
+    cuda_launched(ctx, what);
 }
 
-double cuda_sum_squares(const cdad_context *ctx, const float *x, int64_t n, int *finite) {
-    return sum_of_squares(ctx, x, NULL, cdad_pull(), n, finite, "sum_squares");
+void cuda_sum_squares(const cdad_context *ctx, double *to, const float *x, int64_t n) {
+    sum_of_squares(ctx, to, x, NULL, cdad_pull(), n, "sum_squares");
 }
 
-double cuda_sum_squares_pulled(const cdad_context *ctx, const float *g, const float *w, int64_t n, const cdad_pull *pull,
-                               int *finite) {
-    return sum_of_squares(ctx, g, w, *pull, n, finite, "sum_squares_pulled");
+void cuda_sum_squares_pulled(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n,
+                             const cdad_pull *pull) {
+    sum_of_squares(ctx, to, g, w, *pull, n, "sum_squares_pulled");
 }

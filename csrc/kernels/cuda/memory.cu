@@ -1,0 +1,134 @@
+/* Memory of a CUDA device, and what moves to and from it.
+ *
+ * Allocations come from a pool of the driver's, in the order of the work: what is released is used again without asking
+ * the system, and goes back to it when memory is short. Uploads go through pinned memory in slots, so that the caller may
+ * go on (and change what it gave) while they and what was queued before them are done. */
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/cuda/device.h"
+
+cdad_status cuda_memory_open(cuda_device *d, cdad_error *err) {
+    cudaMemPoolProps how = cudaMemPoolProps();
+    uint64_t keep = UINT64_MAX; /* bytes that stay in the pool when nothing uses them */
+    cdad_status status;
+    how.allocType = cudaMemAllocationTypePinned;
+    how.location.type = cudaMemLocationTypeDevice;
+    how.location.id = d->number;
+    if ((status = cuda_told(d, "a memory pool", cudaMemPoolCreate(&d->pool, &how), err)) != CDAD_OK ||
+        (status = cuda_told(d, "a memory pool", cudaMemPoolSetAttribute(d->pool, cudaMemPoolAttrReleaseThreshold, &keep),
+                            err)) != CDAD_OK)
+        return status;
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        cudaError_t e = cudaMallocHost((void **)&d->slots[i].memory, CUDA_SLOT_BYTES);
+        if (e == cudaSuccess)
+            e = cudaEventCreateWithFlags(&d->slots[i].free, cudaEventDisableTiming);
+        if (e != cudaSuccess)
+            return cuda_told(d, "pinned memory", e, err);
+    }
+    return CDAD_OK;
+}
+
+cdad_status cuda_memory_alloc(cdad_device *base, void **out, int64_t bytes, cdad_error *err) {
+    cuda_device *d = cuda_cast(base);
+    const size_t wanted = (size_t)cuda_max(bytes, CDAD_ALIGN);
+    const cdad_status status = cuda_enter(d, err);
+    *out = NULL;
+    if (status != CDAD_OK)
+        return status;
+    cudaError_t e = cudaMallocFromPoolAsync(out, wanted, d->pool, d->work.stream);
+    if (e == cudaErrorMemoryAllocation) { /* pieces that are too small for it may be in the way */
+        cudaGetLastError(); /* not a launch's failure */
+        cudaStreamSynchronize(d->work.stream);
+        cudaMemPoolTrimTo(d->pool, 0);
+        e = cudaMallocFromPoolAsync(out, wanted, d->pool, d->work.stream);
+    }
+    if (e == cudaSuccess)
+        return CDAD_OK;
+    size_t left = 0, total = 0;
+    *out = NULL;
+    cudaGetLastError();
+    cudaMemGetInfo(&left, &total);
+    return cuda_fail(err, e == cudaErrorMemoryAllocation ? CDAD_NO_MEMORY : CDAD_NO_DEVICE,
+                     "%s: %.1f MiB cannot be had, %.1f MiB are in use here, %.1f of %.1f MiB are free: %s", d->name,
+                     (double)bytes / 1048576.0, (double)cuda_memory(base, 0).used / 1048576.0, (double)left / 1048576.0,
+                     (double)total / 1048576.0, cudaGetErrorString(e));
+}
+
+void cuda_memory_release(cdad_device *base, void *p) {
+    cuda_device *d = cuda_cast(base);
+    if (cuda_enter(d, NULL) == CDAD_OK) /* in a forked child the memory is not its own */
+        cudaFreeAsync(p, d->work.stream);
+}
+
+cdad_device_memory cuda_memory(cdad_device *base, int forget_peak) {
+    cuda_device *d = cuda_cast(base);
+    uint64_t used = 0, peak = 0, none = 0;
+    cdad_device_memory memory = {0, 0};
+    if (cuda_enter(d, NULL) != CDAD_OK)
+        return memory;
+    cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemCurrent, &used);
+    cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemHigh, &peak);
+    if (forget_peak)
+        cudaMemPoolSetAttribute(d->pool, cudaMemPoolAttrUsedMemHigh, &none);
+    memory.used = (int64_t)used;
+    memory.peak = (int64_t)peak;
+    return memory;
+}
+
+/* One piece, at most a slot. */
+static cudaError_t upload_piece(cuda_device *d, void *to, const void *from, size_t bytes) {
+    pthread_mutex_lock(&d->slots_lock);
+    const int slot = d->next_slot;
+    d->next_slot = (slot + 1) % CUDA_SLOTS;
+    cudaError_t e = cudaEventSynchronize(d->slots[slot].free);
+    if (e == cudaSuccess) {
+        memcpy(d->slots[slot].memory, from, bytes);
+        e = cudaMemcpyAsync(to, d->slots[slot].memory, bytes, cudaMemcpyHostToDevice, d->work.stream);
+    }
+    if (e == cudaSuccess)
+        e = cudaEventRecord(d->slots[slot].free, d->work.stream);
+    pthread_mutex_unlock(&d->slots_lock);
+    return e;
+}
+
+cdad_status cuda_upload(cdad_device *base, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    cuda_device *d = cuda_cast(base);
+    const cdad_status status = cuda_enter(d, err);
+    cudaError_t e = cudaSuccess;
+    if (status != CDAD_OK)
+        return status;
+    if (cuda_is_recording(d))
+        return cuda_fail(err, CDAD_INVALID, "%s: an upload cannot be recorded", d->name);
+    for (int64_t at = 0; at < bytes && e == cudaSuccess; at += CUDA_SLOT_BYTES)
+        e = upload_piece(d, (char *)to + at, (const char *)from + at, (size_t)cuda_min(bytes - at, CUDA_SLOT_BYTES));
+    return cuda_told(d, "upload", e, err);
+}
+
+cdad_status cuda_download(cdad_device *base, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    cuda_device *d = cuda_cast(base);
+    const cdad_status status = cuda_enter(d, err);
+    if (status != CDAD_OK)
+        return status;
+    cudaError_t e = cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToHost, cuda_queue_of(d)->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(cuda_queue_of(d)->stream);
+    return cuda_told(d, "download", e, err);
+}
+
+cdad_status cuda_copy(cdad_device *base, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    cuda_device *d = cuda_cast(base);
+    const cdad_status status = cuda_enter(d, err);
+    if (status != CDAD_OK)
+        return status;
+    return cuda_told(d, "copy", cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, cuda_queue_of(d)->stream),
+                     err);
+}
+
+cdad_status cuda_zero(cdad_device *base, void *to, int64_t bytes, cdad_error *err) {
+    cuda_device *d = cuda_cast(base);
+    const cdad_status status = cuda_enter(d, err);
+    if (status != CDAD_OK)
+        return status;
+    return cuda_told(d, "zeros", cudaMemsetAsync(to, 0, (size_t)bytes, cuda_queue_of(d)->stream), err);
+}
