@@ -22,17 +22,26 @@ class Autoencoder:
     """
 
     def __init__(
-        self, config: AutoencoderConfig, image_size: int, batch_size: int, *, load: bool = True, device: str | None = None
+        self,
+        config: AutoencoderConfig,
+        image_size: int,
+        batch_size: int,
+        *,
+        load: bool = True,
+        device: str | None = None,
+        tf32: bool = False,
     ):
         self.config = config
         self.image_size = image_size
         self.batch_size = batch_size
+        self.tf32 = tf32
         self.params = _core.Params(device)
         latent = image_size // config.downsampling
         core = self.core_config()
 
         def programs(part: str, side: int) -> Programs[_core.Network]:
-            return Programs(lambda n: _core.Network(self.params, f"{config.kind}_{part}", core, n, (side, side)), batch_size)
+            kind = f"{config.kind}_{part}"
+            return Programs(lambda n: _core.Network(self.params, kind, core, n, (side, side), tf32=tf32), batch_size)
 
         self._encode, self._decode = programs("encode", image_size), programs("decode", latent)
         self.params.allocate(0)

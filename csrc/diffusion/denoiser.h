@@ -33,7 +33,7 @@ typedef struct cdad_denoiser_config {
     int64_t context_length; /* tokens of the context; used when unet.context_dim > 0 */
     cdad_prediction_type prediction;
     cdad_amn_target amn_target;
-    int bf16; /* products of linear maps and convolutions in bfloat16 */
+    cdad_precision precision; /* of products */
     cdad_schedule schedule;
     /* Training timesteps are uniform in 0 .. T-1, but this share of them in focus_low .. T-1: where the sampler is. */
     double focus;

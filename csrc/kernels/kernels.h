@@ -78,6 +78,7 @@ typedef struct cdad_attention_dims {
     int64_t grid_h, grid_w, mask_h, mask_w;
     int causal;
     float scale;
+    int tf32; /* a GPU may multiply as CDAD_TFLOAT32 */
 } cdad_attention_dims;
 
 /* The pull of a quadratic penalty, strength/2 * sum_i importance[i] * (w[i] - anchor[i])^2, on n weights. Its gradient is
@@ -102,6 +103,11 @@ typedef struct cdad_adamw {
     float *path;        /* [n] or NULL: path -= g * du, with the gradient as it was given (SI's path integral) */
 } cdad_adamw;
 
+/* How a product takes its factors; sums are in float32. CDAD_BFLOAT16: rounded to bfloat16 (to nearest even; denormals to zero), and
+ * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
+ * unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
+typedef enum { CDAD_FLOAT32, CDAD_BFLOAT16, CDAD_TFLOAT32 } cdad_precision;
+
 /* What a product does beside multiplying. All zero: nothing. The result is act((A B + bias) + sum), in this order: the
  * bits of separate passes. */
 typedef struct cdad_epilogue {
@@ -109,10 +115,7 @@ typedef struct cdad_epilogue {
     const float *bias;   /* one a column, or NULL */
     const float *sum;    /* laid out as the result, and apart from it, or NULL */
     cdad_activation act;
-    /* Factors are rounded to bfloat16 (to nearest even; denormals to zero) and their products summed in float32, by
-     * pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
-     * unless a sum falls among the denormals. gemm only: the others ignore it. */
-    int bf16;
+    cdad_precision precision; /* gemm only: the others ignore it */
 } cdad_epilogue;
 
 #define CDAD_GRAM_SIDE 96
@@ -129,7 +132,7 @@ typedef struct cdad_kernels {
     /* The upper half of X^T X, X [.,d] plain or unfolded. gram_pack copies rows first .. first+rows-1 into gram_panels bytes;
      * gram_tile multiplies them, on one thread: G[(i - i0)*ldg + j - j0] += sum over the rows of X[r,i] * X[r,j], i0 <= i <
      * i0+side, j0 <= j < j0+side, within d, where i <= j. i0, j0, side: multiples of CDAD_GRAM_SIDE. The sum is one chain of
-     * multiply-adds for each 384 rows, added in order, in float32. scratch: side*side floats. bf16: as in an epilogue;
+     * multiply-adds for each 384 rows, added in order, in float32. scratch: side*side floats. bf16: as CDAD_BFLOAT16;
      * gram_rounds_fast: the processor gains by it. Streams are the host's: NULL in a device's table. */
     int64_t (*gram_panels)(int64_t rows, int64_t d, int bf16);
     void (*gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16);
@@ -137,7 +140,9 @@ typedef struct cdad_kernels {
                       int64_t side, int bf16, float *scratch);
     int (*gram_rounds_fast)(void);
 
-    /* y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, and what `with` (NULL: nothing) adds, by
+    /* The ways of convolutions that pay on a CPU; all NULL in a table that leaves them to gemm.
+     *
+     * y = 3x3 convolution of stride 1 of x (as `u` unfolds it), O channels, and what `with` (NULL: nothing) adds, by
      * F(m x m, 3 x 3), m = 2 or 4. Element (c, o) of w is the weight's tap (0, 0), tap (r, s) lies r*tap_r + s*tap_s
      * floats further. scratch: winograd_scratch bytes. */
     void (*winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,

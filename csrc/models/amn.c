@@ -60,7 +60,8 @@ cdad_value cdad_amn_nonlocal_build(cdad_builder *b, const cdad_amn_config *c, cd
         const cdad_value v = cdad_build_linear(b, x, "self_attn.v_proj", c->channels, 1, NULL);
         cdad_value y = cdad_build_op(b, "attention", 3, CDAD_IN(q, k, v), "heads", (double)c->num_heads, "grid_h",
                                      (double)shape.dim[1], "grid_w", (double)shape.dim[2], "mask_h",
-                                     (double)c->neighbor_h, "mask_w", (double)c->neighbor_w, NULL);
+                                     (double)c->neighbor_h, "mask_w", (double)c->neighbor_w, "precision",
+                                     (double)b->precision, NULL);
         y = cdad_build_linear(b, y, "self_attn.out_proj", c->channels, 1, NULL);
         x = cdad_build_layer_norm(b, cdad_build_add(b, y, x), "norm1", 1e-5);
         y = cdad_build_linear(b, x, "linear1", c->dim_feedforward, 1, NULL);

@@ -46,7 +46,8 @@ static cdad_value attention(cdad_builder *b, const char *name, cdad_value x, cda
     const cdad_value q = cdad_build_linear(b, x, "to_q", width, 0, NULL);
     const cdad_value k = cdad_build_linear(b, context, "to_k", width, 0, NULL);
     const cdad_value v = cdad_build_linear(b, context, "to_v", width, 0, NULL);
-    cdad_value y = cdad_build_op(b, "attention", 3, CDAD_IN(q, k, v), "heads", (double)heads, NULL);
+    cdad_value y = cdad_build_op(b, "attention", 3, CDAD_IN(q, k, v), "heads", (double)heads, "precision",
+                                 (double)b->precision, NULL);
     y = cdad_build_linear(b, y, "to_out.0", width, 1, NULL);
     cdad_scope_close(b, scope);
     return y;

@@ -30,7 +30,7 @@ static cdad_value middle(cdad_builder *b, const cdad_vae_config *c, cdad_value x
     const cdad_value q = cdad_build_tokens(b, conv(b, h, "q", width, 1));
     const cdad_value k = cdad_build_tokens(b, conv(b, h, "k", width, 1));
     const cdad_value v = cdad_build_tokens(b, conv(b, h, "v", width, 1));
-    cdad_value y = cdad_build_op(b, "attention", 3, CDAD_IN(q, k, v), "heads", 1.0, NULL);
+    cdad_value y = cdad_build_op(b, "attention", 3, CDAD_IN(q, k, v), "heads", 1.0, "precision", (double)b->precision, NULL);
     y = conv(b, cdad_build_reshape(b, y, shape), "proj_out", width, 1);
     cdad_scope_close(b, attn);
     x = res_block(b, c, cdad_build_add(b, y, x), "block_2", width);

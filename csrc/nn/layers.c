@@ -154,7 +154,7 @@ cdad_value cdad_build_conv2d(cdad_builder *b, cdad_value x, const char *name, cd
     const double before = spec.pad_end_only ? 0.0 : (double)spec.pad, after = (double)spec.pad;
     return cdad_build_op(b, "conv2d", 3, CDAD_IN(x, w, bias), "stride", (double)(spec.stride ? spec.stride : 1),
                          "pad_t", before, "pad_l", before, "pad_b", after, "pad_r", after, "upsample",
-                         (double)(spec.upsample ? spec.upsample : 1), "bf16", (double)b->bf16, NULL);
+                         (double)(spec.upsample ? spec.upsample : 1), "precision", (double)b->precision, NULL);
 }
 
 cdad_value cdad_build_linear(cdad_builder *b, cdad_value x, const char *name, int64_t out, int bias,
@@ -162,7 +162,7 @@ cdad_value cdad_build_linear(cdad_builder *b, cdad_value x, const char *name, in
     const int64_t k = cdad_build_channels(b, x);
     cdad_value w, offset;
     weight_and_bias(b, name, cdad_shape_make(2, out, k), k, bias, init, &w, &offset);
-    return cdad_build_op(b, "linear", 3, CDAD_IN(x, w, offset), "bf16", (double)b->bf16, NULL);
+    return cdad_build_op(b, "linear", 3, CDAD_IN(x, w, offset), "precision", (double)b->precision, NULL);
 }
 
 static void norm_params(cdad_builder *b, cdad_value x, const char *name, cdad_value *gamma, cdad_value *beta) {

@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 
+#include "kernels/kernels.h"
 #include "nn/params.h"
 
 #define CDAD_NAME_BYTES 192
@@ -16,7 +17,7 @@ typedef struct cdad_builder {
     cdad_params *params;
     cdad_error *err;
     cdad_status status;
-    int bf16;                    /* linear maps and convolutions from now on round their factors to bfloat16 */
+    cdad_precision precision;    /* of the products of linear maps, convolutions and attention from now on */
     char scope[CDAD_NAME_BYTES]; /* "unet.input_blocks.0." */
 } cdad_builder;
 

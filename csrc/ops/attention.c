@@ -7,12 +7,12 @@
 #include "ops/ops.h"
 #include "ops/support.h"
 
-enum { HEADS, GRID_H, GRID_W, MASK_H, MASK_W, SCALE, CAUSAL };
+enum { HEADS, GRID_H, GRID_W, MASK_H, MASK_W, SCALE, CAUSAL, PRECISION };
 
 static const cdad_attr_spec attention_attrs[] = {
     CDAD_INT("heads", 1),  CDAD_INT("grid_h", 0), CDAD_INT("grid_w", 0),
     CDAD_INT("mask_h", 0), CDAD_INT("mask_w", 0), CDAD_FLOAT("scale", 0.0), /* 0: 1/sqrt(E/heads) */
-    CDAD_INT("causal", 0), CDAD_ATTRS_END};
+    CDAD_INT("causal", 0), CDAD_PRECISION_ATTR, CDAD_ATTRS_END};
 
 static cdad_status check_mask(const cdad_attr *attr, int64_t T, int64_t S, const char *op, cdad_error *err) {
     const int64_t h = attr[MASK_H].i, w = attr[MASK_W].i, rows = attr[GRID_H].i, cols = attr[GRID_W].i;
@@ -64,6 +64,7 @@ static cdad_attention_dims dims_of(const cdad_shape *q, const cdad_shape *k, con
                                  .mask_h = attr[MASK_H].i,
                                  .mask_w = attr[MASK_W].i,
                                  .causal = (int)attr[CAUSAL].i,
+                                 .tf32 = attr[PRECISION].i == CDAD_TFLOAT32,
                                  .scale = (float)(scale > 0.0 ? scale : 1.0 / sqrt((double)D))};
 }
 

@@ -12,12 +12,12 @@
 #include "ops/window.h"
 #include "ops/winograd.h"
 
-enum { UPSAMPLE = CDAD_WINDOW_END, WINOGRAD, BF16 };                    /* of conv2d */
-enum { HEIGHT = CDAD_WINDOW_END, WIDTH, TURNED_WINOGRAD, TURNED_BF16 }; /* of grad_input: the image's size */
-enum { ROWS = BF16 + 1, COLS }; /* of grad_weight: those of conv2d, and the kernel's size */
+enum { UPSAMPLE = CDAD_WINDOW_END, WINOGRAD, PRECISION };                    /* of conv2d */
+enum { HEIGHT = CDAD_WINDOW_END, WIDTH, TURNED_WINOGRAD, TURNED_PRECISION }; /* of grad_input: the image's size */
+enum { ROWS = PRECISION + 1, COLS }; /* of grad_weight: those of conv2d, and the kernel's size */
 
 static const cdad_attr_spec conv2d_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
-                                              CDAD_BF16_ATTR, CDAD_ATTRS_END};
+                                              CDAD_PRECISION_ATTR, CDAD_ATTRS_END};
 
 static cdad_status check_upsample(const char *op, const cdad_attr *attr, cdad_error *err) {
     const int64_t up = attr[UPSAMPLE].i;
@@ -56,7 +56,7 @@ static cdad_status grad_of_input(cdad_graph *g, const cdad_node *node, cdad_valu
     attr[HEIGHT].i = x.dim[1] * up;
     attr[WIDTH].i = x.dim[2] * up;
     attr[TURNED_WINOGRAD].i = node->attr[WINOGRAD].i;
-    attr[TURNED_BF16].i = node->attr[BF16].i;
+    attr[TURNED_PRECISION].i = node->attr[PRECISION].i;
     CDAD_TRY(
         cdad_graph_add(g, &cdad_op_conv2d_grad_input, 2, (cdad_value[]){dy, node->in[1]}, attr, dx, err));
     return up == 1 ? CDAD_OK : cdad_node_add(g, &cdad_op_upsample2x_grad, 1, dx, dx, err, NULL);
@@ -103,8 +103,8 @@ static cdad_mat taps(const float *w, const cdad_shape *shape) {
 static int64_t scratch_conv2d(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *w = &args->in[1];
     const cdad_unfold u = cdad_conv2d_unfold(args->attr, &args->in[0], w, &args->out[0]);
-    const int m = cdad_winograd_choose(args->attr[WINOGRAD].i, args->attr[BF16].i, &u, w->dim[0]);
-    if (!m && cdad_narrow_choose(&u, w->dim[0]))
+    const int m = cdad_winograd_choose(kernels, args->attr[WINOGRAD].i, args->attr[PRECISION].i, &u, w->dim[0]);
+    if (!m && cdad_narrow_choose(kernels, &u, w->dim[0]))
         return kernels->narrow_conv2d_scratch(&u, w->dim[0], threads);
     return m ? kernels->winograd_scratch(&u, w->dim[0], m, threads)
              : kernels->gemm_scratch(cdad_shape_rows(&args->out[0]), w->dim[0], cdad_shape_span(w, 1, 4), threads);
@@ -120,12 +120,12 @@ static cdad_status run_conv2d(const cdad_context *ctx, const cdad_call *call, cd
     const cdad_shape *w = &call->in_shape[1];
     const cdad_unfold u = cdad_conv2d_unfold(call->attr, &call->in_shape[0], w, &call->out_shape[0]);
     const int64_t M = cdad_shape_rows(&call->out_shape[0]), O = w->dim[0], K = cdad_shape_span(w, 1, 4);
-    const int m = cdad_winograd_choose(call->attr[WINOGRAD].i, call->attr[BF16].i, &u, O);
-    const cdad_epilogue with = cdad_call_epilogue(call, cdad_optional_data(call, 2), call->attr[BF16].i);
+    const int m = cdad_winograd_choose(ctx->kernels, call->attr[WINOGRAD].i, call->attr[PRECISION].i, &u, O);
+    const cdad_epilogue with = cdad_call_epilogue(call, cdad_optional_data(call, 2), call->attr[PRECISION].i);
     if (m)
         ctx->kernels->winograd(ctx, call->out[0], call->in[0], taps(call->in[1], w), 3 * u.C, u.C, &with, &u, O, m,
                                call->scratch);
-    else if (cdad_narrow_choose(&u, O))
+    else if (cdad_narrow_choose(ctx->kernels, &u, O))
         ctx->kernels->narrow_conv2d(ctx, dense_pixels(call->out[0], &u, O), call->in[0],
                                     cdad_mat_transposed(call->in[1], K), &with, &u, O, call->scratch);
     else
@@ -150,7 +150,7 @@ const cdad_op cdad_op_conv2d = {
 
 /* dy [N,P,Q,O], w [O,R,S,C] -> dx [N,height,width,C] */
 static const cdad_attr_spec grad_input_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("height", 0),
-                                                  CDAD_INT("width", 0), CDAD_WINOGRAD_ATTR, CDAD_BF16_ATTR,
+                                                  CDAD_INT("width", 0), CDAD_WINOGRAD_ATTR, CDAD_PRECISION_ATTR,
                                                   CDAD_ATTRS_END};
 
 static cdad_status infer_grad_input(const cdad_infer *args, cdad_error *err) {
@@ -210,9 +210,9 @@ static cdad_unfold phase_unfold(const cdad_shape *dy, phase h, phase v) {
 }
 
 /* 0: directly. Winograd's way is for one phase alone, and turns the weight as it reads it. */
-static int turned_winograd(const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *w, cdad_unfold *u) {
+static int turned_winograd(const cdad_kernels *kernels, const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *w, cdad_unfold *u) {
     *u = phase_unfold(dy, phase_h(attr, w, 0), phase_w(attr, w, 0));
-    return attr[CDAD_STRIDE].i == 1 ? cdad_winograd_choose(attr[TURNED_WINOGRAD].i, attr[TURNED_BF16].i, u, w->dim[3]) : 0;
+    return attr[CDAD_STRIDE].i == 1 ? cdad_winograd_choose(kernels, attr[TURNED_WINOGRAD].i, attr[TURNED_PRECISION].i, u, w->dim[3]) : 0;
 }
 
 static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
@@ -220,7 +220,7 @@ static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kern
     const int64_t stride = args->attr[CDAD_STRIDE].i;
     int64_t most = 0;
     cdad_unfold u;
-    const int m = turned_winograd(args->attr, dy, w, &u);
+    const int m = turned_winograd(kernels, args->attr, dy, w, &u);
     if (m)
         return kernels->winograd_scratch(&u, w->dim[3], m, threads);
     for (int64_t a = 0; a < stride; a++)
@@ -229,7 +229,7 @@ static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kern
             const int64_t C = w->dim[3];
             u = phase_unfold(dy, h, v);
             const int64_t bytes =
-                cdad_narrow_choose(&u, C)
+                cdad_narrow_choose(kernels, &u, C)
                     ? kernels->narrow_conv2d_scratch(&u, C, threads)
                     : phase_bytes(dy, w, args->attr) +
                           kernels->gemm_scratch(u.N * u.P * u.Q, C, u.R * u.S * u.C, threads);
@@ -269,9 +269,9 @@ static cdad_status run_phase(const cdad_context *ctx, const cdad_call *call, pha
     char *pixels = (char *)call->scratch + turned_bytes(w);
     float *dx = stride == 1 ? call->out[0] : (float *)pixels;
     const cdad_unfold u = phase_unfold(dy, h, v);
-    const cdad_epilogue dense = cdad_call_epilogue(call, NULL, call->attr[TURNED_BF16].i);
-    const cdad_epilogue with = stride == 1 ? dense : (cdad_epilogue){.bf16 = dense.bf16};
-    if (cdad_narrow_choose(&u, C)) {
+    const cdad_epilogue dense = cdad_call_epilogue(call, NULL, call->attr[TURNED_PRECISION].i);
+    const cdad_epilogue with = stride == 1 ? dense : (cdad_epilogue){.precision = dense.precision};
+    if (cdad_narrow_choose(ctx->kernels, &u, C)) {
         const cdad_pixels to = {.data = call->out[0] + (h.first * W + v.first) * C, .image = H * W * C,
                                 .row = stride * W * C, .pixel = stride * C};
         ctx->kernels->narrow_conv2d(ctx, to, call->in[0], cdad_mat_rows(turned_weight(ctx, call, h, v), C), &with, &u,
@@ -295,7 +295,7 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
     const cdad_shape *w = &call->in_shape[1];
     const int64_t C = w->dim[3];
     cdad_unfold u;
-    const int m = turned_winograd(call->attr, &call->in_shape[0], w, &u);
+    const int m = turned_winograd(ctx->kernels, call->attr, &call->in_shape[0], w, &u);
     if (m) {
         const cdad_mat turned = {.data = call->in[1] + 8 * C, .rs = cdad_shape_span(w, 1, 4), .cs = 1};
         const cdad_epilogue with = cdad_call_epilogue(call, NULL, 0);
@@ -328,7 +328,7 @@ const cdad_op cdad_op_conv2d_grad_input = {
 
 /* dy [N,P,Q,O], x [N,H,W,C] -> dw [O,rows,cols,C] */
 static const cdad_attr_spec grad_weight_attrs[] = {CDAD_WINDOW_ATTRS, CDAD_INT("upsample", 1), CDAD_WINOGRAD_ATTR,
-                                                   CDAD_BF16_ATTR, CDAD_INT("rows", 0), CDAD_INT("cols", 0), CDAD_ATTRS_END};
+                                                   CDAD_PRECISION_ATTR, CDAD_INT("rows", 0), CDAD_INT("cols", 0), CDAD_ATTRS_END};
 
 static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *dy = &args->in[0], *x = &args->in[1];
@@ -349,20 +349,20 @@ static cdad_status infer_grad_weight(const cdad_infer *args, cdad_error *err) {
 }
 
 /* 0: directly. */
-static int grad_weight_winograd(const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *x, const cdad_shape *dw,
+static int grad_weight_winograd(const cdad_kernels *kernels, const cdad_attr *attr, const cdad_shape *dy, const cdad_shape *x, const cdad_shape *dw,
                                 cdad_unfold *u) {
     *u = cdad_window_unfold(attr, x, dy, dw->dim[1], dw->dim[2], attr[UPSAMPLE].i);
-    return cdad_winograd_choose_grad(attr[WINOGRAD].i, attr[BF16].i, u, dw->dim[0]);
+    return cdad_winograd_choose_grad(kernels, attr[WINOGRAD].i, attr[PRECISION].i, u, dw->dim[0]);
 }
 
 static int64_t scratch_grad_weight(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *dw = &args->out[0];
     const int64_t O = dw->dim[0];
     cdad_unfold u;
-    const int m = grad_weight_winograd(args->attr, &args->in[0], &args->in[1], dw, &u);
+    const int m = grad_weight_winograd(kernels, args->attr, &args->in[0], &args->in[1], dw, &u);
     if (m)
         return kernels->winograd_grad_scratch(&u, O, m, threads);
-    return cdad_narrow_choose_grad_weight(&u, O)
+    return cdad_narrow_choose_grad_weight(kernels, &u, O)
                ? kernels->narrow_conv2d_grad_weight_scratch(&u, O, threads)
                : kernels->gemm_scratch(O, cdad_shape_span(dw, 1, 4), cdad_shape_rows(&args->in[0]), threads);
 }
@@ -372,13 +372,13 @@ static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *cal
     const cdad_shape *dy = &call->in_shape[0], *dw = &call->out_shape[0];
     const int64_t O = dw->dim[0], K = cdad_shape_span(dw, 1, 4);
     cdad_unfold u;
-    const int m = grad_weight_winograd(call->attr, dy, &call->in_shape[1], dw, &u);
+    const int m = grad_weight_winograd(ctx->kernels, call->attr, dy, &call->in_shape[1], dw, &u);
     if (m)
         ctx->kernels->winograd_grad(ctx, call->out[0], call->in[1], call->in[0], &u, O, m, call->scratch);
-    else if (cdad_narrow_choose_grad_weight(&u, O))
+    else if (cdad_narrow_choose_grad_weight(ctx->kernels, &u, O))
         ctx->kernels->narrow_conv2d_grad_weight(ctx, call->out[0], call->in[0], call->in[1], &u, O, call->scratch);
     else {
-        const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[BF16].i);
+        const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[PRECISION].i);
         ctx->kernels->gemm(ctx, O, K, cdad_shape_rows(dy), cdad_mat_transposed(call->in[0], O),
                            image_matrix(call->in[1], &u), call->out[0], K, &with, call->scratch);
     }

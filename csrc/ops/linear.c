@@ -2,9 +2,9 @@
 #include "ops/ops.h"
 #include "ops/support.h"
 
-enum { BF16 };
+enum { PRECISION };
 
-static const cdad_attr_spec linear_attrs[] = {CDAD_BF16_ATTR, CDAD_ATTRS_END};
+static const cdad_attr_spec linear_attrs[] = {CDAD_PRECISION_ATTR, CDAD_ATTRS_END};
 
 static cdad_status infer_linear(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *x = &args->in[0], *w = &args->in[1], *b = cdad_optional_shape(args, 2);
@@ -41,7 +41,7 @@ static cdad_status run_linear(const cdad_context *ctx, const cdad_call *call, cd
     (void)err;
     const int64_t M = cdad_shape_rows(&call->in_shape[0]), O = call->in_shape[1].dim[0],
                   K = call->in_shape[1].dim[1];
-    const cdad_epilogue with = cdad_call_epilogue(call, cdad_optional_data(call, 2), call->attr[BF16].i);
+    const cdad_epilogue with = cdad_call_epilogue(call, cdad_optional_data(call, 2), call->attr[PRECISION].i);
     ctx->kernels->gemm(ctx, M, O, K, cdad_mat_rows(call->in[0], K), cdad_mat_transposed(call->in[1], K),
                        call->out[0], O, &with, call->scratch);
     return CDAD_OK;
@@ -82,7 +82,7 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
     (void)err;
     const int64_t M = cdad_shape_rows(&call->in_shape[0]), O = call->in_shape[1].dim[0],
                   K = call->in_shape[1].dim[1];
-    const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[BF16].i);
+    const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[PRECISION].i);
     ctx->kernels->gemm(ctx, M, K, O, cdad_mat_rows(call->in[0], O), cdad_mat_rows(call->in[1], K),
                        call->out[0], K, &with, call->scratch);
     return CDAD_OK;
@@ -121,7 +121,7 @@ static cdad_status run_grad_weight(const cdad_context *ctx, const cdad_call *cal
     (void)err;
     const int64_t M = cdad_shape_rows(&call->in_shape[0]), O = call->out_shape[0].dim[0],
                   K = call->out_shape[0].dim[1];
-    const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[BF16].i);
+    const cdad_epilogue with = cdad_call_epilogue(call, NULL, call->attr[PRECISION].i);
     ctx->kernels->gemm(ctx, O, K, M, cdad_mat_transposed(call->in[0], O), cdad_mat_rows(call->in[1], K),
                        call->out[0], K, &with, call->scratch);
     return CDAD_OK;

@@ -15,10 +15,10 @@ enum {
     SHORT_C = 4,         /* unless unfolding is so slow that it would still be worth it */
 };
 
-int cdad_narrow_choose(const cdad_unfold *u, int64_t O) {
-    return u->up == 1 && u->R * u->S > 0 && u->Q >= FEWEST_PIXELS && O <= OUTPUTS && u->C * O <= PRODUCTS;
+int cdad_narrow_choose(const cdad_kernels *kernels, const cdad_unfold *u, int64_t O) {
+    return kernels->narrow_conv2d && u->up == 1 && u->R * u->S > 0 && u->Q >= FEWEST_PIXELS && O <= OUTPUTS && u->C * O <= PRODUCTS;
 }
 
-int cdad_narrow_choose_grad_weight(const cdad_unfold *u, int64_t O) {
-    return u->up == 1 && u->Q >= FEWEST_PIXELS && u->C * O <= GRAD_PRODUCTS && (O % GRAD_LANES == 0 || u->C <= SHORT_C);
+int cdad_narrow_choose_grad_weight(const cdad_kernels *kernels, const cdad_unfold *u, int64_t O) {
+    return kernels->narrow_conv2d && u->up == 1 && u->Q >= FEWEST_PIXELS && u->C * O <= GRAD_PRODUCTS && (O % GRAD_LANES == 0 || u->C <= SHORT_C);
 }

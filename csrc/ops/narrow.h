@@ -4,10 +4,10 @@
 
 #include "ops/support.h"
 
-/* Whether the convolution that `u` unfolds, to O channels, is. A function of a sample's own shape: the batch has no
+/* Whether the convolution that `u` unfolds, to O channels, is, by kernels that can. A function of a sample's own shape: the batch has no
  * say, or its size would change bits. */
-int cdad_narrow_choose(const cdad_unfold *u, int64_t O);
+int cdad_narrow_choose(const cdad_kernels *kernels, const cdad_unfold *u, int64_t O);
 /* Whether the gradient of its weight is. */
-int cdad_narrow_choose_grad_weight(const cdad_unfold *u, int64_t O);
+int cdad_narrow_choose_grad_weight(const cdad_kernels *kernels, const cdad_unfold *u, int64_t O);
 
 #endif

@@ -63,12 +63,13 @@ double cdad_flops_forward(const cdad_infer *args);
 double cdad_flops_grad_input(const cdad_infer *args);
 double cdad_flops_grad_weight(const cdad_infer *args);
 
-/* The attribute of linear maps: whether their products round the factors to bfloat16 (cdad_epilogue). */
-#define CDAD_BF16_ATTR CDAD_INT("bf16", 0)
+/* The attribute of products: a cdad_precision. */
+#define CDAD_PRECISION_ATTR CDAD_INT("precision", 0)
 
 /* What a call adds to its products; `bias` may be NULL. */
-static inline cdad_epilogue cdad_call_epilogue(const cdad_call *call, const float *bias, int64_t bf16) {
-    return (cdad_epilogue){.bias = bias, .sum = call->sum, .act = (cdad_activation)call->act, .bf16 = bf16 != 0};
+static inline cdad_epilogue cdad_call_epilogue(const cdad_call *call, const float *bias, int64_t precision) {
+    return (cdad_epilogue){.bias = bias, .sum = call->sum, .act = (cdad_activation)call->act,
+                           .precision = (cdad_precision)precision};
 }
 
 /* A dense matrix with rows of `width` floats, and its transpose. */

@@ -10,7 +10,7 @@ typedef struct costs {
     /* Up to so many input times output channels the narrow convolution, where it is chosen, is faster: Winograd's
      * products are too short. */
     int64_t narrow;
-    int (*is_narrow)(const cdad_unfold *u, int64_t O);
+    int (*is_narrow)(const cdad_kernels *kernels, const cdad_unfold *u, int64_t O);
 } costs;
 
 static const costs forward = {.pixel = 20.0, .weight = 3.0, .narrow = 256, .is_narrow = cdad_narrow_choose};
@@ -37,22 +37,25 @@ static double cost(const cdad_unfold *u, int64_t O, int64_t m, double samples, c
     return places * (tiles * C * (double)O + each->pixel * tiles * (C + (double)O) + each->weight * C * (double)O);
 }
 
-static int choose(int64_t attr, int64_t bf16, const cdad_unfold *u, int64_t O, double samples, const costs *each) {
+static int choose(const cdad_kernels *kernels, int64_t attr, int64_t precision, const cdad_unfold *u, int64_t O, double samples,
+                  const costs *each) {
+    if (!kernels->winograd)
+        return 0;
     if (attr >= 0)
         return (int)attr;
     if (disabled || u->R != 3 || u->S != 3 || u->stride != 1)
         return 0;
-    if (u->C * O <= each->narrow && each->is_narrow(u, O))
+    if (u->C * O <= each->narrow && each->is_narrow(kernels, u, O))
         return 0;
-    const double direct = (bf16 ? 4.5 : 9.0) * samples * (double)(u->P * u->Q) * (double)u->C * (double)O;
+    const double direct = (precision == CDAD_BFLOAT16 ? 4.5 : 9.0) * samples * (double)(u->P * u->Q) * (double)u->C * (double)O;
     const double two = cost(u, O, 2, samples, each), four = cost(u, O, 4, samples, each);
     return direct <= two && direct <= four ? 0 : two < four ? 2 : 4;
 }
 
-int cdad_winograd_choose(int64_t attr, int64_t bf16, const cdad_unfold *u, int64_t O) {
-    return choose(attr, bf16, u, O, 1.0, &forward);
+int cdad_winograd_choose(const cdad_kernels *kernels, int64_t attr, int64_t precision, const cdad_unfold *u, int64_t O) {
+    return choose(kernels, attr, precision, u, O, 1.0, &forward);
 }
 
-int cdad_winograd_choose_grad(int64_t attr, int64_t bf16, const cdad_unfold *u, int64_t O) {
-    return choose(attr, bf16, u, O, (double)u->N, &gradient);
+int cdad_winograd_choose_grad(const cdad_kernels *kernels, int64_t attr, int64_t precision, const cdad_unfold *u, int64_t O) {
+    return choose(kernels, attr, precision, u, O, (double)u->N, &gradient);
 }

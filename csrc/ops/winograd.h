@@ -14,12 +14,12 @@ void cdad_winograd_disable(void);
 CDAD_MUST_USE cdad_status cdad_winograd_check(const char *op, int64_t attr, int64_t R, int64_t S, int64_t stride,
                                               cdad_error *err);
 
-/* 0, 2 or 4; root mean square errors are at most 1, 2 and 4 times those of the direct sums. A function of a sample's own
- * shape: the batch has no say, or its size would change bits. With bf16, direct products, in bfloat16, cost half;
+/* 0, by kernels that have no other way too, 2 or 4; root mean square errors are at most 1, 2 and 4 times those of the direct sums. A function of a sample's own
+ * shape: the batch has no say, or its size would change bits. Direct products in bfloat16 cost half;
  * Winograd's are in float32, since its transforms would amplify the rounding. */
-int cdad_winograd_choose(int64_t attr, int64_t bf16, const cdad_unfold *u, int64_t O);
+int cdad_winograd_choose(const cdad_kernels *kernels, int64_t attr, int64_t precision, const cdad_unfold *u, int64_t O);
 
 /* The same for the gradient of the weight, a sum over the batch, whose size does have a say. */
-int cdad_winograd_choose_grad(int64_t attr, int64_t bf16, const cdad_unfold *u, int64_t O);
+int cdad_winograd_choose_grad(const cdad_kernels *kernels, int64_t attr, int64_t precision, const cdad_unfold *u, int64_t O);
 
 #endif

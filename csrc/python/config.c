@@ -196,10 +196,10 @@ static int read_condition(PyObject *amn, PyObject *controlnet, cdad_denoiser_con
 
 int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
     static const char *const predictions[] = {"epsilon", "v", NULL}, *const targets[] = {"as_written", "normalized", NULL};
-    static const char *const precisions[] = {"float32", "bfloat16", NULL};
+    static const char *const precisions[] = {"float32", "bfloat16", "tf32", NULL};
     static const char *const parts[3] = {"unet", "amn", "controlnet"};
     PyObject *given[3] = {NULL}, *rest = PyDict_Check(dict) ? PyDict_Copy(dict) : NULL;
-    int status = -1, prediction, target;
+    int status = -1, prediction, target, precision;
     int64_t num_train_timesteps;
     double beta_start, beta_end;
     int zero_terminal_snr;
@@ -210,7 +210,7 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
         {"context_length", FIELD_INT, &c->context_length, NULL, 0},
         {"prediction", FIELD_CHOICE, &prediction, (void *)(uintptr_t)predictions, 0},
         {"amn_target", FIELD_CHOICE, &target, (void *)(uintptr_t)targets, 0},
-        {"precision", FIELD_CHOICE, &c->bf16, (void *)(uintptr_t)precisions, 0},
+        {"precision", FIELD_CHOICE, &precision, (void *)(uintptr_t)precisions, 0},
         {"num_train_timesteps", FIELD_INT, &num_train_timesteps, NULL, 2},
         {"beta_start", FIELD_FLOAT, &beta_start, NULL, 0},
         {"beta_end", FIELD_FLOAT, &beta_end, NULL, 0},
@@ -237,6 +237,7 @@ int cdad_py_denoiser_config(PyObject *dict, cdad_denoiser_config *c) {
         goto done;
     c->prediction = (cdad_prediction_type)prediction;
     c->amn_target = (cdad_amn_target)target;
+    c->precision = (cdad_precision)precision;
     cdad_error err = {0};
     if (cdad_schedule_init(&c->schedule, num_train_timesteps, beta_start, beta_end, zero_terminal_snr, &err) !=
         CDAD_OK) {

@@ -221,7 +221,7 @@ static network_fn find_kind(const char *name) {
     return NULL;
 }
 
-static int build(py_network *self, const char *kind, distance_kind how) {
+static int build(py_network *self, const char *kind, distance_kind how, int tf32) {
     cdad_error err = {0};
     cdad_builder b;
     const network_fn fn = find_kind(kind);
@@ -230,6 +230,7 @@ static int build(py_network *self, const char *kind, distance_kind how) {
     if (cdad_graph_new(&self->graph, &err) != CDAD_OK)
         goto raise;
     cdad_builder_init(&b, self->graph, self->params->params, &err);
+    b.precision = tf32 ? CDAD_TFLOAT32 : CDAD_FLOAT32;
     if ((how == NO_DISTANCE ? fn(&b, &self->spec) : distance(&b, &self->spec, fn, how)) < 0)
         return -1;
     if (b.status != CDAD_OK)
@@ -244,12 +245,13 @@ raise:
 }
 
 static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"params", "kind", "config", "batch", "size", "distance", NULL};
+    static char *names[] = {"params", "kind", "config", "batch", "size", "distance", "tf32", NULL};
     PyObject *params, *config;
     const char *kind, *measure = NULL;
     long long n, h, w;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OsOL(LL)|z:Network", names, &params, &kind, &config, &n, &h, &w,
-                                     &measure))
+    int tf32 = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OsOL(LL)|zp:Network", names, &params, &kind, &config, &n, &h, &w,
+                                     &measure, &tf32))
         return NULL;
     const int how = distance_kind_of(measure);
     if (how < 0)
@@ -263,7 +265,7 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->spec = (network_spec){.config = config, .n = n, .h = h, .w = w};
     if (!self->lock)
         PyErr_NoMemory();
-    if (!self->lock || build(self, kind, (distance_kind)how) < 0) {
+    if (!self->lock || build(self, kind, (distance_kind)how, tf32) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -364,11 +366,12 @@ static PyType_Slot network_slots[] = {
     {Py_tp_dealloc, network_dealloc},
     {Py_tp_methods, network_methods},
     {Py_tp_getset, network_getset},
-    {Py_tp_doc, "Network(params, kind, config, batch, size, distance=None)\n--\n\nA model planned for one batch "
+    {Py_tp_doc, "Network(params, kind, config, batch, size, distance=None, tf32=False)\n--\n\nA model planned for one batch "
                 "shape; size is the image's, the latent's of a decoder, (tokens, 1) of a text. "
                 "With distance='euclidean' a feature extractor takes two images and gives, per layer, the squared "
                 "distance of their features, enlarged to the image; with 'mahalanobis' it takes a whitening matrix "
-                "[C,C] a layer too, by which their difference is multiplied first."},
+                "[C,C] a layer too, by which their difference is multiplied first. tf32: on a CUDA device, products may "
+                "round their factors to TF32."},
     {0, NULL}};
 static PyType_Spec network_spec_ = {.name = "cdad._core.Network",
                                     .basicsize = sizeof(py_network),

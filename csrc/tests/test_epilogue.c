@@ -98,7 +98,7 @@ static float *product(const cdad_kernels *kernels, int64_t M, int64_t N, int64_t
     const cdad_context ctx = {.pool = pools[threads], .kernels = kernels};
     float *C = floats(M * N);
     void *scratch = zeros(kernels->gemm_scratch(M, N, K, threads));
-    kernels->gemm(&ctx, M, N, K, A, B, C, N, &(cdad_epilogue){.bf16 = 1}, scratch);
+    kernels->gemm(&ctx, M, N, K, A, B, C, N, &(cdad_epilogue){.precision = CDAD_BFLOAT16}, scratch);
     cdad_free(scratch);
     return C;
 }

@@ -84,7 +84,7 @@ static int64_t cut_k(int64_t M, int64_t N, int64_t K) {
 }
 
 /* Of the panels of a block of K, in floats a lane: a word of bfloat16 holds two steps. GEMM_KC is even. */
-static int64_t steps(const gemm_job *job, int64_t kc) { return job->with.bf16 ? (kc + 1) / 2 : kc; }
+static int64_t steps(const gemm_job *job, int64_t kc) { return job->with.precision == CDAD_BFLOAT16 ? (kc + 1) / 2 : kc; }
 
 static int64_t shared_size(const gemm_plan *p) { return p->padded * min_i(p->depth, p->K); }
 static int64_t strip_size(const gemm_plan *p) { return min_i(p->K, GEMM_KC) * p->strip; }
@@ -111,12 +111,12 @@ static void pack(const gemm_job *job, int rows, float *dst, int64_t l0, int64_t 
     int64_t width = rows ? GEMM_MR : GEMM_NR;
     float wide[GEMM_KC * (GEMM_MR > GEMM_NR ? GEMM_MR : GEMM_NR)];
     for (int64_t l = l0; l < l1; l += width, dst += width * steps(job, kc)) {
-        float *panel = job->with.bf16 ? wide : dst;
+        float *panel = job->with.precision == CDAD_BFLOAT16 ? wide : dst;
         if (rows)
             CDAD_K(gemm_pack_a)(panel, &job->A, l, min_i(width, l1 - l), k0, kc);
         else
             CDAD_K(gemm_pack_b)(panel, &job->B, l, min_i(width, l1 - l), k0, kc);
-        if (job->with.bf16)
+        if (job->with.precision == CDAD_BFLOAT16)
             CDAD_K(gemm_words)(dst, wide, width, kc);
     }
 }
@@ -159,7 +159,7 @@ static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_
             const float *bias = last && last->bias ? last->bias + n : NULL;
             gemm_fetch(&ahead, lines);
             const float *sum = last && last->sum ? last->sum + at : NULL;
-            (job->with.bf16 ? CDAD_K(gemm_tile_bf16) : CDAD_K(gemm_tile))(n_steps, a, b, rows, cols, C + at, ldc,
+            (job->with.precision == CDAD_BFLOAT16 ? CDAD_K(gemm_tile_bf16) : CDAD_K(gemm_tile))(n_steps, a, b, rows, cols, C + at, ldc,
                                                                           add ? C + at : NULL, bias, sum);
             if (last && last->act != CDAD_ACT_NONE)
                 activate_tile(C + at, ldc, rows, cols, last->act);

@@ -53,7 +53,8 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
 static cuda_product by_heads(const cdad_attention_dims *d, int64_t M, int64_t N, int64_t K, cdad_mat A, int64_t stride_a,
                              cdad_mat B, int64_t stride_b, float *C, int64_t ldc, int64_t stride_c, float alpha,
                              float beta) {
-    const cuda_product p = {M, N, K, d->L, A, B, C, ldc, stride_a, stride_b, stride_c, alpha, beta, 0};
+    const cuda_product p = {M, N, K, d->L, A, B, C, ldc, stride_a, stride_b, stride_c, alpha, beta,
+                            d->tf32 ? CDAD_TFLOAT32 : CDAD_FLOAT32};
     return p;
 }
 

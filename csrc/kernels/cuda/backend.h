@@ -7,18 +7,6 @@
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
     *C, int64_t ldc, const cdad_epilogue *with, void *scratch);
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads);
-void cuda_winograd(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t
-    tap_s, const cdad_epilogue *with, const cdad_unfold *u, int64_t O, int m, void *scratch);
-int64_t cuda_winograd_scratch(const cdad_unfold *u, int64_t O, int m, int threads);
-void cuda_winograd_grad(const cdad_context *ctx, float *dw, const float *x, const float *dy, const cdad_unfold
-    *u, int64_t O, int m, void *scratch);
-int64_t cuda_winograd_grad_scratch(const cdad_unfold *u, int64_t O, int m, int threads);
-void cuda_narrow_conv2d(const cdad_context *ctx, cdad_pixels y, const float *x, cdad_mat w,
-    const cdad_epilogue *with, const cdad_unfold *u, int64_t O, void *scratch);
-int64_t cuda_narrow_conv2d_scratch(const cdad_unfold *u, int64_t O, int threads);
-void cuda_narrow_conv2d_grad_weight(const cdad_context *ctx, float *dw, const float *dy, const float *x,
-    const cdad_unfold *u, int64_t O, void *scratch);
-int64_t cuda_narrow_conv2d_grad_weight_scratch(const cdad_unfold *u, int64_t O, int threads);
 void cuda_depthwise_conv2d(const cdad_context *ctx, float *y, const float *x, const float *w, const float
     *bias, const cdad_unfold *u);
 void cuda_depthwise_conv2d_grad(const cdad_context *ctx, float *dx, float *dw, float *db, const float *x,

@@ -35,14 +35,14 @@ cudaStream_t cuda_stream(const cdad_context *ctx);
 void cuda_launched(const cdad_context *ctx, const char *what);
 
 /* C[m,n] = beta * C[m,n] + alpha * sum_k A[m,k] B[k,n] for `batch` matrices that lie stride_* floats apart; A and B are
- * plain, and one of their strides is 1 unless they have one row or column. bf16: factors are rounded to bfloat16. */
+ * plain, and one of their strides is 1 unless they have one row or column. */
 typedef struct cuda_product {
     int64_t M, N, K, batch;
     cdad_mat A, B;
     float *C;
     int64_t ldc, stride_a, stride_b, stride_c;
     float alpha, beta;
-    int bf16;
+    cdad_precision precision;
 } cuda_product;
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what);
 

@@ -72,6 +72,7 @@ static int operand(const cdad_mat *X, int64_t rows, int64_t columns, int *op, in
 
 /* C^T = B^T A^T, in columns. */
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what) {
+    static const int compute[] = {CUBLAS_COMPUTE_FLOAT, CUBLAS_COMPUTE_BF16, CUBLAS_COMPUTE_TF32}; /* by cdad_precision */
     cuda_device *d = of(ctx);
     int op_a, op_b, lda, ldb;
     char text[64];
@@ -84,7 +85,7 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
     const int status = d->cublas->gemm(cuda_queue_of(d)->cublas, op_b, op_a, (int)p->N, (int)p->M, (int)p->K, &p->alpha, p->B.data,
                                        CUBLAS_FLOAT, ldb, p->stride_b, p->A.data, CUBLAS_FLOAT, lda, p->stride_a,
                                        &p->beta, p->C, CUBLAS_FLOAT, (int)p->ldc, p->stride_c, (int)p->batch,
-                                       p->bf16 ? CUBLAS_COMPUTE_BF16 : CUBLAS_COMPUTE_FLOAT, CUBLAS_DEFAULT);
+                                       compute[p->precision], CUBLAS_DEFAULT);
     pthread_mutex_unlock(&d->cublas_lock);
     if (status) {
         snprintf(text, sizeof text, "cuBLAS status %d", status);
@@ -134,14 +135,14 @@ static const cdad_kernels kernels = {
     NULL,
     NULL,
     NULL,
-    cuda_winograd,
-    cuda_winograd_scratch,
-    cuda_winograd_grad,
-    cuda_winograd_grad_scratch,
-    cuda_narrow_conv2d,
-    cuda_narrow_conv2d_scratch,
-    cuda_narrow_conv2d_grad_weight,
-    cuda_narrow_conv2d_grad_weight_scratch,
+    NULL, /* winograd*, narrow_*: all convolutions go by gemm */
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
     cuda_depthwise_conv2d,
     cuda_depthwise_conv2d_grad,
     cuda_max_pool2d,

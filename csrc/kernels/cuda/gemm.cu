@@ -43,7 +43,7 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
                const cdad_epilogue *with, void *scratch) {
     float *tile = (float *)scratch;
     cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, with && with->accumulate ? 1.0f : 0.0f,
-                      with ? with->bf16 : 0};
+                      with ? with->precision : CDAD_FLOAT32};
     if (A.unfold) {
         const int64_t step = tile_rows(M, K);
         for (int64_t m = 0; m < M; m += step) {

@@ -176,23 +176,25 @@ const char *cudaGetErrorString(cudaError_t e) {
 
 /* Column-major, as cuBLAS counts. */
 struct host_product {
-    int op_a, op_b, m, n, k, lda, ldb, ldc, batch, rounded;
+    int op_a, op_b, m, n, k, lda, ldb, ldc, batch, dropped; /* dropped: bits of the factors, of which the rest is rounded */
     float alpha, beta;
     const float *A, *B;
     float *C;
     long long stride_a, stride_b, stride_c;
 };
 
-static float to_bf16(float x) {
+static float without_bits(float x, int dropped) {
     unsigned bits;
+    if (!dropped)
+        return x;
     memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    bits = (bits + (1u << (dropped - 1)) - 1 + (bits >> dropped & 1)) >> dropped << dropped;
     memcpy(&x, &bits, sizeof bits);
     return x;
 }
 
 static void multiply(const host_product &p) {
-    auto factor = [&p](float x) { return (double)(p.rounded ? to_bf16(x) : x); };
+    auto factor = [&p](float x) { return (double)without_bits(x, p.dropped); };
     for (int b = 0; b < p.batch; b++) {
         const float *A = p.A + b * p.stride_a, *B = p.B + b * p.stride_b;
         for (int64_t j = 0; j < p.n; j++)
@@ -213,8 +215,8 @@ static int host_gemm(void *, int op_a, int op_b, int m, int n, int k, const void
                      int ldc, long long stride_c, int batch, int compute, int) {
     if (lda < (op_a ? k : m) || ldb < (op_b ? n : k) || ldc < m || m < 1 || n < 1 || k < 1)
         return 7; /* CUBLAS_STATUS_INVALID_VALUE */
-    const host_product p = {op_a, op_b, m, n, k, lda, ldb, ldc, batch, compute == CUBLAS_COMPUTE_BF16,
-                            *(const float *)alpha, *(const float *)beta, (const float *)A, (const float *)B, (float *)C,
+    const int dropped = compute == CUBLAS_COMPUTE_BF16 ? 16 : compute == CUBLAS_COMPUTE_TF32 ? 13 : 0;
+    const host_product p = {op_a, op_b, m, n, k, lda, ldb, ldc, batch, dropped, *(const float *)alpha, *(const float *)beta, (const float *)A, (const float *)B, (float *)C,
                             stride_a, stride_b, stride_c};
     on_host_do([p]() { multiply(p); });
     return 0;
