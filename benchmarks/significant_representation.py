@@ -4,7 +4,7 @@
 
 Features are synthetic: normal, the spread of direction i falling as 1/i, turned by signs and a cosine transform; they
 come in 10 blocks. The core takes `Stream(d, method="auto")`; Algorithm 1 is `torch.linalg.svd` of [U, block] for each
-block at gamma = 0.999, with the published count of directions. Every measurement runs in a process of its own; the
+block at gamma = 0.999, with the published count of directions. Every measurement of a basis runs in a process of its own; the
 sides take turns, and medians over the rounds are shown. A ratio above 1 means that the core is better.
 ``--quick`` measures once, and the narrowest layers only.
 """
@@ -103,10 +103,10 @@ def memory_worker(blocks: int) -> dict[str, Any]:
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def projection_worker(preset: str, side: str) -> dict[str, Any]:
-    """Seconds of a training step of a preset ("sd15": of one image): plain; "whole": every weight's update in all directions
-    off d/4 protected ones; "cdad", the default: in as many of those as new products get on real
-    images (`cdad.planning.OWN_SHARE`)."""
+def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
+    """Seconds of a training step of a preset ("sd15": of one image), its updates in turn plain; "cdad", the default: in as many
+    directions as new products get on real images (`cdad.planning.OWN_SHARE`); "whole": in all off d/4 protected ones. And the peer,
+    "torch": what forming U U^T of those adds there. All in one process, one after the other, as the machine has slow moments."""
     config = cdad.preset(preset).updated({"training.batch_size": 1 if preset == "sd15" else 8})
     batch, n = config.training.batch_size, config.latent_size
     params = _core.Params()
@@ -115,45 +115,47 @@ def projection_worker(preset: str, side: str) -> dict[str, Any]:
     image = _core.random_normal((batch, config.image_size, config.image_size, 3), SEED, 1) * 0.2 + 0.5
     unet = config.unet
     context = _core.random_normal((batch, unet.context_length, unet.context_dim), SEED, 2) if unet.context_dim else None
-    bases, free = {}, {}
-    for name, shape in params.shapes().items():
-        d = int(np.prod(shape[1:]))
-        if len(shape) > 1 and side != "plain":
-            if d not in bases:
-                bases[d], free[d] = orthonormal_columns(d, max(1, d // 4), max(1, int(OWN_SHARE * d)))
-            if side == "whole":
-                trainer.protect(name, bases[d])
-            elif side == "cdad":
-                trainer.confine(name, free[d])
-    if side == "torch":
+    weights = {name: (shape[0], int(np.prod(shape[1:]))) for name, shape in params.shapes().items() if len(shape) > 1}
+    sides = {"plain": None, "cdad": OWN_SHARE} | ({} if preset == "sd15" else {"whole": 0.75, "torch": 0.25})
+    columns = {d: dict(zip(sides, orthonormal_columns(d, [max(1, int((share or 0) * d)) for share in sides.values()]), strict=True))
+               for d in {d for _, d in weights.values()}}  # fmt: skip
+
+    def step(side: str) -> Callable[[], Any]:
+        for name, (_, d) in weights.items():
+            if side == "plain":
+                trainer.protect(name, None)
+            else:
+                trainer.confine(name, columns[d][side])
+        return lambda: trainer.step(latent, image, image, context)
+
+    def torch_projection(_: str) -> Callable[[], Any]:
         import torch
 
-        pairs = [(torch.randn(shape[0], int(np.prod(shape[1:]))), torch.from_numpy(bases[int(np.prod(shape[1:]))]))
-                 for shape in params.shapes().values() if len(shape) > 1]  # fmt: skip
+        pairs = [(torch.randn(o, d), torch.from_numpy(columns[d]["torch"])) for o, d in weights.values()]
 
         def run() -> None:
             for gradient, basis in pairs:
                 gradient -= gradient @ (basis @ basis.T)
-    else:
 
-        def run() -> None:
-            trainer.step(latent, image, image, context)
+        return run
 
-    times = []
-    run()
-    for _ in range(3 if preset == "sd15" else 7):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times)}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for i in range(repeats + 1):
+        for side, seconds in times.items():
+            run = (torch_projection if side == "torch" else step)(side)
+            began = time.perf_counter()
+            run()
+            if i:  # the first of each side readies what it needs
+                seconds.append(time.perf_counter() - began)
+    return {side: statistics.median(seconds) for side, seconds in times.items()}
 
 
-def orthonormal_columns(d: int, *counts: int) -> list[np.ndarray]:
-    """Several sets of columns of one orthogonal matrix [d,d]: a cosine transform with signs, as wide layers are no matter
-    of minutes that way."""
-    sign, total = np.where(_core.random_normal((d,), SEED, 1000) > 0, 1, -1).astype(np.float32), sum(counts)
-    columns = scipy.fft.dct(np.eye(d, total, dtype=np.float32), axis=0, norm="ortho") * sign[:, None]
-    return [np.ascontiguousarray(part) for part in np.split(columns, np.cumsum(counts)[:-1], axis=1)]
+def orthonormal_columns(d: int, counts: list[int]) -> list[np.ndarray]:
+    """The first columns of one orthogonal matrix [d,d], once for each count: a cosine transform with signs, as wide layers are
+    no matter of minutes that way."""
+    sign = np.where(_core.random_normal((d,), SEED, 1000) > 0, 1, -1).astype(np.float32)
+    columns = scipy.fft.dct(np.eye(d, max(counts), dtype=np.float32), axis=0, norm="ortho") * sign[:, None]
+    return [np.ascontiguousarray(columns[:, :count]) for count in counts]
 
 
 # ---- what is reported -----------------------------------------------------------------------------------------
@@ -211,19 +213,19 @@ class Bench:
         return [self.record("basis_memory_growth", growth, "MiB", "features held", stored, stored / max(growth, 1.0))]
 
     def projection_sd15(self) -> list[dict]:
-        runs = self.rounds(*(("projection", "sd15", side) for side in ("plain", "cdad")))
-        plain, ours = (statistics.median(run["seconds"] for run in side) for side in runs)
+        times = self.spawn("projection", "sd15", str(min(3, self.arguments.rounds)))
+        plain, ours = times["plain"], times["cdad"]
         print(f"sd15, a step of one image: {1e3 * plain:.0f} ms, projected {1e3 * ours:.0f} ms", flush=True)
         return [self.record("projection_overhead_sd15", 100 * (ours / plain - 1), "%", "the step without it", 0.0, plain / ours)]
 
     def projection(self) -> list[dict]:
-        runs = self.rounds(*(("projection", "small", side) for side in ("plain", "cdad", "whole", "torch")))
-        plain, protected, whole, peer = (statistics.median(run["seconds"] for run in side) for side in runs)
-        print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * protected:.0f} ms, on all that is free {1e3 * whole:.0f} ms; by U U^T "
-              f"in PyTorch {1e3 * peer:.0f} ms more", flush=True)  # fmt: skip
-        return [self.record(name, 100 * (ours / plain - 1), "%", "U U^T formed, PyTorch", 100 * peer / plain,
-                            peer / max(ours - plain, 1e-3 * plain))
-                for name, ours in (("projection_overhead", protected), ("projection_overhead_whole", whole))]  # fmt: skip
+        times = self.spawn("projection", "small", str(3 if self.arguments.quick else 5 * self.arguments.rounds))
+        plain, peer = times["plain"], times["torch"]
+        print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * times['cdad']:.0f} ms, on all that is free {1e3 * times['whole']:.0f} ms; "
+              f"by U U^T in PyTorch {1e3 * peer:.0f} ms more", flush=True)  # fmt: skip
+        return [self.record(name, 100 * (times[side] / plain - 1), "%", "U U^T formed, PyTorch", 100 * peer / plain,
+                            peer / max(times[side] - plain, 1e-3 * plain))
+                for name, side in (("projection_overhead", "cdad"), ("projection_overhead_whole", "whole"))]  # fmt: skip
 
 
 BENCHMARKS: dict[str, Callable[[Bench], list[dict]]] = {
@@ -237,13 +239,13 @@ SLOW = {f"basis_{d}x{rows}" for d, rows in SHAPES.items() if d > 3000} | {"proje
 
 def worker(work: list[str], threads: int) -> dict[str, Any]:
     _core.set_threads(threads)
-    if work[-1] == "torch" or "torch" in work:
+    if work[0] == "projection" or "torch" in work:
         import torch
 
         torch.set_num_threads(threads)
     if work[0] == "basis":
         return basis_worker(int(work[1]), work[2], "check" in work)
-    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(*work[1:3])
+    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(work[1], int(work[2]))
 
 
 def main() -> int:

@@ -392,6 +392,7 @@ def measured(path: str, load: bool) -> None:
     def status(key: str) -> int:
         return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
 
+    cdad.set_device("cpu")  # whose memory this is of
     config = cdad.preset("small").updated({"unet.model_channels": 96})
     if load:
         before = status("VmRSS")

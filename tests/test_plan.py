@@ -48,7 +48,8 @@ else:
 
 def measured(config: dict, root, what: str):
     command = [sys.executable, "-c", RUN, json.dumps(config), str(root), what]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    host = os.environ | {"CDAD_DEVICE": "cpu"}  # whose memory this is of
+    done = subprocess.run(command, env=host, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
