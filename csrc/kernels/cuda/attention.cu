@@ -10,21 +10,21 @@ static int64_t tile_queries(const cdad_attention_dims *d) {
 }
 
 /* Whether token t may not see token s: it comes later, or lies in the window around it. */
-__device__ static bool hidden(const cdad_attention_dims &d, int64_t t, int64_t s) {
+__device__ static bool hidden(const cdad_attention_dims &d, int t, int s) {
     if (d.causal && s > t)
         return true;
     if (d.mask_h == 0)
         return false;
-    const int64_t rows = t / d.grid_w - s / d.grid_w, columns = t % d.grid_w - s % d.grid_w;
-    return llabs(rows) <= d.mask_h / 2 && llabs(columns) <= d.mask_w / 2;
+    const int width = (int)d.grid_w, rows = t / width - s / width, columns = t % width - s % width;
+    return abs(rows) <= (int)d.mask_h / 2 && abs(columns) <= (int)d.mask_w / 2;
 }
 
 /* scores [L,tile,S] of the queries `first` and following -> probabilities, and their row's lse [L,T]. */
 __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_dims d, int64_t first, int64_t tile) {
     __shared__ float largest[CUDA_THREADS];
-    const int64_t l = blockIdx.x / tile, t = first + blockIdx.x % tile;
-    float *row = scores + (int64_t)blockIdx.x * d.S, most = -INFINITY;
-    for (int64_t s = threadIdx.x; s < d.S; s += CUDA_THREADS)
+    const int l = (int)(blockIdx.x / (unsigned)tile), t = (int)first + (int)(blockIdx.x % (unsigned)tile), S = (int)d.S;
+    float *row = scores + (int64_t)blockIdx.x * S, most = -INFINITY;
+    for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS)
         if (!hidden(d, t, s))
             most = fmaxf(most, row[s]);
     largest[threadIdx.x] = most;
@@ -36,14 +36,14 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
     }
     most = largest[0];
     float sum = 0.0f;
-    for (int64_t s = threadIdx.x; s < d.S; s += CUDA_THREADS) {
+    for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS) {
         const float p = hidden(d, t, s) ? 0.0f : expf(row[s] - most);
         row[s] = p;
         sum += p;
     }
     sum = cuda_block_sum(sum);
     const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
-    for (int64_t s = threadIdx.x; s < d.S; s += CUDA_THREADS)
+    for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS)
         row[s] *= scale;
     if (threadIdx.x == 0)
         lse[l * d.T + t] = sum > 0.0f ? most + logf(sum) : -INFINITY;
@@ -90,21 +90,24 @@ __global__ static void delta_kernel(float *delta, const float *out, const float 
 }
 
 /* scores [L,tile,S] -> probabilities. */
-__global__ static void probability_kernel(float *scores, const float *lse, cdad_attention_dims d, int64_t first,
-                                          int64_t tile) {
-    CUDA_EACH(i, d.L * tile * d.S) {
-        const int64_t s = i % d.S, t = first + i / d.S % tile, l = i / d.S / tile;
-        const float sum = lse[l * d.T + t];
-        scores[i] = hidden(d, t, s) || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
+template <typename I>
+__global__ static void probability_kernel(float *scores, const float *lse, cdad_attention_dims d, I first, I tile, I n) {
+    const I S = (I)d.S;
+    CUDA_EACH_OF(I, i, n) {
+        const I s = i % S, t = first + i / S % tile, l = i / S / tile;
+        const float sum = lse[(int64_t)l * d.T + t];
+        scores[i] = hidden(d, (int)t, (int)s) || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
     }
 }
 
 /* dp [L,tile,S] -> scale * p * (dp - delta). */
-__global__ static void score_grad_kernel(float *dp, const float *p, const float *delta, cdad_attention_dims d,
-                                         int64_t first, int64_t tile) {
-    CUDA_EACH(i, d.L * tile * d.S) {
-        const int64_t t = first + i / d.S % tile, l = i / d.S / tile;
-        dp[i] = d.scale * p[i] * (dp[i] - delta[l * d.T + t]);
+template <typename I>
+__global__ static void score_grad_kernel(float *dp, const float *p, const float *delta, cdad_attention_dims d, I first, I tile,
+                                         I n) {
+    const I S = (I)d.S;
+    CUDA_EACH_OF(I, i, n) {
+        const I t = first + i / S % tile, l = i / S / tile;
+        dp[i] = d.scale * p[i] * (dp[i] - delta[(int64_t)l * d.T + t]);
     }
 }
 
@@ -128,12 +131,12 @@ void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *d
             const cdad_mat Pt = {p, 1, d.S, NULL}, dP = {dp, d.S, 1, NULL}, dPt = {dp, 1, d.S, NULL};
             cuda_product x = by_heads(&d, tile, d.S, d.D, Q, d.D, Kt, d.D, p, d.S, heads, d.scale, 0.0f);
             cuda_multiply(ctx, &x, "attention_grad");
-            CDAD_LAUNCH(probability_kernel, cuda_blocks(count), CUDA_THREADS, stream, p, lse + n * d.L * d.T, d, t, tile);
+            CDAD_LAUNCH_EACH(probability_kernel, count, stream, p, lse + n * d.L * d.T, d, t, tile, count);
             x = by_heads(&d, d.S, d.D, tile, Pt, heads, dO, d.D, dv + n * d.S * E, E, d.D, 1.0f, beta);
             cuda_multiply(ctx, &x, "attention_grad");
             x = by_heads(&d, tile, d.S, d.D, dO, d.D, Vt, d.D, dp, d.S, heads, 1.0f, 0.0f);
             cuda_multiply(ctx, &x, "attention_grad");
-            CDAD_LAUNCH(score_grad_kernel, cuda_blocks(count), CUDA_THREADS, stream, dp, p, delta, d, t, tile);
+            CDAD_LAUNCH_EACH(score_grad_kernel, count, stream, dp, p, delta, d, t, tile, count);
             x = by_heads(&d, tile, d.D, d.S, dP, heads, K, d.D, dq + (n * d.T + t) * E, E, d.D, 1.0f, 0.0f);
             cuda_multiply(ctx, &x, "attention_grad");
             x = by_heads(&d, d.S, d.D, tile, dPt, heads, Q, d.D, dk + n * d.S * E, E, d.D, 1.0f, beta);

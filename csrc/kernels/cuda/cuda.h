@@ -63,6 +63,20 @@ static inline unsigned cuda_blocks(int64_t n) {
 #define CUDA_EACH(i, n)                                                                  \
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (int64_t)gridDim.x * blockDim.x)
 
+/* The same for a kernel that divides indices, which are I: uint32_t where they fit, as 64-bit divisions take several times as
+ * long. Its n and sizes are I too. */
+#define CUDA_EACH_OF(I, i, n) \
+    for (I i = (I)blockIdx.x * (I)blockDim.x + (I)threadIdx.x; i < (n); i += (I)gridDim.x * (I)blockDim.x)
+/* For n elements; `most`: of any index. */
+#define CDAD_LAUNCH_INDEXED(kernel, most, n, stream, ...)                                              \
+    do {                                                                                               \
+        if ((most) < (INT64_C(1) << 31)) /* a step past it stays within 32 bits */                     \
+            CDAD_LAUNCH(kernel<uint32_t>, cuda_blocks(n), CUDA_THREADS, (stream), __VA_ARGS__);        \
+        else                                                                                           \
+            CDAD_LAUNCH(kernel<int64_t>, cuda_blocks(n), CUDA_THREADS, (stream), __VA_ARGS__);         \
+    } while (0)
+#define CDAD_LAUNCH_EACH(kernel, n, stream, ...) CDAD_LAUNCH_INDEXED(kernel, (n), (n), (stream), __VA_ARGS__)
+
 /* The sum of every thread's x, for every thread of a block of CUDA_THREADS; in a fixed order. */
 template <typename T> __device__ inline T cuda_block_sum(T x) {
     __shared__ T parts[CUDA_THREADS];

@@ -60,13 +60,15 @@ void cuda_affine(const cdad_context *ctx, float *y, const float *x, int64_t n, f
     cuda_launched(ctx, "affine");
 }
 
-__global__ static void binary_kernel(float *y, const float *a, const float *b, cdad_broadcast bc, int64_t n,
+/* A dimension of size 1, or that is not divided by, costs nothing: `flat` says that b is laid out as a. */
+template <typename I>
+__global__ static void binary_kernel(float *y, const float *a, const float *b, cdad_broadcast bc, int flat, I n,
                                      cdad_binary op) {
-    CUDA_EACH(i, n) {
-        int64_t rest = i, at = 0;
-        for (int k = 4; k >= 0; k--) {
-            at += rest % bc.dim[k] * bc.stride[k];
-            rest /= bc.dim[k];
+    CUDA_EACH_OF(I, i, n) {
+        I rest = i, at = flat ? i : 0;
+        for (int k = 4; k >= 0 && !flat; k--) {
+            at += rest % (I)bc.dim[k] * (I)bc.stride[k];
+            rest /= (I)bc.dim[k];
         }
         const float left = a[i], right = b[at];
         y[i] = op == CDAD_BINARY_ADD ? left + right : op == CDAD_BINARY_SUB ? left - right : left * right;
@@ -76,28 +78,31 @@ __global__ static void binary_kernel(float *y, const float *a, const float *b, c
 void cuda_binary(const cdad_context *ctx, float *y, const float *a, const float *b, const cdad_broadcast *bc,
                  cdad_binary op) {
     int64_t n = 1;
-    for (int k = 0; k < 5; k++)
+    int flat = 1;
+    for (int k = 4; k >= 0; k--) {
+        flat &= bc->dim[k] == 1 || bc->stride[k] == n;
         n *= bc->dim[k];
+    }
     const cdad_broadcast how = *bc;
-    CDAD_LAUNCH(binary_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, a, b, how, n, op);
+    CDAD_LAUNCH_EACH(binary_kernel, n, cuda_stream(ctx), y, a, b, how, flat, n, op);
     cuda_launched(ctx, "binary");
 }
 
-__global__ static void geglu_kernel(float *y, const float *x, int64_t n, int64_t D) {
-    CUDA_EACH(i, n * D) {
-        const float *row = x + i / D * 2 * D;
+template <typename I> __global__ static void geglu_kernel(float *y, const float *x, I n, I D) {
+    CUDA_EACH_OF(I, i, n) { /* an element of y [.,D] */
+        const float *row = x + (int64_t)(i / D) * 2 * D;
         y[i] = row[i % D] * cuda_gelu(row[D + i % D]);
     }
 }
 
 void cuda_geglu(const cdad_context *ctx, float *y, const float *x, int64_t n, int64_t D) {
-    CDAD_LAUNCH(geglu_kernel, cuda_blocks(n * D), CUDA_THREADS, cuda_stream(ctx), y, x, n, D);
+    CDAD_LAUNCH_EACH(geglu_kernel, n * D, cuda_stream(ctx), y, x, n * D, D);
     cuda_launched(ctx, "geglu");
 }
 
-__global__ static void geglu_grad_kernel(float *dx, const float *x, const float *dy, int64_t n, int64_t D) {
-    CUDA_EACH(i, n * D) {
-        const int64_t row = i / D * 2 * D, left = row + i % D, right = left + D;
+template <typename I> __global__ static void geglu_grad_kernel(float *dx, const float *x, const float *dy, I n, I D) {
+    CUDA_EACH_OF(I, i, n) {
+        const int64_t left = (int64_t)(i / D) * 2 * D + i % D, right = left + D;
         const float a = x[left], gate = x[right], g = dy[i];
         dx[left] = g * cuda_gelu(gate);
         dx[right] = g * a * cuda_gelu_slope(gate);
@@ -105,7 +110,7 @@ __global__ static void geglu_grad_kernel(float *dx, const float *x, const float 
 }
 
 void cuda_geglu_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n, int64_t D) {
-    CDAD_LAUNCH(geglu_grad_kernel, cuda_blocks(n * D), CUDA_THREADS, cuda_stream(ctx), dx, x, dy, n, D);
+    CDAD_LAUNCH_EACH(geglu_grad_kernel, n * D, cuda_stream(ctx), dx, x, dy, n * D, D);
     cuda_launched(ctx, "geglu_grad");
 }
 

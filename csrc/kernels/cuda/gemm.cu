@@ -4,22 +4,36 @@
 
 enum { TILE_BYTES = 64 << 20 };
 
-/* to [rows,R*S*C]: rows `first` and following of the unfolded image. */
-__global__ static void gather_kernel(float *to, const float *x, cdad_unfold u, int64_t first, int64_t count) {
-    const int64_t width = u.R * u.S * u.C;
-    CUDA_EACH(i, count) {
-        const int64_t k = i % width, c = k % u.C, s = k / u.C % u.S, r = k / u.C / u.S;
-        const int64_t row = first + i / width, q = row % u.Q, p = row / u.Q % u.P, n = row / u.Q / u.P;
-        const int64_t h = p * u.stride + r - u.pad_t, w = q * u.stride + s - u.pad_l;
+/* to [rows,R*S*C]: rows `first` and following of the unfolded image. T: what a thread copies, floats or runs of four channels;
+ * C in its units, as `count`. */
+template <typename I, typename T>
+__device__ static void gather_units(T *to, const T *x, const cdad_unfold &u, I C, int64_t first, I count) {
+    const I S = (I)u.S, Q = (I)u.Q, P = (I)u.P, width = (I)u.R * S * C;
+    CUDA_EACH_OF(I, i, count) {
+        const I k = i % width, c = k % C, tap = k / C, row = (I)first + i / width;
+        const int64_t h = (int64_t)(row / Q % P) * u.stride + tap / S - u.pad_t;
+        const int64_t w = (int64_t)(row % Q) * u.stride + tap % S - u.pad_l;
         const int inside = h >= 0 && h < u.H * u.up && w >= 0 && w < u.W * u.up;
-        to[i] = inside ? x[((n * u.H + h / u.up) * u.W + w / u.up) * u.C + c] : 0.0f;
+        const int64_t y = u.up == 2 ? h / 2 : h, v = u.up == 2 ? w / 2 : w;
+        to[i] = inside ? x[(((int64_t)(row / Q / P) * u.H + y) * u.W + v) * C + c] : T();
     }
+}
+
+template <typename I> __global__ static void gather_kernel(float *to, const float *x, cdad_unfold u, int64_t first, I count) {
+    gather_units<I, float>(to, x, u, (I)u.C, first, count);
+}
+template <typename I> __global__ static void gather4_kernel(float *to, const float *x, cdad_unfold u, int64_t first, I count) {
+    gather_units<I, float4>((float4 *)to, (const float4 *)x, u, (I)u.C / 4, first, count);
 }
 
 static void gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows) {
     const cdad_unfold u = *X.unfold;
     const int64_t count = rows * u.R * u.S * u.C;
-    CDAD_LAUNCH(gather_kernel, cuda_blocks(count), CUDA_THREADS, cuda_stream(ctx), to, X.data, u, first, count);
+    const int64_t most = cuda_max(count, u.N * u.P * u.Q); /* of an index */
+    if (u.C % 4 == 0 && ((uintptr_t)X.data | (uintptr_t)to) % 16 == 0)
+        CDAD_LAUNCH_INDEXED(gather4_kernel, most, count / 4, cuda_stream(ctx), to, X.data, u, first, count / 4);
+    else
+        CDAD_LAUNCH_INDEXED(gather_kernel, most, count, cuda_stream(ctx), to, X.data, u, first, count);
 }
 
 /* Rows of `width` floats (a phase of a convolution may have none) that make a tile. */
@@ -27,9 +41,10 @@ static int64_t tile_rows(int64_t rows, int64_t width) {
     return width == 0 ? 0 : cuda_max(1, cuda_min(rows, TILE_BYTES / (width * (int64_t)sizeof(float))));
 }
 
-__global__ static void epilogue_kernel(float *C, int64_t ldc, int64_t count, int64_t N, cdad_epilogue with) {
-    CUDA_EACH(i, count) {
-        const int64_t n = i % N, at = i / N * ldc + n;
+template <typename I> __global__ static void epilogue_kernel(float *C, int64_t ldc, I count, I N, cdad_epilogue with) {
+    CUDA_EACH_OF(I, i, count) {
+        const I n = i % N;
+        const int64_t at = i / N * ldc + n;
         float x = C[at];
         if (with.bias)
             x += with.bias[n];
@@ -68,7 +83,7 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
     }
     if (with && (with->bias || with->sum || with->act)) {
         const cdad_epilogue how = *with;
-        CDAD_LAUNCH(epilogue_kernel, cuda_blocks(M * N), CUDA_THREADS, cuda_stream(ctx), C, ldc, M * N, N, how);
+        CDAD_LAUNCH_EACH(epilogue_kernel, M * N, cuda_stream(ctx), C, ldc, M * N, N, how);
     }
     cuda_launched(ctx, "gemm");
 }

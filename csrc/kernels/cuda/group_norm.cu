@@ -1,19 +1,20 @@
-/* Group norm: a block takes a group of a sample. */
+/* Group norm: a block takes a group of a sample, which has less than 2^31 elements. */
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/norm.h"
 
 __global__ static void norm_kernel(float *y, float *mean, float *rstd, const float *x, const float *gamma,
                                    const float *beta, int64_t HW, int64_t C, int64_t G, float eps, int silu) {
-    const int64_t n = blockIdx.x / G, width = C / G, first = blockIdx.x % G * width, count = HW * width;
+    const uint32_t groups = (uint32_t)G, width = (uint32_t)(C / G), count = (uint32_t)HW * width;
+    const int64_t n = blockIdx.x / groups, first = (int64_t)(blockIdx.x % groups) * width;
     const float *image = x + n * HW * C + first;
     float *to = y + n * HW * C + first;
     double sum = 0.0;
-    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS)
-        sum += (double)image[i / width * C + i % width];
+    for (uint32_t i = threadIdx.x; i < count; i += CUDA_THREADS)
+        sum += (double)image[(int64_t)(i / width) * C + i % width];
     const double middle = cuda_block_sum(sum) / (double)count;
     sum = 0.0;
-    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
-        const double d = (double)image[i / width * C + i % width] - middle;
+    for (uint32_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
+        const double d = (double)image[(int64_t)(i / width) * C + i % width] - middle;
         sum += d * d;
     }
     const float m = (float)middle, r = (float)(1.0 / sqrt(cuda_block_sum(sum) / (double)count + (double)eps));
@@ -21,8 +22,8 @@ __global__ static void norm_kernel(float *y, float *mean, float *rstd, const flo
         mean[blockIdx.x] = m;
         rstd[blockIdx.x] = r;
     }
-    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
-        const int64_t c = i % width, at = i / width * C + c;
+    for (uint32_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
+        const int64_t c = i % width, at = (int64_t)(i / width) * C + c;
         const float z = (image[at] - m) * r * gamma[first + c] + beta[first + c];
         to[at] = silu ? cuda_activate(z, CDAD_ACT_SILU) : z;
     }
@@ -68,16 +69,17 @@ __global__ static void sums_kernel(float *sums, const float *x, const float *mea
 __global__ static void grad_kernel(float *dx, const float *sums, const float *x, const float *mean, const float *rstd,
                                    const float *gamma, const float *beta, const float *dy, int64_t HW, int64_t C,
                                    int64_t G, int silu) {
-    const int64_t n = blockIdx.x / G, width = C / G, first = blockIdx.x % G * width, count = HW * width;
+    const uint32_t groups = (uint32_t)G, width = (uint32_t)(C / G), count = (uint32_t)HW * width;
+    const int64_t n = blockIdx.x / groups, first = (int64_t)(blockIdx.x % groups) * width;
     double plain = 0.0, scaled = 0.0;
-    for (int64_t c = threadIdx.x; c < width; c += CUDA_THREADS) {
+    for (uint32_t c = threadIdx.x; c < width; c += CUDA_THREADS) {
         plain += (double)gamma[first + c] * (double)sums[2 * n * C + first + c];
         scaled += (double)gamma[first + c] * (double)sums[(2 * n + 1) * C + first + c];
     }
     const float a = (float)(cuda_block_sum(plain) / (double)count), b = (float)(cuda_block_sum(scaled) / (double)count);
     const float m = mean[blockIdx.x], r = rstd[blockIdx.x];
-    for (int64_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
-        const int64_t c = first + i % width, at = (n * HW + i / width) * C + c;
+    for (uint32_t i = threadIdx.x; i < count; i += CUDA_THREADS) {
+        const int64_t c = first + i % width, at = (n * HW + (int64_t)(i / width)) * C + c;
         const float hat = (x[at] - m) * r, dz = before_silu(dy[at], hat, gamma[c], beta[c], silu);
         dx[at] = r * (dz * gamma[c] - a - hat * b);
     }

@@ -14,6 +14,9 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 
+struct float4 {
+    float x, y, z, w;
+};
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}

@@ -1,23 +1,23 @@
 /* Changing an image's size, copying columns, gathering rows, embedding timesteps. */
 #include "kernels/cuda/backend.h"
 
-__global__ static void upsample_kernel(float *y, const float *x, int64_t n, int64_t W, int64_t C) {
-    CUDA_EACH(i, n) { /* an element of y [N*2H,2W,C] */
-        const int64_t c = i % C, q = i / C % (2 * W), row = i / C / (2 * W);
+template <typename I> __global__ static void upsample_kernel(float *y, const float *x, I n, I W, I C) {
+    CUDA_EACH_OF(I, i, n) { /* an element of y [N*2H,2W,C] */
+        const I c = i % C, q = i / C % (2 * W), row = i / C / (2 * W);
         y[i] = x[(row / 2 * W + q / 2) * C + c];
     }
 }
 
 void cuda_upsample2x(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W, int64_t C) {
     const int64_t n = 4 * N * H * W * C;
-    CDAD_LAUNCH(upsample_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, x, n, W, C);
+    CDAD_LAUNCH_EACH(upsample_kernel, n, cuda_stream(ctx), y, x, n, W, C);
     cuda_launched(ctx, "upsample2x");
 }
 
-__global__ static void upsample_grad_kernel(float *dx, const float *dy, int64_t n, int64_t W, int64_t C) {
-    CUDA_EACH(i, n) { /* an element of dx [N*H,W,C] */
-        const int64_t c = i % C, w = i / C % W, row = i / C / W;
-        const float *top = dy + ((2 * row * 2 * W) + 2 * w) * C + c, *bottom = top + 2 * W * C;
+template <typename I> __global__ static void upsample_grad_kernel(float *dx, const float *dy, I n, I W, I C) {
+    CUDA_EACH_OF(I, i, n) { /* an element of dx [N*H,W,C] */
+        const I c = i % C, w = i / C % W, row = i / C / W;
+        const float *top = dy + ((int64_t)(4 * row) * W + 2 * w) * C + c, *bottom = top + 2 * W * C;
         dx[i] = (top[0] + top[C]) + (bottom[0] + bottom[C]);
     }
 }
@@ -25,7 +25,7 @@ __global__ static void upsample_grad_kernel(float *dx, const float *dy, int64_t 
 void cuda_upsample2x_grad(const cdad_context *ctx, float *dx, const float *dy, int64_t N, int64_t H, int64_t W,
                           int64_t C) {
     const int64_t n = N * H * W * C;
-    CDAD_LAUNCH(upsample_grad_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), dx, dy, n, W, C);
+    CDAD_LAUNCH_INDEXED(upsample_grad_kernel, 4 * n, n, cuda_stream(ctx), dx, dy, n, W, C);
     cuda_launched(ctx, "upsample2x_grad");
 }
 
@@ -38,11 +38,10 @@ __device__ static void source(int64_t i, int64_t in, int64_t out, int64_t *lo, i
     *weight = (float)(at - (double)*lo);
 }
 
-__global__ static void resize_kernel(float *y, const float *x, int64_t n, int64_t H, int64_t W, int64_t C, int64_t P,
-                                     int64_t Q) {
-    CUDA_EACH(i, n) { /* an element of y [N,P,Q,C] */
-        const int64_t c = i % C, q = i / C % Q, p = i / C / Q % P;
-        const float *image = x + i / C / Q / P * H * W * C + c;
+template <typename I> __global__ static void resize_kernel(float *y, const float *x, I n, I H, I W, I C, I P, I Q) {
+    CUDA_EACH_OF(I, i, n) { /* an element of y [N,P,Q,C] */
+        const I c = i % C, q = i / C % Q, p = i / C / Q % P;
+        const float *image = x + (int64_t)(i / C / Q / P) * H * W * C + c;
         int64_t h0, h1, w0, w1;
         float a, b;
         source(p, H, P, &h0, &h1, &a);
@@ -57,17 +56,18 @@ __global__ static void resize_kernel(float *y, const float *x, int64_t n, int64_
 void cuda_resize_bilinear(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W, int64_t C,
                           int64_t P, int64_t Q) {
     const int64_t n = N * P * Q * C;
-    CDAD_LAUNCH(resize_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), y, x, n, H, W, C, P, Q);
+    CDAD_LAUNCH_EACH(resize_kernel, n, cuda_stream(ctx), y, x, n, H, W, C, P, Q);
     cuda_launched(ctx, "resize_bilinear");
 }
 
-__global__ static void copy_kernel(float *dst, int64_t dst_rs, const float *src, int64_t src_rs, int64_t n, int64_t w) {
-    CUDA_EACH(i, n * w) dst[i / w * dst_rs + i % w] = src[i / w * src_rs + i % w];
+template <typename I>
+__global__ static void copy_kernel(float *dst, int64_t dst_rs, const float *src, int64_t src_rs, I n, I w) {
+    CUDA_EACH_OF(I, i, n) dst[i / w * dst_rs + i % w] = src[i / w * src_rs + i % w];
 }
 
 void cuda_copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs, int64_t n,
                        int64_t w) {
-    CDAD_LAUNCH(copy_kernel, cuda_blocks(n * w), CUDA_THREADS, cuda_stream(ctx), dst, dst_rs, src, src_rs, n, w);
+    CDAD_LAUNCH_EACH(copy_kernel, n * w, cuda_stream(ctx), dst, dst_rs, src, src_rs, n * w, w);
     cuda_launched(ctx, "copy_columns");
 }
 
