@@ -7,6 +7,7 @@
 """
 
 from ._core import (
+    DeviceArray,
     build_info,
     device_memory,
     get_device,
@@ -32,6 +33,7 @@ __all__ = [
     "Config",
     "ContinualModel",
     "DataError",
+    "DeviceArray",
     "FormatError",
     "ImageError",
     "LimitError",

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _core
 from .config import AutoencoderConfig
+from .device_arrays import Array, Scaling
 from .programs import Programs
 from .weights import fill, load_part
 from .weights.loading import Piece
@@ -18,7 +19,8 @@ _FILES = {"tiny": 2, "vae": 1, "dct": 0}
 class Autoencoder:
     """E: images [N,H,W,3] in [0,1] -> latents [N,H/f,W/f,C]; D: back. Latents are (E(x) - shift) / scale.
 
-    The VAE's latent is the mean, not a sample, so that scores depend on the image alone.
+    The VAE's latent is the mean, not a sample, so that scores depend on the image alone. Batches on a device (`DeviceArray`,
+    and what can be one: a torch, CuPy or JAX array) stay there, and give `DeviceArray`s.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Autoencoder:
             kind = f"{config.kind}_{part}"
             return Programs(lambda n: _core.Network(self.params, kind, core, n, (side, side), tf32=tf32), batch_size)
 
+        self._scaled = Scaling(self.params.device)
         self._encode, self._decode = programs("encode", image_size), programs("decode", latent)
         self.params.allocate(0)
         if load:
@@ -98,16 +101,33 @@ class Autoencoder:
         """Set every weight (conv weights [O,R,S,C]); FormatError lists what does not fit."""
         fill(self.params, tensors, what=f"{self.config.kind} autoencoder")
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
+    def encode(self, images: Array) -> Array:
         """Standardised latents of images [N,H,W,3] in [0,1], any N."""
+        there = _core.as_device_array(images)
+        if there is not None:
+            return self._encode.run(self._encode_there, there)
         return (self._run(self._encode, self._encoder_input(images), self._mean) - self.shift) / self.scale
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: Array) -> Array:
         """Images in [0,1] of standardised latents."""
+        there = _core.as_device_array(latents)
+        if there is not None:
+            return self._decode.run(self._decode_there, there)
         images = self._run(self._decode, latents * self.scale + self.shift)
         if self.config.kind == "vae":
             images = images * 0.5 + 0.5
         return np.clip(images, 0.0, 1.0, out=images)
+
+    def _encode_there(self, network: _core.Network, images: _core.DeviceArray) -> _core.DeviceArray:
+        if self.config.kind == "vae":
+            images = self._scaled(images, 2.0, -1.0)
+        a, b = 1.0 / self.scale, -self.shift / self.scale
+        return self._scaled(network.run(images)[0], a, b, channels=self.config.latent_channels)
+
+    def _decode_there(self, network: _core.Network, latents: _core.DeviceArray) -> _core.DeviceArray:
+        images = network.run(self._scaled(latents, self.scale, self.shift))[0]
+        a, b = (0.5, 0.5) if self.config.kind == "vae" else (1.0, 0.0)
+        return self._scaled(images, a, b, clip=True)
 
     def measure(self, images: np.ndarray) -> None:
         """Set shift and scale to the latents' mean and spread a channel over these images. The DCT is orthonormal:
@@ -131,11 +151,14 @@ class Autoencoder:
         return programs.run(lambda network, x: after(network.run(x)[0]), arrays)
 
 
-def stack_images(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
-    """Images as float32 [N,size,size,3] in [0,1]: from such an array, or uint8 images of that size."""
-    array = np.asarray(images)
+def stack_images(images: Sequence[np.ndarray] | Array, size: int) -> np.ndarray | Array:
+    """Images as float32 [N,size,size,3] in [0,1]: from such an array, or uint8 images of that size. Values that lie on a
+    device are not looked at."""
+    array = images if isinstance(images, _core.DeviceArray) else np.asarray(images)
     if array.shape[1:] != (size, size, 3):
         raise ValueError(f"images of shape {list(array.shape)}; [N,{size},{size},3] is wanted")
+    if isinstance(array, _core.DeviceArray):
+        return array
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255.0
     if array.dtype.kind != "f" or array.dtype.itemsize < 4:

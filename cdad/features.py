@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _core
 from .autoencoder import Autoencoder
+from .device_arrays import Array, Scaling, join
 from .programs import Programs
 from .weights import load_part
 from .weights.efficientnet import LITE0_MEAN, LITE0_STD, find_efficientnet_lite0, installed_efficientnet_lite0
@@ -46,6 +47,7 @@ class FeatureDistance:
                 )
         self.batch_size, self._size, self._tf32 = batch_size, image_size, autoencoder.tf32
         self.mean, self.std = np.float32(0.0), np.float32(1.0)
+        self._scaled = Scaling(autoencoder.params.device)
         if backbone == "autoencoder":
             self.name = f"autoencoder:{autoencoder.config.kind}"
             self._params = autoencoder.params
@@ -91,12 +93,26 @@ class FeatureDistance:
         """Every weight of the backbone (conv weights [O,R,S,C], depthwise [R,S,C])."""
         return {name: self._params[name] for name in self._params.shapes()}
 
-    def __call__(self, a: np.ndarray, b: np.ndarray, whitening: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """Images a, b [N,H,W,3] in [0,1] -> distances [N,H,W,layers]. ``whitening``: of Mahalanobis' distance, a matrix
-        [C,C] a layer."""
-        a, b = (a - self.mean) / self.std, (b - self.mean) / self.std
+    def _normalised(self, images: Array) -> Array:
+        if isinstance(images, _core.DeviceArray):
+            return self._scaled(images, 1.0 / self.std, -self.mean / self.std)
+        return (images - self.mean) / self.std
 
-        return self.programs.run(lambda network, x, y: np.concatenate(network.run(x, y, *whitening), axis=-1), a, b)
+    def __call__(self, a: Array, b: Array, whitening: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Images a, b [N,H,W,3] in [0,1] -> distances [N,H,W,layers], on the host for images of a device too. ``whitening``: of
+        Mahalanobis' distance, a matrix [C,C] a layer."""
+
+        def run(network: _core.Network, x: Array, y: Array) -> np.ndarray:
+            maps = network.run(self._normalised(x), self._normalised(y), *whitening)
+            return np.concatenate([np.asarray(m) for m in maps], axis=-1)
+
+        return self.programs.run(run, _on_device(a), _on_device(b))
+
+    def extract(self, images: Array) -> list[Array]:
+        """The features of images [N,H,W,3] in [0,1]: [N,h,w,C] a layer, on the device where the images lie there."""
+        images = _on_device(images)
+        each = [self._features.run(self._normalised(images[i : i + 1])) for i in range(len(images))]
+        return [join(layer) for layer in zip(*each, strict=True)]
 
     def second_moments(self, a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
         """E[r r^T], float32 [C,C] a layer, of the differences r of the features of images a and b, over images and places."""
@@ -108,3 +124,9 @@ class FeatureDistance:
             own = [part.T @ part / len(part) for part in r]
             total = [t + o for t, o in zip(total, own, strict=True)] if total else own
         return [(t / len(a)).astype(np.float32) for t in total]
+
+
+def _on_device(images: Array) -> Array:
+    """Images of a device as a `DeviceArray`, others as they are."""
+    there = _core.as_device_array(images)
+    return images if there is None else there

@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
 from .data.records import ClassData, spread
+from .device_arrays import Array
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
 from .model_files import restore, save_model
@@ -385,14 +386,15 @@ class ContinualModel:
 
     def predict(
         self,
-        images: np.ndarray | Sequence[str | os.PathLike],
+        images: np.ndarray | _core.DeviceArray | Sequence[str | os.PathLike],
         class_name: str | None = None,
         *,
         progress: bool = False,
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size.
+        ``images``: paths, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size. One that
+        lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read there.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
         result depends on (image, model, seed) alone, not on what it is predicted with.
         """
@@ -403,8 +405,13 @@ class ContinualModel:
         if class_name is not None:
             self._check_learned(class_name)
         size, chunk = self.config.image_size, 4 * self.config.scoring.batch_size
-        if isinstance(images, np.ndarray) and images.ndim == 3:
-            images = images[None]
+        there = _core.as_device_array(images)
+        if there is not None:
+            images = there
+        elif hasattr(images, "__dlpack__"):
+            images = np.asarray(images)
+        if isinstance(images, np.ndarray | _core.DeviceArray) and len(images.shape) == 3:
+            images = images.reshape((1, *images.shape))
         n = len(images)
         if n == 0:
             empty = np.zeros((0, size, size), np.float32)
@@ -412,16 +419,16 @@ class ContinualModel:
         maps, reconstructions, calibration = [], [], self._calibration(class_name)
         starts = range(0, n, chunk)
 
-        def read(start: int) -> np.ndarray:
+        def read(start: int) -> np.ndarray | _core.DeviceArray:
             part = images[start : start + chunk]
-            is_array = isinstance(part, np.ndarray) or isinstance(part[0], np.ndarray)
+            is_array = isinstance(part, np.ndarray | _core.DeviceArray) or isinstance(part[0], np.ndarray)
             return stack_images(part, size) if is_array else load_images(part, size)
 
         for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
             reference, drawn = self._drawings(array)
             distances = self._distances(reference, drawn, calibration.whitening if calibration else ())
             maps.append(score_maps(distances, calibration, self.config.scoring, size))
-            reconstructions.append(drawn[0])
+            reconstructions.append(np.asarray(drawn[0]))
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
         return Prediction(scores, joined, np.concatenate(reconstructions))
@@ -440,7 +447,7 @@ class ContinualModel:
         # A class's own, which keeps its whitening from one call to the next.
         return self.calibrations[class_name] if class_name is not None else Calibration.pool(list(chosen.values()))
 
-    def _denoise(self, images: np.ndarray, latents: np.ndarray, noise_seed: int) -> np.ndarray:
+    def _denoise(self, images: Array, latents: np.ndarray, noise_seed: int) -> np.ndarray:
         d, seed = self.config.diffusion, self.config.seed
         how = {"steps": d.steps, "skip": d.skip}
 
@@ -453,13 +460,18 @@ class ContinualModel:
 
         return self._samplers.run(run, latents, images)
 
-    def _drawings(self, images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """x^ = D(E(x)) [N,H,W,3], and x- from each of the noises."""
+    def _drawings(self, images: Array) -> tuple[Array, list[Array]]:
+        """x^ = D(E(x)) [N,H,W,3], and x- from each of the noises, on the device where the images lie there."""
         latents = self.autoencoder.encode(images)
-        drawn = [self.autoencoder.decode(self._denoise(images, latents, seed)) for seed in range(self.config.scoring.noise_seeds)]
-        return self.autoencoder.decode(latents), drawn
+        start = np.asarray(latents)  # noise is drawn, and steps are taken, on the host
 
-    def _distances(self, reference: np.ndarray, drawn: list[np.ndarray], white: Sequence[np.ndarray]) -> np.ndarray:
+        def draw(seed: int) -> Array:
+            z = self._denoise(images, start, seed)
+            return self.autoencoder.decode(z if start is latents else _core.DeviceArray(z, latents.device))
+
+        return self.autoencoder.decode(latents), [draw(seed) for seed in range(self.config.scoring.noise_seeds)]
+
+    def _distances(self, reference: Array, drawn: list[Array], white: Sequence[np.ndarray]) -> np.ndarray:
         """Feature distances [N,H,W,layers] between x^ and x- (paper, Eq. 1), the mean over the noises."""
         total = self.features(reference, drawn[0], white)
         for x in drawn[1:]:

@@ -8,6 +8,9 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from . import _core
+from .device_arrays import Array, join
+
 P = TypeVar("P", bound="Planned")
 
 
@@ -44,11 +47,11 @@ class Programs(Generic[P]):
         single = self._single if self._single is not self.whole else None
         return self.whole.memory_bytes + (single.memory_bytes if single else 0)
 
-    def run(self, fn: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    def run(self, fn: Callable[..., Array], *arrays: np.ndarray | _core.DeviceArray) -> Array:
         """``fn(program, *parts)`` of consecutive parts of the arrays, joined. The rest after the last whole batch goes
         one by one, or, where it is more than half a batch, as a batch filled up with its last sample."""
         n, size = len(arrays[0]), self.batch_size
-        parts: list[np.ndarray] = []
+        parts: list[Array] = []
         start = 0
         while start < n:
             if n - start > size // 2:
@@ -58,9 +61,9 @@ class Programs(Generic[P]):
             else:
                 parts.append(fn(self.single, *(a[start : start + 1] for a in arrays)))
                 start += 1
-        return np.concatenate(parts)
+        return join(parts)
 
 
-def _fill(array: np.ndarray, size: int) -> np.ndarray:
+def _fill(array: Array, size: int) -> Array:
     missing = size - len(array)
-    return array if missing == 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+    return array if missing == 0 else join([array, *[array[-1:]] * missing])

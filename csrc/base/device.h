@@ -23,7 +23,7 @@ struct cdad_device {
     const struct cdad_kernels *kernels;
     int is_planned; /* memory has addresses and sizes, and holds nothing: nothing runs there (kernels/planned.c) */
 
-    /* CDAD_ALIGN-aligned; `bytes` 0 gives a valid pointer. Nothing queued may use what is released. */
+    /* CDAD_ALIGN-aligned; `bytes` 0 gives a valid pointer. What was queued before may still use what is released. */
     cdad_status (*alloc)(cdad_device *d, void **out, int64_t bytes, cdad_error *err);
     void (*release)(cdad_device *d, void *p);
 
@@ -46,7 +46,16 @@ struct cdad_device {
     cdad_status (*recorded)(cdad_device *d, void **out, cdad_error *err);
     cdad_status (*replay)(cdad_device *d, void *recording, cdad_error *err);
     void (*forget)(cdad_device *d, void *recording);
+
+    /* Beside what other libraries queue on the same device, in `stream`, a handle of its runtime: `ours_first`: all that
+     * was queued here so far comes before what is queued there from now on; else the other way round. stream NULL, with
+     * `ours_first`: the host waits. */
+    cdad_status (*order)(cdad_device *d, void *stream, int ours_first, cdad_error *err);
+    int dlpack_type, dlpack_number; /* as what other libraries know it; type 0: its memory is not shared */
 };
+
+/* The stream in which other libraries work unless told otherwise, as CUDA's runtime and DLPack number it. */
+#define CDAD_DEFAULT_STREAM ((void *)1)
 
 /* The same for any device, the host included. */
 /* CDAD_NO_MEMORY: there is no more, or its limit would be passed. */

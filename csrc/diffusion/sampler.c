@@ -91,10 +91,12 @@ static cdad_status bind_weights(cdad_sampler *s, const float *weights, cdad_erro
     return cdad_params_bind(s->params, base, s->unet_graph, s->unet, err);
 }
 
-static cdad_status run_condition(cdad_sampler *s, const cdad_context *ctx, const float *image, cdad_error *err) {
+static cdad_status run_condition(cdad_sampler *s, const cdad_context *ctx, const float *image, int is_there,
+                                 cdad_error *err) {
     if (!s->condition)
         return CDAD_OK;
-    CDAD_TRY(cdad_program_feed(s->condition, s->image, image, err));
+    CDAD_TRY(is_there ? cdad_program_feed_there(s->condition, s->image, image, err)
+                      : cdad_program_feed(s->condition, s->image, image, err));
     CDAD_TRY(cdad_program_run(s->condition, ctx, err));
     return cdad_program_bind(s->unet, s->control, cdad_program_data(s->condition, s->tau), err);
 }
@@ -184,7 +186,7 @@ cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float
     CDAD_TRY(check_sampling(how, err));
     CDAD_TRY(cdad_ddim_timesteps(&s->config.schedule, how->steps, timesteps, err));
     CDAD_TRY(bind_weights(s, how->weights, err));
-    CDAD_TRY(run_condition(s, ctx, image, err));
+    CDAD_TRY(run_condition(s, ctx, image, how->is_there, err));
     const float *result;
     CDAD_TRY(denoise_from(s, ctx, &result, start, context, how, timesteps, watch, watch_arg, err));
     memcpy(out, result, (size_t)s->latent_count * sizeof(float));

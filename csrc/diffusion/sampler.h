@@ -18,6 +18,7 @@ typedef struct cdad_sampling {
     int64_t steps;        /* DDIM steps */
     int64_t skip;         /* leave out this many of the noisiest steps: start nearer to the image */
     int64_t stop;         /* run so many steps and return the x0 predicted there; 0: all, and return x */
+    int is_there;         /* the image lies where the sampler runs */
     double guidance;      /* 1, or with `uncond` the weight of the conditional side */
     const float *uncond;  /* [N,L,d] or NULL */
     const float *weights; /* a block in the layout of params->values, where they lie; NULL: params->values */

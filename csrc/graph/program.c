@@ -359,17 +359,28 @@ cdad_status cdad_program_bind(cdad_program *p, cdad_value v, const float *data, 
     return CDAD_OK;
 }
 
-cdad_status cdad_program_feed(cdad_program *p, cdad_value v, const float *data, cdad_error *err) {
+static cdad_status feed(cdad_program *p, cdad_value v, const float *data, int is_there, cdad_error *err) {
     CDAD_TRY(cdad_program_bind(p, v, data, err));
     if (!p->device)
         return CDAD_OK;
     const cdad_value_info *info = &p->g->values[v];
+    const int64_t bytes = cdad_shape_count(&info->shape) * (int64_t)sizeof(float);
     CDAD_FAIL_IF(info->kind == CDAD_VALUE_NODE, err, CDAD_INVALID, "value %d is computed: it cannot be fed", v);
     p->data[v] = NULL; /* if the copy fails */
-    CDAD_TRY(cdad_device_mirror(p->device, (void **)&p->kept[v], data,
-                                cdad_shape_count(&info->shape) * (int64_t)sizeof(float), err));
+    if (!p->kept[v])
+        CDAD_TRY(cdad_device_alloc(p->device, (void **)&p->kept[v], bytes, err));
+    CDAD_TRY(is_there ? cdad_device_copy(p->device, p->kept[v], data, bytes, err)
+                      : cdad_device_upload(p->device, p->kept[v], data, bytes, err));
     p->data[v] = p->kept[v];
     return CDAD_OK;
+}
+
+cdad_status cdad_program_feed(cdad_program *p, cdad_value v, const float *data, cdad_error *err) {
+    return feed(p, v, data, 0, err);
+}
+
+cdad_status cdad_program_feed_there(cdad_program *p, cdad_value v, const float *data, cdad_error *err) {
+    return feed(p, v, data, 1, err);
 }
 
 cdad_status cdad_program_read(const cdad_program *p, cdad_value v, float *to, cdad_error *err) {

@@ -39,6 +39,8 @@ CDAD_MUST_USE cdad_status cdad_program_bind(cdad_program *p, cdad_value v, const
 /* Gives an input or a parameter from the host's memory: binds it there, or, on a device, copies it to memory that the
  * program keeps for it. */
 CDAD_MUST_USE cdad_status cdad_program_feed(cdad_program *p, cdad_value v, const float *data, cdad_error *err);
+/* The same from the memory of the program's device: copied, so that a recording finds it in its place. */
+CDAD_MUST_USE cdad_status cdad_program_feed_there(cdad_program *p, cdad_value v, const float *data, cdad_error *err);
 /* The memory of a value: of an output after a run, or what was bound. NULL: not in this program. */
 float *cdad_program_data(const cdad_program *p, cdad_value v);
 /* Copies a value to the host. */

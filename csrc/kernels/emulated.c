@@ -121,6 +121,13 @@ static cdad_status device_check(cdad_device *d, int wait, cdad_error *err) {
     return status;
 }
 
+/* All is done when a call returns; streams are those that any device has. */
+static cdad_status device_order(cdad_device *d, void *stream, int ours_first, cdad_error *err) {
+    (void)d, (void)ours_first;
+    CDAD_FAIL_IF((uintptr_t)stream > 2, err, CDAD_INVALID, "emulated device: there is no stream %p", stream);
+    return CDAD_OK;
+}
+
 static cdad_device_memory device_memory(cdad_device *d, int forget_peak) {
     (void)d;
     pthread_mutex_lock(&mutex);
@@ -445,7 +452,9 @@ cdad_status cdad_emulated_open(cdad_device **out, cdad_error *err) {
                                  .copy = device_copy,
                                  .zero = device_zero,
                                  .check = device_check,
-                                 .memory = device_memory};
+                                 .memory = device_memory,
+                                 .order = device_order,
+                                 .dlpack_type = 12}; /* kDLExtDev */
     (void)err;
     *out = &device;
     return CDAD_OK;

@@ -69,6 +69,11 @@ static cdad_status planned_check(cdad_device *d, int wait, cdad_error *err) {
     return CDAD_OK;
 }
 
+static cdad_status planned_order(cdad_device *d, void *stream, int ours_first, cdad_error *err) {
+    (void)d, (void)stream, (void)ours_first, (void)err;
+    return CDAD_OK;
+}
+
 cdad_status cdad_planned_open(cdad_device **out, cdad_error *err) {
     static cdad_device device = {.name = "planned",
                                  .text = "sizes alone: what lies there has no memory",
@@ -80,7 +85,8 @@ cdad_status cdad_planned_open(cdad_device **out, cdad_error *err) {
                                  .copy = planned_upload,
                                  .zero = planned_zero,
                                  .check = planned_check,
-                                 .memory = planned_memory};
+                                 .memory = planned_memory,
+                                 .order = planned_order};
     (void)err;
     device.kernels = cdad_kernels_select(NULL); /* whose scratch is planned */
     *out = &device;

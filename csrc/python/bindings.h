@@ -65,6 +65,28 @@ typedef struct cdad_py_params {
 /* `o` as a parameter store, or NULL with a TypeError. Borrowed. */
 cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o);
 
+/* DeviceArray (py_device_array.c) on memory of a device that `owner` keeps alive. New reference, as are those below. */
+PyObject *cdad_py_device_array(PyObject *owner, cdad_device *device, const cdad_shape *shape, float *data);
+/* On memory of its own, copied from `from`, which lies there too. */
+PyObject *cdad_py_device_copy(cdad_device *device, const cdad_shape *shape, const float *from);
+/* `o` as an array on the same memory, or *out NULL: it is of the host. `expected`: where it lies, should it not tell which CUDA
+ * device that is; NULL: on "cuda". -1 with an exception. */
+int cdad_py_as_device_array(PyObject *o, cdad_device *expected, PyObject **out);
+
+/* What a program of `device` is given. */
+typedef struct cdad_py_input {
+    PyObject *held; /* keeps the memory alive while the program runs */
+    const float *data;
+    int on_device; /* it lies where the program runs */
+} cdad_py_input;
+/* -1 with an exception, for memory of another device too. */
+int cdad_py_input_of(cdad_py_input *in, PyObject *o, const cdad_shape *shape, cdad_device *device, const char *what);
+static inline cdad_status cdad_py_give(cdad_program *p, cdad_value v, const cdad_py_input *in, cdad_error *err) {
+    return in->on_device ? cdad_program_feed_there(p, v, in->data, err) : cdad_program_feed(p, v, in->data, err);
+}
+/* A value after a run: an array of the host or, `device` given, of that device, where the program runs. */
+PyObject *cdad_py_value(const cdad_program *p, cdad_value v, const cdad_shape *shape, cdad_device *device);
+
 /* Of a Trainer (py_train.c): the weights that predict, its moving average or, where it keeps none, the weights, where the
  * parameters `of` lie; NULL with an exception, for a trainer of others too. */
 int cdad_py_is_trainer(PyObject *o);
@@ -78,6 +100,7 @@ int cdad_py_add_train(PyObject *module);
 int cdad_py_add_sampler(PyObject *module);
 int cdad_py_add_stream(PyObject *module);
 int cdad_py_add_metrics(PyObject *module);
+int cdad_py_add_device_array(PyObject *module);
 
 /* Makes a heap type, adds it to the module, and keeps it in *type for type checks (may be NULL). */
 int cdad_py_add_type(PyObject *module, PyType_Spec *spec, PyObject **type);

@@ -507,7 +507,7 @@ static int module_exec(PyObject *module) {
     import_array1(-1);
     if (init_context() < 0 || cdad_py_add_graph(module) < 0 || cdad_py_add_params(module) < 0 ||
         cdad_py_add_network(module) < 0 || cdad_py_add_train(module) < 0 || cdad_py_add_sampler(module) < 0 ||
-        cdad_py_add_stream(module) < 0 || cdad_py_add_metrics(module) < 0)
+        cdad_py_add_stream(module) < 0 || cdad_py_add_metrics(module) < 0 || cdad_py_add_device_array(module) < 0)
         return -1;
     return 0;
 }

@@ -181,8 +181,12 @@ done:
     return result;
 }
 
-static PyObject *graph_compile(PyObject *o, PyObject *arg) {
+static PyObject *graph_compile(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"outputs", "device", NULL};
     py_graph *self = (py_graph *)o;
+    PyObject *arg, *where = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:compile", names, &arg, &where))
+        return NULL;
     const Py_ssize_t most = PySequence_Size(arg);
     if (most < 0)
         return NULL;
@@ -201,7 +205,7 @@ static PyObject *graph_compile(PyObject *o, PyObject *arg) {
     p->n_outputs = parse_values(arg, p->outputs, most, 0);
     if (p->n_outputs < 0)
         goto fail;
-    if (cdad_py_device(NULL, &p->device) < 0)
+    if (cdad_py_device(where, &p->device) < 0)
         goto fail;
     const cdad_context ctx = cdad_py_context(p->device);
     if (cdad_program_new(&p->program, self->g, p->n_outputs, p->outputs, NULL, &ctx, &err) != CDAD_OK) {
@@ -227,10 +231,12 @@ static void program_dealloc(PyObject *o) {
     Py_DECREF(type);
 }
 
-/* Binds one (value, array) pair; the array is appended to `held`, which keeps it alive while the program runs. */
+/* Binds one (value, array) pair; the array is appended to `held`, which keeps it alive while the program runs. Whether it lies
+ * on the device, or -1. */
 static int bind_item(py_program *self, PyObject *key, PyObject *value, PyObject *held) {
     const cdad_graph *g = self->graph->g;
     const long v = PyLong_AsLong(key);
+    cdad_py_input in;
     if (v == -1 && PyErr_Occurred())
         return -1;
     if (v < 0 || v >= g->n_values) {
@@ -238,19 +244,26 @@ static int bind_item(py_program *self, PyObject *key, PyObject *value, PyObject 
         return -1;
     }
     const char *name = g->values[v].name;
-    PyArrayObject *a = cdad_py_floats(value, &g->values[v].shape, name ? name : "value");
-    if (!a)
+    if (cdad_py_input_of(&in, value, &g->values[v].shape, self->device, name ? name : "value") < 0)
         return -1;
-    const int kept = PyList_Append(held, (PyObject *)a);
-    Py_DECREF(a);
+    const int kept = PyList_Append(held, in.held);
+    Py_DECREF(in.held);
     cdad_error err = {0};
     if (kept < 0)
         return -1;
-    if (cdad_program_feed(self->program, (cdad_value)v, cdad_py_data(a), &err) != CDAD_OK) {
+    if (cdad_py_give(self->program, (cdad_value)v, &in, &err) != CDAD_OK) {
         cdad_py_raise(&err);
         return -1;
     }
-    return 0;
+    return in.on_device;
+}
+
+/* What an earlier run was given may be gone. */
+static void unbind(const py_program *self) {
+    const cdad_graph *g = self->graph->g;
+    for (int64_t v = 0; v < g->n_values; v++)
+        if (g->values[v].kind == CDAD_VALUE_INPUT || g->values[v].kind == CDAD_VALUE_PARAM)
+            (void)!cdad_program_bind(self->program, (cdad_value)v, NULL, NULL);
 }
 
 static PyObject *program_run(PyObject *o, PyObject *feeds) {
@@ -261,10 +274,15 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
     if (!held)
         return NULL;
     cdad_py_lock_take(self->lock);
+    unbind(self);
     PyObject *key, *value;
-    for (Py_ssize_t at = 0; PyDict_Next(feeds, &at, &key, &value);)
-        if (bind_item(self, key, value, held) < 0)
+    int on_device = 0;
+    for (Py_ssize_t at = 0; PyDict_Next(feeds, &at, &key, &value);) {
+        const int there = bind_item(self, key, value, held);
+        if (there < 0)
             goto done;
+        on_device |= there;
+    }
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(self->device);
     cdad_status status;
@@ -278,11 +296,7 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
     result = PyList_New(self->n_outputs);
     for (Py_ssize_t i = 0; result && i < self->n_outputs; i++) {
         const cdad_value v = self->outputs[i];
-        PyObject *a = cdad_py_new_floats(cdad_graph_shape(self->graph->g, v), NULL);
-        if (a && cdad_program_read(self->program, v, cdad_py_data((PyArrayObject *)a), &err) != CDAD_OK) {
-            Py_CLEAR(a);
-            cdad_py_raise(&err);
-        }
+        PyObject *a = cdad_py_value(self->program, v, cdad_graph_shape(self->graph->g, v), on_device ? self->device : NULL);
         if (!a) {
             Py_CLEAR(result);
             break;
@@ -320,7 +334,8 @@ static PyMethodDef graph_methods[] = {
     {"backward", graph_backward, METH_VARARGS,
      "backward($self, loss, wanted, /)\n--\n\nAdds the gradient's nodes; returns the ids of d loss / d wanted "
      "(None where the loss does not depend on it)."},
-    {"compile", graph_compile, METH_O, "compile($self, outputs, /)\n--\n\nPlans memory; returns a Program."},
+    {"compile", (PyCFunction)(void (*)(void))graph_compile, METH_VARARGS | METH_KEYWORDS,
+     "compile($self, outputs, device=None)\n--\n\nPlans memory on the device (None: get_device()); returns a Program."},
     {NULL, NULL, 0, NULL}};
 
 static PyType_Slot graph_slots[] = {{Py_tp_new, graph_new},
@@ -333,7 +348,8 @@ static PyType_Spec graph_spec = {
 
 static PyMethodDef program_methods[] = {
     {"run", program_run, METH_O,
-     "run($self, feeds, /)\n--\n\nRuns with {value id: array}; returns the outputs as a list of float32 arrays."},
+     "run($self, feeds, /)\n--\n\nRuns with {value id: array}; returns the outputs as a list of float32 arrays. Where an array of "
+     "the program's device is given, the outputs are DeviceArrays."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef program_getset[] = {

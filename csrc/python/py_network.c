@@ -276,8 +276,10 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 static PyObject *network_run(PyObject *o, PyObject *args) {
     py_network *self = (py_network *)o;
     const network_spec *s = &self->spec;
-    PyArrayObject *arrays[MAX_VALUES] = {NULL};
+    cdad_device *const device = self->params->params->device;
+    cdad_py_input inputs[MAX_VALUES] = {0};
     PyObject *result = NULL;
+    int on_device = 0;
     cdad_error err = {0};
     if (PyTuple_Size(args) != s->n_in)
         return PyErr_Format(PyExc_TypeError, "run() takes %d arrays, not %zd", s->n_in, PyTuple_Size(args));
@@ -285,16 +287,16 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "the parameters are not allocated yet");
     for (int i = 0; i < s->n_in; i++) {
         const cdad_value_info *info = &self->graph->values[s->in[i]];
-        arrays[i] = cdad_py_floats(PyTuple_GetItem(args, i), &info->shape, info->name);
-        if (!arrays[i])
+        if (cdad_py_input_of(&inputs[i], PyTuple_GetItem(args, i), &info->shape, device, info->name) < 0)
             goto done;
+        on_device |= inputs[i].on_device;
     }
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context(self->params->params->device);
+    const cdad_context ctx = cdad_py_context(device);
     cdad_status status = CDAD_OK;
     Py_BEGIN_ALLOW_THREADS
     for (int i = 0; status == CDAD_OK && i < s->n_in; i++)
-        status = cdad_program_feed(self->program, s->in[i], cdad_py_data(arrays[i]), &err);
+        status = cdad_py_give(self->program, s->in[i], &inputs[i], &err);
     if (status == CDAD_OK)
         status = cdad_params_bind(self->params->params, self->params->params->values, self->graph, self->program,
                                   &err);
@@ -306,11 +308,8 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
     else
         result = PyTuple_New(s->n_out);
     for (int j = 0; result && j < s->n_out; j++) {
-        PyObject *a = cdad_py_new_floats(cdad_graph_shape(self->graph, s->out[j]), NULL);
-        if (a && cdad_program_read(self->program, s->out[j], cdad_py_data((PyArrayObject *)a), &err) != CDAD_OK) {
-            Py_CLEAR(a);
-            cdad_py_raise(&err);
-        }
+        PyObject *a =
+            cdad_py_value(self->program, s->out[j], cdad_graph_shape(self->graph, s->out[j]), on_device ? device : NULL);
         if (!a) {
             Py_CLEAR(result);
             break;
@@ -320,7 +319,7 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
     PyThread_release_lock(self->lock);
 done:
     for (int i = 0; i < s->n_in; i++)
-        Py_XDECREF(arrays[i]);
+        Py_XDECREF(inputs[i].held);
     return result;
 }
 
@@ -352,7 +351,8 @@ static PyObject *network_output_shapes(PyObject *o, void *unused) {
 
 static PyMethodDef network_methods[] = {
     {"run", network_run, METH_VARARGS, "run($self, /, *arrays)\n--\n\nRuns the network; returns a tuple of float32 "
-                                       "arrays. The GIL is released."},
+                                       "arrays: of the host, or, where an array of the network's device is among those given, "
+                                       "DeviceArrays. The GIL is released."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef network_getset[] = {

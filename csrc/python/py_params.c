@@ -112,6 +112,16 @@ static int params_setitem(PyObject *o, PyObject *key, PyObject *value) {
     return status == CDAD_OK ? 0 : -1;
 }
 
+static PyObject *params_device_array(PyObject *o, PyObject *key) {
+    const cdad_params *p = ((cdad_py_params *)o)->params;
+    const int64_t i = find_allocated(p, key);
+    if (i < 0)
+        return NULL;
+    if (!p->device)
+        return PyErr_Format(PyExc_ValueError, "the parameters are of the host: params[%R] is on their memory", key);
+    return cdad_py_device_array(o, p->device, &p->items[i].shape, p->values + p->items[i].offset);
+}
+
 static Py_ssize_t params_length(PyObject *o) { return (Py_ssize_t)((cdad_py_params *)o)->params->n; }
 
 static PyObject *params_allocated(PyObject *o, void *unused) {
@@ -128,6 +138,9 @@ static PyMethodDef params_methods[] = {
     {"allocate", params_allocate, METH_O,
      "allocate($self, seed, /)\n--\n\nAllocates and initialises all registered parameters; values depend on (seed, "
      "name, index) only."},
+    {"device_array", params_device_array, METH_O,
+     "device_array($self, name, /)\n--\n\nA parameter as a writable DeviceArray on its own memory. What others write into "
+     "it counts for what is run after they gave the array back."},
     {"shapes", params_shapes, METH_NOARGS, "shapes($self)\n--\n\n{name: shape} in the order of registration."},
     {NULL, NULL, 0, NULL}};
 

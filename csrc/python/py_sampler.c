@@ -94,7 +94,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     PyObject *image_arg, *start_arg, *context_arg = Py_None, *uncond_arg = Py_None, *weights_arg = Py_None,
              *twin_arg = Py_None;
     PyObject *out = NULL, *xs = NULL, *x0s = NULL, *result = NULL;
-    PyArrayObject *image = NULL, *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL,
+    PyArrayObject *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL,
                   *twin = NULL;
     long long steps = 10, skip = 0, stop = 0;
     double guidance = 1.0;
@@ -102,6 +102,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     cdad_device *const device = self->params->params->device;
     const float *block = NULL;
     float *mirror = NULL; /* of the block on the device */
+    cdad_py_input image = {0};
     cdad_error err = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|OLLOdOpLO:denoise", names, &image_arg, &start_arg,
                                      &context_arg, &steps, &skip, &uncond_arg, &guidance, &weights_arg, &want_trace, &stop,
@@ -112,7 +113,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     const cdad_shape k = cdad_shape_make(3, self->n, c->context_length, c->unet.context_dim);
     const cdad_shape all = cdad_shape_make(1, self->params->params->total);
     const int of_trainer = cdad_py_is_trainer(weights_arg);
-    if (!(image = cdad_py_floats(image_arg, &x, "image")) || !(start = cdad_py_floats(start_arg, &z, "start")) ||
+    if (cdad_py_input_of(&image, image_arg, &x, device, "image") < 0 || !(start = cdad_py_floats(start_arg, &z, "start")) ||
         (twin_arg != Py_None && !(twin = cdad_py_floats(twin_arg, &z, "twin"))) ||
         (context_arg != Py_None && !(context = cdad_py_floats(context_arg, &k, "context"))) ||
         (uncond_arg != Py_None && !(uncond = cdad_py_floats(uncond_arg, &k, "uncond"))) ||
@@ -155,6 +156,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     const cdad_sampling how = {.steps = steps,
                                .skip = skip,
                                .stop = stop,
+                               .is_there = image.on_device,
                                .guidance = guidance,
                                .uncond = cdad_py_data(uncond),
                                .weights = block};
@@ -162,7 +164,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     cdad_py_lock_take(self->lock);
     const cdad_context ctx = cdad_py_context(device);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), cdad_py_data(image),
+    status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), image.data,
                                   cdad_py_data(start), cdad_py_data(twin), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
                                   &err);
     Py_END_ALLOW_THREADS
@@ -173,7 +175,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
         result = want_trace ? PyTuple_Pack(3, out, xs, x0s) : Py_NewRef(out);
 done:
     cdad_device_free(device, mirror);
-    Py_XDECREF(image);
+    Py_XDECREF(image.held);
     Py_XDECREF(start);
     Py_XDECREF(twin);
     Py_XDECREF(context);
@@ -452,7 +454,7 @@ static PyMethodDef sampler_methods[] = {
      "denoise($self, image, start, context=None, steps=10, skip=0, uncond=None, guidance=1.0, weights=None, "
      "trace=False, stop=0, twin=None)\n--\n\nDDIM from x_T = start under tau(image) by `weights` (a block; a Trainer: its "
      "moving average; None: the parameters), or after stop > 0 steps the x0 "
-     "predicted there; with a second start the mean of both; with trace (out, x of every step, x0 of every step), of the "
+     "predicted there; with a second start the mean of both; the image may lie on the sampler's device; with trace (out, x of every step, x0 of every step), of the "
      "first. The GIL is released."},
     {"start", (PyCFunction)(void (*)(void))sampler_start, METH_VARARGS | METH_KEYWORDS,
      "start($self, latent, streams, seed, steps=10, skip=0)\n--\n\nx_T = q_sample(latent, T-1) with the noise of "

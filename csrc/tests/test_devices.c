@@ -162,6 +162,9 @@ int cdad_test_devices(void) {
     CHECK_OK(cdad_device_zero(device, memory, 4, err));
     CHECK_OK(cdad_device_download(device, got, memory, 40, err));
     CHECK(got[0] == 0.0f && same(got + 1, want + 1, 9), "what was copied");
+    CHECK_OK(device->order(device, NULL, 1, err));
+    CHECK_OK(device->order(device, CDAD_DEFAULT_STREAM, 0, err));
+    CHECK_FAILS(CDAD_INVALID, "there is no stream 0x7", device->order(device, (void *)7, 1, err));
     cdad_device_free(device, memory);
     memory_on(device);
     CHECK_FAILS(CDAD_INVALID, "zeros to", cdad_device_zero(device, memory, 4, err));

@@ -127,6 +127,27 @@ static cdad_status device_check(cdad_device *base, int wait, cdad_error *err) {
     return status;
 }
 
+static cdad_status device_order(cdad_device *base, void *stream, int ours_first, cdad_error *err) {
+    cuda_device *d = cuda_cast(base);
+    const cudaStream_t other = (cudaStream_t)stream;
+    cudaEvent_t event;
+    const cdad_status status = cuda_enter(d, err);
+    if (status != CDAD_OK)
+        return status;
+    if (!stream)
+        return cuda_told(d, "waiting", cudaStreamSynchronize(d->work.stream), err);
+    cudaError_t e = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    if (e != cudaSuccess)
+        return cuda_told(d, "event", e, err);
+    e = cudaEventRecord(event, ours_first ? d->work.stream : other);
+    if (e == cudaSuccess)
+        e = cudaStreamWaitEvent(ours_first ? other : d->work.stream, event, 0);
+    cudaEventDestroy(event); /* goes when it was reached */
+    if (e != cudaSuccess)
+        cudaGetLastError(); /* not a launch's failure */
+    return cuda_told(d, "order of streams", e, err);
+}
+
 static const cdad_kernels kernels = {
     "cuda",
     cuda_gemm,
@@ -194,6 +215,9 @@ static cdad_device device_of(const cuda_device *d) {
     base.zero = cuda_zero;
     base.check = device_check;
     base.memory = cuda_memory;
+    base.order = device_order;
+    base.dlpack_type = 2; /* kDLCUDA */
+    base.dlpack_number = d->number;
     if (!graphs || strcmp(graphs, "0") != 0) {
         base.record = cuda_record;
         base.recorded = cuda_recorded;

@@ -58,6 +58,7 @@ enum {
     cudaMemcpyHostToDevice = 1,
     cudaMemcpyDeviceToHost = 2,
     cudaMemcpyDeviceToDevice = 3,
+    cudaErrorInvalidResourceHandle = 400,
     cudaStreamNonBlocking = 1,
     cudaEventDisableTiming = 2,
     cudaStreamCaptureModeThreadLocal = 1,
@@ -90,7 +91,12 @@ static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
     *e = NULL;
     return cudaSuccess;
 }
-static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+/* Streams are our own, the legacy default stream, 1, and a thread's, 2. */
+static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t s) {
+    return (uintptr_t)s > 2 && (uintptr_t)s < 4096 ? cudaErrorInvalidResourceHandle : cudaSuccess;
+}
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) { return cudaEventRecord(e, s); }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int, cudaStream_t) {
     on_host_do([=]() { memcpy(to, from, bytes); });
