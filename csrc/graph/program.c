@@ -1,64 +1,12 @@
-/* Planning by lifetimes, and execution. */
-#include "graph/program.h"
+/* Making, feeding and running programs. */
+#include "graph/places.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
-#include "graph/fuse.h"
 
 #define POLL_SECONDS 0.02
-
-typedef struct place {
-    cdad_value root;     /* the value whose memory this one shares (itself when it shares none) */
-    int64_t first, last; /* of a root: the first and last step that touch its memory */
-    int64_t offset;      /* of a root in the arena; -1: not in the arena */
-    int64_t bytes;
-    unsigned char used, external;
-} place;
-
-typedef struct tap {
-    cdad_tap_fn fn; /* NULL: none */
-    void *arg;
-} tap;
-
-/* Of a device: what the steps did when they ran last, to be done again without asking for each of them. */
-typedef struct recording {
-    void *made;      /* by the device; NULL: not yet */
-    float **data;    /* [n_values]: where values were; NULL: nothing has run */
-    char *scratch;
-} recording;
-
-typedef struct handover {
-    cdad_value value;
-    int64_t number; /* in the options */
-    int64_t step;   /* after which it happens; -1: before the first */
-} handover;
-
-struct cdad_program {
-    const cdad_graph *g;
-    cdad_device *device;
-    place *places; /* [n_values] */
-    float **data;  /* [n_values]: where a value is */
-    float **kept;  /* on a device [n_values]: memory of constants and of what is fed; else NULL */
-    float *tapped; /* on a device: a tap's input on the host */
-    int64_t tapped_bytes;
-    int64_t n_values;
-    cdad_step *steps;
-    tap *taps; /* [n_steps] */
-    int64_t n_steps;
-    char *arena;
-    char *scratch;
-    int64_t arena_bytes, scratch_bytes;
-    const struct cdad_kernels *kernels; /* for which scratch was sized */
-    int threads;
-    handover *handovers; /* [n_handovers], in the order of their steps */
-    int64_t n_handovers;
-    cdad_handover_fn hand_to;
-    void *hand_to_arg;
-    recording last;
-};
 
 static void forget(cdad_program *p) {
     if (p->last.made)
@@ -83,58 +31,6 @@ void cdad_program_free(cdad_program *p) {
     cdad_device_free(p->device, p->arena);
     cdad_device_free(p->device, p->scratch);
     cdad_free(p);
-}
-
-static cdad_status use(cdad_program *p, unsigned char *kept, cdad_value v, const char *what, int64_t i,
-                       cdad_error *err) {
-    CDAD_FAIL_IF(v < 0 || v >= p->n_values, err, CDAD_INVALID, "%s %lld is no value of the graph", what, (long long)i);
-    p->places[v].used = kept[v] = 1;
-    return CDAD_OK;
-}
-
-/* Of a step: the value of input i, or, past the node's inputs, of what is added. */
-static cdad_value input_of(const cdad_graph *g, const cdad_step *s, int i) {
-    const cdad_node *node = &g->nodes[s->node];
-    return i < node->n_in ? node->in[i] : s->sum;
-}
-static cdad_value output_of(const cdad_graph *g, const cdad_step *s, int j) {
-    return j == 0 ? s->out : g->nodes[s->node].out[j];
-}
-
-/* Keeps the nodes that the outputs and handovers need, in order, merged where that can be; kept [n_values], zero. */
-static cdad_status select_nodes(cdad_program *p, unsigned char *kept, int64_t n_outputs, const cdad_value *outputs,
-                                const cdad_program_options *options, cdad_error *err) {
-    const cdad_graph *g = p->g;
-    for (int64_t i = 0; i < n_outputs; i++)
-        CDAD_TRY(use(p, kept, outputs[i], "output", i, err));
-    for (int64_t i = 0; i < options->n_handovers; i++)
-        CDAD_TRY(use(p, kept, options->handovers[i].value, "handover", i, err));
-    for (int64_t k = g->n_nodes - 1; k >= 0; k--) {
-        const cdad_node *node = &g->nodes[k];
-        int used = 0;
-        for (int j = 0; j < node->op->n_out; j++)
-            used |= p->places[node->out[j]].used;
-        if (!used)
-            continue;
-        p->n_steps++;
-        for (int i = 0; i < node->n_in; i++)
-            if (node->in[i] != CDAD_NONE)
-                p->places[node->in[i]].used = 1;
-        for (int j = 0; j < node->op->n_out; j++)
-            p->places[node->out[j]].used = 1;
-    }
-    CDAD_TRY(cdad_alloc_zero((void **)&p->steps, p->n_steps * (int64_t)sizeof *p->steps, err));
-    int64_t at = 0;
-    for (int64_t k = 0; k < g->n_nodes; k++)
-        if (p->places[g->nodes[k].out[0]].used)
-            p->steps[at++] = (cdad_step){.node = k, .out = g->nodes[k].out[0], .sum = CDAD_NONE};
-    CDAD_TRY(cdad_fuse(g, p->steps, &p->n_steps, kept, err));
-    for (int64_t v = 0; v < g->n_values; v++) /* what lay between merged steps is computed no more */
-        p->places[v].used &= g->values[v].kind != CDAD_VALUE_NODE;
-    for (int64_t t = 0; t < p->n_steps; t++)
-        for (int j = 0; j < g->nodes[p->steps[t].node].op->n_out; j++)
-            p->places[output_of(g, &p->steps[t], j)].used = 1;
-    return cdad_alloc_zero((void **)&p->taps, p->n_steps * (int64_t)sizeof *p->taps, err);
 }
 
 /* Of the inputs and outputs of a node; absent inputs have ndim -1. */
@@ -172,124 +68,6 @@ static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_e
     return CDAD_OK;
 }
 
-static int earlier(const void *a, const void *b) {
-    const handover *x = a, *y = b;
-    if (x->step != y->step)
-        return x->step < y->step ? -1 : 1;
-    return x->number < y->number ? -1 : x->number > y->number;
-}
-
-/* First and last use of every value, before any memory is shared. */
-static cdad_status find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad_value *outputs,
-                                  const cdad_program_options *options, cdad_error *err) {
-    const cdad_graph *g = p->g;
-    for (int64_t v = 0; v < p->n_values; v++) {
-        place *q = &p->places[v];
-        q->root = (cdad_value)v;
-        q->first = q->last = -1;
-        q->offset = -1;
-        q->bytes = cdad_align_up(cdad_shape_count(&g->values[v].shape) * (int64_t)sizeof(float));
-    }
-    for (int64_t t = 0; t < p->n_steps; t++) {
-        const cdad_step *s = &p->steps[t];
-        const cdad_node *node = &g->nodes[s->node];
-        for (int i = 0; i <= node->n_in; i++)
-            if (input_of(g, s, i) != CDAD_NONE)
-                p->places[input_of(g, s, i)].last = t;
-        for (int j = 0; j < node->op->n_out; j++)
-            p->places[output_of(g, s, j)].first = p->places[output_of(g, s, j)].last = t;
-    }
-    CDAD_TRY(cdad_alloc((void **)&p->handovers, options->n_handovers * (int64_t)sizeof *p->handovers, err));
-    for (int64_t i = 0; i < options->n_handovers; i++) {
-        const cdad_handover *h = &options->handovers[i];
-        place *q = &p->places[h->value];
-        if (h->spares != CDAD_NONE && p->places[h->spares].last > q->last)
-            q->last = p->places[h->spares].last;
-        p->handovers[p->n_handovers++] = (handover){.value = h->value, .number = i, .step = q->last};
-    }
-    qsort(p->handovers, (size_t)p->n_handovers, sizeof *p->handovers, earlier);
-    for (int64_t i = 0; i < n_outputs; i++)
-        p->places[outputs[i]].last = p->n_steps; /* readable after the run */
-    return CDAD_OK;
-}
-
-/* Lets views share, and in-place ops take over, the memory of input 0. */
-static void share_memory(cdad_program *p) {
-    const cdad_graph *g = p->g;
-    for (int64_t t = 0; t < p->n_steps; t++) {
-        const cdad_step *s = &p->steps[t];
-        const cdad_node *node = &g->nodes[s->node];
-        const unsigned flags = node->op->flags;
-        if (!(flags & (CDAD_OP_VIEW | CDAD_OP_IN_PLACE)))
-            continue;
-        place *out = &p->places[s->out];
-        place *root = &p->places[p->places[node->in[0]].root];
-        if (out->external || out->bytes != root->bytes)
-            continue;
-        const int in_arena = g->values[root->root].kind == CDAD_VALUE_NODE && !root->external;
-        if (!(flags & CDAD_OP_VIEW)) {
-            int read_twice = 0; /* by another input of this very node */
-            for (int i = 1; i < node->n_in; i++)
-                read_twice |= node->in[i] != CDAD_NONE && p->places[node->in[i]].root == root->root;
-            if (!in_arena || root->last > t || read_twice)
-                continue;
-        }
-        out->root = root->root;
-        if (out->last > root->last)
-            root->last = out->last;
-    }
-}
-
-typedef struct block {
-    cdad_value root;
-    int64_t bytes, first, last, offset;
-} block;
-
-static int larger_first(const void *a, const void *b) {
-    const block *x = a, *y = b;
-    if (x->bytes != y->bytes)
-        return x->bytes < y->bytes ? 1 : -1;
-    return x->root < y->root ? -1 : x->root > y->root;
-}
-
-static int by_offset(const void *a, const void *b) {
-    const block *x = a, *y = b;
-    return x->offset < y->offset ? -1 : x->offset > y->offset;
-}
-
-/* Offline packing, largest first: each block takes the lowest gap among the placed blocks that live with it. */
-static cdad_status pack_arena(cdad_program *p, cdad_error *err) {
-    cdad_status status = CDAD_OK;
-    block *blocks = NULL, *alive = NULL;
-    int64_t n = 0;
-    CDAD_TRY_DONE(cdad_alloc((void **)&blocks, p->n_values * (int64_t)sizeof *blocks, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&alive, p->n_values * (int64_t)sizeof *alive, err));
-    for (int64_t v = 0; v < p->n_values; v++) {
-        const place *q = &p->places[v];
-        if (q->used && !q->external && q->root == v && p->g->values[v].kind == CDAD_VALUE_NODE)
-            blocks[n++] = (block){.root = (cdad_value)v, .bytes = q->bytes, .first = q->first, .last = q->last};
-    }
-    qsort(blocks, (size_t)n, sizeof *blocks, larger_first);
-    for (int64_t i = 0; i < n; i++) {
-        int64_t m = 0, offset = 0;
-        for (int64_t j = 0; j < i; j++)
-            if (blocks[j].first <= blocks[i].last && blocks[i].first <= blocks[j].last)
-                alive[m++] = blocks[j];
-        qsort(alive, (size_t)m, sizeof *alive, by_offset);
-        for (int64_t j = 0; j < m && offset + blocks[i].bytes > alive[j].offset; j++)
-            if (alive[j].offset + alive[j].bytes > offset)
-                offset = alive[j].offset + alive[j].bytes;
-        blocks[i].offset = offset;
-        p->places[blocks[i].root].offset = offset;
-        if (offset + blocks[i].bytes > p->arena_bytes)
-            p->arena_bytes = offset + blocks[i].bytes;
-    }
-done:
-    cdad_free(blocks);
-    cdad_free(alive);
-    return status;
-}
-
 /* Where every value is, as far as it is known. */
 static void resolve(cdad_program *p) {
     for (int64_t v = 0; v < p->n_values; v++) {
@@ -321,7 +99,6 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
                              const cdad_program_options *options, const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_program *p = NULL;
-    unsigned char *kept = NULL;
     const cdad_program_options none = {0};
     options = options ? options : &none;
     *out = NULL;
@@ -329,15 +106,8 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     p->g = g;
     p->device = ctx->device;
     p->n_values = g->n_values;
-    CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->places, p->n_values * (int64_t)sizeof *p->places, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->data, p->n_values * (int64_t)sizeof *p->data, err));
-    CDAD_TRY_DONE(cdad_alloc_zero((void **)&kept, p->n_values, err));
-    CDAD_TRY_DONE(select_nodes(p, kept, n_outputs, outputs, options, err));
-    for (int64_t i = 0; i < options->n_external; i++)
-        p->places[options->external[i]].external = 1;
-    CDAD_TRY_DONE(find_lifetimes(p, n_outputs, outputs, options, err));
-    share_memory(p);
-    CDAD_TRY_DONE(pack_arena(p, err));
+    CDAD_TRY_DONE(cdad_program_place(p, n_outputs, outputs, options, err));
     CDAD_TRY_DONE(cdad_device_alloc(p->device, (void **)&p->arena, p->arena_bytes, err));
     CDAD_TRY_DONE(keep_constants(p, err));
     CDAD_TRY_DONE(plan_scratch(p, ctx, err));
@@ -345,7 +115,6 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     *out = p;
     p = NULL;
 done:
-    cdad_free(kept);
     cdad_program_free(p);
     return status;
 }
@@ -484,7 +253,7 @@ static cdad_status run_step(cdad_program *p, int64_t t, const cdad_context *ctx,
         in_shape[i] = v == CDAD_NONE ? (cdad_shape){.ndim = -1} : g->values[v].shape;
     }
     for (int j = 0; j < node->op->n_out; j++) {
-        out[j] = p->data[output_of(g, s, j)];
+        out[j] = p->data[cdad_step_output(g, s, j)];
         out_shape[j] = g->values[node->out[j]].shape;
     }
     if (p->taps[t].fn)
