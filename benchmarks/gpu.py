@@ -5,10 +5,10 @@
 
 The entries, the most important first (`gpu_entries` says what they measure and how):
 
-    train_bf16, train    a training step of "sd15" at batch 12
-    ops                  convolutions, attention, a linear map and a norm of "sd15"
-    score_bf16, score    32 images to scores: sampler, autoencoder, ResNet-50
-    vae                  the autoencoder's halves
+    train_bf16, train_tf32, train    a training step of "sd15" at batch 12
+    ops                              convolutions, attention, a linear map and a norm of "sd15"
+    score_bf16, score_tf32, score    32 images to scores: sampler, autoencoder, ResNet-50
+    vae                              the autoencoder's halves
 
 Each runs in a process of its own, which may fail or run out of memory: its rows then say why. What does not fit into
 ``--seconds``, which counts from the start, is listed as not run. While the backend is compiled and tested, PyTorch's compiler
@@ -37,7 +37,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-ENTRIES = ("train_bf16", "train", "ops", "score_bf16", "vae", "score")
+ENTRIES = ("train_bf16", "train_tf32", "ops", "score_bf16", "train", "vae", "score_tf32", "score")
 LEAST = 20.0  # seconds in which an entry tells something
 GRACE = 15.0  # seconds that a process gets to end by itself
 TESTS_SHARE, ENTRY_SHARE = 0.35, 0.45  # of the budget, at most

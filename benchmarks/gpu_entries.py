@@ -1,12 +1,14 @@
-"""What `gpu` measures, in a process of its own: a line of JSON for every row, as soon as something of it is known.
+"""What `gpu` measures: a line of JSON for every row, as soon as something of it is known.
 
 A row's sides are the core and PyTorch, eager and compiled by `torch.compile`, with weights and images in channels-last
 memory, cuDNN's algorithms tried out (`cudnn.benchmark`) and, of AdamW, the fused kernel. Times are wall-clock times between
 NumPy arrays on the host and numbers on the host, transfers included: each side has then waited for the device. Single ops
 instead run CHAIN times, one on the result of the other, on a device that holds their inputs, and are compiled only where
-there is something to fuse: the others are the same library's calls in either way. In float32 PyTorch uses no TF32, in "tf32"
-as `set_float32_matmul_precision("high")` says, and cuDNN alike: the core, which has no such setting, stays in float32. In
-bfloat16 the denoiser is rounded on both sides, by `Config.precision` and by autocast; ops of PyTorch then hold bfloat16.
+there is something to fuse: the others are the same library's calls in either way.
+
+Both sides have the same precision: in "float32" PyTorch uses no TF32; in "tf32" it does as `set_float32_matmul_precision("high")`
+says, and cuDNN alike; in "bfloat16" the denoiser alone is rounded, by `Config.precision` and by autocast, and ops of PyTorch hold
+bfloat16.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import itertools
 import json
 import platform
 import signal
@@ -21,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,9 @@ QUICK = {
     "training.batch_size": 2,
 }
 BACKBONES = {False: "resnet50", True: "resnet18"}  # by whether it is quick
-TF32 = {"": "float32", "_tf32": "tf32"}  # of rows: what PyTorch's float32 is
+TOLERANCES = {"bfloat16": 5e-2, "tf32": 5e-2, "float32": 1e-3}  # of results, relative, by norm
+SUFFIXES = {"bfloat16": "_bf16", "tf32": "_tf32", "float32": ""}  # of rows
+NUMBERS = {"float32": 0, "bfloat16": 1, "tf32": 2}  # the attribute "precision" of ops
 OUT_OF_TIME = "no time was left"
 
 Run = Callable[[], Any]
@@ -79,13 +84,12 @@ class Bench:
     seconds: float
     deadline: float
     ahead: bool
-    before: int = field(init=False)  # bytes of the device in use
 
     def __post_init__(self) -> None:
-        self.torch_device = "cuda" if self.device.startswith("cuda") else "cpu"
+        # PyTorch on the CPU is no peer of a GPU, but serves small shapes where "cuda" is its kernels on the CPU.
+        self.torch_device = "cuda" if self.device.startswith("cuda") and (torch.cuda.is_available() or not self.quick) else "cpu"
         self.core_device = "planned" if self.ahead else self.device
         torch.backends.cudnn.benchmark = True
-        self.before = self.used()
 
     # ---- the sides ----------------------------------------------------------------------------------------
 
@@ -115,11 +119,13 @@ class Bench:
         memory: bool = False, tolerance: float | None = None,
     ) -> None:  # fmt: skip
         """Makes every side, warms it, and times all in turn; first without the compiled one, since a compiler may take all
-        the time that is left. ``precision``: of PyTorch's float32. Results of the core that are further than ``tolerance``
+        the time that is left. ``precision``: of PyTorch's float32 too. Results of the core that are further than ``tolerance``
         from the first peer's are an error."""
         row: dict[str, Any] = {"row": name, "ms": {}, "MiB": {}, "why": {}, "error": None}
         runs: dict[str, Run] = {}
         values: dict[str, np.ndarray] = {}
+        if memory and self.core_device not in ("cpu", "planned"):
+            _core.device_memory(self.device, True)  # the peak of what was before
         sides = {"cdad": ours} | {side: in_precision(make, precision) for side, make in peers.items()}
         for side, make in sides.items():
             compiled = side == "compiled"
@@ -133,14 +139,11 @@ class Bench:
             print(f"{name}: {side}", file=sys.stderr, flush=True)
             try:
                 runs[side] = make()
-                began = time.monotonic()
                 values[side] = np.asarray(runs[side](), np.float64)
                 if not np.isfinite(values[side]).all():
                     raise ArithmeticError("results are not finite")
-                if time.monotonic() - began < 2 and not self.ahead:
-                    runs[side]()
-                if side == "cdad" and memory:
-                    row["MiB"][side] = self.core_memory()
+                if not self.ahead:
+                    runs[side]()  # the core records its programs in their second run
             except Exception as error:
                 drop(row, runs, side, error)
         if not self.ahead:
@@ -155,6 +158,8 @@ class Bench:
     ) -> None:
         """Times what is there, ``least`` times or more, and tells the row so far."""
         self.time(row, runs, memory, least)
+        if memory and "cdad" in runs and self.device != "cpu":
+            row["MiB"]["cdad"] = _core.device_memory(self.device)["peak"] / 2**20
         theirs = next((side for side in values if side != "cdad"), None)
         if tolerance is not None and "cdad" in values and theirs:
             wanted = values[theirs]
@@ -181,18 +186,6 @@ class Bench:
                     row["MiB"][side] = max(row["MiB"].get(side, 0), torch.cuda.max_memory_allocated() / 2**20)
             n += 1
         row["ms"] = {side: statistics.median(times[side]) for side in runs}
-
-    def used(self) -> int:
-        """Bytes of the GPU that anything uses."""
-        if self.torch_device != "cuda":
-            return 0
-        free, total = torch.cuda.mem_get_info()
-        return total - free
-
-    def core_memory(self) -> float:
-        """MiB of the device that the core has taken at most; where it does not tell, by how much more is in use than before."""
-        tell = getattr(_core, "device_memory", None)
-        return (tell(self.device)["peak"] if tell and self.device != "cpu" else self.used() - self.before) / 2**20
 
 
 def drop(row: dict, runs: dict[str, Run], side: str, error: Exception) -> None:
@@ -236,9 +229,9 @@ def images_of(config: cdad.Config, n: int, stream: int) -> np.ndarray:
 # ---- entries ----------------------------------------------------------------------------------------------
 
 
-def train(b: Bench, precision: str, names: Mapping[str, str]) -> None:
+def train(b: Bench, precision: str) -> None:
     """A training step of "sd15" at its batch size, with its recomputation; the peer keeps its activations and draws noise
-    and timesteps on the device. ``names``: of rows, and PyTorch's precision."""
+    and timesteps on the device."""
     config = b.config(precision=precision)
     core, n, side = config.denoiser(), config.training.batch_size, config.latent_size
     params = _core.Params(b.core_device)
@@ -268,13 +261,11 @@ def train(b: Bench, precision: str, names: Mapping[str, str]) -> None:
 
         return run
 
-    ours = functools.cache(ours)
     peers = {"eager": lambda: theirs(lambda f: f), "compiled": lambda: theirs(b.compiled)}
-    for name, of in names.items():
-        b.row(name, ours, peers, precision=of, memory=True)
+    b.row(f"sd15_train_step{SUFFIXES[precision]}", ours, peers, precision=precision, memory=True)
 
 
-def score(b: Bench, precision: str, names: Mapping[str, str]) -> None:
+def score(b: Bench, precision: str) -> None:
     """From images to scores, 32 of them: E, the condition, DDIM, D of both latents, ResNet-50 and the map's score, as
     `ContinualModel.predict` does it, without calibration."""
     config = b.config(precision=precision)
@@ -282,7 +273,8 @@ def score(b: Bench, precision: str, names: Mapping[str, str]) -> None:
     params, backbone = _core.Params(b.core_device), BACKBONES[b.quick]
     sampler = _core.Sampler(params, core, n)
     params.allocate(SEED)
-    autoencoder = Autoencoder(config.autoencoder, size, n, load=False, device=b.core_device)
+    tf32 = precision == "tf32"
+    autoencoder = Autoencoder(config.autoencoder, size, n, load=False, device=b.core_device, tf32=tf32)
     features = FeatureDistance(backbone, autoencoder, size, n, load=False)
     images, context, how = images_of(config, n, 1), context_of(config, n), {"steps": config.diffusion.steps}
     latent_shape = (n, config.latent_size, config.latent_size, config.autoencoder.latent_channels)
@@ -349,23 +341,25 @@ def score(b: Bench, precision: str, names: Mapping[str, str]) -> None:
 
         return run
 
-    ours = functools.cache(ours)
+    name = f"sd15_images_to_scores_{n}{SUFFIXES[precision]}"
     peers = {"eager": lambda: theirs(lambda f: f), "compiled": lambda: theirs(b.compiled)}
-    for name, of in names.items():
-        b.row(name, ours, peers, precision=of, memory=True, tolerance=1e-2 if of == precision else np.inf)
+    # Rounding is amplified from step to step: where it is coarse, the error is told and not judged.
+    b.row(name, ours, peers, precision=precision, memory=True, tolerance=1e-2 if precision == "float32" else np.inf)
 
 
 def vae(b: Bench) -> None:
     """The autoencoder's halves, 12 images."""
-    config = b.config()
-    c, n, size = Autoencoder(config.autoencoder, config.image_size, 1, load=False, device="planned").core_config(), 12, config.image_size
-    n = 1 if b.quick else n
+    config, n = b.config(), 1 if b.quick else 12
+    size, c = config.image_size, Autoencoder(config.autoencoder, config.image_size, 1, load=False, device="planned").core_config()
     sides = {"encode": (size, 3, models.vae_encode), "decode": (config.latent_size, c["z_channels"], models.vae_decode)}
-    for part, (side, channels, peer) in sides.items():
+    for (part, (side, channels, peer)), precision in itertools.product(sides.items(), ("tf32", "float32")):
         params = _core.Params(b.core_device)
-        network = _core.Network(params, f"vae_{part}", c, n, (side, side))
+        network = _core.Network(params, f"vae_{part}", c, n, (side, side), tf32=precision == "tf32")
         params.allocate(SEED)
         x, weights = normal(n, side, side, channels), functools.cache(functools.partial(b.weights, params))
+
+        def ours(network=network, x=x) -> Run:
+            return lambda: network.run(x)[0]
 
         def theirs(compiled: Callable, peer=peer, x=x, weights=weights) -> Run:
             f = compiled(lambda tensor: peer(weights(), c, tensor))
@@ -376,14 +370,8 @@ def vae(b: Bench) -> None:
 
             return run
 
-        for suffix, precision in TF32.items():
-            b.row(
-                f"vae_{part}{suffix}",
-                lambda network=network, x=x: lambda: network.run(x)[0],
-                {"eager": lambda: theirs(lambda f: f), "compiled": lambda: theirs(b.compiled)},
-                precision=precision,
-                tolerance=1e-3 if precision == "float32" else 5e-2,
-            )
+        peers = {"eager": functools.partial(theirs, lambda f: f), "compiled": functools.partial(theirs, b.compiled)}
+        b.row(f"vae_{part}{SUFFIXES[precision]}", ours, peers, precision=precision, tolerance=TOLERANCES[precision])
 
 
 @dataclass(frozen=True)
@@ -394,7 +382,7 @@ class Op:
     shapes: tuple[tuple[int, ...], ...]
     attributes: dict[str, float]
     peer: Callable[..., torch.Tensor]
-    rounds: bool = True  # whether the core has it in bfloat16
+    precisions: tuple[str, ...] = tuple(SUFFIXES)  # that the core has
     fuses: bool = False  # whether torch.compile has something to fuse
 
 
@@ -410,13 +398,13 @@ def op_table(n: int, shrink: int) -> dict[str, Op]:
         for kind, keys in (("self", s * s), ("cross", 77)):
             shapes = ((n, s * s, c), (n, keys, c), (n, keys, c))
             attend = functools.partial(models.attend, heads=8)
-            table[f"attention_{kind}_{s * s}x{c}"] = Op("attention", shapes, {"heads": 8}, attend, rounds=False)
+            table[f"attention_{kind}_{s * s}x{c}"] = Op("attention", shapes, {"heads": 8}, attend, ("tf32", "float32"))
     for c, s in levels[:1]:
         groups = min(32, c // 2)
         table[f"linear_{c}x{c}"] = Op("linear", ((n, s * s, c), (c, c), (c,)), {}, F.linear)
         table[f"group_norm_silu_{c}x{s}"] = Op(
             "group_norm", ((n, s, s, c), (c,), (c,)), {"groups": groups, "eps": 1e-5, "silu": 1},
-            lambda x, w, bias: F.silu(F.group_norm(x, groups, w, bias, 1e-5)), rounds=False, fuses=True,
+            lambda x, w, bias: F.silu(F.group_norm(x, groups, w, bias, 1e-5)), ("float32",), fuses=True,
         )  # fmt: skip
     return table
 
@@ -428,8 +416,8 @@ def ops(b: Bench) -> None:
         if op.op == "attention":
             arrays[1] = normal(*op.shapes[1], stream=1)
 
-        def ours(bf16: int, op=op, arrays=arrays) -> Run:
-            attributes = op.attributes | ({"bf16": 1} if bf16 else {})
+        def ours(precision: str, op=op, arrays=arrays) -> Run:
+            attributes = op.attributes | ({"precision": NUMBERS[precision]} if len(op.precisions) > 1 else {})
 
             def program(length: int, total: bool) -> _core.Program:
                 graph = _core.Graph()
@@ -472,9 +460,7 @@ def ops(b: Bench) -> None:
             run.repeats = chain
             return run
 
-        for precision, suffix in (("bfloat16", "_bf16"), ("float32", ""), ("tf32", "_tf32")):
-            if precision == "bfloat16" and not op.rounds or precision == "tf32" and op.fuses:
-                continue
+        for precision in op.precisions:
             dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
             make = functools.partial(theirs, lambda f: f, dtype)
             peers = {"eager": functools.partial(make, torch.channels_last)}
@@ -482,22 +468,15 @@ def ops(b: Bench) -> None:
                 peers["eager, channels first"] = functools.partial(make, torch.contiguous_format)
             if op.fuses:
                 peers["compiled"] = functools.partial(theirs, b.compiled, dtype, torch.channels_last)
-            b.row(
-                f"{name}{suffix}",
-                functools.partial(ours, precision == "bfloat16"),
-                peers,
-                precision=precision,
-                tolerance=1e-3 if precision == "float32" else 5e-2,
-            )
+            mine = functools.partial(ours, precision)
+            b.row(f"{name}{SUFFIXES[precision]}", mine, peers, precision=precision, tolerance=TOLERANCES[precision])
 
 
 ENTRIES: dict[str, Callable[[Bench], None]] = {
-    "train_bf16": lambda b: train(b, "bfloat16", {"sd15_train_step_bf16": "float32"}),
-    "train": lambda b: train(b, "float32", {f"sd15_train_step{suffix}": of for suffix, of in TF32.items()}),
-    "score_bf16": lambda b: score(b, "bfloat16", {"sd15_images_to_scores_32_bf16": "float32"}),
-    "score": lambda b: score(b, "float32", {f"sd15_images_to_scores_32{suffix}": of for suffix, of in TF32.items()}),
     "vae": vae,
     "ops": ops,
+    **{f"train{suffix}": functools.partial(train, precision=precision) for precision, suffix in SUFFIXES.items()},
+    **{f"score{suffix}": functools.partial(score, precision=precision) for precision, suffix in SUFFIXES.items()},
 }
 
 
