@@ -211,8 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     say_machine(budget)
     package = ROOT
     if a.no_build:
-        if not list(ROOT.glob("cdad/_core*.so")):  # it is installed
-            package = Path(importlib.util.find_spec("cdad").origin).parents[1]
+        if not list(ROOT.glob("cdad/_core*.so")):
+            spec = importlib.util.find_spec("cdad")
+            if not spec:
+                parser.error("--no-build: the package is neither built here nor installed")
+            package = Path(spec.origin).parents[1]
     else:
         budget.say("building the core")
         wrong = build(budget, "0")

@@ -362,7 +362,8 @@ def vae(b: Bench) -> None:
             return lambda: network.run(x)[0]
 
         def theirs(compiled: Callable, peer=peer, x=x, weights=weights) -> Run:
-            f = compiled(lambda tensor: peer(weights(), c, tensor))
+            w = weights()
+            f = compiled(lambda tensor: peer(w, c, tensor))
 
             def run() -> np.ndarray:
                 with torch.inference_mode():
