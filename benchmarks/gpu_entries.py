@@ -105,7 +105,7 @@ class Bench:
     def weights(self, params: _core.Params | Mapping[str, np.ndarray]) -> models.Params:
         """The core's parameters as PyTorch's; ahead, any of those shapes."""
         if self.ahead:
-            found = {name: torch.randn(shape, device=self.torch_device) for name, shape in params.shapes().items()}
+            found = {name: 0.02 * torch.randn(shape, device=self.torch_device) for name, shape in params.shapes().items()}
         elif isinstance(params, _core.Params):
             found = {name: np.array(params[name]) for name in params.shapes()}
         else:
