@@ -48,10 +48,6 @@ def normal(*shape: int, stream: int = 0) -> np.ndarray:
     return _core.random_normal(shape, SEED, stream)
 
 
-def to_torch(torch, array: np.ndarray):
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array))
-
-
 # ---- what is measured: (side) -> a function that does it once ---------------------------------------------------
 
 
@@ -66,8 +62,8 @@ def one_op(op: str, shapes: list[tuple[int, ...]], attributes: dict[str, float],
             program = graph.compile([graph.op(op, values, **attributes)[0]])
             feeds = dict(zip(values, arrays, strict=True))
             return lambda: program.run(feeds)
-        torch, _ = torch_models()
-        tensors = [to_torch(torch, array) for array in arrays]
+        torch, models = torch_models()
+        tensors = [models.to_torch(array) for array in arrays]
         return without_gradients(torch, side, lambda: peer(torch, *tensors))
 
     return make
@@ -115,7 +111,7 @@ def network(kind: str, config: dict, size: tuple[int, int], inputs: list[np.ndar
             return lambda: net.run(*inputs)
         torch, models = torch_models()
         weights = models.from_core({name: params[name] for name in params.shapes()})
-        tensors = [to_torch(torch, array) for array in inputs]
+        tensors = [models.to_torch(array) for array in inputs]
         del net, params
         return without_gradients(torch, side, lambda: peer(models, weights, *tensors))
 
@@ -176,30 +172,13 @@ def train_step(preset: str, batch: int, **changes: object) -> Callable[[str], Ca
         torch, models = torch_models()
         weights = models.from_core({name: params[name] for name in params.shapes()})
         del params
-        t = config.training
-        optimizer = torch.optim.AdamW(
-            list(weights.values()), t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay, foreach=True
-        )
         tensors = {"latent": latent, "image": image, "perturbed": perturbed, "noise": normal(*latent.shape, stream=4)}
-        given = {name: to_torch(torch, array) for name, array in tensors.items()}
+        given = {name: models.to_torch(array) for name, array in tensors.items()}
         given |= {"t": torch.full((batch,), 500), "context": None if context is None else torch.from_numpy(context)}
         given |= {name: torch.full((batch, 1, 1, 1), 0.5**0.5) for name in ("signal", "sigma")}
-
-        def losses():
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-                return models.training_losses(weights, core, given)
-
-        if side_name == "compiled":
-            losses = torch.compile(losses)
-
-        def step() -> float:
-            optimizer.zero_grad(set_to_none=True)
-            loss = losses()[0]
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        return step
+        compiled = [torch.compile] if side_name == "compiled" else []
+        step = models.training_step(weights, config, models.adamw(weights, config), *compiled)
+        return lambda: step(given)
 
     return make
 
@@ -228,8 +207,8 @@ def image_to_score(n: int) -> Callable[[str], Callable]:
         zeros = np.zeros((1, side_length, side_length, channels), np.float32)
         features = model.features
         given = {
-            "basis": to_torch(torch, basis),
-            "noise": to_torch(torch, sampler.start(zeros, [0], config.seed)),
+            "basis": models.to_torch(basis),
+            "noise": models.to_torch(sampler.start(zeros, [0], config.seed)),
             "scale": torch.from_numpy(model.autoencoder.scale).view(1, -1, 1, 1),
             "shift": torch.from_numpy(model.autoencoder.shift).view(1, -1, 1, 1),
             "mean": torch.tensor(features.mean).view(1, -1, 1, 1),
@@ -239,7 +218,7 @@ def image_to_score(n: int) -> Callable[[str], Callable]:
         }
         weights = models.from_core({name: model.params[name] for name in model.params.shapes()})
         backbone = models.from_core(features.weights())
-        tensor, core = to_torch(torch, images), config.denoiser()
+        tensor, core = models.to_torch(images), config.denoiser()
         del model, sampler
         return without_gradients(torch, side, lambda: models.image_scores(weights, core, backbone, given, tensor))
 

@@ -7,20 +7,32 @@ images and latents [N,C,H,W], attention by `scaled_dot_product_attention`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from cdad import Config
+
 Params = dict[str, torch.Tensor]
 
 
-def from_core(weights: dict[str, np.ndarray]) -> Params:
+def to_torch(
+    array: np.ndarray | torch.Tensor, device: str = "cpu", layout: torch.memory_format = torch.contiguous_format
+) -> torch.Tensor:
+    """Images [N,H,W,C] as [N,C,H,W], in the order of memory ``layout``; anything else as it is."""
+    tensor = torch.as_tensor(array, device=device)
+    return tensor.permute(0, 3, 1, 2).contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+
+
+def from_core(
+    weights: Mapping[str, np.ndarray | torch.Tensor],
+    device: str = "cpu",
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Params:
     """The core's parameters as leaves that want gradients; convolutions from [O,R,S,C] to [O,C,R,S]."""
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(w.transpose(0, 3, 1, 2) if w.ndim == 4 else w)).requires_grad_()
-        for name, w in weights.items()
-    }
+    return {name: to_torch(w, device, layout).requires_grad_() for name, w in weights.items()}
 
 
 def conv(p: Params, name: str, x: torch.Tensor, stride: int = 1, padding: int = 0) -> torch.Tensor:
@@ -57,7 +69,7 @@ def image_of(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def timestep_embedding(t: torch.Tensor, dim: int) -> torch.Tensor:
-    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, dtype=torch.float32) / (dim // 2))
+    frequencies = torch.exp(-math.log(10000) * torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2))
     angles = t[:, None].float() * frequencies[None]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
@@ -157,24 +169,25 @@ def controlnet(
 # ---- anomaly-masked network -------------------------------------------------------------------------------
 
 
-def position_embedding(height: int, width: int, channels: int) -> torch.Tensor:
+def position_embedding(height: int, width: int, channels: int, device: torch.device) -> torch.Tensor:
     """DETR's sine embedding [1,H*W,C], normalised to 2 pi, y before x."""
     half = channels // 2
-    y, x = (torch.arange(1, n + 1, dtype=torch.float64) / (n + 1e-6) * 2 * math.pi for n in (height, width))
-    waves = 10000 ** (2 * (torch.arange(half) // 2).double() / half)
+    index = torch.arange(half, device=device)
+    y, x = (torch.arange(1, n + 1, dtype=torch.float64, device=device) / (n + 1e-6) * 2 * math.pi for n in (height, width))
+    waves = 10000 ** (2 * (index // 2).double() / half)
 
     def interleaved(position: torch.Tensor) -> torch.Tensor:
         angle = position[:, None] / waves
-        return torch.where(torch.arange(half) % 2 == 1, angle.cos(), angle.sin())
+        return torch.where(index % 2 == 1, angle.cos(), angle.sin())
 
     grid_y = interleaved(y)[:, None].expand(height, width, half)
     grid_x = interleaved(x)[None].expand(height, width, half)
     return torch.cat([grid_y, grid_x], dim=-1).reshape(1, height * width, channels).float()
 
 
-def neighbour_mask(height: int, width: int, size: tuple[int, int]) -> torch.Tensor:
+def neighbour_mask(height: int, width: int, size: tuple[int, int], device: torch.device) -> torch.Tensor:
     """[H*W,H*W], true where a token sees another: outside its own neighbourhood of ``size``."""
-    y, x = (a.flatten() for a in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    y, x = (a.flatten() for a in torch.meshgrid(*(torch.arange(n, device=device) for n in (height, width)), indexing="ij"))
     near = ((y[:, None] - y).abs() <= size[0] // 2) & ((x[:, None] - x).abs() <= size[1] // 2)
     return ~near
 
@@ -195,8 +208,9 @@ def amn_local(p: Params, c: dict, image: torch.Tensor) -> torch.Tensor:
 
 def amn_nonlocal(p: Params, c: dict, local: torch.Tensor) -> torch.Tensor:
     """E_no: the transformer over E_lo's tokens."""
-    height, width = local.shape[2:]
-    place, mask = position_embedding(height, width, local.shape[1]).to(local.dtype), neighbour_mask(height, width, c["neighbor"])
+    (height, width), device = local.shape[2:], local.device
+    place = position_embedding(height, width, local.shape[1], device).to(local.dtype)
+    mask = neighbour_mask(height, width, c["neighbor"], device)
     x = tokens(local)
     for i in range(c["n_layers"]):
         layer = f"amn.encoder.layers.{i}"
@@ -212,7 +226,7 @@ def training_losses(p: Params, config: dict, batch: dict[str, torch.Tensor]) -> 
     """L = L_CDM + L_amn, and both (L_amn 0 without the masked network); ``batch``: latent, noise, image, perturbed, t,
     context (or None), and signal and sigma [N,1,1,1] of its timesteps."""
     noised = batch["signal"] * batch["latent"] + batch["sigma"] * batch["noise"]
-    seen, amn = (noised, batch["t"], batch["context"]), torch.zeros(())
+    seen, amn = (noised, batch["t"], batch["context"]), noised.new_zeros(())
     if config["amn"]:
         local = amn_local(p, config["amn"], batch["image"])
         control = amn_nonlocal(p, config["amn"], amn_local(p, config["amn"], batch["perturbed"]))
@@ -231,6 +245,47 @@ def training_losses(p: Params, config: dict, batch: dict[str, torch.Tensor]) -> 
         wanted = batch["signal"] * batch["noise"] - batch["sigma"] * batch["latent"]
     cdm = F.mse_loss(prediction, wanted)
     return cdm + amn, cdm, amn
+
+
+def adamw(p: Params, config: Config) -> torch.optim.Optimizer:
+    t = config.training
+    kernels = {"fused": True} if next(iter(p.values())).is_cuda else {"foreach": True}
+    return torch.optim.AdamW(list(p.values()), t.lr, (t.beta1, t.beta2), t.eps, t.weight_decay, **kernels)
+
+
+def training_step(
+    p: Params, config: Config, optimizer: torch.optim.Optimizer, compiled: Callable = lambda f: f
+) -> Callable[[dict], float]:
+    """A step for a batch that `training_losses` takes; it returns the loss. ``compiled``: what is done with the losses,
+    `torch.compile` or nothing."""
+    core, kind = config.denoiser(), next(iter(p.values())).device.type
+
+    @compiled
+    def losses(batch: dict) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return training_losses(p, core, batch)
+
+    def step(batch: dict) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = losses(batch)[0]
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+# ---- sampler ----------------------------------------------------------------------------------------------
+
+
+def ddim(predict: Callable, x: torch.Tensor, timesteps: Sequence[int], signal: Sequence[float]) -> torch.Tensor:
+    """DDIM (eta 0) of ``predict(x, t)``, the noise, down from x at the first of the timesteps, to timestep 0. ``signal``:
+    sqrt(alpha_bar) of all timesteps."""
+    for t, after in zip(timesteps, [*timesteps[1:], 0], strict=True):
+        noise = predict(x, torch.full((len(x),), t, device=x.device))
+        (s, n), (s_after, n_after) = ((signal[i], math.sqrt(1 - signal[i] ** 2)) for i in (t, after))
+        x = s_after * (x - n * noise) / s + n_after * noise
+    return x
 
 
 # ---- KL autoencoder ---------------------------------------------------------------------------------------
@@ -297,10 +352,12 @@ def clip_text(p: Params, c: dict, ids: torch.Tensor) -> torch.Tensor:
 
 def resnet(p: Params, c: dict, image: torch.Tensor) -> list[torch.Tensor]:
     """Features after layer1 to layer4, then the stem's, of torchvision's parameters and statistics; batch norms as in
-    evaluation."""
+    evaluation, or, where there are none, folded into the convolutions."""
 
     def conv_norm(conv_name: str, norm: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
         x = conv(p, conv_name, x, stride, p[f"{conv_name}.weight"].shape[-1] // 2)
+        if f"{norm}.running_mean" not in p:
+            return x
         statistics = (p[f"{norm}.running_mean"], p[f"{norm}.running_var"])
         return F.batch_norm(x, *statistics, p[f"{norm}.weight"], p[f"{norm}.bias"], eps=1e-5)
 
@@ -363,10 +420,21 @@ def efficientnet_lite0(p: Params, image: torch.Tensor) -> list[torch.Tensor]:
 def blurred(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian smoothing of [N,1,H,W]; as many taps as OpenCV takes."""
     radius = (round(8 * sigma + 1) | 1) // 2
-    taps = torch.exp(-(torch.arange(-radius, radius + 1.0) ** 2) / (2 * sigma**2))
+    taps = torch.exp(-(torch.arange(-radius, radius + 1.0, device=maps.device) ** 2) / (2 * sigma**2))
     taps = taps / taps.sum()
     maps = F.pad(maps, (radius,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(maps, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+
+
+def scores(features: list[torch.Tensor], size: Sequence[int], sigma: float, top: float) -> torch.Tensor:
+    """Scores [N] of features of n references, then of as many drawings, a layer; of maps of ``size``."""
+    n = len(features[0]) // 2
+    distances = [((f[:n] - f[n:]) ** 2).sum(1, keepdim=True) for f in features]
+    maps = sum(F.interpolate(d, size, mode="bilinear", align_corners=False) for d in distances) / len(distances)
+    flat = blurred(maps, sigma).flatten(1)
+    highest = flat.topk(max(1, round(top * flat.shape[1])), 1).values.mean(1)
+    middle = flat.shape[1] // 2  # of an even number of pixels: the median is the mean of two
+    return highest - 0.5 * (flat.kthvalue(middle, 1).values + flat.kthvalue(middle + 1, 1).values)
 
 
 def image_scores(p: Params, config: dict, backbone: Params, given: dict, image: torch.Tensor) -> torch.Tensor:
@@ -382,9 +450,4 @@ def image_scores(p: Params, config: dict, backbone: Params, given: dict, image: 
     drawn = dct_decode(given["basis"], x0 * given["scale"] + given["shift"])
     reference = dct_decode(given["basis"], dct_encode(given["basis"], image))
     pairs = efficientnet_lite0(backbone, (torch.cat([reference, drawn]) - given["mean"]) / given["std"])
-    distances = [((f[:n] - f[n:]) ** 2).sum(1, keepdim=True) for f in pairs]
-    maps = sum(F.interpolate(d, image.shape[2:], mode="bilinear", align_corners=False) for d in distances) / len(distances)
-    flat = blurred(maps, given["sigma"]).flatten(1)
-    highest = flat.topk(max(1, round(given["top"] * flat.shape[1])), 1).values.mean(1)
-    middle = flat.shape[1] // 2  # of an even number of pixels: the median is the mean of two
-    return highest - 0.5 * (flat.kthvalue(middle, 1).values + flat.kthvalue(middle + 1, 1).values)
+    return scores(pairs, image.shape[2:], given["sigma"], given["top"])

@@ -1,0 +1,57 @@
+"""The benchmark of the CUDA backend runs to its end without a GPU: the same code on small shapes, beside PyTorch on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+PATH = Path(__file__).resolve().parents[1] / "benchmarks/gpu.py"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_kind_of_entry_on_the_emulated_device(gpu, tmp_path, capfd):
+    out = tmp_path / "records.json"
+    how = ["--no-build", "--device", "emulated", "--quick", "--backend", "none", "--tests", "--json", str(out)]
+    assert gpu.main([*how, "--only", "train_bf16", "ops", "score_tf32", "vae"]) == 0
+    told = capfd.readouterr().out
+    assert told.splitlines()[-1] == "tests: not run; failures: 0; not run: nothing"
+    records = {record["name"]: record for record in json.loads(out.read_text())}
+    for name in ("sd15_train_step_bf16", "conv3x3_16x2", "sd15_images_to_scores_2_tf32", "vae_decode"):
+        record = records[f"emulated_{name}"]
+        assert set(record) == {"name", "value", "unit", "peer", "peer_value", "ratio", "command"}
+        assert record["ratio"] == pytest.approx(record["peer_value"] / record["value"])
+        assert name in told
+
+
+def test_what_fails_is_told_and_counted(gpu, tmp_path, capfd):
+    """A test that fails, a device that is none, and an entry for which no time is left."""
+    (tmp_path / "test_it.py").write_text("def test_good(): pass\ndef test_bad(): assert False\n")
+    how = ["--no-build", "--device", "nowhere", "--backend", "none", "--tests", str(tmp_path / "test_it.py")]
+    assert gpu.main([*how, "--quick", "--only", "ops"]) == 1
+    told = capfd.readouterr().out
+    assert "FAILED: tests: 1 passed, 1 failed, 0 skipped\n" in told and "FAILED: ops: exit status 1\n" in told
+    assert gpu.main([*how[:-1], "--seconds", "1", "--only", "vae"]) == 0
+    assert capfd.readouterr().out.endswith("failures: 0; not run: vae\n")
+
+
+def test_a_row_says_which_side_failed_and_why(gpu):
+    row = {"row": "a", "ms": {"cdad": 2.0, "eager": 3.0, "compiled": 1.0}, "MiB": {"cdad": 4.0, "eager": 8.0}, "why": {}}
+    first, memory = gpu.records({"a": row}, "cuda", "command")
+    assert (first["name"], first["peer"], first["ratio"]) == ("cuda_a", "PyTorch, compiled", 0.5)
+    assert (memory["name"], memory["unit"], memory["ratio"]) == ("cuda_a_peak_memory", "MiB", 2.0)
+    alone = {"row": "b", "ms": {"eager": 3.0}, "MiB": {}, "why": {"cdad": "MemoryError: cuda:0: 9 MiB cannot be had"}}
+    assert gpu.records({"b": alone}, "cuda", "command") == [] and gpu.table_line(alone)["ratio"] == "-"
+    failures: list[str] = []
+    gpu.report({"b": alone, "c": row | {"row": "c", "why": {"compiled": "Broken: it is"}}}, failures, [], "", lambda *_: "")
+    assert failures == ["b: cdad: MemoryError: cuda:0: 9 MiB cannot be had"]
