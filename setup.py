@@ -6,6 +6,7 @@ their source and every header. Environment:
 - ``CC``, ``CFLAGS``, ``LDFLAGS``: the compiler (gcc or clang) and further flags.
 - ``CDAD_BLAS``: ``scipy-openblas32`` (default; copied into the package), ``system``, or an OpenBLAS' prefix.
 - ``CDAD_CUDA``: whether the CUDA backend is built: ``auto`` (default: where nvcc is found), ``0`` or ``1``.
+- ``CDAD_CUDA_ARCHS``: the GPUs it is built for, oldest first (default: ``80 90 100``; newer ones translate it as they load it).
 - ``CDAD_WERROR=1``: warnings are errors.
 - ``CDAD_SANITIZE``: sanitizers, such as ``address,undefined``.
 
@@ -60,7 +61,7 @@ if X86:
     )
 
 # The GPUs that csrc/kernels/cuda is compiled for, and code that newer ones translate when they load it.
-CUDA_ARCHS = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)] + ["-gencode=arch=compute_100,code=compute_100"]
+CUDA_ARCHS = os.environ.get("CDAD_CUDA_ARCHS", "80 90 100").split()
 NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow")
 
 # OpenBLAS releases whose matrix products are wrong or race on some processors.
@@ -79,7 +80,12 @@ def device_defines() -> list[str]:
     """What tells the core and a device's backend that they were built from the same headers."""
     shared = [*sorted((CSRC / "base").glob("*.h")), *sorted((CSRC / "kernels").glob("*.h")), CSRC / "kernels/cuda/entry.h"]
     abi = hashlib.sha256(b"".join(h.read_bytes() for h in shared)).hexdigest()[:12]
-    return [f'-DCDAD_DEVICE_ABI="{abi}"', '-DCDAD_CUDA_ARCHS="sm_80, sm_90, sm_100 and newer"']
+    return [f'-DCDAD_DEVICE_ABI="{abi}"']
+
+
+def cuda_defines() -> list[str]:
+    """The same, and for people what the backend was compiled for."""
+    return [*device_defines(), f'-DCDAD_CUDA_ARCHS="{", ".join(f"sm_{n}" for n in CUDA_ARCHS)} and newer"']
 
 
 def environ_flags(name: str) -> list[str]:
@@ -212,7 +218,9 @@ class Toolchain:
         version = run([self.nvcc, "--version"], CompileError)
         OBJECTS.mkdir(parents=True, exist_ok=True)
         headers = max(h.stat().st_mtime for h in CSRC.rglob("*.h"))
-        flags = [*NVCC_FLAGS, *CUDA_ARCHS, *device_defines(), f"-I{CSRC}"]
+        newest = CUDA_ARCHS[-1]
+        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in CUDA_ARCHS)]
+        flags += [f"-gencode=arch=compute_{newest},code=compute_{newest}", *cuda_defines(), f"-I{CSRC}"]
         if os.environ.get("CDAD_WERROR") == "1":
             flags += ["--Werror", "all-warnings"]
 
@@ -358,7 +366,7 @@ class BuildCudaOnHost(Command):
         folder = CSRC / "kernels/cuda"
         files = [*sorted(folder.glob("*.cu")), folder / "on_host.cpp"]
         CUDA_ON_HOST.parent.mkdir(parents=True, exist_ok=True)
-        command = [*compiler, *flags, *device_defines(), f"-I{CSRC}", "-x", "c++", *map(str, files)]
+        command = [*compiler, *flags, *cuda_defines(), f"-I{CSRC}", "-x", "c++", *map(str, files)]
         run([*command, "-o", str(CUDA_ON_HOST), "-pthread", "-ldl"], CompileError)
         print(CUDA_ON_HOST, flush=True)
 

@@ -93,7 +93,17 @@ def environment(package: Path) -> dict[str, str]:
 def build(budget: Budget, cuda: str) -> str:
     """What is wrong, or ""."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    return Process(command, budget.left, cwd=ROOT, env=os.environ | {"CDAD_CUDA": cuda}).wait()
+    return Process(command, budget.left, cwd=ROOT, env=os.environ | {"CDAD_CUDA": cuda} | own_archs()).wait()
+
+
+def own_archs() -> dict[str, str]:
+    """The backend is compiled for the GPUs that are here, which takes a third of the time."""
+    if "CDAD_CUDA_ARCHS" in os.environ or not shutil.which("nvidia-smi"):
+        return {}
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
+    archs = sorted({n.replace(".", "") for n in found if n.replace(".", "").isdigit()}, key=int)
+    return {"CDAD_CUDA_ARCHS": " ".join(archs)} if archs else {}
 
 
 def worker(a: argparse.Namespace, names: list[str], *more: str) -> list[str]:
@@ -203,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=ENTRIES, metavar="NAME", default=list(ENTRIES))
     parser.add_argument("--backend", default="inductor", help="of torch.compile; none: compile nothing")
     parser.add_argument("--no-build", action="store_true", help="the package is built or installed")
-    parser.add_argument("--tests", nargs="*", default=["tests/test_devices.py"], help="files; none: no tests")
+    parser.add_argument("--tests", nargs="*", default=["tests/test_devices.py", "tests/test_device_arrays.py"], help="files; none: no tests")
     parser.add_argument("--json", help="write the records here")
     a = parser.parse_args(argv)
     command = shlex.join(["python", "benchmarks/gpu.py", *(sys.argv[1:] if argv is None else argv)])
