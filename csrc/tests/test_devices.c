@@ -1,11 +1,13 @@
 /* The emulated device: a program runs there to the host's bits, what mixes up the two memories is told, and all is freed.
  * The planned device: sizes are the host's, and nothing runs. */
+#include <math.h>
 #include <stddef.h>
 
 #include "continual/stream.h"
 #include "graph/program.h"
 #include "kernels/devices.h"
 #include "kernels/kernels.h"
+#include "optim/adamw.h"
 
 #include "check.h"
 
@@ -119,6 +121,83 @@ static void memory_on(cdad_device *device) {
     device->limit = 0;
 }
 
+/* Stands for a device that records: the emulated one's kernels work at once, and what is asked of recordings is counted. */
+static int made, replayed, forgotten;
+static cdad_status fake_record(cdad_device *d, cdad_error *err) {
+    (void)d, (void)err;
+    return CDAD_OK;
+}
+static cdad_status fake_recorded(cdad_device *d, void **out, cdad_error *err) {
+    (void)d, (void)err;
+    *out = &made;
+    made++;
+    return CDAD_OK;
+}
+static cdad_status fake_replay(cdad_device *d, void *recording, cdad_error *err) {
+    (void)d, (void)recording, (void)err;
+    replayed++;
+    return CDAD_OK;
+}
+static void fake_forget(cdad_device *d, void *recording) {
+    (void)d, (void)recording;
+    forgotten++;
+}
+
+/* A recording is made by the second run alike, and is dropped when a value lies elsewhere. */
+static void record_on(const cdad_context *ctx) {
+    static const float given[6] = {-2, -1, 0, 1, 2, 3};
+    cdad_device *d = ctx->device;
+    cdad_program *p = NULL;
+    void *one = NULL, *two = NULL;
+    d->record = fake_record;
+    d->recorded = fake_recorded;
+    d->replay = fake_replay;
+    d->forget = fake_forget;
+    CHECK_OK(cdad_device_mirror(d, &one, given, sizeof given, err));
+    CHECK_OK(cdad_device_mirror(d, &two, given, sizeof given, err));
+    CHECK_OK(cdad_program_new(&p, g, 1, &y, NULL, ctx, err));
+    for (int i = 0; i < 6; i++) {
+        CHECK_OK(cdad_program_bind(p, x, i < 3 ? one : two, err));
+        CHECK_OK(cdad_program_run(p, ctx, err));
+        CHECK(cdad_program_is_recorded(p) == (i % 3 > 0), "run %d is%s replayed", i, i % 3 ? " not" : "");
+    }
+    CHECK(made == 2 && replayed == 4 && forgotten == 1, "%d made, %d replayed, %d dropped", made, replayed, forgotten);
+    cdad_program_free(p);
+    CHECK(forgotten == 2, "a recording outlives its program");
+    cdad_device_free(d, one);
+    cdad_device_free(d, two);
+    d->record = NULL;
+    d->recorded = NULL;
+    d->replay = NULL;
+    d->forget = NULL;
+}
+
+/* A gradient that is not finite, used as it comes: its parameter is as before, and the step's end tells it by name. */
+static void gradient_on(const cdad_context *ctx) {
+    static const float bad[6] = {1, 2, NAN, 4, 5, 6};
+    const cdad_optimizer_config config = {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+    cdad_params *params = NULL;
+    cdad_optimizer *o = NULL;
+    void *grad = NULL;
+    float before[6], after[6];
+    double norm;
+    CHECK_OK(cdad_params_new(&params, err));
+    params->device = ctx->device;
+    CHECK_OK(cdad_params_register(params, "w", cdad_shape_make(2, (int64_t)2, (int64_t)3), (cdad_init){0}, err));
+    CHECK_OK(cdad_params_allocate(params, 0, err));
+    CHECK_OK(cdad_params_read(params, 0, before, err));
+    CHECK_OK(cdad_optimizer_new(&o, params, &config, err));
+    CHECK_OK(cdad_device_mirror(ctx->device, &grad, bad, sizeof bad, err));
+    CHECK_OK(cdad_optimizer_begin(o, ctx, 1.0, err));
+    CHECK_OK(cdad_optimizer_use(o, ctx, 0, grad, err));
+    CHECK_FAILS(CDAD_NOT_FINITE, "the gradient of w is not finite", cdad_optimizer_end(o, &norm, err));
+    CHECK_OK(cdad_params_read(params, 0, after, err));
+    CHECK(same(before, after, 6), "a gradient that is not finite moves a weight");
+    cdad_device_free(ctx->device, grad);
+    cdad_optimizer_free(o);
+    cdad_params_free(params);
+}
+
 int cdad_test_devices(void) {
     cdad_device *device = NULL, *none = NULL;
     float want[10], got[10];
@@ -167,6 +246,8 @@ int cdad_test_devices(void) {
     CHECK_FAILS(CDAD_INVALID, "there is no stream 0x7", device->order(device, (void *)7, 1, err));
     cdad_device_free(device, memory);
     memory_on(device);
+    record_on(&there);
+    gradient_on(&there);
     CHECK_FAILS(CDAD_INVALID, "zeros to", cdad_device_zero(device, memory, 4, err));
     cdad_graph_free(g);
     return failures;

@@ -60,7 +60,7 @@ void cuda_affine(const cdad_context *ctx, float *y, const float *x, int64_t n, f
     cuda_launched(ctx, "affine");
 }
 
-/* A dimension of size 1, or that is not divided by, costs nothing: `flat` says that b is laid out as a. */
+/* flat: b is laid out as a, and no index is divided. */
 template <typename I>
 __global__ static void binary_kernel(float *y, const float *a, const float *b, cdad_broadcast bc, int flat, I n,
                                      cdad_binary op) {
