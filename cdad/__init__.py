@@ -21,6 +21,7 @@ from .data import open_dataset
 from .errors import CheckpointError, DataError, FormatError, ImageError, LimitError, TrainingError
 from .evaluation import evaluate
 from .model import ContinualModel, Prediction
+from .parallel import DataParallel
 from .planning import Plan, plan
 from .protocols import PROTOCOLS, Protocol, protocol
 from .run import run_protocol
@@ -33,6 +34,7 @@ __all__ = [
     "Config",
     "ContinualModel",
     "DataError",
+    "DataParallel",
     "DeviceArray",
     "FormatError",
     "ImageError",

@@ -1,4 +1,4 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class DeviceArray:
     def __init__(self, x: Any, device: str | None = None) -> None: ...
     def __len__(self) -> int: ...
     def __getitem__(self, part: slice, /) -> DeviceArray: ...
+    def __setitem__(self, part: slice, x: Any, /) -> None: ...
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
     def __dlpack__(
         self,
@@ -112,6 +113,7 @@ class Trainer:
         distill: bool = False,
         accumulate: int = 1,
         recompute: bool = False,
+        share: tuple[int, int, Callable[[Any], object]] | None = None,
     ) -> None: ...
     n_steps: int
     age: int
@@ -123,6 +125,7 @@ class Trainer:
         context: ArrayLike | None = None,
         lr_scale: float = 1.0,
     ) -> tuple[float, float, float, float]: ...
+    def drawn(self) -> tuple[Floats, np.ndarray]: ...
     def gradients(
         self,
         latent: ArrayLike,

@@ -24,6 +24,7 @@ from .device_arrays import Array
 from .errors import CheckpointError, DataError
 from .features import FeatureDistance
 from .model_files import restore, save_model
+from .parallel import DataParallel
 from .programs import Programs
 from .results import format_table
 from .scoring import Calibration, image_scores, score_maps, whitening
@@ -51,7 +52,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a callback is told after each training step: 0-based ``step`` of ``steps`` in this task, losses, rate."""
+    """What a callback is told after each training step: 0-based ``step`` of ``steps`` in this task, losses (under
+    `DataParallel` of this process's part), rate."""
 
     task: int
     step: int
@@ -73,13 +75,22 @@ class ContinualModel:
 
     ``config``: a `Config` or a preset's name. ``device``: where weights lie and networks run, "cpu" or "cuda" (see
     `cdad.set_device`, the default); results on one are those on the other up to rounding, and files are the same.
-    RuntimeError: there is no such device, and why. Predictions may run in several threads at once; `fit_task` is
+    RuntimeError: there is no such device, and why. ``parallel``: other processes train with this one (`DataParallel`). Predictions may run in several threads at once; `fit_task` is
     exclusive, and a second one meanwhile raises RuntimeError.
     """
 
-    def __init__(self, config: Config | str = "small", *, device: str | None = None, _load_weights: bool = True):
+    def __init__(
+        self,
+        config: Config | str = "small",
+        *,
+        device: str | None = None,
+        parallel: DataParallel | None = None,
+        _load_weights: bool = True,
+    ):
         self.config = preset(config) if isinstance(config, str) else config
+        self.parallel = parallel
         c = self.config
+        self._part = range(c.training.batch_size) if parallel is None else parallel.part(c.training.batch_size)
         batch = c.scoring.batch_size
         self.params = _core.Params(device)
         self.autoencoder = Autoencoder(
@@ -91,10 +102,11 @@ class ContinualModel:
         self._trainer = _core.Trainer(
             self.params,
             c.denoiser(),
-            c.training.batch_size,
+            len(self._part),
             c.optimizer(),
             c.seed,
             distill=self.strategy.distils,
+            share=parallel and (parallel.rank, parallel.world_size, parallel.all_reduce),
             **c.batching(),
         )
         if _load_weights:
@@ -189,6 +201,8 @@ class ContinualModel:
         """
         if not self._fitting.acquire(blocking=False):
             raise RuntimeError("model is training")
+        if self.parallel is not None and self.parallel.rank > 0:
+            progress, checkpoint = False, None
         try:
             self._fit(as_classes(task, len(self.ledger)), progress, callback, checkpoint, checkpoint_seconds)
         finally:
@@ -272,9 +286,9 @@ class ContinualModel:
         )
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
-        context = self.contexts(t.batch_size)
+        context = self.contexts(len(self._part))
         with bar:
-            for batch in batches.steps(self.progress["step"], steps):
+            for batch in batches.part(self._part).steps(self.progress["step"], steps):
                 began, step = time.monotonic(), self.progress["step"]
                 scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
                 losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale)
@@ -488,7 +502,12 @@ class ContinualModel:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, config: Config | None = None, *, device: str | None = None
+        cls,
+        path: str | os.PathLike,
+        config: Config | None = None,
+        *,
+        device: str | None = None,
+        parallel: DataParallel | None = None,
     ) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
@@ -496,10 +515,11 @@ class ContinualModel:
         with Checkpoint(path) as checkpoint:
             # Checksums tell damage, not intent: what the file says is looked at like any other's.
             if config is not None:
-                model = cls(config, device=device, _load_weights=False)
+                model = cls(config, device=device, parallel=parallel, _load_weights=False)
             else:
                 try:
-                    model = cls(Config.from_dict(checkpoint.state["config"]), device=device, _load_weights=False)
+                    config = Config.from_dict(checkpoint.state["config"])
+                    model = cls(config, device=device, parallel=parallel, _load_weights=False)
                 except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
                     raise CheckpointError(f"its configuration makes no model: {error}", path) from error
             restore(model, checkpoint)

@@ -163,5 +163,5 @@ def test_refusals():
     config = preset("tiny")
     with pytest.raises(ValueError, match="cannot be cut into 3 equal parts"):
         _core.Trainer(_core.Params(), config.denoiser(), 8, config.optimizer(), 0, accumulate=3)
-    with pytest.raises(ValueError, match="cannot be accumulated"):
+    with pytest.raises(ValueError, match="cannot be added up"):
         _core.Trainer(_core.Params(), config.denoiser(), 8, config.optimizer(), 0, "output", accumulate=2)

@@ -92,6 +92,7 @@ class TrainingBatches:
         self.light = light
         self._versions = versions(light)
         self._given = pixels
+        self._part = range(batch_size)
         self._cache: dict[int, np.ndarray] = {}
         self._cache_room = cache_bytes
         self._cache_lock = threading.Lock()
@@ -112,7 +113,13 @@ class TrainingBatches:
     def resized(self, batch_size: int) -> TrainingBatches:
         """The same images in batches of another size."""
         other = copy.copy(self)
-        other.batch_size = batch_size
+        other.batch_size, other._part = batch_size, range(batch_size)
+        return other
+
+    def part(self, samples: range) -> TrainingBatches:
+        """Of the same batches these samples alone."""
+        other = copy.copy(self)
+        other._part = self._part[samples.start : samples.stop]
         return other
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -144,9 +151,9 @@ class TrainingBatches:
 
     def _make(self, epoch: int, step: int) -> Batch:
         order = self._order(epoch)
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size) % len(order)
-        index = np.empty(self.batch_size, np.int64)
-        image = np.empty((self.batch_size, *self.image_size, 3), np.float32)
+        places = (step * self.batch_size + np.asarray(self._part, np.int64)) % len(order)
+        index = np.empty(len(places), np.int64)
+        image = np.empty((len(places), *self.image_size, 3), np.float32)
         perturbed = np.empty_like(image)
         for i, j in enumerate(order[places]):
             index[i], image[i], perturbed[i] = self._sample(epoch, int(j))
@@ -198,6 +205,14 @@ class MixedBatches:
     @property
     def n_images(self) -> int:
         return self.new.n_images + self.old.n_images
+
+    def part(self, samples: range) -> MixedBatches:
+        """Of the same batches these samples alone."""
+        n = self.new.batch_size
+        return MixedBatches(
+            self.new.part(range(min(samples.start, n), min(samples.stop, n))),
+            self.old.part(range(max(samples.start - n, 0), max(samples.stop - n, 0))),
+        )
 
     def clean(self, start: int, stop: int) -> np.ndarray:
         n = self.new.n_images

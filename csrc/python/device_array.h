@@ -9,7 +9,7 @@ typedef struct cdad_py_array {
     cdad_device *device;
     cdad_shape shape;
     float *data;
-    int read_only;   /* as its lender said; nothing here writes into it */
+    int read_only;   /* as its lender said */
     PyObject *owner; /* keeps the memory alive: cdad_py_memory_new's, or a parameter store */
 } cdad_py_array;
 

@@ -222,6 +222,33 @@ static PyObject *array_subscript(PyObject *o, PyObject *key) {
     return array_view(a, &shape, start * cdad_shape_span(&shape, 1, shape.ndim));
 }
 
+static int array_assign(PyObject *o, PyObject *key, PyObject *values) {
+    cdad_py_array *part = NULL;
+    cdad_py_input in = {0};
+    cdad_error err = {0};
+    cdad_status status = CDAD_OK;
+    int done = -1;
+    if (!values)
+        PyErr_SetString(PyExc_TypeError, "parts of a device array cannot be deleted");
+    else if (((cdad_py_array *)o)->read_only)
+        PyErr_SetString(PyExc_ValueError, "this device array is read-only");
+    else
+        part = (cdad_py_array *)array_subscript(o, key);
+    if (part && cdad_py_input_of(&in, values, &part->shape, part->device, "what is assigned") == 0) {
+        const int64_t bytes = cdad_shape_count(&part->shape) * (int64_t)sizeof(float);
+        Py_BEGIN_ALLOW_THREADS
+        status = in.on_device ? cdad_device_copy(part->device, part->data, in.data, bytes, &err)
+                              : cdad_device_upload(part->device, part->data, in.data, bytes, &err);
+        Py_END_ALLOW_THREADS
+        done = status == CDAD_OK ? 0 : -1;
+    }
+    if (status != CDAD_OK)
+        cdad_py_raise(&err);
+    Py_XDECREF(in.held);
+    Py_XDECREF(part);
+    return done;
+}
+
 static PyObject *array_reshape(PyObject *o, PyObject *arg) {
     const cdad_py_array *a = (cdad_py_array *)o;
     char from[CDAD_SHAPE_TEXT], to[CDAD_SHAPE_TEXT];
@@ -339,10 +366,11 @@ static PyType_Slot array_slots[] = {
     {Py_tp_getset, array_getset},
     {Py_mp_length, array_length},
     {Py_mp_subscript, array_subscript},
+    {Py_mp_ass_subscript, array_assign},
     {Py_tp_doc, "DeviceArray(x, device=None)\n--\n\nDense float32 memory of a device. x of a device (a torch, CuPy or JAX array, "
                 "or anything else with __dlpack__ or __cuda_array_interface__) is shared, and kept alive by this; x of the "
                 "host is copied to `device` (None: get_device()). Other libraries take it the same two ways. a[i:j] is a "
-                "part of the first dimension, on the same memory. TypeError: x is not of float32; ValueError: it is not dense, is "
+                "part of the first dimension, on the same memory, and a[i:j] = x copies x of its shape there. TypeError: x is not of float32; ValueError: it is not dense, is "
                 "empty, or lies elsewhere.\n\nWhat is queued on the default stream comes before what is done here with x, "
                 "and what was done here before what others do with this array on the stream that they name. A borrower that "
                 "works on another stream than the default one keeps the array until it is done."},

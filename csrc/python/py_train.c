@@ -1,78 +1,61 @@
 /* Trainer: training steps as single calls into the core. */
-#include "train/trainer.h"
+#include "python/py_trainer.h"
 #include "python/config.h"
 
 #include <string.h>
 
-/* The blocks that a trainer borrows. */
-enum { IMPORTANCE, ANCHOR, PATH, TEACHER, SUMS, N_BLOCKS };
-
-typedef struct py_trainer {
-    PyObject_HEAD
-    cdad_py_params *params;
-    cdad_trainer *trainer;
-    cdad_denoiser_config config;
-    int64_t n;
-    PyObject *borrowed; /* {name: array}: keeps alive what the optimiser borrows: bases by parameter, and blocks */
-    float *mirrors[N_BLOCKS]; /* of borrowed blocks, where the parameters lie on a device */
-    float *path;              /* the borrowed path integral, or NULL */
-    cdad_py_lock lock;
-} py_trainer;
-
 static PyObject *trainer_type;
-
-static cdad_device *device_of(const py_trainer *self) { return self->params->params->device; }
-
-/* What the core is given for a borrowed block of the host, or NULL: on a device, a copy there. */
-static cdad_status lend(py_trainer *self, int which, float *block, float **lent, cdad_error *err) {
-    const int64_t bytes = self->params->params->total * (int64_t)sizeof(float);
-    *lent = block;
-    if (!device_of(self))
-        return CDAD_OK;
-    if (!block) {
-        cdad_device_free(device_of(self), self->mirrors[which]);
-        self->mirrors[which] = NULL;
-        return CDAD_OK;
-    }
-    CDAD_TRY(cdad_device_mirror(device_of(self), (void **)&self->mirrors[which], block, bytes, err));
-    *lent = self->mirrors[which];
-    return CDAD_OK;
-}
-
-/* Gives a block that the core has written back. */
-static cdad_status give_back(const py_trainer *self, int which, float *block, cdad_error *err) {
-    if (!block || !device_of(self))
-        return CDAD_OK;
-    return cdad_device_download(device_of(self), block, self->mirrors[which],
-                                self->params->params->total * (int64_t)sizeof(float), err);
-}
 
 static void trainer_dealloc(PyObject *o) {
     py_trainer *self = (py_trainer *)o;
     PyTypeObject *type = Py_TYPE(o);
     cdad_trainer_free(self->trainer);
-    for (int i = 0; i < N_BLOCKS; i++)
-        cdad_device_free(self->params ? device_of(self) : NULL, self->mirrors[i]);
+    for (int i = 0; i < CDAD_N_LENT; i++)
+        cdad_device_free(self->params ? cdad_py_trainer_device(self) : NULL, self->mirrors[i]);
     if (self->lock)
         PyThread_free_lock(self->lock);
     Py_XDECREF(self->borrowed);
+    Py_XDECREF(self->all_reduce);
     Py_XDECREF(self->params);
     type->tp_free(o);
     Py_DECREF(type);
 }
 
+/* cdad_sum_fn: the trainer's all_reduce, while a step runs without the GIL. */
+static cdad_status add_up(void *arg, float *grads, int64_t n, cdad_error *err) {
+    py_trainer *self = arg;
+    cdad_device *device = cdad_py_trainer_device(self);
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    const cdad_shape shape = cdad_shape_make(1, n);
+    npy_intp length = (npy_intp)n;
+    PyObject *block = device ? cdad_py_device_array((PyObject *)self, device, &shape, grads)
+                             : PyArray_SimpleNewFromData(1, &length, NPY_FLOAT32, grads);
+    if (block && !device && PyArray_SetBaseObject((PyArrayObject *)block, Py_NewRef((PyObject *)self)) < 0)
+        Py_CLEAR(block);
+    PyObject *done = block ? PyObject_CallOneArg(self->all_reduce, block) : NULL;
+    const int failed = !done;
+    Py_XDECREF(done);
+    Py_XDECREF(block);
+    PyGILState_Release(gil);
+    if (failed)
+        return cdad_fail(err, CDAD_CANCELLED, "all_reduce failed"); /* its exception is set */
+    return device && device->order ? device->order(device, CDAD_DEFAULT_STREAM, 0, err) : CDAD_OK;
+}
+
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"params", "config",  "batch",      "optimizer", "seed",
-                            "objective", "distill", "accumulate", "recompute", NULL};
-    PyObject *params, *config, *optimizer;
-    long long n, accumulate = 1;
+                            "objective", "distill", "accumulate", "recompute", "share", NULL};
+    PyObject *params, *config, *optimizer, *share = Py_None, *all_reduce = NULL;
+    long long n, accumulate = 1, shard = 0, shards = 1;
     unsigned long long seed;
     const char *objective = "loss";
     int distill = 0, recompute = 0;
     cdad_optimizer_config oc;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK|spLp:Trainer", names, &params, &config, &n, &optimizer,
-                                     &seed, &objective, &distill, &accumulate, &recompute))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK|spLpO:Trainer", names, &params, &config, &n, &optimizer,
+                                     &seed, &objective, &distill, &accumulate, &recompute, &share))
         return NULL;
+    if (share != Py_None && (!PyTuple_Check(share) || !PyArg_ParseTuple(share, "LLO:share", &shard, &shards, &all_reduce)))
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "share is (rank, world_size, all_reduce) or None");
     const int is_output = strcmp(objective, "output") == 0;
     if (!is_output && strcmp(objective, "loss") != 0)
         return PyErr_Format(PyExc_ValueError, "objective is '%s'; 'loss' or 'output' is wanted", objective);
@@ -93,10 +76,13 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->config.distills = distill;
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
-    const cdad_batching batching = {.n = n, .accumulate = accumulate, .recompute = recompute};
+    const cdad_batching batching = {n, accumulate, recompute, shard, shards};
     if (cdad_trainer_new(&self->trainer, &self->config, store->params, &batching, optimizer == Py_None ? NULL : &oc, seed,
-                         &ctx, &err) == CDAD_OK)
+                         &ctx, &err) == CDAD_OK) {
+        self->all_reduce = Py_XNewRef(all_reduce);
+        cdad_trainer_share(self->trainer, all_reduce ? add_up : NULL, self);
         return (PyObject *)self;
+    }
     cdad_py_raise(&err);
 fail:
     Py_DECREF(self);
@@ -147,17 +133,38 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_step_result r;
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context(device_of(self));
+    const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_step(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                cdad_py_data(a.perturbed), cdad_py_data(a.context), lr_scale, &r, &err);
     if (status == CDAD_OK)
-        status = give_back(self, PATH, self->path, &err);
+        status = cdad_py_trainer_give_back(self, CDAD_LENT_PATH, self->path, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     release_arrays(&a);
     return status == CDAD_OK ? Py_BuildValue("dddd", r.loss, r.loss_cdm, r.loss_amn, r.grad_norm)
                              : cdad_py_raise(&err);
+}
+
+static PyObject *trainer_drawn(PyObject *o, PyObject *unused) {
+    (void)unused;
+    const py_trainer *self = (py_trainer *)o;
+    const cdad_denoiser_config *c = &self->config;
+    const cdad_shape z = cdad_shape_make(4, self->n, c->latent_h, c->latent_w, c->unet.in_channels);
+    npy_intp n = (npy_intp)self->n;
+    PyObject *timesteps = PyArray_SimpleNew(1, &n, NPY_INT64);
+    if (!timesteps)
+        return NULL;
+    const float *noise;
+    const int64_t *t;
+    cdad_py_lock_take(self->lock);
+    cdad_trainer_drawn(self->trainer, &noise, &t);
+    PyObject *noises = cdad_py_new_floats(&z, noise);
+    memcpy(PyArray_DATA((PyArrayObject *)timesteps), t, (size_t)n * sizeof *t);
+    PyThread_release_lock(self->lock);
+    if (!noises)
+        Py_CLEAR(timesteps);
+    return noises ? Py_BuildValue("NN", noises, timesteps) : NULL;
 }
 
 /* {name: gradient} copied from the optimiser's block. */
@@ -166,7 +173,7 @@ static PyObject *gradient_dict(const py_trainer *self) {
     const float *grads = cdad_trainer_optimizer(self->trainer)->grads;
     PyObject *dict = PyDict_New();
     for (int64_t i = 0; dict && i < p->n; i++) {
-        PyObject *a = cdad_py_download(device_of(self), &p->items[i].shape, NPY_FLOAT32, grads + p->items[i].offset, 1);
+        PyObject *a = cdad_py_download(cdad_py_trainer_device(self), &p->items[i].shape, NPY_FLOAT32, grads + p->items[i].offset, 1);
         if (!a || PyDict_SetItemString(dict, p->items[i].name, a) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(a);
@@ -225,7 +232,7 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     cdad_step_result r;
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context(device_of(self));
+    const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                     cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
@@ -238,22 +245,6 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     return grads ? Py_BuildValue("dddN", r.loss, r.loss_cdm, r.loss_amn, grads) : NULL;
 }
 
-/* `o` itself as a block in the layout of the parameters, which the core borrows, or NULL with an exception. */
-static float *take_block(const py_trainer *self, PyObject *o, const char *what, int written) {
-    const int flags = written ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
-    if (!PyArray_Check(o) || PyArray_TYPE((PyArrayObject *)o) != NPY_FLOAT32 ||
-        !PyArray_CHKFLAGS((PyArrayObject *)o, flags) || !PyArray_ISNOTSWAPPED((PyArrayObject *)o)) {
-        PyErr_Format(PyExc_TypeError, "%s: a contiguous%s array of float32 is wanted", what, written ? ", writable" : "");
-        return NULL;
-    }
-    const long long total = (long long)self->params->params->total;
-    if (PyArray_NDIM((PyArrayObject *)o) != 1 || PyArray_DIM((PyArrayObject *)o, 0) != total) {
-        PyErr_Format(PyExc_ValueError, "%s: a block of %lld elements is wanted, as block('weights') gives", what, total);
-        return NULL;
-    }
-    return cdad_py_data((PyArrayObject *)o);
-}
-
 static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"sums", "latent", "image", "perturbed", "noise", "timesteps", "context", "squares", NULL};
     py_trainer *self = (py_trainer *)o;
@@ -264,23 +255,23 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|Op:magnitudes", names, &sums, &latent, &image, &perturbed,
                                      &noise, &timesteps, &context, &squares))
         return NULL;
-    float *block = take_block(self, sums, "sums", 1);
+    float *block = cdad_py_trainer_take_block(self, sums, "sums", 1);
     if (!block || take_batch(self, latent, image, perturbed, context, noise, timesteps, &a, &d) < 0)
         return NULL;
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
     cdad_py_lock_take(self->lock);
-    const cdad_context ctx = cdad_py_context(device_of(self));
+    const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     float *lent;
     Py_BEGIN_ALLOW_THREADS
-    status = lend(self, SUMS, block, &lent, &err);
+    status = cdad_py_trainer_lend(self, CDAD_LENT_SUMS, block, &lent, &err);
     if (status == CDAD_OK)
         status = cdad_trainer_magnitudes(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                      cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
                                      PyArray_DATA(d.t), squares, lent, &r, &err);
     if (status == CDAD_OK)
-        status = give_back(self, SUMS, block, &err);
+        status = cdad_py_trainer_give_back(self, CDAD_LENT_SUMS, block, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     release_draws(&d);
@@ -288,244 +279,11 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     return status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
 }
 
-/* The trainer's optimiser, or NULL with an exception. */
-static cdad_optimizer *optimizer_of(const py_trainer *self) {
-    cdad_optimizer *opt = cdad_trainer_optimizer(self->trainer);
-    if (!opt)
-        PyErr_SetString(PyExc_ValueError, "this trainer has no optimizer");
-    return opt;
-}
-
-/* Keeps a borrowed block, or with NULL the old one no longer; a name with a blank is no parameter's. */
-static int keep_block(const py_trainer *self, const char *name, PyObject *o) {
-    return PyDict_SetItemString(self->borrowed, name, o ? o : Py_None);
-}
-
-static PyObject *trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"importance", "anchor", "strength", NULL};
-    py_trainer *self = (py_trainer *)o;
-    PyObject *importance = Py_None, *anchor = Py_None;
-    double strength = 1.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOd:penalize", names, &importance, &anchor, &strength))
-        return NULL;
-    cdad_optimizer *opt = optimizer_of(self);
-    const int none = importance == Py_None;
-    float *const weight = opt && !none ? take_block(self, importance, "importance", 0) : NULL;
-    float *const to = weight ? take_block(self, anchor, "anchor", 0) : NULL;
-    if (!opt || (!none && !to))
-        return NULL;
-    if (!(strength >= 0))
-        return PyErr_Format(PyExc_ValueError, "the strength of a penalty is at least 0");
-    cdad_error err = {0};
-    float *lent, *lent_anchor;
-    cdad_py_lock_take(self->lock);
-    cdad_optimizer_penalize(opt, NULL, NULL, 0);
-    const int kept = keep_block(self, "the importance", importance) == 0 && keep_block(self, "the anchor", anchor) == 0;
-    cdad_status status = kept ? lend(self, IMPORTANCE, weight, &lent, &err) : CDAD_OK;
-    if (kept && status == CDAD_OK)
-        status = lend(self, ANCHOR, to, &lent_anchor, &err);
-    if (kept && status == CDAD_OK)
-        cdad_optimizer_penalize(opt, lent, lent_anchor, strength);
-    PyThread_release_lock(self->lock);
-    if (status != CDAD_OK)
-        return cdad_py_raise(&err);
-    return kept ? Py_NewRef(Py_None) : NULL;
-}
-
-static PyObject *trainer_follow(PyObject *o, PyObject *path) {
-    py_trainer *self = (py_trainer *)o;
-    cdad_optimizer *opt = optimizer_of(self);
-    float *const block = opt && path != Py_None ? take_block(self, path, "path", 1) : NULL;
-    if (!opt || (path != Py_None && !block))
-        return NULL;
-    cdad_error err = {0};
-    float *lent;
-    cdad_py_lock_take(self->lock);
-    cdad_optimizer_follow(opt, NULL);
-    self->path = NULL;
-    const int kept = keep_block(self, "the path", path) == 0;
-    const cdad_status status = kept ? lend(self, PATH, block, &lent, &err) : CDAD_OK;
-    if (kept && status == CDAD_OK) {
-        cdad_optimizer_follow(opt, lent);
-        self->path = block;
-    }
-    PyThread_release_lock(self->lock);
-    if (status != CDAD_OK)
-        return cdad_py_raise(&err);
-    return kept ? Py_NewRef(Py_None) : NULL;
-}
-
-static PyObject *trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weights", "strength", NULL};
-    py_trainer *self = (py_trainer *)o;
-    PyObject *weights = Py_None;
-    double strength = 1.0;
-    cdad_error err = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Od:teach", names, &weights, &strength))
-        return NULL;
-    float *const block = weights == Py_None ? NULL : take_block(self, weights, "weights", 0);
-    if (weights != Py_None && !block)
-        return NULL;
-    if (!(strength >= 0))
-        return PyErr_Format(PyExc_ValueError, "the strength of a teacher is at least 0");
-    cdad_py_lock_take(self->lock);
-    cdad_status status = cdad_trainer_teach(self->trainer, NULL, 0, &err);
-    const int kept = keep_block(self, "the teacher", weights) == 0;
-    float *lent;
-    if (status == CDAD_OK && kept)
-        status = lend(self, TEACHER, block, &lent, &err);
-    if (status == CDAD_OK && kept)
-        status = cdad_trainer_teach(self->trainer, lent, strength, &err);
-    PyThread_release_lock(self->lock);
-    if (status != CDAD_OK)
-        return cdad_py_raise(&err);
-    return kept ? Py_NewRef(Py_None) : NULL;
-}
-
-/* Orthonormal directions of a parameter's rows, float32 [d,k]; NULL with an exception. */
-static PyArrayObject *directions_of(const py_trainer *self, const char *name, PyObject *o) {
-    const cdad_params *p = self->params->params;
-    const int64_t i = cdad_params_find(p, name);
-    if (i < 0)
-        return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
-    PyArrayObject *U = cdad_py_floats_any(o, name);
-    if (U && (PyArray_NDIM(U) != 2 || PyArray_DIM(U, 0) != p->items[i].count / p->items[i].shape.dim[0])) {
-        PyErr_Format(PyExc_ValueError, "the basis of %s is [%lld, rank]", name,
-                     (long long)(p->items[i].count / p->items[i].shape.dim[0]));
-        Py_CLEAR(U);
-    }
-    return U;
-}
-
-/* What protect and confine do with directions, NULL or taken over, which live on as long as the optimiser uses them. */
-static PyObject *treat(py_trainer *self, const char *name, PyArrayObject *U, int confine, int frozen) {
-    cdad_optimizer *const opt = cdad_trainer_optimizer(self->trainer);
-    const int64_t rank = U ? PyArray_DIM(U, 1) : 0;
-    cdad_error err = {0};
-    cdad_status status;
-    cdad_py_lock_take(self->lock);
-    Py_BEGIN_ALLOW_THREADS
-    status = confine ? cdad_optimizer_confine(opt, name, cdad_py_data(U), rank, &err)
-                     : cdad_optimizer_protect(opt, name, frozen, cdad_py_data(U), rank, &err);
-    Py_END_ALLOW_THREADS
-    int kept = 0;
-    if (status == CDAD_OK)
-        kept = PyDict_SetItemString(self->borrowed, name, U ? (PyObject *)U : Py_None);
-    if (kept < 0) /* nobody keeps them alive: they go again, which cannot fail */
-        (void)!cdad_optimizer_protect(opt, name, frozen, NULL, 0, &err);
-    PyThread_release_lock(self->lock);
-    Py_XDECREF(U);
-    if (status != CDAD_OK)
-        return cdad_py_raise(&err);
-    return kept < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-static PyObject *trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"param", "basis", "frozen", NULL};
-    py_trainer *self = (py_trainer *)o;
-    const char *name;
-    PyObject *basis = Py_None;
-    int frozen = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen) ||
-        !optimizer_of(self))
-        return NULL;
-    PyArrayObject *U = basis == Py_None ? NULL : directions_of(self, name, basis);
-    return basis != Py_None && !U ? NULL : treat(self, name, U, 0, frozen);
-}
-
-static PyObject *trainer_confine(PyObject *o, PyObject *args) {
-    py_trainer *self = (py_trainer *)o;
-    const char *name;
-    PyObject *directions;
-    if (!PyArg_ParseTuple(args, "sO:confine", &name, &directions) || !optimizer_of(self))
-        return NULL;
-    PyArrayObject *V = directions_of(self, name, directions);
-    return V ? treat(self, name, V, 1, 0) : NULL;
-}
-
-/* A block of the trainer: of weights or their average, or a moment. */
-typedef struct trainer_block {
-    float *floats; /* in the layout of the parameters, or NULL */
-    cdad_moment *moment;
-} trainer_block;
-
-/* 0, or -1 with an exception. */
-static int find_block(const py_trainer *self, PyObject *arg, trainer_block *b) {
-    cdad_optimizer *opt = optimizer_of(self);
-    const char *name = opt ? PyUnicode_AsUTF8(arg) : NULL;
-    *b = (trainer_block){0};
-    if (!name)
-        return -1;
-    b->moment = strcmp(name, "m") == 0 ? &opt->m : strcmp(name, "v") == 0 ? &opt->v : NULL;
-    b->floats = strcmp(name, "ema") == 0 ? opt->ema : strcmp(name, "weights") == 0 ? self->params->params->values : NULL;
-    if (b->moment || b->floats)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
-    return -1;
-}
-
-static const int moment_types[] = {[CDAD_MOMENT_FLOAT32] = NPY_FLOAT32, [CDAD_MOMENT_BFLOAT16] = NPY_UINT16, [CDAD_MOMENT_8BIT] = NPY_UINT8};
-
-/* Elements of an array that holds a moment. */
-static npy_intp moment_length(const py_trainer *self, cdad_moment_format format) {
-    const int64_t total = self->params->params->total;
-    return (npy_intp)(format == CDAD_MOMENT_8BIT ? cdad_moment_bytes(self->params->params, format) : total);
-}
-
-static PyObject *get_block(PyObject *o, PyObject *arg) {
-    const py_trainer *self = (py_trainer *)o;
-    trainer_block b;
-    if (find_block(self, arg, &b) < 0)
-        return NULL;
-    const cdad_moment_format format = b.moment ? b.moment->format : CDAD_MOMENT_FLOAT32;
-    void *const data = b.moment ? b.moment->data : b.floats;
-    npy_intp n = moment_length(self, format);
-    const cdad_shape shape = cdad_shape_make(1, (int64_t)n);
-    if (device_of(self))
-        return cdad_py_download(device_of(self), &shape, moment_types[format], data, 0);
-    PyObject *a = PyArray_SimpleNewFromData(1, &n, moment_types[format], data);
-    if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
-        Py_CLEAR(a);
-    return a;
-}
-
-/* The way in which an array holds a moment. */
-static cdad_moment_format format_of(PyObject *values) {
-    const int type = PyArray_Check(values) ? PyArray_TYPE((PyArrayObject *)values) : NPY_FLOAT32;
-    return type == NPY_UINT8 ? CDAD_MOMENT_8BIT : type == NPY_UINT16 ? CDAD_MOMENT_BFLOAT16 : CDAD_MOMENT_FLOAT32;
-}
-
-static PyObject *set_block(PyObject *o, PyObject *args) {
-    py_trainer *self = (py_trainer *)o;
-    PyObject *name, *values;
-    trainer_block b;
-    if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || find_block(self, name, &b) < 0)
-        return NULL;
-    const cdad_moment_format format = b.moment ? format_of(values) : CDAD_MOMENT_FLOAT32;
-    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, moment_types[format], 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
-    if (!a)
-        return NULL;
-    cdad_error err = {0};
-    cdad_status status = CDAD_OK;
-    const npy_intp n = moment_length(self, format);
-    void *const data = b.moment ? b.moment->data : b.floats;
-    if (PyArray_SIZE(a) != n)
-        status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld", (long long)n,
-                           (long long)PyArray_SIZE(a));
-    cdad_py_lock_take(self->lock);
-    if (status == CDAD_OK && PyArray_DATA(a) != data)
-        status = b.moment ? cdad_moment_set(b.moment, format, PyArray_DATA(a), &err)
-                          : cdad_device_upload(device_of(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
-    PyThread_release_lock(self->lock);
-    Py_DECREF(a);
-    return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
-}
-
 int cdad_py_is_trainer(PyObject *o) { return Py_TYPE(o) == (PyTypeObject *)trainer_type; }
 
 const float *cdad_py_trained_weights(PyObject *o, const cdad_py_params *of) {
     const py_trainer *self = (py_trainer *)o;
-    const cdad_optimizer *opt = optimizer_of(self);
+    const cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
     if (!opt)
         return NULL;
     if (self->params == of)
@@ -536,7 +294,7 @@ const float *cdad_py_trained_weights(PyObject *o, const cdad_py_params *of) {
 
 /* The two counters of the optimiser, by the closure of their getset entry. */
 static int64_t *counter(PyObject *o, const void *which) {
-    cdad_optimizer *opt = optimizer_of((py_trainer *)o);
+    cdad_optimizer *opt = cdad_py_trainer_optimizer((py_trainer *)o);
     return !opt ? NULL : which ? &opt->age : &opt->step;
 }
 
@@ -562,7 +320,7 @@ static int trainer_set_counter(PyObject *o, PyObject *value, void *which) {
 static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     (void)unused;
     py_trainer *self = (py_trainer *)o;
-    cdad_optimizer *opt = optimizer_of(self);
+    cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
     if (!opt)
         return NULL;
     cdad_error err = {0};
@@ -579,7 +337,7 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     const cdad_optimizer *opt = cdad_trainer_optimizer(t);
     const cdad_params *params = self->params->params;
     const long long block = (long long)params->total * (long long)sizeof(float);
-    const cdad_context ctx = cdad_py_context(device_of(self));
+    const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     int64_t scratch = 0;
     cdad_error err = {0};
     if (opt && cdad_optimizer_scratch(opt, &ctx, &scratch, &err) != CDAD_OK)
@@ -603,6 +361,9 @@ static PyMethodDef trainer_methods[] = {
      "L_CDM, L_amn, gradient norm). The GIL is released. TrainingError where something is not finite: weights are "
      "then as before, unless the message says that a part was updated (gradients that are neither clipped nor accumulated "
      "are used as they come)."},
+    {"drawn", trainer_drawn, METH_NOARGS,
+     "drawn($self, /)\n--\n\nWhat the last step drew, as gradients() takes it: noise float32 [N,h,w,c] and timesteps int64 [N]; zeros "
+     "before the first step."},
     {"gradients", (PyCFunction)(void (*)(void))trainer_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients($self, latent, image, perturbed, noise, timesteps, context=None)\n--\n\n(loss, L_CDM, L_amn, "
      "{name: gradient}) without an update."},
@@ -611,27 +372,27 @@ static PyMethodDef trainer_methods[] = {
      "absolute values of the objective's gradient, or their squares, to `sums`, a block as block('weights') gives; "
      "returns the objective. Wants a trainer that neither clips nor accumulates; one whose optimizer is None needs the least "
      "memory."},
-    {"penalize", (PyCFunction)(void (*)(void))trainer_penalize, METH_VARARGS | METH_KEYWORDS,
+    {"penalize", (PyCFunction)(void (*)(void))cdad_py_trainer_penalize, METH_VARARGS | METH_KEYWORDS,
      "penalize($self, importance=None, anchor=None, strength=1.0)\n--\n\nAdds the gradient of strength/2 * "
      "sum(importance * (weights - anchor)**2) to each step's; the blocks are borrowed. None ends it."},
-    {"follow", trainer_follow, METH_O,
+    {"follow", cdad_py_trainer_follow, METH_O,
      "follow($self, path, /)\n--\n\nSubtracts gradient times change of the weights from the block `path` at each step "
      "(SI's path integral); the gradient is the loss's, without penalty and clipping. None ends it."},
-    {"teach", (PyCFunction)(void (*)(void))trainer_teach, METH_VARARGS | METH_KEYWORDS,
+    {"teach", (PyCFunction)(void (*)(void))cdad_py_trainer_teach, METH_VARARGS | METH_KEYWORDS,
      "teach($self, weights=None, strength=1.0)\n--\n\nAdds strength * mse(prediction, what the model predicts with the "
      "block `weights`) to the loss of each step, of a trainer made with distill=True. None ends it."},
-    {"protect", (PyCFunction)(void (*)(void))trainer_protect, METH_VARARGS | METH_KEYWORDS,
+    {"protect", (PyCFunction)(void (*)(void))cdad_py_trainer_protect, METH_VARARGS | METH_KEYWORDS,
      "protect($self, param, basis=None, frozen=False)\n--\n\nProtects a weight's old features by their orthonormal "
      "basis [d, rank], or freezes the parameter, or (neither) frees it."},
-    {"confine", trainer_confine, METH_VARARGS,
+    {"confine", cdad_py_trainer_confine, METH_VARARGS,
      "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [d, k] instead of all "
      "that a basis leaves free."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
-    {"block", get_block, METH_O,
+    {"block", cdad_py_trainer_block, METH_O,
      "block($self, name, /)\n--\n\nA writable view (of a device a read-only copy) of the 'weights', of the moments 'm' "
      "and 'v', or of the moving average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
      "\"8bit\", both are uint8, each parameter's codes and blocks' largest, one after the other (csrc/optim/moments.h)."},
-    {"set_block", set_block, METH_VARARGS,
+    {"set_block", cdad_py_trainer_set_block, METH_VARARGS,
      "set_block($self, name, values, /)\n--\n\nSets such a block; a moment from any of the three ways (float32, uint16, "
      "uint8) into the one in which it is kept."},
     {NULL, NULL, 0, NULL}};
@@ -651,10 +412,13 @@ static PyType_Slot trainer_slots[] = {
     {Py_tp_methods, trainer_methods},
     {Py_tp_getset, trainer_getset},
     {Py_tp_doc, "Trainer(params, config, batch, optimizer, seed, objective='loss', distill=False, accumulate=1, "
-     "recompute=False)\n--\n\nTrains the denoiser on "
+     "recompute=False, share=None)\n--\n\nTrains the denoiser on "
      "batches of one size. objective 'output': the squared norm of the prediction instead of the loss. optimizer None: "
      "for magnitudes() alone. accumulate: a step runs its batch in so many equal parts, whose gradients it adds up in one "
-     "block. recompute: blocks run again in the backward pass, to the same bits, instead of keeping their activations."},
+     "block. recompute: blocks run again in the backward pass, to the same bits, instead of keeping their activations. "
+     "share (rank, world_size, all_reduce): the batch is one of world_size equal parts of a step's, and all_reduce(block) adds up "
+     "the float32 gradients of all parameters over the processes, in place: an array, or on a device a DeviceArray, whose sum is there "
+     "when it returns or queued on the default stream."},
     {0, NULL}};
 static PyType_Spec trainer_spec = {.name = "cdad._core.Trainer",
                                    .basicsize = sizeof(py_trainer),

@@ -23,6 +23,8 @@ struct cdad_trainer {
     int squares;
     cdad_batching batching;
     int64_t part;            /* of the batch: the one that runs */
+    cdad_sum_fn sum;         /* over shards, or NULL */
+    void *sum_arg;
     uint64_t seed;
     float *noise, *t, *signal, *sigma; /* of the whole batch */
     int64_t *timesteps;
@@ -44,6 +46,11 @@ void cdad_trainer_free(cdad_trainer *t) {
     cdad_free(t);
 }
 
+void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg) {
+    t->sum = sum;
+    t->sum_arg = arg;
+}
+
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t) { return t->optimizer; }
 
 int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) {
@@ -58,10 +65,18 @@ double cdad_trainer_flops(const cdad_trainer *t) {
     return (double)t->batching.accumulate * cdad_program_flops(t->program);
 }
 
+void cdad_trainer_drawn(const cdad_trainer *t, const float **noise, const int64_t **timesteps) {
+    *noise = t->noise;
+    *timesteps = t->timesteps;
+}
+
 /* Where the optimiser's block holds the gradient of parameter i. */
 static float *gradient_block(const cdad_trainer *t, int64_t i) {
     return t->optimizer->grads + t->params->items[i].offset;
 }
+
+/* Parts whose gradients are added up: each is its mean's share of the whole batch's. */
+static int64_t shares(const cdad_trainer *t) { return t->batching.accumulate * t->batching.shards; }
 
 /* Samples that the graph takes. */
 static int64_t samples(const cdad_trainer *t) { return t->batching.n / t->batching.accumulate; }
@@ -92,9 +107,8 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
     if (losses > 2)
         outputs[2] = v->loss_amn;
     cdad_value share = v->loss; /* of the batch's mean */
-    if (t->batching.accumulate > 1)
-        CDAD_TRY_DONE(cdad_node_add(g, cdad_op_find("affine"), 1, &v->loss, &share, err, "a",
-                                    1.0 / (double)t->batching.accumulate, NULL));
+    if (shares(t) > 1)
+        CDAD_TRY_DONE(cdad_node_add(g, cdad_op_find("affine"), 1, &v->loss, &share, err, "a", 1.0 / (double)shares(t), NULL));
     CDAD_TRY_DONE(cdad_graph_backward(g, share, n, wanted, t->batching.recompute, grads, err));
     for (int64_t i = 0; i < n; i++) {
         if (grads[i] == CDAD_NONE) {
@@ -134,19 +148,23 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     CDAD_FAIL_IF(n < 1, err, CDAD_INVALID, "a batch has at least one sample");
     CDAD_FAIL_IF(parts < 1 || n % parts, err, CDAD_INVALID, "a batch of %lld cannot be cut into %lld equal parts",
                  (long long)n, (long long)parts);
-    CDAD_FAIL_IF(parts > 1 && c->objective == CDAD_OBJECTIVE_OUTPUT, err, CDAD_INVALID,
-                 "the squared norm of a batch's predictions is no mean over its samples: it cannot be accumulated");
+    const int64_t shards = batching->shards ? batching->shards : 1;
+    CDAD_FAIL_IF(shards < 1 || batching->shard < 0 || batching->shard >= shards, err, CDAD_INVALID,
+                 "shard %lld of %lld: one of 0 .. shards - 1 is wanted", (long long)batching->shard, (long long)shards);
+    CDAD_FAIL_IF(parts * shards > 1 && c->objective == CDAD_OBJECTIVE_OUTPUT, err, CDAD_INVALID,
+                 "the squared norm of a batch's predictions is no mean over its samples: it cannot be added up");
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&t, sizeof *t, err));
     t->config = *c;
     t->params = params;
     t->batching = *batching;
+    t->batching.shards = shards;
     t->seed = seed;
     const int64_t latent = n * c->latent_h * c->latent_w * c->unet.in_channels;
-    CDAD_TRY_DONE(cdad_alloc((void **)&t->noise, latent * (int64_t)sizeof(float), err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&t->noise, latent * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&t->t, n * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&t->signal, n * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&t->sigma, n * (int64_t)sizeof(float), err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&t->timesteps, n * (int64_t)sizeof(int64_t), err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&t->timesteps, n * (int64_t)sizeof(int64_t), err));
     CDAD_TRY_DONE(cdad_graph_new(&t->graph, err));
     cdad_builder_init(&b, t->graph, params, err);
     CDAD_TRY_DONE(cdad_training_build(&b, c, samples(t), &t->values));
@@ -154,7 +172,7 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
     if (optimizer)
         CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
-    if (optimizer && parts > 1)
+    if (optimizer && shares(t) > 1)
         CDAD_TRY_DONE(cdad_optimizer_block(t->optimizer, err));
     CDAD_TRY_DONE(plan(t, ctx, err));
     *out = t;
@@ -283,8 +301,8 @@ cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, co
                                     const float *perturbed, const float *context, const float *noise,
                                     const int64_t *timesteps, int squares, float *sums, cdad_step_result *result,
                                     cdad_error *err) {
-    CDAD_FAIL_IF(t->batching.accumulate > 1 || (t->optimizer && t->optimizer->config.clip_norm > 0), err, CDAD_INVALID,
-                 "magnitudes want gradients that come one by one: a trainer that neither clips nor accumulates");
+    CDAD_FAIL_IF(shares(t) > 1 || (t->optimizer && t->optimizer->config.clip_norm > 0), err, CDAD_INVALID,
+                 "magnitudes want gradients that come one by one: a trainer that neither clips nor accumulates nor shares");
     t->sums = sums;
     t->squares = squares;
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err);
@@ -314,13 +332,32 @@ static int poll_before_updates(void *arg) {
     return t->used == 0 && t->ctx->poll(t->ctx->poll_arg);
 }
 
+/* Of a step that ended in `ran` here, which it returns unless it is the sum that fails. */
+static cdad_status add_shards(cdad_trainer *t, const cdad_context *ctx, cdad_status ran, cdad_error *err) {
+    static const float no_number = NAN;
+    cdad_error other = {0};
+    if (t->batching.shards == 1 || (ran != CDAD_OK && ran != CDAD_NOT_FINITE))
+        return ran;
+    if (ran == CDAD_OK)
+        return t->sum(t->sum_arg, t->optimizer->grads, t->params->total, err);
+    cdad_status status = cdad_device_upload(ctx->device, t->optimizer->grads, &no_number, sizeof no_number, &other);
+    if (status == CDAD_OK)
+        status = t->sum(t->sum_arg, t->optimizer->grads, t->params->total, &other);
+    if (status == CDAD_OK)
+        return ran;
+    *err = other;
+    return status;
+}
+
 cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                               const float *perturbed, const float *context, double lr_scale,
                               cdad_step_result *result, cdad_error *err) {
     const cdad_denoiser_config *c = &t->config;
     CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer takes no steps");
+    CDAD_FAIL_IF(t->batching.shards > 1 && !t->sum, err, CDAD_INVALID, "nothing adds up the gradients of the batch's shards");
     const int64_t per = c->latent_h * c->latent_w * c->unet.in_channels;
-    const int64_t n = t->batching.n, first = t->optimizer->step * n; /* samples drawn before this step */
+    const int64_t n = t->batching.n; /* samples drawn before this process's of this step: */
+    const int64_t first = (t->optimizer->step * t->batching.shards + t->batching.shard) * n;
     const uint64_t noise_stream = cdad_stream_of_name("noise"), time_stream = cdad_stream_of_name("timestep");
     const uint64_t focus_stream = cdad_stream_of_name("focus");
     for (int64_t i = 0; i < n; i++) {
@@ -330,8 +367,9 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
     cdad_random_normal(t->noise, n * per, t->seed, noise_stream, first * per);
-    if (t->optimizer->config.clip_norm > 0 || t->batching.accumulate > 1) {
-        CDAD_TRY(run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, keep_gradient, result, err));
+    if (t->optimizer->config.clip_norm > 0 || shares(t) > 1) {
+        const cdad_status ran = run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, keep_gradient, result, err);
+        CDAD_TRY(add_shards(t, ctx, ran, err));
         return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
     }
     cdad_context whole = *ctx;

@@ -19,7 +19,12 @@ typedef struct cdad_batching {
     int64_t accumulate; /* into so many equal parts they are cut, whose gradients are added up: activations of one part live at
                          * a time. More than 1: the gradients of all parameters are held */
     int recompute;      /* blocks run again in the backward pass: of their activations, those of one block live at a time */
+    int64_t shard, shards; /* the n samples are number `shard` of so many equal parts of a step's batch, which other processes have;
+                            * shards 0: 1. More than 1: the gradients of all parameters are held, for cdad_trainer_share */
 } cdad_batching;
+
+/* Adds up the gradients of all parameters [n], in place, over the processes that share a batch; where the parameters lie. */
+typedef cdad_status (*cdad_sum_fn)(void *arg, float *grads, int64_t n, cdad_error *err);
 
 /* Allocates `params` if they are not allocated (seeded by `seed`). optimizer NULL: for cdad_trainer_magnitudes alone, without
  * the memory of moments and gradients. */
@@ -29,14 +34,22 @@ CDAD_MUST_USE cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denois
 void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t); /* NULL: there is none */
 
+/* How a batch's shards are added up, once a step, before clipping: a trainer with shards takes no step without. A shard whose losses are
+ * not finite adds what is no number, so that the others fail as it does instead of waiting for it. */
+void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg);
+
 /* latent [N,h,w,c] of the clean images x, image x and perturbed x~ [N,H,W,3], context [N,L,d] or NULL. Timesteps
- * and noise depend on (seed, number of the step, sample's place in the batch) only. Losses that are not finite fail
+ * and noise depend on (seed, number of the step, sample's place in the whole batch) only. Losses that are not finite fail
  * (CDAD_NOT_FINITE) and leave weights and moments as they were, and so do gradients where they are clipped or added up.
  * Else each gradient is used as soon as it is there, so that all of them never exist at once: one that is not finite
  * fails when others were used already, and the message says so. */
 CDAD_MUST_USE cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const float *latent,
                                             const float *image, const float *perturbed, const float *context,
                                             double lr_scale, cdad_step_result *result, cdad_error *err);
+
+/* What the last step drew: noise, like latent, and timesteps [N]; zeros before the first one. Borrowed; the
+ * next step overwrites them. */
+void cdad_trainer_drawn(const cdad_trainer *t, const float **noise, const int64_t **timesteps);
 
 /* Losses and gradients without an update, with given timesteps and noise: for parity tests. Gradients are left in
  * the optimiser's block. */

@@ -1,0 +1,274 @@
+/* The blocks in the layout of the parameters that a trainer borrows, shows and sets, and its bases. */
+#include "python/py_trainer.h"
+
+#include <string.h>
+
+cdad_status cdad_py_trainer_lend(py_trainer *self, int which, float *block, float **lent, cdad_error *err) {
+    const int64_t bytes = self->params->params->total * (int64_t)sizeof(float);
+    *lent = block;
+    if (!cdad_py_trainer_device(self))
+        return CDAD_OK;
+    if (!block) {
+        cdad_device_free(cdad_py_trainer_device(self), self->mirrors[which]);
+        self->mirrors[which] = NULL;
+        return CDAD_OK;
+    }
+    CDAD_TRY(cdad_device_mirror(cdad_py_trainer_device(self), (void **)&self->mirrors[which], block, bytes, err));
+    *lent = self->mirrors[which];
+    return CDAD_OK;
+}
+
+cdad_status cdad_py_trainer_give_back(const py_trainer *self, int which, float *block, cdad_error *err) {
+    if (!block || !cdad_py_trainer_device(self))
+        return CDAD_OK;
+    return cdad_device_download(cdad_py_trainer_device(self), block, self->mirrors[which],
+                                self->params->params->total * (int64_t)sizeof(float), err);
+}
+
+cdad_optimizer *cdad_py_trainer_optimizer(const py_trainer *self) {
+    cdad_optimizer *opt = cdad_trainer_optimizer(self->trainer);
+    if (!opt)
+        PyErr_SetString(PyExc_ValueError, "this trainer has no optimizer");
+    return opt;
+}
+
+float *cdad_py_trainer_take_block(const py_trainer *self, PyObject *o, const char *what, int written) {
+    const int flags = written ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
+    if (!PyArray_Check(o) || PyArray_TYPE((PyArrayObject *)o) != NPY_FLOAT32 ||
+        !PyArray_CHKFLAGS((PyArrayObject *)o, flags) || !PyArray_ISNOTSWAPPED((PyArrayObject *)o)) {
+        PyErr_Format(PyExc_TypeError, "%s: a contiguous%s array of float32 is wanted", what, written ? ", writable" : "");
+        return NULL;
+    }
+    const long long total = (long long)self->params->params->total;
+    if (PyArray_NDIM((PyArrayObject *)o) != 1 || PyArray_DIM((PyArrayObject *)o, 0) != total) {
+        PyErr_Format(PyExc_ValueError, "%s: a block of %lld elements is wanted, as block('weights') gives", what, total);
+        return NULL;
+    }
+    return cdad_py_data((PyArrayObject *)o);
+}
+
+/* Keeps a borrowed block, or with NULL the old one no longer; a name with a blank is no parameter's. */
+static int keep_block(const py_trainer *self, const char *name, PyObject *o) {
+    return PyDict_SetItemString(self->borrowed, name, o ? o : Py_None);
+}
+
+PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"importance", "anchor", "strength", NULL};
+    py_trainer *self = (py_trainer *)o;
+    PyObject *importance = Py_None, *anchor = Py_None;
+    double strength = 1.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OOd:penalize", names, &importance, &anchor, &strength))
+        return NULL;
+    cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
+    const int none = importance == Py_None;
+    float *const weight = opt && !none ? cdad_py_trainer_take_block(self, importance, "importance", 0) : NULL;
+    float *const to = weight ? cdad_py_trainer_take_block(self, anchor, "anchor", 0) : NULL;
+    if (!opt || (!none && !to))
+        return NULL;
+    if (!(strength >= 0))
+        return PyErr_Format(PyExc_ValueError, "the strength of a penalty is at least 0");
+    cdad_error err = {0};
+    float *lent, *lent_anchor;
+    cdad_py_lock_take(self->lock);
+    cdad_optimizer_penalize(opt, NULL, NULL, 0);
+    const int kept = keep_block(self, "the importance", importance) == 0 && keep_block(self, "the anchor", anchor) == 0;
+    cdad_status status = kept ? cdad_py_trainer_lend(self, CDAD_LENT_IMPORTANCE, weight, &lent, &err) : CDAD_OK;
+    if (kept && status == CDAD_OK)
+        status = cdad_py_trainer_lend(self, CDAD_LENT_ANCHOR, to, &lent_anchor, &err);
+    if (kept && status == CDAD_OK)
+        cdad_optimizer_penalize(opt, lent, lent_anchor, strength);
+    PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept ? Py_NewRef(Py_None) : NULL;
+}
+
+PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *path) {
+    py_trainer *self = (py_trainer *)o;
+    cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
+    float *const block = opt && path != Py_None ? cdad_py_trainer_take_block(self, path, "path", 1) : NULL;
+    if (!opt || (path != Py_None && !block))
+        return NULL;
+    cdad_error err = {0};
+    float *lent;
+    cdad_py_lock_take(self->lock);
+    cdad_optimizer_follow(opt, NULL);
+    self->path = NULL;
+    const int kept = keep_block(self, "the path", path) == 0;
+    const cdad_status status = kept ? cdad_py_trainer_lend(self, CDAD_LENT_PATH, block, &lent, &err) : CDAD_OK;
+    if (kept && status == CDAD_OK) {
+        cdad_optimizer_follow(opt, lent);
+        self->path = block;
+    }
+    PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept ? Py_NewRef(Py_None) : NULL;
+}
+
+PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"weights", "strength", NULL};
+    py_trainer *self = (py_trainer *)o;
+    PyObject *weights = Py_None;
+    double strength = 1.0;
+    cdad_error err = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Od:teach", names, &weights, &strength))
+        return NULL;
+    float *const block = weights == Py_None ? NULL : cdad_py_trainer_take_block(self, weights, "weights", 0);
+    if (weights != Py_None && !block)
+        return NULL;
+    if (!(strength >= 0))
+        return PyErr_Format(PyExc_ValueError, "the strength of a teacher is at least 0");
+    cdad_py_lock_take(self->lock);
+    cdad_status status = cdad_trainer_teach(self->trainer, NULL, 0, &err);
+    const int kept = keep_block(self, "the teacher", weights) == 0;
+    float *lent;
+    if (status == CDAD_OK && kept)
+        status = cdad_py_trainer_lend(self, CDAD_LENT_TEACHER, block, &lent, &err);
+    if (status == CDAD_OK && kept)
+        status = cdad_trainer_teach(self->trainer, lent, strength, &err);
+    PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept ? Py_NewRef(Py_None) : NULL;
+}
+
+/* Orthonormal directions of a parameter's rows, float32 [d,k]; NULL with an exception. */
+static PyArrayObject *directions_of(const py_trainer *self, const char *name, PyObject *o) {
+    const cdad_params *p = self->params->params;
+    const int64_t i = cdad_params_find(p, name);
+    if (i < 0)
+        return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
+    PyArrayObject *U = cdad_py_floats_any(o, name);
+    if (U && (PyArray_NDIM(U) != 2 || PyArray_DIM(U, 0) != p->items[i].count / p->items[i].shape.dim[0])) {
+        PyErr_Format(PyExc_ValueError, "the basis of %s is [%lld, rank]", name,
+                     (long long)(p->items[i].count / p->items[i].shape.dim[0]));
+        Py_CLEAR(U);
+    }
+    return U;
+}
+
+/* What protect and confine do with directions, NULL or taken over, which live on as long as the optimiser uses them. */
+static PyObject *treat(py_trainer *self, const char *name, PyArrayObject *U, int confine, int frozen) {
+    cdad_optimizer *const opt = cdad_trainer_optimizer(self->trainer);
+    const int64_t rank = U ? PyArray_DIM(U, 1) : 0;
+    cdad_error err = {0};
+    cdad_status status;
+    cdad_py_lock_take(self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = confine ? cdad_optimizer_confine(opt, name, cdad_py_data(U), rank, &err)
+                     : cdad_optimizer_protect(opt, name, frozen, cdad_py_data(U), rank, &err);
+    Py_END_ALLOW_THREADS
+    int kept = 0;
+    if (status == CDAD_OK)
+        kept = PyDict_SetItemString(self->borrowed, name, U ? (PyObject *)U : Py_None);
+    if (kept < 0) /* nobody keeps them alive: they go again, which cannot fail */
+        (void)!cdad_optimizer_protect(opt, name, frozen, NULL, 0, &err);
+    PyThread_release_lock(self->lock);
+    Py_XDECREF(U);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyObject *cdad_py_trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"param", "basis", "frozen", NULL};
+    py_trainer *self = (py_trainer *)o;
+    const char *name;
+    PyObject *basis = Py_None;
+    int frozen = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen) ||
+        !cdad_py_trainer_optimizer(self))
+        return NULL;
+    PyArrayObject *U = basis == Py_None ? NULL : directions_of(self, name, basis);
+    return basis != Py_None && !U ? NULL : treat(self, name, U, 0, frozen);
+}
+
+PyObject *cdad_py_trainer_confine(PyObject *o, PyObject *args) {
+    py_trainer *self = (py_trainer *)o;
+    const char *name;
+    PyObject *directions;
+    if (!PyArg_ParseTuple(args, "sO:confine", &name, &directions) || !cdad_py_trainer_optimizer(self))
+        return NULL;
+    PyArrayObject *V = directions_of(self, name, directions);
+    return V ? treat(self, name, V, 1, 0) : NULL;
+}
+
+/* A block of the trainer: of weights or their average, or a moment. */
+typedef struct trainer_block {
+    float *floats; /* in the layout of the parameters, or NULL */
+    cdad_moment *moment;
+} trainer_block;
+
+/* 0, or -1 with an exception. */
+static int find_block(const py_trainer *self, PyObject *arg, trainer_block *b) {
+    cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
+    const char *name = opt ? PyUnicode_AsUTF8(arg) : NULL;
+    *b = (trainer_block){0};
+    if (!name)
+        return -1;
+    b->moment = strcmp(name, "m") == 0 ? &opt->m : strcmp(name, "v") == 0 ? &opt->v : NULL;
+    b->floats = strcmp(name, "ema") == 0 ? opt->ema : strcmp(name, "weights") == 0 ? self->params->params->values : NULL;
+    if (b->moment || b->floats)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
+    return -1;
+}
+
+static const int moment_types[] = {[CDAD_MOMENT_FLOAT32] = NPY_FLOAT32, [CDAD_MOMENT_BFLOAT16] = NPY_UINT16, [CDAD_MOMENT_8BIT] = NPY_UINT8};
+
+/* Elements of an array that holds a moment. */
+static npy_intp moment_length(const py_trainer *self, cdad_moment_format format) {
+    const int64_t total = self->params->params->total;
+    return (npy_intp)(format == CDAD_MOMENT_8BIT ? cdad_moment_bytes(self->params->params, format) : total);
+}
+
+PyObject *cdad_py_trainer_block(PyObject *o, PyObject *arg) {
+    const py_trainer *self = (py_trainer *)o;
+    trainer_block b;
+    if (find_block(self, arg, &b) < 0)
+        return NULL;
+    const cdad_moment_format format = b.moment ? b.moment->format : CDAD_MOMENT_FLOAT32;
+    void *const data = b.moment ? b.moment->data : b.floats;
+    npy_intp n = moment_length(self, format);
+    const cdad_shape shape = cdad_shape_make(1, (int64_t)n);
+    if (cdad_py_trainer_device(self))
+        return cdad_py_download(cdad_py_trainer_device(self), &shape, moment_types[format], data, 0);
+    PyObject *a = PyArray_SimpleNewFromData(1, &n, moment_types[format], data);
+    if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
+        Py_CLEAR(a);
+    return a;
+}
+
+/* The way in which an array holds a moment. */
+static cdad_moment_format format_of(PyObject *values) {
+    const int type = PyArray_Check(values) ? PyArray_TYPE((PyArrayObject *)values) : NPY_FLOAT32;
+    return type == NPY_UINT8 ? CDAD_MOMENT_8BIT : type == NPY_UINT16 ? CDAD_MOMENT_BFLOAT16 : CDAD_MOMENT_FLOAT32;
+}
+
+PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
+    py_trainer *self = (py_trainer *)o;
+    PyObject *name, *values;
+    trainer_block b;
+    if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || find_block(self, name, &b) < 0)
+        return NULL;
+    const cdad_moment_format format = b.moment ? format_of(values) : CDAD_MOMENT_FLOAT32;
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, moment_types[format], 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+    if (!a)
+        return NULL;
+    cdad_error err = {0};
+    cdad_status status = CDAD_OK;
+    const npy_intp n = moment_length(self, format);
+    void *const data = b.moment ? b.moment->data : b.floats;
+    if (PyArray_SIZE(a) != n)
+        status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld", (long long)n,
+                           (long long)PyArray_SIZE(a));
+    cdad_py_lock_take(self->lock);
+    if (status == CDAD_OK && PyArray_DATA(a) != data)
+        status = b.moment ? cdad_moment_set(b.moment, format, PyArray_DATA(a), &err)
+                          : cdad_device_upload(cdad_py_trainer_device(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
+    PyThread_release_lock(self->lock);
+    Py_DECREF(a);
+    return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
+}
+
