@@ -441,7 +441,7 @@ static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const
         CHECK_FAILS(CDAD_INVALID, "a batch of 2 cannot be cut into",
                     new_model_with(&m[0], &c, &(cdad_batching){.n = BATCH, .accumulate = accumulate}, &how, ctx, err));
     c.objective = CDAD_OBJECTIVE_OUTPUT;
-    CHECK_FAILS(CDAD_INVALID, "cannot be accumulated", new_model_with(&m[0], &c, &parts, &how, ctx, err));
+    CHECK_FAILS(CDAD_INVALID, "cannot be added up", new_model_with(&m[0], &c, &parts, &how, ctx, err));
 }
 
 int cdad_test_training(void) {
