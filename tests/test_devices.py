@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SECOND
-from test_ops import CASES, DIFFERENTIABLE, assert_close, difference_gradients, run_case, target_of
+from test_ops import CASES, DIFFERENTIABLE, Case, assert_close, difference_gradients, run_case, target_of
 
 from cdad import ContinualModel, _core, preset
 from cdad.cli import main
@@ -62,9 +62,30 @@ def test_precision(op, device):
         other = dataclasses.replace(case, attrs=case.attrs | {"precision": precision})
         y = run_case(other, arrays)[0][0]
         errors.append(np.linalg.norm(y - want) / np.linalg.norm(want))
-    rounds = [False, op != "attention", device == "cuda"]  # attention stays float32 where linear maps are in bfloat16
-    for error, rounded, step in zip(errors, rounds, (0, 2**-8, 2**-11), strict=True):
+    # Where linear maps are in bfloat16, attention is in float32, and on a GPU in TF32.
+    rounds, steps = [False, op != "attention" or device == "cuda", device == "cuda"], (0, 2**-11 if op == "attention" else 2**-8, 2**-11)
+    for error, rounded, step in zip(errors, rounds, steps, strict=True):
         assert step / 20 < error < 2 * step if rounded else error < 1e-6
+
+
+# Heads of 40, 64 and 80 features, whose last tiles of 32 keys and 64 queries are not full, beside the others' of few features.
+HEADS = [Case("attention", ((2, 70, 2 * d), *((2, 45, 2 * d),) * 2), {"heads": 2}, per_sample=(0, 1, 2)) for d in (40, 64, 80)]
+
+
+@pytest.mark.parametrize("case", [*(case for case in CASES if case.op == "attention"), *HEADS], ids=str)
+def test_attention_in_tf32(case, device):
+    """Values and gradients beside float32's of the CPU."""
+    arrays = case.data()
+    _core.set_device("cpu")
+    target = target_of(case, case.reference(arrays)[0].shape)
+    (want, lse), grads = run_case(case, arrays, target)
+    _core.set_device(device)
+    other = dataclasses.replace(case, attrs=case.attrs | {"precision": 2})
+    (y, y_lse), y_grads = run_case(other, arrays, target, others=2)
+    for a, b in zip((y, y_lse, *y_grads), (want, lse, *grads), strict=True):
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(np.isfinite(a), finite)
+        assert np.linalg.norm(a[finite] - b[finite]) < 2**-8 * np.linalg.norm(b[finite])
 
 
 def test_a_program_is_recorded_where_that_can_be(device):

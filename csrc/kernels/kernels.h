@@ -78,7 +78,7 @@ typedef struct cdad_attention_dims {
     int64_t grid_h, grid_w, mask_h, mask_w;
     int causal;
     float scale;
-    int tf32; /* a GPU may multiply as CDAD_TFLOAT32 */
+    int tf32; /* a GPU may multiply as CDAD_TFLOAT32: of graphs in bfloat16, too */
 } cdad_attention_dims;
 
 /* The pull of a quadratic penalty, strength/2 * sum_i importance[i] * (w[i] - anchor[i])^2, on n weights. Its gradient is

@@ -1,5 +1,6 @@
-/* Attention by tiles of queries: their scores with every key, of all heads of a sample, then softmax, then the product
+/* Attention by tiles of queries, where it is not fused: their scores with every key, of all heads of a sample, then softmax, then the product
  * with the values; backward the probabilities are computed again from lse. The scores of a sample are never whole. */
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/backend.h"
 
 enum { TILE_FLOATS = 8 << 20 }; /* of scores: 32 MiB */
@@ -9,23 +10,13 @@ static int64_t tile_queries(const cdad_attention_dims *d) {
     return cuda_max(1, cuda_min(d->T, TILE_FLOATS / (d->L * d->S)));
 }
 
-/* Whether token t may not see token s: it comes later, or lies in the window around it. */
-__device__ static bool hidden(const cdad_attention_dims &d, int t, int s) {
-    if (d.causal && s > t)
-        return true;
-    if (d.mask_h == 0)
-        return false;
-    const int width = (int)d.grid_w, rows = t / width - s / width, columns = t % width - s % width;
-    return abs(rows) <= (int)d.mask_h / 2 && abs(columns) <= (int)d.mask_w / 2;
-}
-
 /* scores [L,tile,S] of the queries `first` and following -> probabilities, and their row's lse [L,T]. */
 __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_dims d, int64_t first, int64_t tile) {
     __shared__ float largest[CUDA_THREADS];
     const int l = (int)(blockIdx.x / (unsigned)tile), t = (int)first + (int)(blockIdx.x % (unsigned)tile), S = (int)d.S;
     float *row = scores + (int64_t)blockIdx.x * S, most = -INFINITY;
     for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS)
-        if (!hidden(d, t, s))
+        if (!cuda_attention_hidden(d, t, s))
             most = fmaxf(most, row[s]);
     largest[threadIdx.x] = most;
     __syncthreads();
@@ -37,7 +28,7 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
     most = largest[0];
     float sum = 0.0f;
     for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS) {
-        const float p = hidden(d, t, s) ? 0.0f : expf(row[s] - most);
+        const float p = cuda_attention_hidden(d, t, s) ? 0.0f : expf(row[s] - most);
         row[s] = p;
         sum += p;
     }
@@ -63,6 +54,10 @@ void cuda_attention(const cdad_context *ctx, float *out, float *lse, const float
     const cdad_attention_dims d = *dims;
     const int64_t step = tile_queries(&d), E = d.L * d.D;
     float *scores = (float *)scratch; /* [L,tile,S] */
+    if (cuda_attention_fuses(dims)) {
+        cuda_attention_fused(ctx, out, lse, q, k, v, dims);
+        return;
+    }
     for (int64_t n = 0; n < d.N; n++)
         for (int64_t t = 0; t < d.T; t += step) {
             const int64_t tile = cuda_min(step, d.T - t);
@@ -78,15 +73,20 @@ void cuda_attention(const cdad_context *ctx, float *out, float *lse, const float
     cuda_launched(ctx, "attention");
 }
 
-/* delta [L,T] = sum over the head of dout * out, of one sample. */
 __global__ static void delta_kernel(float *delta, const float *out, const float *dout, cdad_attention_dims d) {
-    CUDA_EACH(i, d.L * d.T) {
-        const int64_t at = i % d.T * d.L * d.D + i / d.T * d.D;
+    CUDA_EACH(i, d.N * d.L * d.T) {
+        const int64_t row = i / d.T / d.L * d.T + i % d.T, at = (row * d.L + i / d.T % d.L) * d.D;
         float sum = 0.0f;
         for (int64_t j = 0; j < d.D; j++)
             sum += out[at + j] * dout[at + j];
         delta[i] = sum;
     }
+}
+
+void cuda_attention_delta(const cdad_context *ctx, float *delta, const float *out, const float *dout,
+                          const cdad_attention_dims *dims) {
+    const cdad_attention_dims d = *dims;
+    CDAD_LAUNCH(delta_kernel, cuda_blocks(d.N * d.L * d.T), CUDA_THREADS, cuda_stream(ctx), delta, out, dout, d);
 }
 
 /* scores [L,tile,S] -> probabilities. */
@@ -96,7 +96,7 @@ __global__ static void probability_kernel(float *scores, const float *lse, cdad_
     CUDA_EACH_OF(I, i, n) {
         const I s = i % S, t = first + i / S % tile, l = i / S / tile;
         const float sum = lse[(int64_t)l * d.T + t];
-        scores[i] = hidden(d, (int)t, (int)s) || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
+        scores[i] = cuda_attention_hidden(d, (int)t, (int)s) || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
     }
 }
 
@@ -117,10 +117,13 @@ void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *d
     const cdad_attention_dims d = *dims;
     const int64_t step = tile_queries(&d), E = d.L * d.D, most = d.L * step * d.S;
     cudaStream_t stream = cuda_stream(ctx);
-    float *p = (float *)scratch, *dp = p + most, *delta = dp + most; /* [L,tile,S] twice, [L,T] */
+    float *delta = (float *)scratch, *p = delta + d.N * d.L * d.T, *dp = p + most; /* [N,L,T], [L,tile,S] twice */
+    cuda_attention_delta(ctx, delta, out, dout, dims);
+    if (cuda_attention_fuses(dims)) {
+        cuda_attention_fused_grad(ctx, dq, dk, dv, q, k, v, lse, delta, dout, dims);
+        return;
+    }
     for (int64_t n = 0; n < d.N; n++) {
-        CDAD_LAUNCH(delta_kernel, cuda_blocks(d.L * d.T), CUDA_THREADS, stream, delta, out + n * d.T * E,
-                    dout + n * d.T * E, d);
         for (int64_t t = 0; t < d.T; t += step) {
             const int64_t tile = cuda_min(step, d.T - t), count = d.L * tile * d.S, heads = tile * d.S;
             const float beta = t > 0 ? 1.0f : 0.0f;
@@ -136,7 +139,7 @@ void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *d
             cuda_multiply(ctx, &x, "attention_grad");
             x = by_heads(&d, tile, d.S, d.D, dO, d.D, Vt, d.D, dp, d.S, heads, 1.0f, 0.0f);
             cuda_multiply(ctx, &x, "attention_grad");
-            CDAD_LAUNCH_EACH(score_grad_kernel, count, stream, dp, p, delta, d, t, tile, count);
+            CDAD_LAUNCH_EACH(score_grad_kernel, count, stream, dp, p, delta + n * d.L * d.T, d, t, tile, count);
             x = by_heads(&d, tile, d.D, d.S, dP, heads, K, d.D, dq + (n * d.T + t) * E, E, d.D, 1.0f, 0.0f);
             cuda_multiply(ctx, &x, "attention_grad");
             x = by_heads(&d, d.S, d.D, tile, dPt, heads, Q, d.D, dk + n * d.S * E, E, d.D, 1.0f, beta);
@@ -149,5 +152,6 @@ void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *d
 /* For both directions. */
 int64_t cuda_attention_scratch(const cdad_attention_dims *d, int threads) {
     (void)threads;
-    return (2 * d->L * tile_queries(d) * d->S + d->L * d->T) * (int64_t)sizeof(float);
+    const int64_t tiles = cuda_attention_fuses(d) ? 0 : 2 * d->L * tile_queries(d) * d->S;
+    return (tiles + d->N * d->L * d->T) * (int64_t)sizeof(float);
 }

@@ -13,6 +13,7 @@
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 
 struct float4 {
     float x, y, z, w;
