@@ -14,7 +14,7 @@ import pytest
 from conftest import SECOND
 from test_ops import CASES, DIFFERENTIABLE, Case, assert_close, difference_gradients, run_case, target_of
 
-from cdad import ContinualModel, _core, preset
+from cdad import ContinualModel, TrainingError, _core, preset
 from cdad.cli import main
 
 ON_HOST = Path(__file__).resolve().parents[1] / "build/ctests/cuda_on_host.so"
@@ -86,6 +86,34 @@ def test_attention_in_tf32(case, device):
         finite = np.isfinite(b)
         np.testing.assert_array_equal(np.isfinite(a), finite)
         assert np.linalg.norm(a[finite] - b[finite]) < 2**-8 * np.linalg.norm(b[finite])
+
+
+# Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).
+@pytest.mark.parametrize("method, d, rows", [("exact", 1100, 40), ("exact", 40, 1800), ("incremental", 40, 120), ("isvd", 40, 120)])
+def test_streams_take_features_of_a_device(method, d, rows, device):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((rows, 8), np.float32) @ rng.standard_normal((8, d), np.float32)
+    X += 0.01 * rng.standard_normal((rows, d), np.float32)
+    here, there = (_core.Stream(d, method, 0.99) for _ in range(2))
+    for part in (X[:10], X[10:]):
+        here.add(part)
+        there.add(_core.DeviceArray(part))
+        if method != "isvd":
+            assert there.energy[0] == pytest.approx(np.sum(np.float64(X[: there.rows]) ** 2), rel=1e-6)
+    off = 1e-5 * rows if device == "cuda" and method == "exact" else 0
+    np.testing.assert_allclose(there.state(), here.state(), rtol=0, atol=off)
+    (U, energy), (V, other) = there.basis(), here.basis()
+    assert U.shape == V.shape and energy == pytest.approx(other, rel=1e-6)
+    assert np.linalg.norm(U - V @ (V.T @ U)) < 1e-4 * np.sqrt(U.shape[1])
+
+
+def test_what_a_stream_refuses_of_a_device(device):
+    stream = _core.Stream(4)
+    with pytest.raises(ValueError, match=r"features has shape \[2,5\]; \[rows, d\] with d = 4 is wanted"):
+        stream.add(_core.DeviceArray(np.zeros((2, 5), np.float32)))
+    with pytest.raises(TrainingError, match="features: not all are finite"):
+        stream.add(_core.DeviceArray(np.array([[0, 1, np.inf, 2]], np.float32)))
+    assert stream.rows == 0
 
 
 def test_a_program_is_recorded_where_that_can_be(device):

@@ -112,6 +112,20 @@ static cdad_status check_range(double sum, const cdad_unfold *u, cdad_error *err
     return CDAD_OK;
 }
 
+/* n floats of the device. */
+static cdad_status check_there(const cdad_context *ctx, const float *x, int64_t n, const cdad_unfold *u, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    double *there = NULL, sum = 0;
+    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, (void **)&there, (int64_t)sizeof *there, err));
+    ctx->kernels->sum_squares(ctx, there, x, n);
+    CDAD_TRY_DONE(cdad_device_check(ctx->device, 0, err));
+    CDAD_TRY_DONE(cdad_device_download(ctx->device, &sum, there, (int64_t)sizeof sum, err));
+    status = isfinite(sum) ? check_range(sum, u, err) : cdad_fail(err, CDAD_NOT_FINITE, "features: not all are finite");
+done:
+    cdad_device_free(ctx->device, there);
+    return status;
+}
+
 cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t rows, int64_t d,
                                 cdad_error *err) {
     const cdad_unfold *u = X.unfold;
@@ -127,7 +141,11 @@ cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t row
     }
     if (s.rows == 0)
         return CDAD_OK;
-    if (s.cs == 1 && s.rs == s.d) {
+    const int dense = s.cs == 1 && s.rs == s.d;
+    CDAD_FAIL_IF(ctx->device && !dense, err, CDAD_INVALID, "features: on a device they lie without gaps");
+    if (ctx->device)
+        return check_there(ctx, s.data, s.rows * s.d, u, err);
+    if (dense) {
         double all;
         ctx->kernels->sum_squares(ctx, &all, s.data, s.rows * s.d);
         return isfinite(all) ? check_range(all, u, err) : report_first(&s, u != NULL, err);

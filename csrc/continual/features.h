@@ -5,7 +5,8 @@
 #include "kernels/kernels.h"
 
 /* X must have `rows` rows of width d: CDAD_SHAPE when an unfolding says otherwise, CDAD_NOT_FINITE naming the
- * first NaN or infinity, or when the sum of squares leaves the range of float32. Nothing is unfolded. */
+ * first NaN or infinity (on a device none is named, and X is dense), or when the sum of squares leaves the range of float32. Nothing is
+ * unfolded. */
 CDAD_MUST_USE cdad_status cdad_features_check(const cdad_context *ctx, cdad_mat X, int64_t rows, int64_t d,
                                               cdad_error *err);
 

@@ -43,6 +43,7 @@ cdad_status cdad_gram_init(cdad_gram *g, int64_t d, int bf16, cdad_error *err) {
 
 void cdad_gram_reset(cdad_gram *g) {
     cdad_free(g->upper);
+    cdad_device_free(g->device, g->there);
     *g = (cdad_gram){0};
 }
 
@@ -65,14 +66,60 @@ static void add_task(void *arg, int64_t task, int worker) {
                             bj * TILE, TILE, g->bf16, job->scratch + (int64_t)worker * TILE * TILE);
 }
 
+/* Rows that one float32 sum takes in, of all. */
+static int64_t depth_of(const cdad_gram *g, int64_t rows) {
+    const int64_t depths = PANEL_BYTES / (DEPTH * g->d * (g->bf16 ? 2 : 4));
+    return min64(DEPTH * (depths < 1 ? 1 : min64(depths, MOST_DEPTHS)), rows);
+}
+
+static cdad_status add_there(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
+    const int64_t depth = depth_of(g, rows);
+    cdad_status status = CDAD_OK;
+    void *scratch = NULL;
+    CDAD_FAIL_IF(g->device && g->device != ctx->device, err, CDAD_INVALID, "features of %s come after features of %s",
+                 ctx->device->name, g->device->name);
+    CDAD_FAIL_IF(!X.unfold && X.cs != 1, err, CDAD_INVALID, "on a device features lie row by row");
+    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, ctx->kernels->gram_scratch(depth, g->d, g->bf16), err));
+    if (!g->there)
+        CDAD_TRY_DONE(cdad_device_alloc_zero(ctx->device, (void **)&g->there, g->d * g->d * (int64_t)sizeof(double), err));
+    g->device = ctx->device;
+    for (int64_t first = 0; first < rows; first += depth)
+        ctx->kernels->gram_add(ctx, g->there, X, first, min64(depth, rows - first), g->d, g->bf16, scratch);
+    status = cdad_device_check(ctx->device, 0, err);
+done:
+    cdad_device_free(ctx->device, scratch);
+    return status;
+}
+
+cdad_status cdad_gram_settle(cdad_gram *g, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    double *rows = NULL;
+    if (!g->there)
+        return CDAD_OK;
+    CDAD_TRY(cdad_alloc((void **)&rows, min64(TILE, g->d) * g->d * (int64_t)sizeof *rows, err));
+    for (int64_t first = 0; first < g->d; first += TILE) {
+        const int64_t n = min64(TILE, g->d - first);
+        CDAD_TRY_DONE(cdad_device_download(g->device, rows, g->there + first * g->d, n * g->d * (int64_t)sizeof *rows, err));
+        for (int64_t i = first; i < first + n; i++)
+            for (int64_t j = i; j < g->d; j++)
+                *element(g, i, j) += rows[(i - first) * g->d + j];
+    }
+    cdad_device_free(g->device, g->there);
+    g->there = NULL;
+done:
+    cdad_free(rows);
+    return status;
+}
+
 cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
     cdad_status status;
     const cdad_kernels *kernels = ctx->kernels;
     const int64_t blocks = (g->d + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
-    const int64_t depths = PANEL_BYTES / kernels->gram_panels(DEPTH, g->d, g->bf16);
-    const int64_t depth = min64(DEPTH * (depths < 1 ? 1 : min64(depths, MOST_DEPTHS)), rows);
+    const int64_t depth = depth_of(g, rows);
     float *panels = NULL;
     add_job job = {.g = g, .kernels = kernels};
+    if (ctx->device)
+        return add_there(g, ctx, X, rows, err);
     CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * TILE * TILE * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&panels, kernels->gram_panels(depth, g->d, g->bf16), err));
     job.panels = panels;

@@ -26,6 +26,8 @@ typedef struct cdad_gram {
     int64_t d;
     int bf16; /* features are rounded to bfloat16 first */
     double *upper; /* block rows of 192: block row b holds columns 192*b .. d-1 */
+    cdad_device *device; /* where `there` lies */
+    double *there;       /* NULL, or what was added on a device and is not in `upper` yet: [d,d], of which the upper half counts */
 } cdad_gram;
 
 /* About 4 d^2. */
@@ -35,10 +37,14 @@ int64_t cdad_gram_bytes(int64_t d);
 CDAD_MUST_USE cdad_status cdad_gram_init(cdad_gram *g, int64_t d, int bf16, cdad_error *err);
 void cdad_gram_reset(cdad_gram *g);
 
-/* G += X^T X, X [rows,d], already checked; packed by tiles of rows, never unfolded whole. Polls for a stop:
- * after CDAD_CANCELLED part of X is in G. CDAD_NO_MEMORY leaves G as it was. */
+/* G += X^T X, X [rows,d], already checked; packed by tiles of rows, never unfolded whole. Where ctx is a device's, X lies there, and so
+ * does the sum until cdad_gram_settle. Polls for a stop: after CDAD_CANCELLED part of X is in G. CDAD_NO_MEMORY leaves G as it was. */
 CDAD_MUST_USE cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows,
                                         cdad_error *err);
+
+/* Brings the sum from the device. All that follows wants that, but for cdad_gram_reset. CDAD_NO_MEMORY leaves all as it was; of another
+ * failure a part is in `upper`. */
+CDAD_MUST_USE cdad_status cdad_gram_settle(cdad_gram *g, cdad_error *err);
 
 /* G += H, of the same width. */
 void cdad_gram_merge(cdad_gram *g, const cdad_gram *h);

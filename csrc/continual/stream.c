@@ -85,10 +85,21 @@ static cdad_status check_whole(const cdad_stream *s, cdad_error *err) {
     return CDAD_OK;
 }
 
-/* Features and what is kept of them lie on the host. */
-static cdad_status check_host(const cdad_context *ctx, cdad_error *err) {
+/* What is computed of all features is computed on the host. */
+static cdad_status check_host(const cdad_stream *s, const cdad_context *ctx, cdad_error *err) {
     CDAD_FAIL_IF(ctx->device, err, CDAD_INVALID, "stream: it lies on the host, and cannot work on %s", ctx->device->name);
+    CDAD_FAIL_IF(s->gram.there, err, CDAD_INVALID, "stream: its features are still on %s", s->gram.device->name);
     return CDAD_OK;
+}
+
+int cdad_stream_takes(const cdad_stream_plan *plan, const cdad_device *device) {
+    return !device || (plan->method == CDAD_STREAM_EXACT && device->kernels->gram_add);
+}
+
+cdad_status cdad_stream_settle(cdad_stream *s, cdad_error *err) {
+    const cdad_status status = cdad_gram_settle(&s->gram, err);
+    s->torn |= status != CDAD_OK && status != CDAD_NO_MEMORY;
+    return status;
 }
 
 static cdad_status check_stop(const cdad_context *ctx, cdad_error *err) {
@@ -98,7 +109,8 @@ static cdad_status check_stop(const cdad_context *ctx, cdad_error *err) {
 
 cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X, int64_t rows,
                             cdad_error *err) {
-    CDAD_TRY(check_host(ctx, err));
+    CDAD_FAIL_IF(!cdad_stream_takes(&s->plan, ctx->device), err, CDAD_INVALID, "stream: it lies on the host, and cannot work on %s",
+                 ctx->device->name);
     CDAD_TRY(check_whole(s, err));
     CDAD_FAIL_IF(rows < 0, err, CDAD_SHAPE, "stream: %" PRId64 " rows", rows);
     CDAD_TRY(cdad_features_check(ctx, X, rows, s->plan.d, err));
@@ -120,7 +132,8 @@ cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X,
 
 cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cdad_stream *other, cdad_error *err) {
     const int exact = s->plan.method == CDAD_STREAM_EXACT && other->plan.method == CDAD_STREAM_EXACT;
-    CDAD_TRY(check_host(ctx, err));
+    CDAD_TRY(check_host(s, ctx, err));
+    CDAD_TRY(check_host(other, ctx, err));
     CDAD_TRY(check_whole(s, err));
     CDAD_TRY(check_whole(other, err));
     CDAD_FAIL_IF(s == other, err, CDAD_INVALID, "stream: merging a stream with itself");
@@ -193,7 +206,7 @@ cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, con
     double *G = NULL, total = 0;
     cdad_status status;
     *U = NULL;
-    CDAD_TRY_DONE(check_host(ctx, err));
+    CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
     if (is_lowrank(s)) {
@@ -226,6 +239,7 @@ cdad_status cdad_stream_share(const cdad_stream *s, const cdad_context *ctx, con
     float *same = NULL;
     int64_t n;
     cdad_status status;
+    CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
     if (s->plan.method == CDAD_STREAM_ISVD) {
@@ -256,6 +270,7 @@ cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context
     *values = NULL;
     alone.pool = NULL;
     alone.poll = NULL;
+    CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
     if (is_lowrank(s) && count > 0) {
@@ -277,6 +292,7 @@ done:
 }
 
 cdad_status cdad_stream_state_size(const cdad_stream *s, int64_t *n, cdad_error *err) {
+    CDAD_FAIL_IF(s->gram.there, err, CDAD_INVALID, "stream: its features are still on %s", s->gram.device->name);
     CDAD_TRY(check_whole(s, err));
     const int64_t d = s->plan.d;
     *n = s->plan.method == CDAD_STREAM_EXACT ? 1 + d * (d + 1) / 2

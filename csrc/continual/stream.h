@@ -38,7 +38,7 @@ typedef struct cdad_stream_energy {
     double spectral; /* of it, in any one direction at most */
 } cdad_stream_energy;
 
-/* Exact streams lose nothing; of the paper's rule nothing is known: NaN. */
+/* Exact streams lose nothing, and tell of what is settled; of the paper's rule nothing is known: NaN. */
 cdad_stream_energy cdad_stream_energies(const cdad_stream *s);
 
 /* Takes in X [rows,d], a matrix or an image still to be unfolded; one call is one block of the paper's rule. Bits do
@@ -48,6 +48,12 @@ cdad_stream_energy cdad_stream_energies(const cdad_stream *s);
  * cdad_stream_state_set and cdad_stream_free. */
 CDAD_MUST_USE cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X, int64_t rows,
                                           cdad_error *err);
+
+/* Whether features may lie on the device (NULL: the host): those of an exact stream may, whose sum is kept there, in 8 d^2 bytes, until
+ * cdad_stream_settle. */
+int cdad_stream_takes(const cdad_stream_plan *plan, const cdad_device *device);
+/* Brings to the host what lies on a device, if anything does: all but cdad_stream_add refuses to work before. */
+CDAD_MUST_USE cdad_status cdad_stream_settle(cdad_stream *s, cdad_error *err);
 
 /* s also holds what `other` holds: two exact streams to double's rounding, incremental streams and sketches, in any
  * pair, within their losses, which add up. Widths that differ: CDAD_SHAPE; other methods: CDAD_INVALID. Failures are

@@ -239,13 +239,13 @@ const cdad_node *cdad_sampler_weight_node(const cdad_sampler *s, const char *par
     return NULL;
 }
 
-cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn, void *arg, cdad_error *err) {
+cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn, void *arg, int there, cdad_error *err) {
     const cdad_value in_condition = find_param(s->condition_graph, param);
     if (in_condition != CDAD_NONE)
-        return cdad_program_tap(s->condition, in_condition, fn, arg, err);
+        return cdad_program_tap(s->condition, in_condition, fn, arg, there, err);
     const cdad_value in_unet = find_param(s->unet_graph, param);
     CDAD_FAIL_IF(in_unet == CDAD_NONE, err, CDAD_INVALID, "the model has no parameter %s", param);
-    return cdad_program_tap(s->unet, in_unet, fn, arg, err);
+    return cdad_program_tap(s->unet, in_unet, fn, arg, there, err);
 }
 
 static int64_t bytes_of(const cdad_program *p) {

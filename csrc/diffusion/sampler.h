@@ -42,8 +42,8 @@ CDAD_MUST_USE cdad_status cdad_sampler_start(const cdad_denoiser_config *c, floa
 
 /* The first node that reads a parameter as its weight, and its graph; NULL: none. */
 const cdad_node *cdad_sampler_weight_node(const cdad_sampler *s, const char *param, const cdad_graph **graph);
-/* Feeds fn with the input of every node that reads the weight, at every run; fn NULL removes the tap. */
-CDAD_MUST_USE cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn, void *arg,
+/* Feeds fn with the input of every node that reads the weight, at every run, as cdad_program_tap does; fn NULL removes the tap. */
+CDAD_MUST_USE cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn, void *arg, int there,
                                            cdad_error *err);
 int64_t cdad_sampler_bytes(const cdad_sampler *s); /* arenas and scratch */
 /* Operations of the products, of the condition and of an evaluation of the U-Net. */

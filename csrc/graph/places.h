@@ -16,6 +16,7 @@ typedef struct place {
 typedef struct tap {
     cdad_tap_fn fn; /* NULL: none */
     void *arg;
+    int there;      /* it takes its input where the program runs */
 } tap;
 
 /* Of a device: what the steps did when they ran last, to be done again without asking for each of them. */

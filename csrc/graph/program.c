@@ -167,13 +167,13 @@ int cdad_program_uses(const cdad_program *p, cdad_value v) {
     return v >= 0 && v < p->n_values && p->places[v].used;
 }
 
-cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg, cdad_error *err) {
+cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg, int there, cdad_error *err) {
     int found = 0;
     for (int64_t t = 0; t < p->n_steps; t++) {
         const cdad_node *node = &p->g->nodes[p->steps[t].node];
         if (node->n_in < 2 || node->in[1] != weight || (node->op->flags & CDAD_OP_NO_GRAD))
             continue;
-        p->taps[t] = (tap){fn, arg};
+        p->taps[t] = (tap){fn, arg, there};
         found = 1;
     }
     CDAD_FAIL_IF(!found, err, CDAD_INVALID, "no node of this program reads the weight (value %d)", weight);
@@ -211,7 +211,7 @@ static cdad_status record(const cdad_graph *g, const cdad_node *node, const cdad
 
 static cdad_status run_tap(cdad_program *p, const tap *to, const cdad_context *ctx, const cdad_node *node,
                            const float *input, const cdad_shape *shape, cdad_error *err) {
-    if (!p->device)
+    if (!p->device || to->there)
         return to->fn(to->arg, ctx, node, input, shape, err);
     const int64_t bytes = cdad_shape_count(shape) * (int64_t)sizeof(float);
     const cdad_context host = cdad_context_of_host(ctx);

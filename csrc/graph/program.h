@@ -6,8 +6,8 @@
 
 typedef struct cdad_program cdad_program;
 
-/* Called before a node runs, with its input 0 in the host's memory and a context of the host: how features are
- * collected while a model runs. */
+/* Called before a node runs, with its input 0 in the host's memory and a context of the host, or with both where the program runs: how
+ * features are collected while a model runs. */
 typedef cdad_status (*cdad_tap_fn)(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
                                    const cdad_shape *shape, cdad_error *err);
 
@@ -47,8 +47,9 @@ float *cdad_program_data(const cdad_program *p, cdad_value v);
 CDAD_MUST_USE cdad_status cdad_program_read(const cdad_program *p, cdad_value v, float *to, cdad_error *err);
 int cdad_program_uses(const cdad_program *p, cdad_value v);
 
-/* Runs the tap before every node that reads param `weight` as input 1. fn NULL removes it. */
-CDAD_MUST_USE cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg,
+/* Runs the tap before every node that reads param `weight` as input 1. there: with input and context where the program runs, not on the
+ * host. fn NULL removes it. */
+CDAD_MUST_USE cdad_status cdad_program_tap(cdad_program *p, cdad_value weight, cdad_tap_fn fn, void *arg, int there,
                                            cdad_error *err);
 
 /* Who is handed the values of the options' handovers in the runs that follow; fn NULL: nobody. */

@@ -165,6 +165,18 @@ static void gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_
         ctx->host_kernels->gemm(ctx, M, N, K, A, B, C, ldc, with, scratch);
 }
 
+/* As continual/gram.c does on the host. */
+enum { GRAM_TILE = 2 * CDAD_GRAM_SIDE };
+static void gram_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16, void *scratch) {
+    if (!TURN(G) || !TURN(X.data) || !TURN(scratch))
+        return;
+    float *const tile = scratch, *const panels = tile + GRAM_TILE * GRAM_TILE;
+    ctx->host_kernels->gram_pack(ctx, panels, X, first, rows, d, bf16);
+    for (int64_t i = 0; i < d; i += GRAM_TILE)
+        for (int64_t j = i; j < d; j += GRAM_TILE)
+            ctx->host_kernels->gram_tile(G + i * d + j, d, panels, rows, d, i, j, GRAM_TILE, bf16, tile);
+}
+
 static void winograd(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
                      const cdad_epilogue *with, const cdad_unfold *u, int64_t O, int m, void *scratch) {
     cdad_epilogue own;
@@ -384,6 +396,7 @@ static void add_to(const cdad_context *ctx, float *w, float *e, const float *du,
         return most;                                                               \
     }
 SCRATCH(gemm_scratch, (int64_t M, int64_t N, int64_t K, int threads), (M, N, K, threads))
+SCRATCH(gram_panels, (int64_t rows, int64_t d, int bf16), (rows, d, bf16))
 SCRATCH(winograd_scratch, (const cdad_unfold *u, int64_t O, int m, int threads), (u, O, m, threads))
 SCRATCH(winograd_grad_scratch, (const cdad_unfold *u, int64_t O, int m, int threads), (u, O, m, threads))
 SCRATCH(narrow_conv2d_scratch, (const cdad_unfold *u, int64_t O, int threads), (u, O, threads))
@@ -392,11 +405,17 @@ SCRATCH(reduce_scratch, (const cdad_broadcast *bc), (bc))
 SCRATCH(layer_norm_grad_scratch, (int64_t n, int64_t C), (n, C))
 SCRATCH(attention_scratch, (const cdad_attention_dims *dims, int threads), (dims, threads))
 
+static int64_t gram_scratch(int64_t rows, int64_t d, int bf16) {
+    return gram_panels(rows, d, bf16) + GRAM_TILE * GRAM_TILE * (int64_t)sizeof(float);
+}
+
 #define SLOT(name) .name = name
 static const cdad_kernels kernels = {
     .name = "emulated",
     SLOT(gemm),
     SLOT(gemm_scratch),
+    SLOT(gram_add),
+    SLOT(gram_scratch),
     SLOT(winograd),
     SLOT(winograd_scratch),
     SLOT(winograd_grad),

@@ -133,12 +133,17 @@ typedef struct cdad_kernels {
      * gram_tile multiplies them, on one thread: G[(i - i0)*ldg + j - j0] += sum over the rows of X[r,i] * X[r,j], i0 <= i <
      * i0+side, j0 <= j < j0+side, within d, where i <= j. i0, j0, side: multiples of CDAD_GRAM_SIDE. The sum is one chain of
      * multiply-adds for each 384 rows, added in order, in float32. scratch: side*side floats. bf16: as CDAD_BFLOAT16;
-     * gram_rounds_fast: the processor gains by it. Streams are the host's: NULL in a device's table. */
+     * gram_rounds_fast: the processor gains by it. NULL in a device's table. */
     int64_t (*gram_panels)(int64_t rows, int64_t d, int bf16);
     void (*gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16);
     void (*gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
                       int64_t side, int bf16, float *scratch);
     int (*gram_rounds_fast)(void);
+
+    /* In a device's table alone: G [d,d] += the same of rows first .. first+rows-1 of X, whose cs is 1 where it is plain; at least in the
+     * upper half. The sum over the rows is in float32. scratch: gram_scratch(rows, d, bf16) bytes. */
+    void (*gram_add)(const cdad_context *ctx, double *G, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16, void *scratch);
+    int64_t (*gram_scratch)(int64_t rows, int64_t d, int bf16);
 
     /* The ways of convolutions that pay on a CPU; all NULL in a table that leaves them to gemm.
      *

@@ -1,5 +1,5 @@
 /* Stream: the input features of one layer, and the basis made of them. */
-#include "python/bindings.h"
+#include "python/device_array.h"
 
 #include <string.h>
 
@@ -86,24 +86,42 @@ static PyArrayObject *matrix(const py_stream *self, PyObject *o, int axis, const
     return a;
 }
 
-static PyObject *stream_add(PyObject *o, PyObject *arg) {
-    py_stream *self = (py_stream *)o;
-    PyArrayObject *X = matrix(self, arg, 1, "features", "[rows, d]");
-    if (!X)
-        return NULL;
-    const cdad_context ctx = cdad_py_context(NULL);
-    const cdad_mat mat = {.data = cdad_py_data(X), .rs = PyArray_DIM(X, 1), .cs = 1};
+static PyObject *add(py_stream *self, cdad_device *device, const float *X, int64_t rows) {
+    const cdad_context ctx = cdad_py_context(device);
+    const cdad_mat mat = {.data = X, .rs = cdad_stream_width(self->stream), .cs = 1};
     cdad_error err = {0};
     cdad_status status;
     cdad_py_lock_take(self->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_add(self->stream, &ctx, mat, PyArray_DIM(X, 0), &err);
+    status = cdad_stream_add(self->stream, &ctx, mat, rows, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
-    Py_DECREF(X);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     Py_RETURN_NONE;
+}
+
+static PyObject *stream_add(PyObject *o, PyObject *arg) {
+    py_stream *self = (py_stream *)o;
+    const cdad_stream_plan *plan = cdad_stream_planned(self->stream);
+    PyObject *there = NULL, *done = NULL;
+    if (cdad_py_as_device_array(arg, NULL, &there) < 0)
+        return NULL;
+    const cdad_py_array *a = (cdad_py_array *)there;
+    if (a && cdad_stream_takes(plan, a->device)) {
+        char found[CDAD_SHAPE_TEXT];
+        if (a->shape.ndim == 2 && a->shape.dim[1] == plan->d)
+            done = add(self, a->device, a->data, a->shape.dim[0]);
+        else
+            PyErr_Format(PyExc_ValueError, "features has shape %s; [rows, d] with d = %lld is wanted",
+                         cdad_shape_text(&a->shape, found), (long long)plan->d);
+    } else {
+        PyArrayObject *X = matrix(self, there ? there : arg, 1, "features", "[rows, d]");
+        done = X ? add(self, NULL, cdad_py_data(X), PyArray_DIM(X, 0)) : NULL;
+        Py_XDECREF(X);
+    }
+    Py_XDECREF(there);
+    return done;
 }
 
 static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
@@ -126,8 +144,10 @@ static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_status status;
     cdad_py_lock_take(self->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_basis(self->stream, &ctx, cdad_py_data(old), old ? PyArray_DIM(old, 1) : 0, &U,
-                               &shape.dim[1], &energy, &err);
+    status = cdad_stream_settle(self->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_basis(self->stream, &ctx, cdad_py_data(old), old ? PyArray_DIM(old, 1) : 0, &U, &shape.dim[1],
+                                   &energy, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     Py_XDECREF(old);
@@ -148,7 +168,9 @@ static PyObject *stream_singular_values(PyObject *o, PyObject *unused) {
     cdad_status status;
     cdad_py_lock_take(self->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_singular_values(self->stream, &ctx, &values, &shape.dim[0], &err);
+    status = cdad_stream_settle(self->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_singular_values(self->stream, &ctx, &values, &shape.dim[0], &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     if (status != CDAD_OK)
@@ -171,7 +193,11 @@ static PyObject *stream_merge(PyObject *o, PyObject *arg) {
     cdad_py_lock_take(first->lock); /* by address: merges in both directions do not wait for each other */
     cdad_py_lock_take(second->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_merge(self->stream, &ctx, other->stream, &err);
+    status = cdad_stream_settle(self->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_settle(other->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_merge(self->stream, &ctx, other->stream, &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(second->lock);
     PyThread_release_lock(first->lock);
@@ -187,7 +213,9 @@ static PyObject *stream_state(PyObject *o, PyObject *unused) {
     cdad_error err = {0};
     PyObject *array = NULL;
     cdad_py_lock_take(self->lock);
-    const cdad_status status = cdad_stream_state_size(self->stream, &n, &err);
+    cdad_status status = cdad_stream_settle(self->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_state_size(self->stream, &n, &err);
     if (status == CDAD_OK) {
         const npy_intp dim = (npy_intp)n;
         array = PyArray_SimpleNew(1, &dim, NPY_FLOAT64);
@@ -213,7 +241,9 @@ static PyObject *stream_load_state(PyObject *o, PyObject *arg) {
     cdad_status status;
     cdad_py_lock_take(self->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_state_set(self->stream, PyArray_DATA(state), PyArray_SIZE(state), &err);
+    status = cdad_stream_settle(self->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_state_set(self->stream, PyArray_DATA(state), PyArray_SIZE(state), &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     Py_DECREF(state);
@@ -266,16 +296,20 @@ static PyObject *stream_get_bytes(PyObject *o, void *unused) {
 static PyObject *stream_get_energy(PyObject *o, void *unused) {
     (void)unused;
     py_stream *self = (py_stream *)o;
+    cdad_error err = {0};
     cdad_py_lock_take(self->lock);
+    const cdad_status status = cdad_stream_settle(self->stream, &err);
     const cdad_stream_energy energy = cdad_stream_energies(self->stream);
     PyThread_release_lock(self->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
     return Py_BuildValue("(ddd)", energy.total, energy.lost, energy.spectral);
 }
 
 static PyMethodDef stream_methods[] = {
     {"add", stream_add, METH_O,
-     "add($self, features, /)\n--\n\nTakes in one block of feature vectors, float32 [rows, d]. TrainingError "
-     "names a NaN or infinity; the stream is then as it was."},
+     "add($self, features, /)\n--\n\nTakes in one block of feature vectors, float32 [rows, d]; those of a device "
+     "'exact' sums there. TrainingError names a NaN or infinity (of a device's none); the stream is then as it was."},
     {"basis", (PyCFunction)(void (*)(void))stream_basis, METH_VARARGS | METH_KEYWORDS,
      "basis($self, old=None)\n--\n\n(U, energy): U [d, k] keeps `old` [d, k_old] bit by bit and adds "
      "the fewest orthonormal directions with which it keeps at least gamma of the features' energy (Eq. 6); "

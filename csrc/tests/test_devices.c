@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 #include "optim/adamw.h"
 
-#include "check.h"
+#include "stream_check.h"
 
 static cdad_graph *g;
 static cdad_value x, y, z;
@@ -52,28 +52,58 @@ done:
     return status;
 }
 
-/* A table is a name and functions; streams, which are the host's, have theirs in its tables alone. */
+/* A table is a name and functions; Gram matrices are summed by other ones on the host than on a device. */
 static int is_complete(const cdad_kernels *kernels, int is_host) {
     const size_t first = offsetof(cdad_kernels, gram_panels) / sizeof(void *);
-    const size_t last = offsetof(cdad_kernels, gram_rounds_fast) / sizeof(void *);
+    const size_t there = offsetof(cdad_kernels, gram_add) / sizeof(void *);
+    const size_t last = offsetof(cdad_kernels, gram_scratch) / sizeof(void *);
     int complete = 1;
-    for (size_t i = 0; i < sizeof *kernels / sizeof(void *); i++)
-        complete &= (((void *const *)(uintptr_t)kernels)[i] != NULL) == (is_host || i < first || i > last);
+    for (size_t i = 0; i < sizeof *kernels / sizeof(void *); i++) {
+        const int wanted = i < first || i > last || (i < there) == is_host;
+        complete &= (((void *const *)(uintptr_t)kernels)[i] != NULL) == wanted;
+    }
     return complete;
 }
 
-/* A stream, of host memory, takes no device's kernels. */
-static void stream_on(const cdad_context *ctx) {
-    static const float X[6] = {1, 2, 3, 4, 5, 6};
-    cdad_stream *s = NULL;
-    float *U;
-    int64_t k;
+/* Features of a device go into exact streams alone, whose sum stays there until it is settled, and is then the host's to the bit. */
+static void stream_on(const cdad_context *host, const cdad_context *ctx) {
+    enum { ROWS = 500, D = 450, SIDE = 5, C = 50 };
+    const cdad_unfold u = {.N = 20, .H = SIDE, .W = SIDE, .C = C, .P = SIDE, .Q = SIDE, .R = 3, .S = 3, .stride = 1, .pad_t = 1,
+                           .pad_l = 1, .up = 1};
+    float *X = normal(ROWS * D, 1), *U;
+    cdad_stream *s = new_stream(D, CDAD_STREAM_EXACT, 0.9), *want = new_stream(D, CDAD_STREAM_EXACT, 0.9);
+    cdad_stream *other = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.9);
+    const cdad_mat image = {.data = X, .unfold = &u}, plain = dense(X, D);
+    cdad_mat image_there = image, plain_there = plain;
+    void *memory = NULL;
     double energy;
-    CHECK_OK(cdad_stream_new(&s, 3, CDAD_STREAM_EXACT, 0.99, err));
-    CHECK_FAILS(CDAD_INVALID, "cannot work on emulated",
-                cdad_stream_add(s, ctx, (cdad_mat){.data = X, .rs = 3, .cs = 1}, 2, err));
+    int64_t k;
+    CHECK_OK(cdad_device_mirror(ctx->device, &memory, X, ROWS * D * (int64_t)sizeof *X, err));
+    image_there.data = plain_there.data = memory;
+    CHECK_FAILS(CDAD_INVALID, "cannot work on emulated", cdad_stream_add(other, ctx, plain_there, ROWS, err));
+    CHECK_FAILS(CDAD_INVALID, "lie without gaps",
+                cdad_stream_add(s, ctx, (cdad_mat){.data = memory, .rs = 1, .cs = ROWS}, ROWS, err));
+    EACH_ALLOCATION_FAILS(cdad_stream_add(s, ctx, plain_there, ROWS, NULL), cdad_stream_rows(s) == 0);
+    CHECK_OK(cdad_stream_add(s, ctx, image_there, 20 * SIDE * SIDE, err));
+    CHECK_OK(cdad_stream_add(want, host, plain, ROWS, err));
+    CHECK_OK(cdad_stream_add(want, host, image, 20 * SIDE * SIDE, err));
+    CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_basis(s, host, NULL, 0, &U, &k, &energy, err));
+    CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_merge(want, host, s, err));
+    CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_state_size(s, &k, err));
     CHECK_FAILS(CDAD_INVALID, "cannot work on emulated", cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+    EACH_ALLOCATION_FAILS(cdad_stream_settle(s, NULL), cdad_stream_rows(s) == 2 * ROWS);
+    CHECK_OK(cdad_stream_settle(s, err));
+    CHECK(same_state(s, want, 0), "other sums");
+    X[7] = NAN;
+    CHECK_OK(cdad_device_upload(ctx->device, memory, X, ROWS * D * (int64_t)sizeof *X, err));
+    CHECK_FAILS(CDAD_NOT_FINITE, "not all are finite", cdad_stream_add(s, ctx, plain_there, ROWS, err));
+    CHECK_FAILS(CDAD_NOT_FINITE, "not all are finite", cdad_stream_add(s, ctx, image_there, 20 * SIDE * SIDE, err));
+    CHECK(same_state(s, want, 0), "features that are not finite are added");
+    cdad_free(X);
+    cdad_device_free(ctx->device, memory);
     cdad_stream_free(s);
+    cdad_stream_free(want);
+    cdad_stream_free(other);
 }
 
 /* A program is planned without memory, tells its sizes, and does not run; what is written there is lost. */
@@ -209,7 +239,7 @@ int cdad_test_devices(void) {
     CHECK(!none && device, "the devices");
     if (!device)
         return failures;
-    CHECK(is_complete(device->kernels, 0), "a slot is empty, or a stream's is not");
+    CHECK(is_complete(device->kernels, 0), "a slot is empty, or one of the host's is not");
     for (int i = 0; cdad_kernels_at(i); i++)
         CHECK(is_complete(cdad_kernels_at(i), 1), "a slot of %s is empty", cdad_kernels_at(i)->name);
     const cdad_context host = {.kernels = cdad_kernels_at(0)};
@@ -217,7 +247,7 @@ int cdad_test_devices(void) {
     const int64_t before = device->memory(device, 0).used;
     cdad_program *p = NULL;
     void *memory;
-    stream_on(&there);
+    stream_on(&host, &there);
     CHECK_OK(build(err));
     CHECK_OK(run_on(&host, want, err));
     CHECK_OK(run_on(&there, got, err));

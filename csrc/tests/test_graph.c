@@ -438,15 +438,15 @@ static void test_taps_and_polls(const cdad_context *ctx) {
     CHECK_OK(cdad_program_bind(p, w, want[w], err));
 
     tap_log log = {.g = g};
-    CHECK_FAILS(CDAD_INVALID, "reads the weight", cdad_program_tap(p, loss, log_tap, &log, err));
-    CHECK_OK(cdad_program_tap(p, w, log_tap, &log, err));
+    CHECK_FAILS(CDAD_INVALID, "reads the weight", cdad_program_tap(p, loss, log_tap, &log, 0, err));
+    CHECK_OK(cdad_program_tap(p, w, log_tap, &log, 0, err));
     CHECK_OK(cdad_program_run(p, ctx, err));
     CHECK(log.calls == 2 && !log.wrong && log.reads[0] == x && log.reads[1] == h && log.first[0] == want[x][0] &&
               log.first[1] == want[h][0],
           "%d calls of a tap, %d wrong", log.calls, log.wrong);
     log = (tap_log){.g = g, .fail_at = 2};
     CHECK_FAILS(CDAD_LAPACK, "the tap fails", cdad_program_run(p, ctx, err));
-    CHECK_OK(cdad_program_tap(p, w, NULL, NULL, err));
+    CHECK_OK(cdad_program_tap(p, w, NULL, NULL, 0, err));
     CHECK_OK(cdad_program_run(p, ctx, err));
     CHECK(log.calls == 1, "a removed tap is called");
 
@@ -454,7 +454,7 @@ static void test_taps_and_polls(const cdad_context *ctx) {
     cdad_context polled = *ctx;
     polled.poll = count_polls;
     polled.poll_arg = &polls;
-    CHECK_OK(cdad_program_tap(p, w, slow_tap, &taps, err));
+    CHECK_OK(cdad_program_tap(p, w, slow_tap, &taps, 0, err));
     CHECK_FAILS(CDAD_CANCELLED, "cancelled", cdad_program_run(p, &polled, err));
     CHECK(taps == 2 && polls == 2, "cancelled after %d taps, %d polls", taps, polls);
     CHECK_OK(cdad_program_run(p, &polled, err)); /* polls 3 and on do not cancel */

@@ -28,7 +28,7 @@ void cdad_collector_free(cdad_collector *c) {
         return;
     for (int64_t i = 0; i < c->n; i++) {
         const cdad_status ignored =
-            cdad_sampler_tap(c->sampler, c->params->items[c->taps[i].param].name, NULL, NULL, NULL);
+            cdad_sampler_tap(c->sampler, c->params->items[c->taps[i].param].name, NULL, NULL, 0, NULL);
         (void)ignored; /* it can only fail for a name that the sampler does not know */
         cdad_stream_free(c->taps[i].stream);
     }
@@ -133,8 +133,8 @@ cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, cons
         CDAD_TRY_DONE(fit_plans(c, how->memory, err));
     for (int64_t i = 0; i < c->n; i++)
         if (c->taps[i].twin < 0)
-            CDAD_TRY_DONE(
-                cdad_sampler_tap(sampler, params->items[c->taps[i].param].name, take_features, &c->taps[i], err));
+            CDAD_TRY_DONE(cdad_sampler_tap(sampler, params->items[c->taps[i].param].name, take_features, &c->taps[i],
+                                           cdad_stream_takes(&c->taps[i].plan, params->device), err));
     *out = c;
     c = NULL;
 done:
@@ -202,8 +202,10 @@ cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, con
     memset(out, 0, (size_t)c->params->n * sizeof *out);
     CDAD_FAIL_IF(!(max_share > 0 && max_share <= 1), err, CDAD_INVALID, "a basis is capped at a share of 0 < share <= 1");
     for (int64_t i = 0; i < c->n; i++)
-        if (c->taps[i].twin < 0)
+        if (c->taps[i].twin < 0) {
             CDAD_TRY_DONE(open_stream(&c->taps[i], err));
+            CDAD_TRY_DONE(cdad_stream_settle(c->taps[i].stream, err));
+        }
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&errors, c->n * (int64_t)sizeof *errors, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&order, c->n * (int64_t)sizeof *order, err));
     for (int64_t i = 0; i < c->n; i++) { /* insertion sort: a few hundred weights */

@@ -24,7 +24,7 @@ void cdad_recorder_free(cdad_recorder *r) {
     if (!r)
         return;
     for (int64_t i = 0; i < r->n; i++) {
-        const cdad_status ignored = cdad_sampler_tap(r->sampler, r->items[i].param, NULL, NULL, NULL);
+        const cdad_status ignored = cdad_sampler_tap(r->sampler, r->items[i].param, NULL, NULL, 0, NULL);
         (void)ignored; /* it can only fail for a name that the sampler does not know */
         cdad_free(r->items[i].data);
     }
@@ -58,7 +58,7 @@ static cdad_status add_item(cdad_recorder *r, const cdad_param *p, cdad_error *e
         item->unfold = cdad_conv2d_unfold(node->attr, cdad_graph_shape(g, node->in[0]), &p->shape,
                                           cdad_graph_shape(g, node->out[0]));
     r->n++;
-    return cdad_sampler_tap(r->sampler, p->name, record, item, err);
+    return cdad_sampler_tap(r->sampler, p->name, record, item, 0, err);
 }
 
 cdad_status cdad_recorder_new(cdad_recorder **out, cdad_sampler *sampler, const cdad_params *params,

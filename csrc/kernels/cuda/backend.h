@@ -6,6 +6,9 @@
 
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
     *C, int64_t ldc, const cdad_epilogue *with, void *scratch);
+void cuda_gram_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16, void
+    *scratch);
+int64_t cuda_gram_scratch(int64_t rows, int64_t d, int bf16);
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads);
 void cuda_depthwise_conv2d(const cdad_context *ctx, float *y, const float *x, const float *w, const float
     *bias, const cdad_unfold *u);

@@ -46,6 +46,9 @@ typedef struct cuda_product {
 } cuda_product;
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what);
 
+/* to [rows,R*S*C] = rows `first` and following of the image that X unfolds. */
+void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows);
+
 /* Memory of the device for sums that go to the host: CUDA_SUMS doubles, which one thread uses at a time. */
 enum { CUDA_SUMS = CUDA_THREADS };
 double *cuda_sums_take(const cdad_context *ctx);

@@ -152,10 +152,12 @@ static const cdad_kernels kernels = {
     "cuda",
     cuda_gemm,
     cuda_gemm_scratch,
-    NULL, /* gram_*: of the host alone */
+    NULL, /* gram_panels to gram_rounds_fast: of the host alone */
     NULL,
     NULL,
     NULL,
+    cuda_gram_add,
+    cuda_gram_scratch,
     NULL, /* winograd*, narrow_*: all convolutions go by gemm */
     NULL,
     NULL,

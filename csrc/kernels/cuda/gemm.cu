@@ -26,7 +26,7 @@ template <typename I> __global__ static void gather4_kernel(float *to, const flo
     gather_units<I, float4>((float4 *)to, (const float4 *)x, u, (I)u.C / 4, first, count);
 }
 
-static void gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows) {
+void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows) {
     const cdad_unfold u = *X.unfold;
     const int64_t count = rows * u.R * u.S * u.C;
     const int64_t most = cuda_max(count, u.N * u.P * u.Q); /* of an index */
@@ -63,7 +63,7 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
         const int64_t step = tile_rows(M, K);
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
-            gather(ctx, tile, A, m, p.M);
+            cuda_gather(ctx, tile, A, m, p.M);
             p.A = cdad_mat{tile, K, 1, NULL};
             p.C = C + m * ldc;
             cuda_multiply(ctx, &p, "gemm");
@@ -72,7 +72,7 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
         const int64_t step = tile_rows(K, N);
         for (int64_t k = 0; k < K; k += step) {
             p.K = cuda_min(step, K - k);
-            gather(ctx, tile, B, k, p.K);
+            cuda_gather(ctx, tile, B, k, p.K);
             p.A.data = A.data + k * A.cs;
             p.B = cdad_mat{tile, N, 1, NULL};
             cuda_multiply(ctx, &p, "gemm");
