@@ -178,37 +178,69 @@ def learn(checkpoint, products, device: str) -> tuple[ContinualModel, dict[str, 
     return model, {name: np.array(model._trainer.block(name)) for name in ("weights", "m", "v")}
 
 
-def test_a_task_on_the_emulated_device_has_the_same_bits(first_checkpoint, products, tmp_path):
-    """Training with projection, sampling, representations, calibration and files; no host access to device memory."""
+@pytest.fixture
+def quick_device(device):
+    """One on which whole models run in seconds."""
+    if device == "cuda" and os.environ.get("CDAD_CUDA_LIBRARY") == str(ON_HOST):
+        pytest.skip("no GPU, and models by CUDA's kernels on the CPU take long")
+    return device
+
+
+def test_a_task(first_checkpoint, products, tmp_path, quick_device):
+    """Training with projection, sampling, representations, calibration and files: on the emulated device, whose memory the host may
+    not touch, to the same bits, and on a GPU up to rounding, which AdamW makes the larger the smaller a gradient is."""
+    exact = quick_device == "emulated"
     here, blocks = learn(first_checkpoint, products, "cpu")
-    there, others = learn(first_checkpoint, products, "emulated")
+    there, others = learn(first_checkpoint, products, quick_device)
+    first = ContinualModel.load(first_checkpoint, device="cpu")._trainer.block("weights")
     for name, block in blocks.items():
-        assert np.array_equal(block, others[name]), name
-    assert all(np.array_equal(U, there.bases[name]) for name, U in here.bases.items())
+        moved = np.linalg.norm(block - first if name == "weights" else block)
+        assert np.linalg.norm(others[name] - block) <= (0 if exact else 0.05 * moved), name
+    assert {name: U.shape[1] for name, U in there.bases.items()} == pytest.approx(
+        {name: U.shape[1] for name, U in here.bases.items()}, rel=0 if exact else 0.1, abs=0 if exact else 2
+    )
     images = [sample.path for sample in products[SECOND[0]].test[:2]]
-    assert np.array_equal(here.predict(images).maps, there.predict(images).maps)
+
+    def alike(found, wanted):
+        return np.array_equal(found, wanted) if exact else np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+    assert alike(there.predict(images).maps, here.predict(images).maps)
     there.save(tmp_path / "there")
     back = ContinualModel.load(tmp_path / "there", device="cpu")
-    assert np.array_equal(back.predict(images).maps, here.predict(images).maps)
+    assert np.array_equal(back._trainer.block("weights"), others["weights"])
+    assert alike(back.predict(images).maps, there.predict(images).maps)
+    if exact:
+        assert all(np.array_equal(U, there.bases[name]) for name, U in here.bases.items())
     with pytest.raises(ValueError, match="read-only"):
         there.params[next(iter(there.bases))][...] = 0.0
 
 
-def test_a_training_step(device):
-    """Losses, the gradient's norm and the weights after a step of a small model, beside the CPU's."""
-    if device == "cuda" and os.environ.get("CDAD_CUDA_LIBRARY") == str(ON_HOST):
-        pytest.skip("no GPU, and a whole step by CUDA's kernels on the CPU takes long")
-    config, rng = preset("tiny"), np.random.default_rng(0)
+def train_beside_the_cpu(device, precision, steps):
+    """What a small model's steps tell, [steps, 4], and its weights after them, on the CPU and on the device."""
+    config, rng = preset("tiny").updated({"precision": precision}), np.random.default_rng(0)
     c = config.denoiser()
     latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
     image = rng.random((1, *c["image_size"], 3), np.float32)
-    told, weights = {}, {}
+    told = {}
     for name in ("cpu", device):
         trainer = _core.Trainer(_core.Params(name), c, 1, config.optimizer(), 0)
-        told[name] = trainer.step(latent, image, image)
-        weights[name] = np.array(trainer.block("weights"), np.float64)
-    assert told[device] == pytest.approx(told["cpu"], rel=1e-5)
-    assert np.linalg.norm(weights[device] - weights["cpu"]) < 1e-4 * np.linalg.norm(weights["cpu"])
+        told[name] = np.array([trainer.step(latent, image, image) for _ in range(steps)]), np.array(trainer.block("weights"), np.float64)
+    return told["cpu"], told[device]
+
+
+def test_a_training_step(quick_device):
+    (told, weights), (found, others) = train_beside_the_cpu(quick_device, "float32", 1)
+    np.testing.assert_allclose(found, told, rtol=1e-5)
+    assert np.linalg.norm(others - weights) < 1e-4 * np.linalg.norm(weights)
+
+
+@pytest.mark.parametrize("precision, step, curve", [("float32", 1e-4, 2e-2), ("tf32", 1e-2, 5e-2), ("bfloat16", 2e-2, 5e-2)])
+def test_a_hundred_steps(precision, step, curve, quick_device):
+    """Losses: each of the first five, and of a hundred the means of tens, through which rounding grows."""
+    (told, weights), (found, others) = train_beside_the_cpu(quick_device, precision, 100)
+    np.testing.assert_allclose(found[:5, :3], told[:5, :3], rtol=step)
+    np.testing.assert_allclose(*(losses[:, :3].reshape(10, 10, 3).mean(axis=1) for losses in (found, told)), rtol=curve)
+    assert np.linalg.norm(others - weights) < 0.1 * np.linalg.norm(weights)
 
 
 def test_a_name_that_is_none():
