@@ -38,6 +38,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ENTRIES = ("train_bf16", "train_tf32", "ops", "score_bf16", "train", "vae", "score_tf32", "score")
+KERNELS = "values or gradients or attention or stream"  # tests that run every kernel, and little else
 LEAST = 20.0  # seconds in which an entry tells something
 GRACE = 15.0  # seconds that a process gets to end by itself
 TESTS_SHARE, ENTRY_SHARE = 0.35, 0.45  # of the budget, at most
@@ -122,7 +123,13 @@ def run_tests(a: argparse.Namespace, budget: Budget, package: Path) -> tuple[str
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", f"--junitxml={report}", *a.tests]
-        ended = Process(command, min(budget.left, TESTS_SHARE * budget.seconds), cwd=ROOT, env=environment(package)).wait()
+        seconds = TESTS_SHARE * budget.seconds
+        if a.sanitize:
+            if not shutil.which("compute-sanitizer"):
+                return "not run", ["tests: compute-sanitizer, of the CUDA toolkit, is not found"]
+            command = ["compute-sanitizer", "--tool", a.sanitize, "--error-exitcode", "9", *command, "-k", KERNELS]
+            seconds = budget.left
+        ended = Process(command, min(budget.left, seconds), cwd=ROOT, env=environment(package)).wait()
         if not report.exists():
             return "no result", [f"tests: {ended or 'no report'}"]
         suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -214,6 +221,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="inductor", help="of torch.compile; none: compile nothing")
     parser.add_argument("--no-build", action="store_true", help="the package is built or installed")
     parser.add_argument("--tests", nargs="*", default=["tests/test_devices.py", "tests/test_device_arrays.py"], help="files; none: no tests")
+    parser.add_argument(
+        "--sanitize",
+        choices=("memcheck", "racecheck", "initcheck", "synccheck"),
+        help="run the tests of kernels under this tool of compute-sanitizer, within all the time that is left",
+    )
     parser.add_argument("--json", help="write the records here")
     a = parser.parse_args(argv)
     command = shlex.join(["python", "benchmarks/gpu.py", *(sys.argv[1:] if argv is None else argv)])

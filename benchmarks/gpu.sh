@@ -13,7 +13,7 @@
 #         --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 -d .whl scipy-openblas32==VERSION
 #
 # PYTHON=... chooses another python3. A second call, --no-build --tests --only NAME ..., measures what the first one had no
-# time for.
+# time for; --no-build --sanitize memcheck (then racecheck) runs the kernels under compute-sanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

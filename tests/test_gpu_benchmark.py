@@ -45,6 +45,20 @@ def test_what_fails_is_told_and_counted(gpu, tmp_path, capfd):
     assert capfd.readouterr().out.endswith("failures: 0; not run: vae\n")
 
 
+def test_kernels_under_compute_sanitizer(gpu, tmp_path, capfd, monkeypatch):
+    (tmp_path / "test_it.py").write_text("def test_values(): pass\ndef test_files(): pass\n")
+    how = ["--no-build", "--device", "nowhere", "--backend", "none", "--seconds", "9", "--quick", "--only", "vae", "--sanitize", "racecheck"]
+    how += ["--tests", str(tmp_path / "test_it.py")]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.main(how) == 1
+    assert "FAILED: tests: compute-sanitizer, of the CUDA toolkit, is not found\n" in capfd.readouterr().out
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text('#!/bin/sh\n[ "$*" != "${*#--tool racecheck --error-exitcode 9 }" ] || exit 3\nshift 4\n"$@" && exit 9\n')
+    tool.chmod(0o755)
+    assert gpu.main(how) == 1
+    assert "FAILED: tests: 1 passed, 0 failed, 0 skipped\n" in capfd.readouterr().out
+
+
 def test_a_row_says_which_side_failed_and_why(gpu):
     row = {"row": "a", "ms": {"cdad": 2.0, "eager": 3.0, "compiled": 1.0}, "MiB": {"cdad": 4.0, "eager": 8.0}, "why": {}}
     first, memory = gpu.records({"a": row}, "cuda", "command")
