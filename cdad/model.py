@@ -113,6 +113,7 @@ class ContinualModel:
             self._start_from_files()
         self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.calibrations: dict[str, Calibration] = {}
+        self._pooled: tuple[tuple[Calibration, ...], Calibration] | None = None
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
         self._fitting = threading.Lock()
@@ -458,8 +459,12 @@ class ContinualModel:
         for name, calibration in chosen.items():
             if calibration is None or self.config.scoring.distance == "mahalanobis" and not calibration.moments:
                 raise RuntimeError(f"class {name!r} was learned without this calibration of its scores: recalibrate() measures it")
-        # A class's own, which keeps its whitening from one call to the next.
-        return self.calibrations[class_name] if class_name is not None else Calibration.pool(list(chosen.values()))
+        if class_name is not None:
+            return self.calibrations[class_name]
+        own, pooled = tuple(chosen.values()), self._pooled
+        if pooled is None or list(map(id, pooled[0])) != list(map(id, own)):
+            pooled = self._pooled = own, Calibration.pool(own)
+        return pooled[1]  # the same from one call to the next: it keeps its whitening
 
     def _denoise(self, images: Array, latents: np.ndarray, noise_seed: int) -> np.ndarray:
         d, seed = self.config.diffusion, self.config.seed

@@ -138,6 +138,17 @@ def test_recalibrating_measures_what_learning_did(first, products):
         assert np.array_equal(first.calibrations[name].mean, learned[name].mean)
 
 
+def test_images_of_an_unknown_class_get_the_mean_of_what_is_calibrated_now(first, products, images):
+    one = first.predict(images).scores
+    kept = dict(first.calibrations)
+    try:
+        first.calibrations["gear"] = first.calibrations["cloth"]  # as if it were measured again
+        np.testing.assert_allclose(first.predict(images).scores, first.predict(images, "cloth").scores, rtol=1e-4)
+    finally:
+        first.calibrations = kept
+    np.testing.assert_array_equal(first.predict(images).scores, one)
+
+
 def test_prediction_has_the_shapes_it_says(first, images):
     prediction = first.predict(images)
     assert prediction.scores.shape == (8,) and prediction.maps.shape == (8, 64, 64)
