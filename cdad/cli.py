@@ -411,7 +411,7 @@ def _format_plan(found: Plan) -> str:
     a = found.assumed
     title = (
         f"{found.preset}: batches of {found.batch_size} (scoring: {found.scoring_batch_size}), {found.threads} threads; assumed: "
-        f"{a['images']} images, {a['classes']} class(es) a task, bases of {100 * a['rank_share']:g} % of the width"
+        f"{a['images']} images, {a['classes']} class{'' if a['classes'] == 1 else 'es'} a task, bases of {100 * a['rank_share']:g} % of the width"
     )
     lines = [format_table(rows, digits=1, title=title)]
     lines.append(f"\na checkpoint after a task: {found.checkpoint / 2**20:.1f} MiB")
