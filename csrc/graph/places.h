@@ -22,6 +22,7 @@ typedef struct tap {
 /* Of a device: what the steps did when they ran last, to be done again without asking for each of them. */
 typedef struct recording {
     void *made;      /* by the device; NULL: not yet */
+    int64_t steps;   /* from the first on: taps and handovers end it */
     float **data;    /* [n_values]: where values were; NULL: nothing has run */
     char *scratch;
 } recording;

@@ -319,28 +319,37 @@ static int64_t recordable(const cdad_program *p, const cdad_context *ctx) {
     return n;
 }
 
+/* Records the steps 0 .. n-1. 0: it cannot be, as when others wait for the device meanwhile; nothing was done then. Without polls, which
+ * may run any Python in this thread. */
+static int record_steps(cdad_program *p, int64_t n, const cdad_context *ctx) {
+    cdad_context quiet = *ctx;
+    int64_t none = p->n_handovers;
+    quiet.poll = NULL;
+    cdad_status status = p->device->record(p->device, NULL);
+    if (status == CDAD_OK)
+        status = run_steps(p, 0, n, &none, &quiet, NULL);
+    const cdad_status made = p->device->recorded(p->device, &p->last.made, NULL);
+    if (status == CDAD_OK && made == CDAD_OK)
+        return 1;
+    forget(p);
+    return 0;
+}
+
 /* Steps 0 .. n-1, recorded when all is where it was the time before: the first run is without, as it loads what kernels need. */
 static cdad_status run_recorded(cdad_program *p, int64_t n, const cdad_context *ctx, cdad_error *err) {
     const size_t bytes = (size_t)p->n_values * sizeof *p->data;
     int64_t none = p->n_handovers;
-    if (!p->last.data || p->last.scratch != p->scratch || memcmp(p->last.data, p->data, bytes) != 0) {
+    if (!p->last.data || p->last.steps != n || p->last.scratch != p->scratch || memcmp(p->last.data, p->data, bytes) != 0) {
         forget(p);
         if (!p->last.data)
             CDAD_TRY(cdad_alloc((void **)&p->last.data, (int64_t)bytes, err));
         memcpy(p->last.data, p->data, bytes);
         p->last.scratch = p->scratch;
+        p->last.steps = n;
         return run_steps(p, 0, n, &none, ctx, err);
     }
-    if (!p->last.made) {
-        cdad_status status = p->device->record(p->device, err);
-        if (status == CDAD_OK)
-            status = run_steps(p, 0, n, &none, ctx, err);
-        const cdad_status made = p->device->recorded(p->device, &p->last.made, status == CDAD_OK ? err : NULL);
-        if (status != CDAD_OK)
-            forget(p);
-        CDAD_TRY(status);
-        CDAD_TRY(made);
-    }
+    if (!p->last.made && !record_steps(p, n, ctx))
+        return run_steps(p, 0, n, &none, ctx, err);
     return p->device->replay(p->device, p->last.made, err);
 }
 

@@ -152,13 +152,16 @@ static void memory_on(cdad_device *device) {
 }
 
 /* Stands for a device that records: the emulated one's kernels work at once, and what is asked of recordings is counted. */
-static int made, replayed, forgotten;
+static int made, replayed, forgotten, refuses;
 static cdad_status fake_record(cdad_device *d, cdad_error *err) {
     (void)d, (void)err;
     return CDAD_OK;
 }
 static cdad_status fake_recorded(cdad_device *d, void **out, cdad_error *err) {
-    (void)d, (void)err;
+    (void)d;
+    *out = NULL;
+    if (refuses)
+        return cdad_fail(err, CDAD_NO_DEVICE, "the recording is invalid");
     *out = &made;
     made++;
     return CDAD_OK;
@@ -171,6 +174,44 @@ static cdad_status fake_replay(cdad_device *d, void *recording, cdad_error *err)
 static void fake_forget(cdad_device *d, void *recording) {
     (void)d, (void)recording;
     forgotten++;
+}
+
+static cdad_status no_tap(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input, const cdad_shape *shape,
+                          cdad_error *err) {
+    (void)arg, (void)ctx, (void)node, (void)input, (void)shape, (void)err;
+    return CDAD_OK;
+}
+
+/* A tap ends what is recorded, so that it is another recording with it than without; one that fails leaves the steps to be run. */
+static void record_taps_on(const cdad_context *ctx) {
+    static const float ones[6] = {1, 1, 1, 1, 1, 1};
+    float given[6] = {0}, got[4];
+    cdad_graph *layers = NULL;
+    cdad_program *p = NULL;
+    cdad_value in, first, w, out;
+    const cdad_shape shape = cdad_shape_make(2, (int64_t)2, (int64_t)3);
+    CHECK_OK(cdad_graph_new(&layers, err));
+    CHECK_OK(cdad_graph_input(layers, "in", shape, &in, err));
+    CHECK_OK(cdad_node_add(layers, cdad_op_find("affine"), 1, &in, &first, err, "a", 2.0, NULL));
+    CHECK_OK(cdad_graph_param(layers, "w", shape, &w, err));
+    CHECK_OK(cdad_node_add(layers, cdad_op_find("linear"), 2, (cdad_value[]){first, w}, &out, err, NULL));
+    CHECK_OK(cdad_program_new(&p, layers, 1, &out, NULL, ctx, err));
+    CHECK_OK(cdad_program_feed(p, w, ones, err));
+    for (int i = 0; i < 8; i++) {
+        refuses = i == 1 || i == 4;
+        CHECK_OK(i % 3 == 0 ? cdad_program_tap(p, w, i == 3 ? no_tap : NULL, NULL, 0, err) : CDAD_OK);
+        given[0] = (float)i;
+        const int before = replayed;
+        CHECK_OK(cdad_program_feed(p, in, given, err));
+        CHECK_OK(cdad_program_run(p, ctx, err));
+        CHECK_OK(cdad_program_read(p, out, got, err));
+        const int wanted = i == 2 || i == 5 || i == 7;
+        CHECK(cdad_program_is_recorded(p) == wanted && replayed - before == wanted, "run %d", i);
+        CHECK(got[0] == 2 * given[0] && got[2] == 0, "run %d: %g", i, (double)got[0]);
+    }
+    refuses = 0;
+    cdad_program_free(p);
+    cdad_graph_free(layers);
 }
 
 /* A recording is made by the second run alike, and is dropped when a value lies elsewhere. */
@@ -194,6 +235,7 @@ static void record_on(const cdad_context *ctx) {
     CHECK(made == 2 && replayed == 4 && forgotten == 1, "%d made, %d replayed, %d dropped", made, replayed, forgotten);
     cdad_program_free(p);
     CHECK(forgotten == 2, "a recording outlives its program");
+    record_taps_on(ctx);
     cdad_device_free(d, one);
     cdad_device_free(d, two);
     d->record = NULL;
