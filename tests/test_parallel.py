@@ -85,14 +85,16 @@ def test_rank_0_writes_the_checkpoint_that_all_go_on_from(products, quick_config
     assert back.predict(products[SECOND[0]].train[:2], SECOND[0]).scores.shape == (2,) and not rest
 
 
-def trainers_of(config, members, samples):
-    """A trainer of each member, and a step of it on these samples of the whole batch."""
+def trainers_of(config, members, samples, freezes=False):
+    """A trainer of each member, and a step of it on these samples of the whole batch. freezes: its first parameter."""
     latent, image = samples
 
     def make(member):
         part = member.part(len(latent))
         share = (member.rank, member.world_size, member.all_reduce)
-        trainer = _core.Trainer(_core.Params(), config.denoiser(), len(part), config.optimizer(), 1, share=share)
+        params = _core.Params()
+        trainer = _core.Trainer(params, config.denoiser(), len(part), config.optimizer(), 1, share=share)
+        trainer.protect(next(iter(params.shapes())), frozen=freezes)
         mine = slice(part.start, part.stop)
         return trainer, lambda: trainer.step(latent[mine], image[mine], image[mine])
 
@@ -123,9 +125,10 @@ def test_parts_draw_and_learn_what_the_whole_batch_does(quick_config, samples, c
         assert np.linalg.norm(trainer.block("weights") - before - moved) < 1e-4 * np.linalg.norm(moved)
 
 
-def test_a_loss_that_is_not_finite_fails_in_every_process_and_moves_none(quick_config, samples):
+@pytest.mark.parametrize("freezes", [False, True])
+def test_a_loss_that_is_not_finite_fails_in_every_process_and_moves_none(quick_config, samples, freezes):
     samples[0][3] = np.nan  # of the second process's part
-    pair = trainers_of(quick_config, Meeting(2).members(), samples)
+    pair = trainers_of(quick_config, Meeting(2).members(), samples, freezes)
     before = [trainer.block("weights").copy() for trainer, _ in pair]
 
     def failed(member):

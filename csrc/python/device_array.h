@@ -21,7 +21,9 @@ typedef struct cdad_py_memory {
     void *own;
     void *lent;
     void (*give_back)(void *lent); /* NULL: nothing is lent */
+    int shown; /* by __cuda_array_interface__, whose borrowers do not say when they are done */
 } cdad_py_memory;
+#define CDAD_PY_MEMORY "cdad memory" /* the name of its capsules */
 /* An owner of *m, which is to be filled in. */
 PyObject *cdad_py_memory_new(cdad_device *device, cdad_py_memory **m);
 

@@ -3,10 +3,10 @@
 
 static PyObject *array_type;
 
-#define MEMORY "cdad memory"
-
 static void memory_free(PyObject *capsule) {
-    cdad_py_memory *m = PyCapsule_GetPointer(capsule, MEMORY);
+    cdad_py_memory *m = PyCapsule_GetPointer(capsule, CDAD_PY_MEMORY);
+    if (m->shown) /* what they have queued by now on the default stream may still use it */
+        (void)!m->device->order(m->device, CDAD_DEFAULT_STREAM, 0, NULL);
     cdad_device_free(m->device, m->own);
     if (m->give_back) {
         Py_BEGIN_ALLOW_THREADS
@@ -22,7 +22,7 @@ PyObject *cdad_py_memory_new(cdad_device *device, cdad_py_memory **m) {
     if (!*m)
         return PyErr_NoMemory();
     (*m)->device = device;
-    PyObject *capsule = PyCapsule_New(*m, MEMORY, memory_free);
+    PyObject *capsule = PyCapsule_New(*m, CDAD_PY_MEMORY, memory_free);
     if (!capsule)
         PyMem_Free(*m);
     return capsule;

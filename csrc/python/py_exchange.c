@@ -363,6 +363,8 @@ PyObject *cdad_py_array_interface(PyObject *o, void *unused) {
         return PyErr_Format(PyExc_AttributeError, "memory of %s has no __cuda_array_interface__", a->device->name);
     if (a->device->order(a->device, CDAD_DEFAULT_STREAM, 1, &err) != CDAD_OK)
         return cdad_py_raise(&err);
+    if (PyCapsule_IsValid(a->owner, CDAD_PY_MEMORY))
+        ((cdad_py_memory *)PyCapsule_GetPointer(a->owner, CDAD_PY_MEMORY))->shown = 1;
     return Py_BuildValue("{s:N,s:s,s:(KO),s:i,s:O,s:i}", "shape", cdad_py_shape_tuple(&a->shape), "typestr", "<f4", "data",
                          (unsigned long long)(uintptr_t)a->data, a->read_only ? Py_True : Py_False, "version", 3, "strides",
                          Py_None, "stream", 1);

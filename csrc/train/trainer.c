@@ -340,7 +340,9 @@ static cdad_status add_shards(cdad_trainer *t, const cdad_context *ctx, cdad_sta
         return ran;
     if (ran == CDAD_OK)
         return t->sum(t->sum_arg, t->optimizer->grads, t->params->total, err);
-    cdad_status status = cdad_device_upload(ctx->device, t->optimizer->grads, &no_number, sizeof no_number, &other);
+    cdad_status status = CDAD_OK; /* each parameter: some are frozen, and not looked at */
+    for (int64_t i = 0; i < t->params->n && status == CDAD_OK; i++)
+        status = cdad_device_upload(ctx->device, gradient_block(t, i), &no_number, sizeof no_number, &other);
     if (status == CDAD_OK)
         status = t->sum(t->sum_arg, t->optimizer->grads, t->params->total, &other);
     if (status == CDAD_OK)
