@@ -113,7 +113,7 @@ class Trainer:
         distill: bool = False,
         accumulate: int = 1,
         recompute: bool = False,
-        share: tuple[int, int, Callable[[Any], object]] | None = None,
+        share: tuple[int, int] | None = None,
     ) -> None: ...
     n_steps: int
     age: int
@@ -124,6 +124,7 @@ class Trainer:
         perturbed: ArrayLike,
         context: ArrayLike | None = None,
         lr_scale: float = 1.0,
+        all_reduce: Callable[[Any], object] | None = None,
     ) -> tuple[float, float, float, float]: ...
     def drawn(self) -> tuple[Floats, np.ndarray]: ...
     def gradients(

@@ -106,7 +106,7 @@ class ContinualModel:
             c.optimizer(),
             c.seed,
             distill=self.strategy.distils,
-            share=parallel and (parallel.rank, parallel.world_size, parallel.all_reduce),
+            share=parallel and (parallel.rank, parallel.world_size),
             **c.batching(),
         )
         if _load_weights:
@@ -202,10 +202,14 @@ class ContinualModel:
         """
         if not self._fitting.acquire(blocking=False):
             raise RuntimeError("model is training")
-        if self.parallel is not None and self.parallel.rank > 0:
-            progress, checkpoint = False, None
         try:
-            self._fit(as_classes(task, len(self.ledger)), progress, callback, checkpoint, checkpoint_seconds)
+            classes = as_classes(task, len(self.ledger))
+            if self.parallel is not None:
+                begins = [self.config.to_dict(), self._trainer.n_steps, [[c.name, [path.name for path in c.train]] for c in classes]]
+                self.parallel.check(begins, self.params.device)
+                if self.parallel.rank > 0:
+                    progress, checkpoint = False, None
+            self._fit(classes, progress, callback, checkpoint, checkpoint_seconds)
         finally:
             self._fitting.release()
 
@@ -287,12 +291,14 @@ class ContinualModel:
         )
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
-        context = self.contexts(len(self._part))
+        context, all_reduce = self.contexts(len(self._part)), self.parallel and self.parallel.all_reduce
         with bar:
             for batch in batches.part(self._part).steps(self.progress["step"], steps):
                 began, step = time.monotonic(), self.progress["step"]
                 scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
-                losses = self._trainer.step(latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale)
+                losses = self._trainer.step(
+                    latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale, all_reduce=all_reduce
+                )
                 self.progress["step"] += 1
                 self.progress["seconds"] += time.monotonic() - began
                 bar.update()

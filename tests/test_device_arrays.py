@@ -178,6 +178,30 @@ def test_parts_share_the_memory():
         len(part[:1].reshape(12)[:1].reshape(()))
 
 
+def test_parts_are_written(there):
+    flat = there.reshape(24)
+    flat[:6] = np.arange(6, dtype=np.float64)
+    flat[6:12] = DeviceArray(np.full(6, 7, np.float32), "emulated")
+    flat[1:9] = flat[0:8]  # they overlap
+    wanted = np.concatenate([[0, 0, 1, 2, 3, 4, 5, 7, 7, 7, 7, 7], x.reshape(24)[12:]])
+    assert np.array_equal(there.numpy().reshape(24), wanted)
+    for part, given, error, message in (
+        (slice(0, 2), np.zeros(3, np.float32), ValueError, r"what is assigned has shape \[3\]; \[2\] is wanted"),
+        (slice(0, 2), flat[:3], ValueError, r"what is assigned has shape \[3\]; \[2\] is wanted"),
+        (slice(0, 2), np.zeros(2, np.int32), TypeError, "float32"),
+        (0, np.float32(1), TypeError, "cut by a slice"),
+        (slice(3, 3), np.zeros(0, np.float32), ValueError, "not empty"),
+    ):
+        with pytest.raises(error, match=message):
+            flat[part] = given
+    with pytest.raises(TypeError, match="cannot be deleted"):
+        del flat[:2]
+    read_only = DeviceArray(Lender(there, flags=1))
+    with pytest.raises(ValueError, match="read-only"):
+        read_only[:1] = x[:1]
+    assert np.array_equal(there.numpy().reshape(24), wanted)
+
+
 @pytest.mark.parametrize("versioned", [True, False])
 def test_lent_and_given_back(there, versioned):
     lender = Lender(there, versioned)

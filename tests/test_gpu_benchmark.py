@@ -57,6 +57,13 @@ def test_kernels_under_compute_sanitizer(gpu, tmp_path, capfd, monkeypatch):
     tool.chmod(0o755)
     assert gpu.main(how) == 1
     assert "FAILED: tests: 1 passed, 0 failed, 0 skipped\n" in capfd.readouterr().out
+    tool.write_text('#!/bin/sh\nshift 4\nexec "$@"\n')
+    assert gpu.main(how) == 0
+    (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.skip\ndef test_values(): pass\n")
+    assert gpu.main(how) == 1
+    assert "FAILED: tests: 0 passed, 0 failed, 1 skipped\n" in capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        gpu.main(how[:-1])
 
 
 def test_a_row_says_which_side_failed_and_why(gpu):

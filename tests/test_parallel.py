@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -71,32 +73,76 @@ def test_two_processes_make_what_one_makes(products, quick_config, changes):
         assert np.linalg.norm(first - wanted) <= 1e-3 * moved + 1e-6, name
 
 
+class Stop(Exception):
+    pass
+
+
 def test_rank_0_writes_the_checkpoint_that_all_go_on_from(products, quick_config, tmp_path):
     config = quick_config.updated({"training.batch_size": 4})
     paths = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
-    meeting = Meeting(2)
-    pair = together(meeting.members(), lambda member: two_tasks(config, products, member, paths[member.rank]))
+    task = [products[name] for name in SECOND]
+
+    def stop(report):
+        if report.step == 4:
+            raise Stop
+
+    def interrupted(member):
+        model = ContinualModel(config, parallel=member)
+        model.fit_task([products[name] for name in FIRST], progress=False)
+        with pytest.raises(Stop):
+            model.fit_task(task, progress=False, callback=stop, checkpoint=paths[member.rank], checkpoint_seconds=0.0)
+
+    def resumed(member):
+        model = ContinualModel.load(paths[0], parallel=member)
+        assert model.progress["step"] == 4
+        model.fit_task(task, progress=False)
+        return weights(model)
+
+    whole = together(Meeting(2).members(), lambda member: weights(two_tasks(config, products, member)))
+    together(Meeting(2).members(), interrupted)
     assert not paths[1].exists()
-    back = ContinualModel.load(paths[0], parallel=meeting.members()[1])
-    assert back._trainer.n_steps == pair[1]._trainer.n_steps
-    for name, wanted in weights(pair[1]).items():
-        np.testing.assert_array_equal(back.params[name], wanted)
-    rest = [name for name in products if name not in FIRST + SECOND]
-    assert back.predict(products[SECOND[0]].train[:2], SECOND[0]).scores.shape == (2,) and not rest
+    for found in together(Meeting(2).members(), resumed):
+        for name, wanted in whole[0].items():
+            np.testing.assert_array_equal(found[name], wanted)
 
 
-def trainers_of(config, members, samples, freezes=False):
+def test_processes_that_begin_with_other_images_or_another_model_are_noticed(products, quick_config):
+    config, first = quick_config.updated({"training.batch_size": 4}), products[SECOND[0]]
+
+    def refused(member, seed, images):
+        model = ContinualModel(config.updated({"seed": seed}), parallel=member)
+        with pytest.raises(RuntimeError, match="the 2 processes do not go on from the same model"):
+            model.fit_task({"steel": images}, progress=False)
+
+    together(Meeting(2).members(), lambda member: refused(member, member.rank, first.train))
+    together(Meeting(2).members(), lambda member: refused(member, 0, first.train[member.rank :]))
+
+
+def test_a_model_goes_when_what_adds_up_knows_it(quick_config):
+    class Worker:
+        def __init__(self):
+            self.model = ContinualModel(quick_config.updated({"training.batch_size": 4}), parallel=DataParallel(0, 2, self.reduce))
+
+        def reduce(self, block):
+            pass
+
+    worker = weakref.ref(Worker())
+    gc.collect()
+    assert worker() is None
+
+
+def trainers_of(config, members, samples, freezes=False, device=None):
     """A trainer of each member, and a step of it on these samples of the whole batch. freezes: its first parameter."""
     latent, image = samples
 
     def make(member):
         part = member.part(len(latent))
-        share = (member.rank, member.world_size, member.all_reduce)
-        params = _core.Params()
+        share = (member.rank, member.world_size)
+        params = _core.Params(device)
         trainer = _core.Trainer(params, config.denoiser(), len(part), config.optimizer(), 1, share=share)
         trainer.protect(next(iter(params.shapes())), frozen=freezes)
         mine = slice(part.start, part.stop)
-        return trainer, lambda: trainer.step(latent[mine], image[mine], image[mine])
+        return trainer, lambda: trainer.step(latent[mine], image[mine], image[mine], all_reduce=member.all_reduce)
 
     return [make(member) for member in members]
 
@@ -108,11 +154,11 @@ def samples(quick_config):
     return latent, rng.random((4, quick_config.image_size, quick_config.image_size, 3), np.float32)
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
-def test_parts_draw_and_learn_what_the_whole_batch_does(quick_config, samples, clip_norm):
+@pytest.mark.parametrize("clip_norm, device", [(0.0, "cpu"), (0.5, "cpu"), (0.0, "emulated")])
+def test_parts_draw_and_learn_what_the_whole_batch_does(quick_config, samples, clip_norm, device):
     config = quick_config.updated({"training.clip_norm": clip_norm, "training.eps": 1e-2, "training.lr": 1e-2})
     whole = _core.Trainer(_core.Params(), config.denoiser(), 4, config.optimizer(), 1)
-    pair = trainers_of(config, Meeting(2).members(), samples)
+    pair = trainers_of(config, Meeting(2).members(), samples, device=device)
     before = whole.block("weights").copy()
     for _ in range(2):
         norm = whole.step(samples[0], samples[1], samples[1])[3]
@@ -127,7 +173,7 @@ def test_parts_draw_and_learn_what_the_whole_batch_does(quick_config, samples, c
 
 @pytest.mark.parametrize("freezes", [False, True])
 def test_a_loss_that_is_not_finite_fails_in_every_process_and_moves_none(quick_config, samples, freezes):
-    samples[0][3] = np.nan  # of the second process's part
+    samples[0][3] = 1e20  # of the second process's part, whose loss is infinite, and its gradients are not
     pair = trainers_of(quick_config, Meeting(2).members(), samples, freezes)
     before = [trainer.block("weights").copy() for trainer, _ in pair]
 
@@ -163,12 +209,28 @@ def test_what_does_not_fit_is_told(quick_config):
     with pytest.raises(ValueError, match="a batch of 3 cannot be cut into 2 equal parts: set training.batch_size"):
         ContinualModel(quick_config.updated({"training.batch_size": 3}), parallel=DataParallel(0, 2, print))
     config = quick_config.denoiser()
+    with pytest.raises(ValueError, match=r"world_size is 0, expected at least 1"):
+        DataParallel(0, 0, print)
+    with pytest.raises(TypeError, match="all_reduce is None, which cannot be called"):
+        DataParallel(0, 2, None)
+
+    def trainer(share, **changes):
+        return _core.Trainer(_core.Params(), config, 2, quick_config.optimizer(), 0, share=share, **changes)
+
     with pytest.raises(ValueError, match=r"shard 2 of 2: one of 0 \.\. shards - 1 is wanted"):
-        _core.Trainer(_core.Params(), config, 2, quick_config.optimizer(), 0, share=(2, 2, print))
-    with pytest.raises(TypeError, match=r"share is \(rank, world_size, all_reduce\) or None"):
-        _core.Trainer(_core.Params(), config, 2, quick_config.optimizer(), 0, share=[0, 2, print])
+        trainer((2, 2))
+    with pytest.raises(ValueError, match="world_size is 0, 1 or more is wanted"):
+        trainer((0, 0))
+    with pytest.raises(ValueError, match="does not fit"):
+        trainer((0, 2**62))
+    with pytest.raises(TypeError, match=r"share is \(rank, world_size\) or None"):
+        trainer([0, 2])
     with pytest.raises(ValueError, match="cannot be added up"):
-        _core.Trainer(_core.Params(), config, 2, quick_config.optimizer(), 0, objective="output", share=(0, 2, print))
+        trainer((0, 2), objective="output")
+    image = np.zeros((2, quick_config.image_size, quick_config.image_size, 3), np.float32)
+    latent = np.zeros((2, *config["latent_size"], config["unet"]["in_channels"]), np.float32)
+    with pytest.raises(ValueError, match="nothing adds up the gradients of the batch's shards"):
+        trainer((0, 2)).step(latent, image, image)
 
 
 def test_magnitudes_are_of_one_process(quick_config, samples):
@@ -183,7 +245,7 @@ def test_a_part_of_batches_is_what_they_hold_there(products):
         return TrainingBatches([products[name] for name in names], image_size=32, batch_size=n, seed=seed, light=0.1)
 
     for whole in (batches(FIRST, 6, 0), MixedBatches(batches(FIRST, 4, 0), batches(SECOND, 2, 1))):
-        parts = [whole.part(range(start, start + 2)) for start in (0, 2, 4)]
+        parts = [whole.part(range(2)), whole.part(range(1, 6)).part(range(1, 3)), whole.part(range(4, 6))]
         for batch, *found in zip(whole.steps(0, 5), *(part.steps(0, 5) for part in parts), strict=True):
             for field in ("image", "perturbed", "index"):
                 joined = np.concatenate([getattr(part, field) for part in found])

@@ -208,7 +208,7 @@ class MixedBatches:
 
     def part(self, samples: range) -> MixedBatches:
         """Of the same batches these samples alone."""
-        n = self.new.batch_size
+        n = len(self.new._part)
         return MixedBatches(
             self.new.part(range(min(samples.start, n), min(samples.stop, n))),
             self.old.part(range(max(samples.start - n, 0), max(samples.stop - n, 0))),

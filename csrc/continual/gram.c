@@ -76,7 +76,7 @@ static cdad_status add_there(cdad_gram *g, const cdad_context *ctx, cdad_mat X, 
     const int64_t depth = depth_of(g, rows);
     cdad_status status = CDAD_OK;
     void *scratch = NULL;
-    CDAD_FAIL_IF(g->device && g->device != ctx->device, err, CDAD_INVALID, "features of %s come after features of %s",
+    CDAD_FAIL_IF(g->there && g->device != ctx->device, err, CDAD_INVALID, "features of %s come after features of %s",
                  ctx->device->name, g->device->name);
     CDAD_FAIL_IF(!X.unfold && X.cs != 1, err, CDAD_INVALID, "on a device features lie row by row");
     CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, ctx->kernels->gram_scratch(depth, g->d, g->bf16), err));

@@ -236,11 +236,18 @@ static int array_assign(PyObject *o, PyObject *key, PyObject *values) {
         part = (cdad_py_array *)array_subscript(o, key);
     if (part && cdad_py_input_of(&in, values, &part->shape, part->device, "what is assigned") == 0) {
         const int64_t bytes = cdad_shape_count(&part->shape) * (int64_t)sizeof(float);
-        Py_BEGIN_ALLOW_THREADS
-        status = in.on_device ? cdad_device_copy(part->device, part->data, in.data, bytes, &err)
-                              : cdad_device_upload(part->device, part->data, in.data, bytes, &err);
-        Py_END_ALLOW_THREADS
-        done = status == CDAD_OK ? 0 : -1;
+        const int64_t apart = (int64_t)((uintptr_t)in.data - (uintptr_t)part->data);
+        if (in.on_device && apart < bytes && apart > -bytes) { /* it overlaps */
+            Py_SETREF(in.held, cdad_py_device_copy(part->device, &part->shape, in.data));
+            in.data = in.held ? ((cdad_py_array *)in.held)->data : NULL;
+        }
+        if (in.data) {
+            Py_BEGIN_ALLOW_THREADS
+            status = in.on_device ? cdad_device_copy(part->device, part->data, in.data, bytes, &err)
+                                  : cdad_device_upload(part->device, part->data, in.data, bytes, &err);
+            Py_END_ALLOW_THREADS
+            done = status == CDAD_OK ? 0 : -1;
+        }
     }
     if (status != CDAD_OK)
         cdad_py_raise(&err);

@@ -15,15 +15,21 @@ static void trainer_dealloc(PyObject *o) {
     if (self->lock)
         PyThread_free_lock(self->lock);
     Py_XDECREF(self->borrowed);
-    Py_XDECREF(self->all_reduce);
     Py_XDECREF(self->params);
     type->tp_free(o);
     Py_DECREF(type);
 }
 
-/* cdad_sum_fn: the trainer's all_reduce, while a step runs without the GIL. */
+/* Who adds up the gradients of a batch's shards in a step. */
+typedef struct adding {
+    py_trainer *trainer;
+    PyObject *all_reduce;
+} adding;
+
+/* cdad_sum_fn, of a step that runs without the GIL. */
 static cdad_status add_up(void *arg, float *grads, int64_t n, cdad_error *err) {
-    py_trainer *self = arg;
+    const adding *a = arg;
+    py_trainer *self = a->trainer;
     cdad_device *device = cdad_py_trainer_device(self);
     const PyGILState_STATE gil = PyGILState_Ensure();
     const cdad_shape shape = cdad_shape_make(1, n);
@@ -32,7 +38,7 @@ static cdad_status add_up(void *arg, float *grads, int64_t n, cdad_error *err) {
                              : PyArray_SimpleNewFromData(1, &length, NPY_FLOAT32, grads);
     if (block && !device && PyArray_SetBaseObject((PyArrayObject *)block, Py_NewRef((PyObject *)self)) < 0)
         Py_CLEAR(block);
-    PyObject *done = block ? PyObject_CallOneArg(self->all_reduce, block) : NULL;
+    PyObject *done = block ? PyObject_CallOneArg(a->all_reduce, block) : NULL;
     const int failed = !done;
     Py_XDECREF(done);
     Py_XDECREF(block);
@@ -45,7 +51,7 @@ static cdad_status add_up(void *arg, float *grads, int64_t n, cdad_error *err) {
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"params", "config",  "batch",      "optimizer", "seed",
                             "objective", "distill", "accumulate", "recompute", "share", NULL};
-    PyObject *params, *config, *optimizer, *share = Py_None, *all_reduce = NULL;
+    PyObject *params, *config, *optimizer, *share = Py_None;
     long long n, accumulate = 1, shard = 0, shards = 1;
     unsigned long long seed;
     const char *objective = "loss";
@@ -54,8 +60,10 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLOK|spLpO:Trainer", names, &params, &config, &n, &optimizer,
                                      &seed, &objective, &distill, &accumulate, &recompute, &share))
         return NULL;
-    if (share != Py_None && (!PyTuple_Check(share) || !PyArg_ParseTuple(share, "LLO:share", &shard, &shards, &all_reduce)))
-        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "share is (rank, world_size, all_reduce) or None");
+    if (share != Py_None && (!PyTuple_Check(share) || !PyArg_ParseTuple(share, "LL:share", &shard, &shards)))
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_TypeError, "share is (rank, world_size) or None");
+    if (shards < 1)
+        return PyErr_Format(PyExc_ValueError, "world_size is %lld, 1 or more is wanted", shards);
     const int is_output = strcmp(objective, "output") == 0;
     if (!is_output && strcmp(objective, "loss") != 0)
         return PyErr_Format(PyExc_ValueError, "objective is '%s'; 'loss' or 'output' is wanted", objective);
@@ -78,11 +86,8 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const cdad_context ctx = cdad_py_context(store->params->device);
     const cdad_batching batching = {n, accumulate, recompute, shard, shards};
     if (cdad_trainer_new(&self->trainer, &self->config, store->params, &batching, optimizer == Py_None ? NULL : &oc, seed,
-                         &ctx, &err) == CDAD_OK) {
-        self->all_reduce = Py_XNewRef(all_reduce);
-        cdad_trainer_share(self->trainer, all_reduce ? add_up : NULL, self);
+                         &ctx, &err) == CDAD_OK)
         return (PyObject *)self;
-    }
     cdad_py_raise(&err);
 fail:
     Py_DECREF(self);
@@ -120,13 +125,13 @@ static int take_arrays(const py_trainer *self, PyObject *latent, PyObject *image
 }
 
 static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"latent", "image", "perturbed", "context", "lr_scale", NULL};
+    static char *names[] = {"latent", "image", "perturbed", "context", "lr_scale", "all_reduce", NULL};
     py_trainer *self = (py_trainer *)o;
-    PyObject *latent, *image, *perturbed, *context = Py_None;
+    PyObject *latent, *image, *perturbed, *context = Py_None, *all_reduce = Py_None;
     double lr_scale = 1.0;
     step_arrays a;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|Od:step", names, &latent, &image, &perturbed, &context,
-                                     &lr_scale) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|OdO:step", names, &latent, &image, &perturbed, &context,
+                                     &lr_scale, &all_reduce) ||
         take_arrays(self, latent, image, perturbed, context, &a) < 0)
         return NULL;
     cdad_error err = {0};
@@ -134,12 +139,15 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_status status;
     cdad_py_lock_take(self->lock);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
+    adding sum = {.trainer = self, .all_reduce = all_reduce};
+    cdad_trainer_share(self->trainer, all_reduce == Py_None ? NULL : add_up, &sum);
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_step(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                cdad_py_data(a.perturbed), cdad_py_data(a.context), lr_scale, &r, &err);
     if (status == CDAD_OK)
         status = cdad_py_trainer_give_back(self, CDAD_LENT_PATH, self->path, &err);
     Py_END_ALLOW_THREADS
+    cdad_trainer_share(self->trainer, NULL, NULL);
     PyThread_release_lock(self->lock);
     release_arrays(&a);
     return status == CDAD_OK ? Py_BuildValue("dddd", r.loss, r.loss_cdm, r.loss_amn, r.grad_norm)
@@ -357,10 +365,12 @@ static PyObject *trainer_flops(PyObject *o, void *unused) {
 
 static PyMethodDef trainer_methods[] = {
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
-     "step($self, latent, image, perturbed, context=None, lr_scale=1.0)\n--\n\nOne training step; returns (loss, "
+     "step($self, latent, image, perturbed, context=None, lr_scale=1.0, all_reduce=None)\n--\n\nOne training step; returns (loss, "
      "L_CDM, L_amn, gradient norm). The GIL is released. TrainingError where something is not finite: weights are "
      "then as before, unless the message says that a part was updated (gradients that are neither clipped nor accumulated "
-     "are used as they come)."},
+     "are used as they come). all_reduce(block), of a trainer with `share`: adds up the float32 gradients of all parameters over the "
+     "processes, in place: an array, or on a device a DeviceArray, whose sum is there when it returns or queued on the default stream. "
+     "It may not use the trainer."},
     {"drawn", trainer_drawn, METH_NOARGS,
      "drawn($self, /)\n--\n\nWhat the last step drew, as gradients() takes it: noise float32 [N,h,w,c] and timesteps int64 [N]; zeros "
      "before the first step."},
@@ -370,7 +380,7 @@ static PyMethodDef trainer_methods[] = {
     {"magnitudes", (PyCFunction)(void (*)(void))trainer_magnitudes, METH_VARARGS | METH_KEYWORDS,
      "magnitudes($self, sums, latent, image, perturbed, noise, timesteps, context=None, squares=False)\n--\n\nAdds the "
      "absolute values of the objective's gradient, or their squares, to `sums`, a block as block('weights') gives; "
-     "returns the objective. Wants a trainer that neither clips nor accumulates; one whose optimizer is None needs the least "
+     "returns the objective. Wants a trainer that neither clips nor accumulates nor shares; one whose optimizer is None needs the least "
      "memory."},
     {"penalize", (PyCFunction)(void (*)(void))cdad_py_trainer_penalize, METH_VARARGS | METH_KEYWORDS,
      "penalize($self, importance=None, anchor=None, strength=1.0)\n--\n\nAdds the gradient of strength/2 * "
@@ -416,9 +426,7 @@ static PyType_Slot trainer_slots[] = {
      "batches of one size. objective 'output': the squared norm of the prediction instead of the loss. optimizer None: "
      "for magnitudes() alone. accumulate: a step runs its batch in so many equal parts, whose gradients it adds up in one "
      "block. recompute: blocks run again in the backward pass, to the same bits, instead of keeping their activations. "
-     "share (rank, world_size, all_reduce): the batch is one of world_size equal parts of a step's, and all_reduce(block) adds up "
-     "the float32 gradients of all parameters over the processes, in place: an array, or on a device a DeviceArray, whose sum is there "
-     "when it returns or queued on the default stream."},
+     "share (rank, world_size): the batch is one of world_size equal parts of a step's; gradients() are then this part's of the mean."},
     {0, NULL}};
 static PyType_Spec trainer_spec = {.name = "cdad._core.Trainer",
                                    .basicsize = sizeof(py_trainer),

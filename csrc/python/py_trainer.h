@@ -17,7 +17,6 @@ typedef struct py_trainer {
     PyObject *borrowed; /* {name: array}: keeps alive what the optimiser borrows: bases by parameter, and blocks */
     float *mirrors[CDAD_N_LENT]; /* of borrowed blocks, where the parameters lie on a device */
     float *path;              /* the borrowed path integral, or NULL */
-    PyObject *all_reduce;     /* what adds up the gradients of a batch's shards, or NULL */
     cdad_py_lock lock;
 } py_trainer;
 

@@ -151,7 +151,9 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     const int64_t shards = batching->shards ? batching->shards : 1;
     CDAD_FAIL_IF(shards < 1 || batching->shard < 0 || batching->shard >= shards, err, CDAD_INVALID,
                  "shard %lld of %lld: one of 0 .. shards - 1 is wanted", (long long)batching->shard, (long long)shards);
-    CDAD_FAIL_IF(parts * shards > 1 && c->objective == CDAD_OBJECTIVE_OUTPUT, err, CDAD_INVALID,
+    int64_t all;
+    CDAD_TRY(cdad_size_mul(n, shards, &all, err));
+    CDAD_FAIL_IF((parts > 1 || shards > 1) && c->objective == CDAD_OBJECTIVE_OUTPUT, err, CDAD_INVALID,
                  "the squared norm of a batch's predictions is no mean over its samples: it cannot be added up");
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&t, sizeof *t, err));
     t->config = *c;
