@@ -109,6 +109,27 @@ def test_streams_take_features_of_a_device(method, d, rows, device):
     assert np.linalg.norm(U - V @ (V.T @ U)) < 1e-4 * np.sqrt(U.shape[1])
 
 
+def test_features_go_to_the_host_where_the_device_has_no_memory_for_their_sums():
+    config, rng = preset("tiny"), np.random.default_rng(0)
+    core, bases = config.denoiser(), []
+    latent = rng.standard_normal((1, *core["latent_size"], core["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *core["image_size"], 3), np.float32)
+    for limited in (False, True):
+        params = _core.Params("emulated")
+        sampler = _core.Sampler(params, core, 1)
+        params.allocate(0)
+        sampler.denoise(image, latent, None, steps=2)
+        collector = _core.Collector(sampler, "exact", 0.9)
+        _core.limit_device_memory((_core.device_memory("emulated")["used"] + 100_000) * limited, "emulated")
+        try:
+            sampler.denoise(image, latent, None, steps=2)
+        finally:
+            _core.limit_device_memory(0, "emulated")
+        bases.append(collector.bases({}))
+    for name, (U, *rest) in bases[0].items():
+        assert np.array_equal(U, bases[1][name][0]) and rest == list(bases[1][name][1:]), name
+
+
 def test_what_a_stream_refuses_of_a_device(device):
     stream = _core.Stream(4)
     with pytest.raises(ValueError, match=r"features has shape \[2,5\]; \[rows, d\] with d = 4 is wanted"):

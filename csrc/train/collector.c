@@ -40,17 +40,34 @@ static cdad_status open_stream(weight_tap *tap, cdad_error *err) {
     return tap->stream ? CDAD_OK : cdad_stream_open(&tap->stream, &tap->plan, err);
 }
 
-static cdad_status take_features(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
-                                 const cdad_shape *shape, cdad_error *err) {
-    weight_tap *tap = arg;
-    (void)node;
-    CDAD_TRY(open_stream(tap, err));
+static cdad_status add_features(weight_tap *tap, const cdad_context *ctx, const float *input, const cdad_shape *shape,
+                                cdad_error *err) {
     if (tap->unfold.R == 0) {
         const cdad_mat X = {.data = input, .rs = tap->d, .cs = 1};
         return cdad_stream_add(tap->stream, ctx, X, cdad_shape_count(shape) / tap->d, err);
     }
     const cdad_mat X = {.data = input, .unfold = &tap->unfold};
     return cdad_stream_add(tap->stream, ctx, X, tap->unfold.N * tap->unfold.P * tap->unfold.Q, err);
+}
+
+/* Those of a device whose memory does not hold the stream's sum, too, go to the host. */
+static cdad_status take_features(void *arg, const cdad_context *ctx, const cdad_node *node, const float *input,
+                                 const cdad_shape *shape, cdad_error *err) {
+    weight_tap *tap = arg;
+    const cdad_context host = cdad_context_of_host(ctx);
+    const int64_t bytes = cdad_shape_count(shape) * (int64_t)sizeof(float);
+    float *copy = NULL;
+    (void)node;
+    CDAD_TRY(open_stream(tap, err));
+    cdad_status status = add_features(tap, ctx, input, shape, err);
+    if (status != CDAD_NO_MEMORY || !ctx->device)
+        return status;
+    CDAD_TRY_DONE(cdad_alloc((void **)&copy, bytes, err));
+    CDAD_TRY_DONE(cdad_device_download(ctx->device, copy, input, bytes, err));
+    status = add_features(tap, &host, copy, shape, err);
+done:
+    cdad_free(copy);
+    return status;
 }
 
 /* The earlier tap on the same features as `node`, or -1. */
