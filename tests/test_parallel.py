@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conftest import FIRST, SECOND
 
 from cdad import ContinualModel, DataParallel, TrainingError, _core
 from cdad.data import TrainingBatches
 from cdad.data.loader import MixedBatches
-from tests.conftest import FIRST, SECOND
 
 
 class Meeting:
