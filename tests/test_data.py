@@ -162,6 +162,8 @@ class TestReadImage:
         stripes[::4] = 255
         mixed = read_image(save(tmp_path / "s.png", stripes), size=(8, 32))
         assert np.allclose(mixed, 0.25, atol=0.01)
+        # White stays white: the area filter's weights add up to 1.0000002 here.
+        assert np.all(read_image(save(tmp_path / "w.png", np.full((129, 391, 3), 255, np.uint8)), size=128) <= 1)
         for bad in (0, -3, (4,), (4, 0), 2.5, 70000):
             with pytest.raises(ValueError, match="size is"):
                 read_image(path, size=bad)

@@ -106,7 +106,7 @@ def check_mask(image: np.ndarray, mask: np.ndarray, mask_path: str | os.PathLike
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize float32 [H,W,3] to ``size``: area averages where a side shrinks, linear where it grows."""
+    """Resize float32 [H,W,3] in [0, 1] to ``size``: area averages where a side shrinks, linear where it grows."""
     height, width = parse_size(size)
     # In two steps, because cv2's area filter is no filter at all on a side that grows.
     for (h, w), method in (
@@ -115,7 +115,7 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     ):
         if image.shape[:2] != (h, w):
             image = cv2.resize(image, (w, h), interpolation=method)
-    return image
+    return np.minimum(image, 1.0)  # the averages' weights may add up to a little more
 
 
 def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
