@@ -75,7 +75,8 @@ class ContinualModel:
 
     ``config``: a `Config` or a preset's name. ``device``: where weights lie and networks run, "cpu" or "cuda" (see
     `cdad.set_device`, the default); results on one are those on the other up to rounding, and files are the same.
-    RuntimeError: there is no such device, and why. ``parallel``: other processes train with this one (`DataParallel`). Predictions may run in several threads at once; `fit_task` is
+    RuntimeError: there is no such device, and why. ``parallel``: other processes train with this one (`DataParallel`).
+    Predictions may run in several threads at once; `fit_task` is
     exclusive, and a second one meanwhile raises RuntimeError.
     """
 

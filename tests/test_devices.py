@@ -104,6 +104,9 @@ def test_streams_take_features_of_a_device(method, d, rows, device):
             assert there.energy[0] == pytest.approx(np.sum(np.float64(X[: there.rows]) ** 2), rel=1e-6)
     off = 1e-5 * rows if device == "cuda" and method == "exact" else 0
     np.testing.assert_allclose(there.state(), here.state(), rtol=0, atol=off)
+    there.add(_core.DeviceArray(X))
+    there.load_state(here.state())  # in place of what is on the device
+    np.testing.assert_array_equal(there.state(), here.state())
     (U, energy), (V, other) = there.basis(), here.basis()
     assert U.shape == V.shape and energy == pytest.approx(other, rel=1e-6)
     assert np.linalg.norm(U - V @ (V.T @ U)) < 1e-4 * np.sqrt(U.shape[1])

@@ -38,13 +38,13 @@ def test_models_compute_what_others_do(case):
     rows = list(case.compare())
     assert rows
     for row in rows:
-        assert row.error < parity.BOUND, row
+        assert row.error < row.bound, row
 
 
 @pytest.mark.skipif(os.environ.get("CDAD_SLOW") != "1", reason="sd15 takes 14 GiB and minutes: CDAD_SLOW=1 runs it")
 def test_the_full_size_model_computes_what_pytorch_does():
     for row in parity.FULL_SIZE.compare():
-        assert row.error < parity.FULL_SIZE_BOUND, row
+        assert row.error < row.bound, row
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,8 @@ void cdad_gram_pack(const cdad_gram *g, double *packed) {
 }
 
 void cdad_gram_unpack(cdad_gram *g, const double *packed) {
+    cdad_device_free(g->device, g->there);
+    g->there = NULL;
     for (int64_t i = 0; i < g->d; packed += g->d - i, i++)
         memcpy(element(g, i, i), packed, (size_t)(g->d - i) * sizeof *packed);
 }

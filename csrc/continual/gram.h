@@ -42,7 +42,7 @@ void cdad_gram_reset(cdad_gram *g);
 CDAD_MUST_USE cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows,
                                         cdad_error *err);
 
-/* Brings the sum from the device. All that follows wants that, but for cdad_gram_reset. CDAD_NO_MEMORY leaves all as it was; of another
+/* Brings the sum from the device. All that follows wants that, but for cdad_gram_unpack, which replaces it. CDAD_NO_MEMORY leaves all as it was; of another
  * failure a part is in `upper`. */
 CDAD_MUST_USE cdad_status cdad_gram_settle(cdad_gram *g, cdad_error *err);
 

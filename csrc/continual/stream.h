@@ -52,7 +52,7 @@ CDAD_MUST_USE cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ct
 /* Whether features may lie on the device (NULL: the host): those of an exact stream may, whose sum is kept there, in 8 d^2 bytes, until
  * cdad_stream_settle. */
 int cdad_stream_takes(const cdad_stream_plan *plan, const cdad_device *device);
-/* Brings to the host what lies on a device, if anything does: all but cdad_stream_add refuses to work before. */
+/* Brings to the host what lies on a device, if anything does: all but cdad_stream_add and cdad_stream_state_set refuses to work before. */
 CDAD_MUST_USE cdad_status cdad_stream_settle(cdad_stream *s, cdad_error *err);
 
 /* s also holds what `other` holds: two exact streams to double's rounding, incremental streams and sketches, in any

@@ -241,9 +241,7 @@ static PyObject *stream_load_state(PyObject *o, PyObject *arg) {
     cdad_status status;
     cdad_py_lock_take(self->lock);
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_stream_settle(self->stream, &err);
-    if (status == CDAD_OK)
-        status = cdad_stream_state_set(self->stream, PyArray_DATA(state), PyArray_SIZE(state), &err);
+    status = cdad_stream_state_set(self->stream, PyArray_DATA(state), PyArray_SIZE(state), &err);
     Py_END_ALLOW_THREADS
     PyThread_release_lock(self->lock);
     Py_DECREF(state);

@@ -45,7 +45,7 @@ static cdad_status add_up(void *arg, float *grads, int64_t n, cdad_error *err) {
     PyGILState_Release(gil);
     if (failed)
         return cdad_fail(err, CDAD_CANCELLED, "all_reduce failed"); /* its exception is set */
-    return device && device->order ? device->order(device, CDAD_DEFAULT_STREAM, 0, err) : CDAD_OK;
+    return device ? device->order(device, CDAD_DEFAULT_STREAM, 0, err) : CDAD_OK;
 }
 
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {

@@ -35,8 +35,7 @@ void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t); /* NULL: there is none */
 
 /* How a batch's shards are added up, once a step, before clipping, from now on (sum NULL: not); a trainer with shards takes no step
- * without. A shard whose losses are
- * not finite adds what is no number, so that the others fail as it does instead of waiting for it. */
+ * without. A shard whose losses are not finite adds what is no number, so that the others fail as it does instead of waiting. */
 void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg);
 
 /* latent [N,h,w,c] of the clean images x, image x and perturbed x~ [N,H,W,3], context [N,L,d] or NULL. Timesteps

@@ -73,6 +73,7 @@ void cuda_attention(const cdad_context *ctx, float *out, float *lse, const float
     cuda_launched(ctx, "attention");
 }
 
+/* delta [N,L,T] = sum over the head of dout * out. */
 __global__ static void delta_kernel(float *delta, const float *out, const float *dout, cdad_attention_dims d) {
     CUDA_EACH(i, d.N * d.L * d.T) {
         const int64_t row = i / d.T / d.L * d.T + i % d.T, at = (row * d.L + i / d.T % d.L) * d.D;
@@ -81,12 +82,6 @@ __global__ static void delta_kernel(float *delta, const float *out, const float 
             sum += out[at + j] * dout[at + j];
         delta[i] = sum;
     }
-}
-
-void cuda_attention_delta(const cdad_context *ctx, float *delta, const float *out, const float *dout,
-                          const cdad_attention_dims *dims) {
-    const cdad_attention_dims d = *dims;
-    CDAD_LAUNCH(delta_kernel, cuda_blocks(d.N * d.L * d.T), CUDA_THREADS, cuda_stream(ctx), delta, out, dout, d);
 }
 
 /* scores [L,tile,S] -> probabilities. */
@@ -118,7 +113,7 @@ void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *d
     const int64_t step = tile_queries(&d), E = d.L * d.D, most = d.L * step * d.S;
     cudaStream_t stream = cuda_stream(ctx);
     float *delta = (float *)scratch, *p = delta + d.N * d.L * d.T, *dp = p + most; /* [N,L,T], [L,tile,S] twice */
-    cuda_attention_delta(ctx, delta, out, dout, dims);
+    CDAD_LAUNCH(delta_kernel, cuda_blocks(d.N * d.L * d.T), CUDA_THREADS, stream, delta, out, dout, d);
     if (cuda_attention_fuses(dims)) {
         cuda_attention_fused_grad(ctx, dq, dk, dv, q, k, v, lse, delta, dout, dims);
         return;

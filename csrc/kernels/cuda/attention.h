@@ -14,15 +14,11 @@ __device__ inline bool cuda_attention_hidden(const cdad_attention_dims &d, int t
     return abs(rows) <= (int)d.mask_h / 2 && abs(columns) <= (int)d.mask_w / 2;
 }
 
-/* delta [N,L,T] = sum over the head of dout * out. */
-void cuda_attention_delta(const cdad_context *ctx, float *delta, const float *out, const float *dout,
-                          const cdad_attention_dims *d);
-
 /* Whether the fused kernels take these dims; then they do both directions. */
 bool cuda_attention_fuses(const cdad_attention_dims *d);
 void cuda_attention_fused(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
                           const cdad_attention_dims *d);
-/* delta: as above. */
+/* delta [N,L,T]: the sum over the head of dout * out. */
 void cuda_attention_fused_grad(const cdad_context *ctx, float *dq, float *dk, float *dv, const float *q, const float *k,
                                const float *v, const float *lse, const float *delta, const float *dout,
                                const cdad_attention_dims *d);
