@@ -8,45 +8,118 @@
 #include <vector>
 
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/on_host_warp.h"
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-enum { STACK = 64 << 10, MAX_THREADS = 1024 };
-static ucontext_t scheduler, fibers[MAX_THREADS];
+enum { STACK = 64 << 10, MAX_THREADS = 1024, WARP = 32 };
+/* What a thread waits for. */
+enum { NOTHING, ITS_WARP, ITS_BLOCK, THE_END };
+struct host_copy {
+    void *to;
+    const void *from;
+    bool there;
+    int group;
+};
+struct host_thread {
+    ucontext_t context;
+    int waits, shown, group; /* shown: how often; group: of copies, which is open */
+    std::vector<host_copy> copies;
+};
+static ucontext_t scheduler;
+static host_thread host_threads[MAX_THREADS];
+static on_host_words shown[MAX_THREADS / WARP][2][WARP];
 static char *stacks;
-static int finished[MAX_THREADS];
 static const std::function<void(void)> *body;
+alignas(16) unsigned char on_host_shared[ON_HOST_SHARED];
 
-void __syncthreads(void) {
-    const unsigned self = threadIdx.x;
-    swapcontext(&fibers[self], &scheduler);
+static void wait_for(int what) {
+    host_thread &self = host_threads[threadIdx.x];
+    self.waits = what;
+    swapcontext(&self.context, &scheduler);
+}
+
+void __syncthreads(void) { wait_for(ITS_BLOCK); }
+void __syncwarp(void) { wait_for(ITS_WARP); }
+
+const on_host_words *on_host_show(const uint32_t *mine, int n) {
+    on_host_words *all = shown[threadIdx.x / WARP][host_threads[threadIdx.x].shown++ % 2];
+    memcpy(all[threadIdx.x % WARP], mine, (size_t)n * sizeof *mine);
+    __syncwarp();
+    return all;
+}
+
+/* Copies are done as late as they may be, and groups that are not waited for never. */
+void on_host_copy_later(void *to, const void *from, bool there) {
+    host_thread &self = host_threads[threadIdx.x];
+    self.copies.push_back({to, from, there, self.group});
+}
+void on_host_copies_close(void) { host_threads[threadIdx.x].group++; }
+void on_host_copies_wait(int but) {
+    host_thread &self = host_threads[threadIdx.x];
+    std::vector<host_copy> later;
+    for (const host_copy &c : self.copies) {
+        if (c.group >= self.group - but)
+            later.push_back(c);
+        else if (c.there)
+            memcpy(c.to, c.from, 16);
+        else
+            memset(c.to, 0, 16);
+    }
+    self.copies.swap(later);
+}
+
+void on_host_want_shared(int64_t bytes) {
+    if (bytes > ON_HOST_SHARED)
+        abort();
 }
 
 static void run_fiber(int number) {
     (*body)();
-    finished[number] = 1;
-    swapcontext(&fibers[number], &scheduler);
+    host_threads[number].waits = THE_END;
+    swapcontext(&host_threads[number].context, &scheduler);
 }
 
-/* Each thread runs to its next barrier, one after the other, until all are done. */
+/* Threads first .. first+n-1 go on if each that is not at its end waits for `what`. */
+static void release(unsigned first, unsigned n, int what) {
+    for (unsigned t = first; t < first + n; t++)
+        if (host_threads[t].waits != what && host_threads[t].waits != THE_END)
+            return;
+    for (unsigned t = first; t < first + n; t++)
+        if (host_threads[t].waits == what)
+            host_threads[t].waits = NOTHING;
+}
+
+/* Each thread runs to its next barrier, one after the other, until all are done; a barrier that some thread never reaches ends the
+ * process. */
 static void run_block(unsigned threads) {
     for (unsigned t = 0; t < threads; t++) {
-        finished[t] = 0;
-        getcontext(&fibers[t]);
-        fibers[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
-        fibers[t].uc_stack.ss_size = STACK;
-        fibers[t].uc_link = NULL;
-        makecontext(&fibers[t], (void (*)())run_fiber, 1, (int)t);
+        host_thread &thread = host_threads[t];
+        thread.waits = thread.shown = thread.group = 0;
+        thread.copies.clear();
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = stacks + (size_t)t * STACK;
+        thread.context.uc_stack.ss_size = STACK;
+        thread.context.uc_link = NULL;
+        makecontext(&thread.context, (void (*)())run_fiber, 1, (int)t);
     }
-    for (unsigned left = threads; left > 0;) {
-        left = 0;
+    for (;;) {
+        unsigned ran = 0, ended = 0;
         for (unsigned t = 0; t < threads; t++) {
-            if (finished[t])
+            ended += host_threads[t].waits == THE_END;
+            if (host_threads[t].waits != NOTHING)
                 continue;
             threadIdx = dim3(t);
-            swapcontext(&scheduler, &fibers[t]);
-            left += !finished[t];
+            swapcontext(&scheduler, &host_threads[t].context);
+            ran++;
         }
+        if (ended == threads)
+            return;
+        if (!ran)
+            abort();
+        for (unsigned t = 0; t < threads; t += WARP)
+            release(t, threads - t < (unsigned)WARP ? threads - t : (unsigned)WARP, ITS_WARP);
+        release(0, threads, ITS_BLOCK);
     }
 }
 
@@ -61,6 +134,7 @@ void on_host_run(dim3 blocks, dim3 threads, int joined, const std::function<void
     for (unsigned b = 0; b < blocks.x; b++) {
         blockIdx = dim3(b);
         if (joined) {
+            memset(on_host_shared, 0xFF, sizeof on_host_shared); /* NaN */
             run_block(threads.x);
             continue;
         }

@@ -23,7 +23,8 @@ struct dim3 {
     dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
-void __syncthreads(void);
+void __syncthreads(void); /* of the block */
+void __syncwarp(void);
 
 /* Runs the work, or adds it to the thread's recording. */
 void on_host_do(const std::function<void(void)> &work);

@@ -98,7 +98,4 @@ void mma_sync(fragment<accumulator, M, N, K, float> &d, const fragment<matrix_a,
 } // namespace wmma
 } // namespace nvcuda
 
-/* All threads of a block: more than is promised. */
-static inline void __syncwarp(void) { __syncthreads(); }
-
 #endif
