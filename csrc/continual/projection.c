@@ -43,8 +43,9 @@ void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t
                       void *scratch) {
     float *out = C == G ? scratch : C;
     product(ctx, out, G, (cdad_mat){.data = V, .rs = k, .cs = 1}, O, k, d, 0, after_inside(scratch, O, k));
+    const cdad_runs all = cdad_columns(1, O * k, 0, 0);
     if (C == G)
-        ctx->kernels->copy_columns(ctx, C, O * k, out, O * k, 1, O * k);
+        ctx->kernels->copy_runs(ctx, C, out, &all);
 }
 
 void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, const float *V, int64_t d,

@@ -322,10 +322,9 @@ static void resize_bilinear(const cdad_context *ctx, float *y, const float *x, i
         ctx->host_kernels->resize_bilinear(ctx, y, x, N, H, W, C, P, Q);
 }
 
-static void copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs,
-                         int64_t n, int64_t w) {
+static void copy_runs(const cdad_context *ctx, float *dst, const float *src, const cdad_runs *runs) {
     if (TURN(dst) && TURN(src))
-        ctx->host_kernels->copy_columns(ctx, dst, dst_rs, src, src_rs, n, w);
+        ctx->host_kernels->copy_runs(ctx, dst, src, runs);
 }
 
 static void timestep_embedding(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D) {
@@ -447,7 +446,7 @@ static const cdad_kernels kernels = {
     SLOT(upsample2x),
     SLOT(upsample2x_grad),
     SLOT(resize_bilinear),
-    SLOT(copy_columns),
+    SLOT(copy_runs),
     SLOT(timestep_embedding),
     SLOT(gather_rows),
     SLOT(scatter_rows),

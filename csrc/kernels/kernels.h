@@ -118,6 +118,18 @@ typedef struct cdad_epilogue {
     cdad_precision precision; /* gemm only: the others ignore it */
 } cdad_epilogue;
 
+/* Floats that are copied, w at a time: run (i, j, k) of n[0] x n[1] x n[2] begins i*to[0] + j*to[1] + k*to[2] floats after where the
+ * first one goes, and alike by `from` after where it comes from. */
+typedef struct cdad_runs {
+    int64_t n[3], to[3], from[3], w;
+} cdad_runs;
+
+/* The columns 0 to w of n rows, to_rs and from_rs floats apart. */
+static inline cdad_runs cdad_columns(int64_t n, int64_t w, int64_t to_rs, int64_t from_rs) {
+    const cdad_runs runs = {{1, 1, n}, {0, 0, to_rs}, {0, 0, from_rs}, w};
+    return runs;
+}
+
 #define CDAD_GRAM_SIDE 96
 
 typedef struct cdad_kernels {
@@ -238,9 +250,7 @@ typedef struct cdad_kernels {
     void (*resize_bilinear)(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H, int64_t W,
                             int64_t C, int64_t P, int64_t Q);
 
-    /* Copies a block of columns: dst[i*dst_rs + j] = src[i*src_rs + j], i < n, j < w (concat and slice). */
-    void (*copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs,
-                         int64_t n, int64_t w);
+    void (*copy_runs)(const cdad_context *ctx, float *dst, const float *src, const cdad_runs *runs);
 
     /* Sinusoidal embedding of timesteps t [N] -> y [N,D]: cos(t*f_i), then sin(t*f_i), f_i = 10000^(-i/(D/2))
      * (LDM's timestep_embedding). */

@@ -47,7 +47,8 @@ static cdad_status run_concat(const cdad_context *ctx, const cdad_call *call, cd
     float *to = call->out[0];
     for (int i = 0; i < call->n_in; i++) {
         const int64_t w = cdad_shape_last(&call->in_shape[i]);
-        ctx->kernels->copy_columns(ctx, to, width, call->in[i], w, rows, w);
+        const cdad_runs runs = cdad_columns(rows, w, width, w);
+        ctx->kernels->copy_runs(ctx, to, call->in[i], &runs);
         to += w;
     }
     return CDAD_OK;
@@ -86,9 +87,9 @@ static cdad_status grad_slice(cdad_graph *g, const cdad_node *node, const cdad_v
 
 static cdad_status run_slice(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
-    const cdad_shape *y = &call->out_shape[0];
-    ctx->kernels->copy_columns(ctx, call->out[0], cdad_shape_last(y), call->in[0] + call->attr[BEGIN].i,
-                               cdad_shape_last(&call->in_shape[0]), cdad_shape_rows(y), cdad_shape_last(y));
+    const int64_t rows = cdad_shape_rows(&call->out_shape[0]), w = cdad_shape_last(&call->out_shape[0]);
+    const cdad_runs runs = cdad_columns(rows, w, w, cdad_shape_last(&call->in_shape[0]));
+    ctx->kernels->copy_runs(ctx, call->out[0], call->in[0] + call->attr[BEGIN].i, &runs);
     return CDAD_OK;
 }
 
@@ -119,8 +120,8 @@ static cdad_status infer_pad(const cdad_infer *args, cdad_error *err) {
 static cdad_status run_pad(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     const cdad_shape *x = &call->in_shape[0], *y = &call->out_shape[0];
     CDAD_TRY(cdad_device_zero(ctx->device, call->out[0], cdad_shape_count(y) * (int64_t)sizeof(float), err));
-    ctx->kernels->copy_columns(ctx, call->out[0] + call->attr[PAD_BEGIN].i, cdad_shape_last(y), call->in[0],
-                               cdad_shape_last(x), cdad_shape_rows(x), cdad_shape_last(x));
+    const cdad_runs runs = cdad_columns(cdad_shape_rows(x), cdad_shape_last(x), cdad_shape_last(y), cdad_shape_last(x));
+    ctx->kernels->copy_runs(ctx, call->out[0] + call->attr[PAD_BEGIN].i, call->in[0], &runs);
     return CDAD_OK;
 }
 

@@ -242,14 +242,11 @@ static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kern
 static const float *turned_weight(const cdad_context *ctx, const cdad_call *call, phase h, phase v) {
     const cdad_shape *w = &call->in_shape[1];
     const int64_t O = w->dim[0], R = w->dim[1], S = w->dim[2], C = w->dim[3], stride = call->attr[CDAD_STRIDE].i;
-    float *to = call->scratch;
     if (R * S == 1)
         return call->in[1];
-    for (int64_t k = h.taps - 1; k >= 0; k--)
-        for (int64_t l = v.taps - 1; l >= 0; l--, to += O * C) {
-            const int64_t tap = (h.tap + k * stride) * S + v.tap + l * stride;
-            ctx->kernels->copy_columns(ctx, to, C, call->in[1] + tap * C, R * S * C, O, C);
-        }
+    const int64_t last = (h.tap + (h.taps - 1) * stride) * S + v.tap + (v.taps - 1) * stride; /* of the phase's taps */
+    const cdad_runs turned = {{h.taps, v.taps, O}, {v.taps * O * C, O * C, C}, {-stride * S * C, -stride * C, R * S * C}, C};
+    ctx->kernels->copy_runs(ctx, call->scratch, call->in[1] + last * C, &turned);
     return call->scratch;
 }
 
@@ -284,10 +281,9 @@ static cdad_status run_phase(const cdad_context *ctx, const cdad_call *call, pha
         ctx->kernels->gemm(ctx, N * h.n * v.n, C, h.taps * v.taps * O, image_matrix(call->in[0], &u),
                            cdad_mat_rows(turned_weight(ctx, call, h, v), C), dx, C, &with,
                            pixels + phase_bytes(dy, w, call->attr));
-    for (int64_t row = 0; stride > 1 && row < N * h.n; row++) {
-        const int64_t y = row / h.n * H + h.first + row % h.n * stride;
-        ctx->kernels->copy_columns(ctx, call->out[0] + (y * W + v.first) * C, stride * C, dx + row * v.n * C, C, v.n, C);
-    }
+    const cdad_runs apart = {{N, h.n, v.n}, {H * W * C, stride * W * C, stride * C}, {h.n * v.n * C, v.n * C, C}, C};
+    if (stride > 1)
+        ctx->kernels->copy_runs(ctx, call->out[0] + (h.first * W + v.first) * C, dx, &apart);
     return CDAD_OK;
 }
 

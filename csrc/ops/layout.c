@@ -6,9 +6,9 @@
 /* Copies only where the planner could not let the output share the input's memory. */
 static cdad_status run_view(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
-    const int64_t n = cdad_shape_count(&call->out_shape[0]);
+    const cdad_runs all = cdad_columns(1, cdad_shape_count(&call->out_shape[0]), 0, 0);
     if (call->out[0] != call->in[0])
-        ctx->kernels->copy_columns(ctx, call->out[0], n, call->in[0], n, 1, n);
+        ctx->kernels->copy_runs(ctx, call->out[0], call->in[0], &all);
     return CDAD_OK;
 }
 
@@ -96,13 +96,9 @@ static void move_blocks(const cdad_context *ctx, float *out, const float *in, co
                         int64_t block, int to_space) {
     const int64_t rows = depth->dim[0] * depth->dim[1], W = depth->dim[2], width = depth->dim[3];
     const int64_t run = width / block;
-    for (int64_t i = 0; i < rows * block; i++) {
-        const int64_t deep = i / block * W * width + i % block * run, flat = i * W * run;
-        if (to_space)
-            ctx->kernels->copy_columns(ctx, out + flat, run, in + deep, width, W, run);
-        else
-            ctx->kernels->copy_columns(ctx, out + deep, width, in + flat, run, W, run);
-    }
+    const cdad_runs to_flat = {{rows, block, W}, {block * W * run, W * run, run}, {W * width, run, width}, run};
+    const cdad_runs to_deep = {{rows, block, W}, {W * width, run, width}, {block * W * run, W * run, run}, run};
+    ctx->kernels->copy_runs(ctx, out, in, to_space ? &to_flat : &to_deep);
 }
 
 static cdad_status run_to_space(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {

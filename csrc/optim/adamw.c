@@ -206,8 +206,9 @@ static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t 
         cdad_coordinates(ctx, own, grad, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
         return own;
     }
+    const cdad_runs all = cdad_columns(1, p->count, 0, 0);
     if (own != grad)
-        ctx->kernels->copy_columns(ctx, own, p->count, grad, p->count, 1, p->count);
+        ctx->kernels->copy_runs(ctx, own, grad, &all);
     cdad_project(ctx, own, p->shape.dim[0], q->basis, row_width(p), q->rank, q->onto ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF,
                  o->scratch);
     return own;

@@ -124,6 +124,24 @@ static void test_max_pool(void) {
     }
 }
 
+static void test_copy_runs(void) {
+    enum { A = 3, B = 4, C = 5, W = 6 };
+    const cdad_runs runs = {{A, B, C}, {B * C * W, -C * W, 2 * W}, {W, A * W, A * B * W}, W};
+    float *src = noise(A * B * C * W, 4, 0.0f, 1.0f);
+    EACH_POOL({
+        float *dst = noise(A * B * 2 * C * W, 5, 0.0f, 1.0f);
+        int wrong = 0;
+        table->copy_runs(ctx, dst + (B - 1) * C * W, src, &runs);
+        for (int a = 0; a < A; a++)
+            for (int b = 0; b < B; b++)
+                for (int c = 0; c < C; c++)
+                    wrong += !same(dst + (B - 1 + a * B - b) * C * W + c * 2 * W, src + ((c * B + b) * A + a) * W, W);
+        CHECK(!wrong, "copying runs, %d threads: %d are wrong", threads, wrong);
+        cdad_free(dst);
+    })
+    cdad_free(src);
+}
+
 static void test_copy_columns(void) {
     static const int64_t widths[] = {1, 5, 64, 20000};
     for (int k = 0; k < 4; k++) {
@@ -132,7 +150,8 @@ static void test_copy_columns(void) {
         EACH_POOL({
             float *dst = noise(n * to, 5, 0.0f, 1.0f), *before = noise(n * to, 5, 0.0f, 1.0f);
             int wrong = 0;
-            table->copy_columns(ctx, dst, to, src, from, n, w);
+            const cdad_runs runs = cdad_columns(n, w, to, from);
+            table->copy_runs(ctx, dst, src, &runs);
             for (int64_t i = 0; i < n; i++)
                 wrong += !same(dst + i * to, src + i * from, w) ||
                          !same(dst + i * to + w, before + i * to + w, to - w);
@@ -201,6 +220,7 @@ int cdad_test_resample(void) {
     on_every_table(test_resize);
     on_every_table(test_max_pool);
     on_every_table(test_copy_columns);
+    on_every_table(test_copy_runs);
     on_every_table(test_rows);
     on_every_table(test_timestep_embedding);
     return failures;

@@ -45,7 +45,7 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(upsample2x),
     SLOT(upsample2x_grad),
     SLOT(resize_bilinear),
-    SLOT(copy_columns),
+    SLOT(copy_runs),
     SLOT(timestep_embedding),
     SLOT(gather_rows),
     SLOT(scatter_rows),

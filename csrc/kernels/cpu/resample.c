@@ -87,21 +87,25 @@ void CDAD_K(resize_bilinear)(const cdad_context *ctx, float *y, const float *x, 
 typedef struct copy_job {
     float *dst;
     const float *src;
-    int64_t dst_rs, src_rs, n, w, rows;
+    cdad_runs runs;
+    int64_t n, part; /* of all runs; of a task */
 } copy_job;
 
 static void copy_task(void *arg, int64_t task, int worker) {
     const copy_job *j = arg;
     (void)worker;
-    for (int64_t i = task * j->rows; i < min64(j->n, (task + 1) * j->rows); i++)
-        memcpy(j->dst + i * j->dst_rs, j->src + i * j->src_rs, (size_t)j->w * sizeof(float));
+    const cdad_runs *r = &j->runs;
+    for (int64_t i = task * j->part; i < min64(j->n, (task + 1) * j->part); i++) {
+        const int64_t c = i % r->n[2], b = i / r->n[2] % r->n[1], a = i / r->n[2] / r->n[1];
+        memcpy(j->dst + a * r->to[0] + b * r->to[1] + c * r->to[2], j->src + a * r->from[0] + b * r->from[1] + c * r->from[2],
+               (size_t)r->w * sizeof(float));
+    }
 }
 
-void CDAD_K(copy_columns)(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs,
-                          int64_t n, int64_t w) {
-    copy_job j = {.dst = dst, .src = src, .dst_rs = dst_rs, .src_rs = src_rs, .n = n, .w = w,
-                  .rows = w < 16384 ? 16384 / w : 1};
-    cdad_pool_run(ctx->pool, (n + j.rows - 1) / j.rows, copy_task, &j);
+void CDAD_K(copy_runs)(const cdad_context *ctx, float *dst, const float *src, const cdad_runs *runs) {
+    copy_job j = {.dst = dst, .src = src, .runs = *runs, .n = runs->n[0] * runs->n[1] * runs->n[2],
+                  .part = runs->w < 16384 ? 16384 / runs->w : 1};
+    cdad_pool_run(ctx->pool, (j.n + j.part - 1) / j.part, copy_task, &j);
 }
 
 typedef struct rows_job {

@@ -52,8 +52,7 @@ void cuda_upsample2x_grad(const cdad_context *ctx, float *dx, const float *dy, i
     int64_t W, int64_t C);
 void cuda_resize_bilinear(const cdad_context *ctx, float *y, const float *x, int64_t N, int64_t H,
     int64_t W, int64_t C, int64_t P, int64_t Q);
-void cuda_copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t
-    src_rs, int64_t n, int64_t w);
+void cuda_copy_runs(const cdad_context *ctx, float *dst, const float *src, const cdad_runs *runs);
 void cuda_timestep_embedding(const cdad_context *ctx, float *y, const float *t, int64_t N, int64_t D);
 int cuda_gather_rows(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n,
     int64_t rows, int64_t C);

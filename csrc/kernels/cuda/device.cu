@@ -189,7 +189,7 @@ static const cdad_kernels kernels = {
     cuda_upsample2x,
     cuda_upsample2x_grad,
     cuda_resize_bilinear,
-    cuda_copy_columns,
+    cuda_copy_runs,
     cuda_timestep_embedding,
     cuda_gather_rows,
     cuda_scatter_rows,

@@ -60,15 +60,38 @@ void cuda_resize_bilinear(const cdad_context *ctx, float *y, const float *x, int
     cuda_launched(ctx, "resize_bilinear");
 }
 
-template <typename I>
-__global__ static void copy_kernel(float *dst, int64_t dst_rs, const float *src, int64_t src_rs, I n, I w) {
-    CUDA_EACH_OF(I, i, n) dst[i / w * dst_rs + i % w] = src[i / w * src_rs + i % w];
+/* T: what a thread copies, a float or four; the runs are counted in it. */
+template <typename I, typename T> __device__ static void copy_units(T *dst, const T *src, const cdad_runs &r, I n) {
+    const I w = (I)r.w, n1 = (I)r.n[1], n2 = (I)r.n[2];
+    CUDA_EACH_OF(I, i, n) {
+        const I run = i / w, at = i % w, c = run % n2, b = run / n2 % n1, a = run / n2 / n1;
+        dst[a * r.to[0] + b * r.to[1] + c * r.to[2] + at] = src[a * r.from[0] + b * r.from[1] + c * r.from[2] + at];
+    }
+}
+template <typename I> __global__ static void copy_kernel(float *dst, const float *src, cdad_runs r, I n) {
+    copy_units<I, float>(dst, src, r, n);
+}
+template <typename I> __global__ static void copy4_kernel(float *dst, const float *src, cdad_runs r, I n) {
+    copy_units<I, float4>((float4 *)dst, (const float4 *)src, r, n);
 }
 
-void cuda_copy_columns(const cdad_context *ctx, float *dst, int64_t dst_rs, const float *src, int64_t src_rs, int64_t n,
-                       int64_t w) {
-    CDAD_LAUNCH_EACH(copy_kernel, n * w, cuda_stream(ctx), dst, dst_rs, src, src_rs, n * w, w);
-    cuda_launched(ctx, "copy_columns");
+void cuda_copy_runs(const cdad_context *ctx, float *dst, const float *src, const cdad_runs *runs) {
+    cdad_runs r = *runs;
+    const int64_t n = r.n[0] * r.n[1] * r.n[2] * r.w;
+    bool by_four = r.w % 4 == 0 && ((uintptr_t)dst | (uintptr_t)src) % 16 == 0;
+    for (int k = 0; k < 3; k++)
+        by_four = by_four && (r.to[k] | r.from[k]) % 4 == 0;
+    if (by_four) {
+        r.w /= 4;
+        for (int k = 0; k < 3; k++) {
+            r.to[k] /= 4;
+            r.from[k] /= 4;
+        }
+        CDAD_LAUNCH_EACH(copy4_kernel, n / 4, cuda_stream(ctx), dst, src, r, n / 4);
+    } else {
+        CDAD_LAUNCH_EACH(copy_kernel, n, cuda_stream(ctx), dst, src, r, n);
+    }
+    cuda_launched(ctx, "copy_runs");
 }
 
 /* A block counts the ids that are no row's. */
