@@ -76,18 +76,38 @@ HEADS = [Case("attention", ((2, 70, 2 * d), *((2, 45, 2 * d),) * 2), {"heads": 2
 
 @pytest.mark.parametrize("case", [*(case for case in CASES if case.op == "attention"), *HEADS], ids=str)
 def test_attention_in_tf32(case, device):
+    assert_close_to_float32(case, device, 2, 2**-8)
+
+
+WINDOW = {"pad_t": 1, "pad_l": 1, "pad_b": 1, "pad_r": 1}
+# Both factors of a product by rows, by columns and unfolded, four at a time and one by one, in one tile and in several.
+ROUNDED_CASES = [
+    Case("linear", ((70, 68), (72, 68), (72,))),
+    Case("linear", ((3, 65, 67), (71, 67), (71,))),
+    Case("conv2d", ((2, 7, 8, 20), (12, 3, 3, 20), (12,)), WINDOW, per_sample=(0,)),
+    Case("conv2d", ((3, 9, 8, 7), (70, 3, 3, 7)), WINDOW | {"stride": 2}),
+    Case("conv2d", ((1, 6, 5, 9), (13, 2, 3, 9), (13,)), WINDOW | {"upsample": 2}),
+]
+
+
+@pytest.mark.parametrize("case", ROUNDED_CASES, ids=str)
+def test_products_in_bfloat16(case, device):
+    assert_close_to_float32(case, device, 1, 2**-6)
+
+
+def assert_close_to_float32(case, device, precision, bound):
     """Values and gradients beside float32's of the CPU."""
     arrays = case.data()
     _core.set_device("cpu")
     target = target_of(case, case.reference(arrays)[0].shape)
-    (want, lse), grads = run_case(case, arrays, target)
+    values, grads = run_case(case, arrays, target)
     _core.set_device(device)
-    other = dataclasses.replace(case, attrs=case.attrs | {"precision": 2})
-    (y, y_lse), y_grads = run_case(other, arrays, target, others=2)
-    for a, b in zip((y, y_lse, *y_grads), (want, lse, *grads), strict=True):
+    other = dataclasses.replace(case, attrs=case.attrs | {"precision": precision})
+    rounded_values, rounded_grads = run_case(other, arrays, target, others=2)
+    for a, b in zip((*rounded_values, *rounded_grads), (*values, *grads), strict=True):
         finite = np.isfinite(b)
         np.testing.assert_array_equal(np.isfinite(a), finite)
-        assert np.linalg.norm(a[finite] - b[finite]) < 2**-8 * np.linalg.norm(b[finite])
+        assert np.linalg.norm(a[finite] - b[finite]) < bound * np.linalg.norm(b[finite])
 
 
 # Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).

@@ -9,6 +9,7 @@ enum {
     CUBLAS_N = 0,
     CUBLAS_T = 1,
     CUBLAS_FLOAT = 0,          /* CUDA_R_32F */
+    CUBLAS_BFLOAT16 = 14,      /* CUDA_R_16BF */
     CUBLAS_COMPUTE_FLOAT = 68, /* CUBLAS_COMPUTE_32F */
     CUBLAS_COMPUTE_BF16 = 75,  /* CUBLAS_COMPUTE_32F_FAST_16BF: floats, rounded to bfloat16 on their way */
     CUBLAS_COMPUTE_TF32 = 77,  /* CUBLAS_COMPUTE_32F_FAST_TF32 */

@@ -34,8 +34,8 @@ cudaStream_t cuda_stream(const cdad_context *ctx);
 /* Keeps a failed launch for the next check. `what`: the kernel's slot. */
 void cuda_launched(const cdad_context *ctx, const char *what);
 
-/* C[m,n] = beta * C[m,n] + alpha * sum_k A[m,k] B[k,n] for `batch` matrices that lie stride_* floats apart; A and B are
- * plain, and one of their strides is 1 unless they have one row or column. */
+/* C[m,n] = beta * C[m,n] + alpha * sum_k A[m,k] B[k,n] for `batch` matrices that lie stride_* elements apart; A and B are
+ * plain, and one of their strides is 1 unless they have one row or column. `rounded`: their data are bfloat16. */
 typedef struct cuda_product {
     int64_t M, N, K, batch;
     cdad_mat A, B;
@@ -43,6 +43,7 @@ typedef struct cuda_product {
     int64_t ldc, stride_a, stride_b, stride_c;
     float alpha, beta;
     cdad_precision precision;
+    bool rounded;
 } cuda_product;
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what);
 

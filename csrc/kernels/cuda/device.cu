@@ -73,6 +73,7 @@ static int operand(const cdad_mat *X, int64_t rows, int64_t columns, int *op, in
 /* C^T = B^T A^T, in columns. */
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what) {
     static const int compute[] = {CUBLAS_COMPUTE_FLOAT, CUBLAS_COMPUTE_BF16, CUBLAS_COMPUTE_TF32}; /* by cdad_precision */
+    const int type = p->rounded ? CUBLAS_BFLOAT16 : CUBLAS_FLOAT;
     cuda_device *d = of(ctx);
     int op_a, op_b, lda, ldb;
     char text[64];
@@ -83,9 +84,9 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
     cudaSetDevice(d->number);
     pthread_mutex_lock(&d->cublas_lock);
     const int status = d->cublas->gemm(cuda_queue_of(d)->cublas, op_b, op_a, (int)p->N, (int)p->M, (int)p->K, &p->alpha, p->B.data,
-                                       CUBLAS_FLOAT, ldb, p->stride_b, p->A.data, CUBLAS_FLOAT, lda, p->stride_a,
-                                       &p->beta, p->C, CUBLAS_FLOAT, (int)p->ldc, p->stride_c, (int)p->batch,
-                                       compute[p->precision], CUBLAS_DEFAULT);
+                                       type, ldb, p->stride_b, p->A.data, type, lda, p->stride_a, &p->beta, p->C,
+                                       CUBLAS_FLOAT, (int)p->ldc, p->stride_c, (int)p->batch,
+                                       p->rounded ? CUBLAS_COMPUTE_FLOAT : compute[p->precision], CUBLAS_DEFAULT);
     pthread_mutex_unlock(&d->cublas_lock);
     if (status) {
         snprintf(text, sizeof text, "cuBLAS status %d", status);

@@ -1,44 +1,117 @@
-/* Products by cuBLAS. An operand that is unfolded from an image is gathered into scratch, so many rows at a time that a
- * tile stays within TILE_BYTES, and multiplied from there. */
+/* Products by cuBLAS. An operand that is unfolded from an image is gathered into scratch, so many rows at a time that a tile stays
+ * within TILE_BYTES, and multiplied from there; in bfloat16 other operands too are rounded into scratch, as cuBLAS multiplies what
+ * is bfloat16 in memory at more than twice the rate of floats. */
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/warp.h"
 
-enum { TILE_BYTES = 64 << 20 };
+#ifdef CDAD_CUDA_ON_HOST
+enum { TILE_BYTES = 8 << 10 }; /* so that tests have several */
+#else
+enum { TILE_BYTES = 32 << 20 }; /* stays in the cache of a large GPU */
+#endif
+enum {
+    GATHER_ROWS = 8, /* of a block */
+    LEAST = 64       /* rows of a product that is worth rounding its factors */
+};
 
-/* to [rows,R*S*C]: rows `first` and following of the unfolded image. T: what a thread copies, floats or runs of four channels;
- * C in its units, as `count`. */
-template <typename I, typename T>
-__device__ static void gather_units(T *to, const T *x, const cdad_unfold &u, I C, int64_t first, I count) {
-    const I S = (I)u.S, Q = (I)u.Q, P = (I)u.P, width = (I)u.R * S * C;
-    CUDA_EACH_OF(I, i, count) {
-        const I k = i % width, c = k % C, tap = k / C, row = (I)first + i / width;
-        const int64_t h = (int64_t)(row / Q % P) * u.stride + tap / S - u.pad_t;
-        const int64_t w = (int64_t)(row % Q) * u.stride + tap % S - u.pad_l;
-        const int inside = h >= 0 && h < u.H * u.up && w >= 0 && w < u.W * u.up;
-        const int64_t y = u.up == 2 ? h / 2 : h, v = u.up == 2 ? w / 2 : w;
-        to[i] = inside ? x[(((int64_t)(row / Q / P) * u.H + y) * u.W + v) * C + c] : T();
+/* What a thread moves: floats or four of them, as they are or rounded to bfloat16. */
+typedef uint16_t half1;
+struct __align__(8) half4 {
+    uint32_t low, high;
+};
+__device__ static void put(float *to, float x) { *to = x; }
+__device__ static void put(float4 *to, float4 x) { *to = x; }
+__device__ static void put(half1 *to, float x) { *to = (half1)cuda_bf16x2(x, 0.0f); }
+__device__ static void put(half4 *to, float4 x) {
+    to->low = cuda_bf16x2(x.x, x.y);
+    to->high = cuda_bf16x2(x.z, x.w);
+}
+
+/* to [rows,R*S*C]: rows `first` and following of the unfolded image, C counted in T. A block takes GATHER_ROWS rows; `lanes` of its
+ * threads, a power of 2, take a row at a time, so that a thread finds out once which pixel of the window its column is. */
+template <typename To, typename T>
+__global__ static void gather_kernel(To *to, const T *x, cdad_unfold u, int64_t first, int64_t rows, int C, int lanes) {
+    __shared__ int64_t image[GATHER_ROWS];
+    __shared__ int top[GATHER_ROWS], left[GATHER_ROWS];
+    const int64_t begin = (int64_t)blockIdx.x * GATHER_ROWS;
+    const int64_t rest = rows - begin;
+    const int n = rest < GATHER_ROWS ? (int)rest : (int)GATHER_ROWS, S = (int)u.S, width = (int)u.R * S * C;
+    const int H = (int)(u.H * u.up), W = (int)(u.W * u.up), halved = u.up == 2;
+    if ((int)threadIdx.x < n) {
+        const int64_t row = first + begin + threadIdx.x;
+        image[threadIdx.x] = row / (u.Q * u.P) * u.H;
+        top[threadIdx.x] = (int)(row / u.Q % u.P * u.stride - u.pad_t);
+        left[threadIdx.x] = (int)(row % u.Q * u.stride - u.pad_l);
+    }
+    __syncthreads();
+    to += begin * width;
+    for (int k = (int)threadIdx.x & (lanes - 1); k < width; k += lanes) {
+        const int tap = k / C, c = k - tap * C, down = tap / S, right = tap - down * S;
+        for (int r = (int)threadIdx.x / lanes; r < n; r += CUDA_THREADS / lanes) {
+            const int h = top[r] + down, w = left[r] + right;
+            T value = T();
+            if (h >= 0 && h < H && w >= 0 && w < W)
+                value = x[((image[r] + (h >> halved)) * u.W + (w >> halved)) * C + c];
+            put(to + (int64_t)r * width + k, value);
+        }
     }
 }
 
-template <typename I> __global__ static void gather_kernel(float *to, const float *x, cdad_unfold u, int64_t first, I count) {
-    gather_units<I, float>(to, x, u, (I)u.C, first, count);
-}
-template <typename I> __global__ static void gather4_kernel(float *to, const float *x, cdad_unfold u, int64_t first, I count) {
-    gather_units<I, float4>((float4 *)to, (const float4 *)x, u, (I)u.C / 4, first, count);
+template <typename To, typename T>
+static void gather(const cdad_context *ctx, To *to, const T *x, const cdad_unfold &u, int64_t first, int64_t rows) {
+    const int C = (int)(u.C * (int64_t)sizeof(float) / (int64_t)sizeof(T));
+    const auto kernel = gather_kernel<To, T>;
+    int lanes = 1;
+    while (lanes < CUDA_THREADS && lanes < u.R * u.S * C)
+        lanes *= 2;
+    CDAD_LAUNCH_JOINED(kernel, (unsigned)((rows + GATHER_ROWS - 1) / GATHER_ROWS), CUDA_THREADS, cuda_stream(ctx), to, x, u, first,
+                       rows, C, lanes);
 }
 
 void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows) {
-    const cdad_unfold u = *X.unfold;
-    const int64_t count = rows * u.R * u.S * u.C;
-    const int64_t most = cuda_max(count, u.N * u.P * u.Q); /* of an index */
-    if (u.C % 4 == 0 && ((uintptr_t)X.data | (uintptr_t)to) % 16 == 0)
-        CDAD_LAUNCH_INDEXED(gather4_kernel, most, count / 4, cuda_stream(ctx), to, X.data, u, first, count / 4);
+    if (X.unfold->C % 4 == 0 && ((uintptr_t)X.data | (uintptr_t)to) % 16 == 0)
+        gather(ctx, (float4 *)to, (const float4 *)X.data, *X.unfold, first, rows);
     else
-        CDAD_LAUNCH_INDEXED(gather_kernel, most, count, cuda_stream(ctx), to, X.data, u, first, count);
+        gather(ctx, to, X.data, *X.unfold, first, rows);
 }
 
-/* Rows of `width` floats (a phase of a convolution may have none) that make a tile. */
-static int64_t tile_rows(int64_t rows, int64_t width) {
-    return width == 0 ? 0 : cuda_max(1, cuda_min(rows, TILE_BYTES / (width * (int64_t)sizeof(float))));
+/* to [rows,width], dense = x, whose rows are rs apart; width and rs counted in T. */
+template <typename I, typename To, typename T> __global__ static void round_kernel(To *to, const T *x, int64_t rs, I width, I n) {
+    CUDA_EACH_OF(I, i, n) put(to + i, x[i / width * rs + i % width]);
+}
+
+template <typename To, typename T>
+static void round_rows(const cdad_context *ctx, To *to, const T *x, int64_t rs, int64_t width, int64_t n) {
+    const auto narrow = round_kernel<uint32_t, To, T>;
+    const auto wide = round_kernel<int64_t, To, T>;
+    if (n < INT64_C(1) << 31)
+        CDAD_LAUNCH(narrow, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), to, x, rs, width, n);
+    else
+        CDAD_LAUNCH(wide, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), to, x, rs, width, n);
+}
+
+/* Rows first .. first+rows-1 of X [.,columns], rounded to bfloat16, in its order; the matrix of them, whose data are half1. */
+static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, int64_t first, int64_t rows, int64_t columns) {
+    if (X.unfold) {
+        if (X.unfold->C % 4 == 0 && (uintptr_t)X.data % 16 == 0)
+            gather(ctx, (half4 *)to, (const float4 *)X.data, *X.unfold, first, rows);
+        else
+            gather(ctx, to, X.data, *X.unfold, first, rows);
+        return cdad_mat{(const float *)to, columns, 1, NULL};
+    }
+    const bool by_rows = X.cs == 1;
+    const float *from = X.data + first * X.rs;
+    const int64_t rs = by_rows ? X.rs : X.cs, width = by_rows ? columns : rows, n = rows * columns;
+    if ((width | rs) % 4 == 0 && (uintptr_t)from % 16 == 0)
+        round_rows(ctx, (half4 *)to, (const float4 *)from, rs / 4, width / 4, n / 4);
+    else
+        round_rows(ctx, to, from, rs, width, n);
+    return cdad_mat{(const float *)to, by_rows ? columns : 1, by_rows ? 1 : rows, NULL};
+}
+
+/* Rows of `width` elements (a phase of a convolution may have none) that make a tile. */
+static int64_t tile_rows(int64_t rows, int64_t width, int64_t element) {
+    return width == 0 ? 0 : cuda_max(1, cuda_min(rows, TILE_BYTES / (width * element)));
 }
 
 template <typename I> __global__ static void epilogue_kernel(float *C, int64_t ldc, I count, I N, cdad_epilogue with) {
@@ -54,33 +127,77 @@ template <typename I> __global__ static void epilogue_kernel(float *C, int64_t l
     }
 }
 
-void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
-               const cdad_epilogue *with, void *scratch) {
-    float *tile = (float *)scratch;
-    cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, with && with->accumulate ? 1.0f : 0.0f,
-                      with ? with->precision : CDAD_FLOAT32};
+/* Products of floats, of which one may be unfolded. */
+static void multiply_floats(const cdad_context *ctx, cuda_product p, float *tile) {
+    const cdad_mat A = p.A, B = p.B;
+    const int64_t M = p.M, K = p.K, width = A.unfold ? K : p.N, step = tile_rows(A.unfold ? M : K, width, sizeof(float));
+    float *C = p.C;
     if (A.unfold) {
-        const int64_t step = tile_rows(M, K);
+        p.A = cdad_mat{tile, K, 1, NULL};
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
             cuda_gather(ctx, tile, A, m, p.M);
-            p.A = cdad_mat{tile, K, 1, NULL};
-            p.C = C + m * ldc;
+            p.C = C + m * p.ldc;
             cuda_multiply(ctx, &p, "gemm");
         }
     } else if (B.unfold) {
-        const int64_t step = tile_rows(K, N);
-        for (int64_t k = 0; k < K; k += step) {
+        p.B = cdad_mat{tile, p.N, 1, NULL};
+        for (int64_t k = 0; k < K; k += step, p.beta = 1.0f) {
             p.K = cuda_min(step, K - k);
             cuda_gather(ctx, tile, B, k, p.K);
             p.A.data = A.data + k * A.cs;
-            p.B = cdad_mat{tile, N, 1, NULL};
             cuda_multiply(ctx, &p, "gemm");
-            p.beta = 1.0f;
         }
     } else {
         cuda_multiply(ctx, &p, "gemm");
     }
+}
+
+/* Where the second factor begins, after n elements. */
+static int64_t after(int64_t n) { return (n + 127) / 128 * 128; }
+
+/* Of factors rounded into scratch: rows of A with all of B, or, where A lies by columns, those with as many rows of B. */
+static void multiply_rounded(const cdad_context *ctx, cuda_product p, half1 *scratch) {
+    const cdad_mat A = p.A, B = p.B;
+    const int64_t M = p.M, N = p.N, K = p.K;
+    float *C = p.C;
+    p.rounded = true;
+    if (A.unfold || A.cs == 1) {
+        const int64_t step = tile_rows(M, K, sizeof(half1));
+        p.B = rounded(ctx, scratch + after(step * K), B, 0, K, N);
+        for (int64_t m = 0; m < M; m += step) {
+            p.M = cuda_min(step, M - m);
+            p.A = rounded(ctx, scratch, A, m, p.M, K);
+            p.C = C + m * p.ldc;
+            cuda_multiply(ctx, &p, "gemm");
+        }
+        return;
+    }
+    const int64_t step = tile_rows(K, M + N, sizeof(half1));
+    const cdad_mat turned = {A.data, A.cs, 1, NULL};
+    for (int64_t k = 0; k < K; k += step, p.beta = 1.0f) {
+        p.K = cuda_min(step, K - k);
+        rounded(ctx, scratch, turned, k, p.K, M);
+        p.A = cdad_mat{(const float *)scratch, 1, M, NULL};
+        p.B = rounded(ctx, scratch + after(step * M), B, k, p.K, N);
+        cuda_multiply(ctx, &p, "gemm");
+    }
+}
+
+/* Few rows take less time than the weight takes to be rounded. */
+static bool is_worth_rounding(const cuda_product &p) {
+    return p.precision == CDAD_BFLOAT16 && (p.A.unfold || p.B.unfold || (p.M >= LEAST && p.K >= LEAST)) &&
+           (p.A.unfold || p.A.cs == 1 || p.B.unfold || p.B.cs == 1);
+}
+
+void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
+               const cdad_epilogue *with, void *scratch) {
+    const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, with && with->accumulate ? 1.0f : 0.0f,
+                            with ? with->precision : CDAD_FLOAT32, false};
+    if (is_worth_rounding(p))
+        multiply_rounded(ctx, p, (half1 *)scratch);
+    else
+        multiply_floats(ctx, p, (float *)scratch);
     if (with && (with->bias || with->sum || with->act)) {
         const cdad_epilogue how = *with;
         CDAD_LAUNCH_EACH(epilogue_kernel, M * N, cuda_stream(ctx), C, ldc, M * N, N, how);
@@ -88,8 +205,11 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
     cuda_launched(ctx, "gemm");
 }
 
-/* For either operand gathered. */
+/* For either operand gathered, and for both rounded: multiply_rounded's two ways. */
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     (void)threads;
-    return cuda_max(tile_rows(M, K) * K, tile_rows(K, N) * N) * (int64_t)sizeof(float);
+    const int64_t floats = cuda_max(tile_rows(M, K, sizeof(float)) * K, tile_rows(K, N, sizeof(float)) * N);
+    const int64_t step = tile_rows(K, M + N, sizeof(half1));
+    const int64_t halves = cuda_max(after(tile_rows(M, K, sizeof(half1)) * K) + N * K, after(step * M) + step * N);
+    return cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1));
 }

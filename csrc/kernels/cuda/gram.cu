@@ -22,7 +22,7 @@ void cuda_gram_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first
         const int64_t width = cuda_min(STRIP, d - j), above = j + width, n = above * width;
         const cdad_mat transposed = {Y.data, 1, Y.rs, NULL}, columns = {Y.data + j, Y.rs, 1, NULL};
         const cuda_product p = {above, width, rows, 1, transposed, columns, strip, width, 0, 0, 0, 1.0f, 0.0f,
-                                bf16 ? CDAD_BFLOAT16 : CDAD_FLOAT32};
+                                bf16 ? CDAD_BFLOAT16 : CDAD_FLOAT32, false};
         cuda_multiply(ctx, &p, "gram_add");
         CDAD_LAUNCH_EACH(add_kernel, n, cuda_stream(ctx), G, strip, d, j, width, n);
     }

@@ -252,7 +252,8 @@ const char *cudaGetErrorString(cudaError_t e) {
 struct host_product {
     int op_a, op_b, m, n, k, lda, ldb, ldc, batch, dropped; /* dropped: bits of the factors, of which the rest is rounded */
     float alpha, beta;
-    const float *A, *B;
+    const void *A, *B; /* of `type` */
+    int type;
     float *C;
     long long stride_a, stride_b, stride_c;
 };
@@ -268,15 +269,19 @@ static float without_bits(float x, int dropped) {
 }
 
 static void multiply(const host_product &p) {
-    auto factor = [&p](float x) { return (double)without_bits(x, p.dropped); };
+    auto factor = [&p](const void *X, int64_t i) {
+        if (p.type == CUBLAS_BFLOAT16)
+            return (double)on_host_float((uint32_t)((const uint16_t *)X)[i] << 16);
+        return (double)without_bits(((const float *)X)[i], p.dropped);
+    };
     for (int b = 0; b < p.batch; b++) {
-        const float *A = p.A + b * p.stride_a, *B = p.B + b * p.stride_b;
+        const int64_t a0 = b * p.stride_a, b0 = b * p.stride_b;
         for (int64_t j = 0; j < p.n; j++)
             for (int64_t i = 0; i < p.m; i++) {
                 double sum = 0.0;
                 for (int64_t l = 0; l < p.k; l++)
-                    sum += factor(p.op_a ? A[l + i * p.lda] : A[i + l * p.lda]) *
-                           factor(p.op_b ? B[j + l * p.ldb] : B[l + j * p.ldb]);
+                    sum += factor(p.A, a0 + (p.op_a ? l + i * p.lda : i + l * p.lda)) *
+                           factor(p.B, b0 + (p.op_b ? j + l * p.ldb : l + j * p.ldb));
                 float *c = &p.C[b * p.stride_c + i + j * p.ldc];
                 *c = p.beta == 0.0f ? (float)(p.alpha * sum) : (float)(p.alpha * sum + (double)(p.beta * *c));
             }
@@ -284,14 +289,14 @@ static void multiply(const host_product &p) {
 }
 
 /* Refuses the leading dimensions that cuBLAS refuses; alpha and beta are read now, whenever the work is done. */
-static int host_gemm(void *, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *A, int, int lda,
+static int host_gemm(void *, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *A, int type, int lda,
                      long long stride_a, const void *B, int, int ldb, long long stride_b, const void *beta, void *C, int,
                      int ldc, long long stride_c, int batch, int compute, int) {
     if (lda < (op_a ? k : m) || ldb < (op_b ? n : k) || ldc < m || m < 1 || n < 1 || k < 1)
         return 7; /* CUBLAS_STATUS_INVALID_VALUE */
     const int dropped = compute == CUBLAS_COMPUTE_BF16 ? 16 : compute == CUBLAS_COMPUTE_TF32 ? 13 : 0;
-    const host_product p = {op_a, op_b, m, n, k, lda, ldb, ldc, batch, dropped, *(const float *)alpha, *(const float *)beta, (const float *)A, (const float *)B, (float *)C,
-                            stride_a, stride_b, stride_c};
+    const host_product p = {op_a, op_b, m, n, k, lda, ldb, ldc, batch, dropped, *(const float *)alpha, *(const float *)beta,
+                            A, B, type, (float *)C, stride_a, stride_b, stride_c};
     on_host_do([p]() { multiply(p); });
     return 0;
 }
