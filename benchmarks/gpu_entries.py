@@ -7,8 +7,8 @@ instead run CHAIN times, one on the result of the other, on a device that holds 
 there is something to fuse: the others are the same library's calls in either way.
 
 Both sides have the same precision: in "float32" PyTorch uses no TF32; in "tf32" it does as `set_float32_matmul_precision("high")`
-says, and cuDNN alike; in "bfloat16" the denoiser alone is rounded, by `Config.precision` and by autocast, and ops of PyTorch hold
-bfloat16.
+says, and cuDNN alike; in "bfloat16" the denoiser is rounded, by `Config.precision` and by autocast, the other networks are in TF32, and
+ops of PyTorch hold bfloat16.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ import torch_models as models  # noqa: E402
 from parity import schedule  # noqa: E402
 from run import normal  # noqa: E402
 
+STARTED = time.monotonic()
 SEED, CHAIN, ROUNDS = 0, 20, 20
 # The preset "sd15", so small that it proves the code and no more.
 QUICK = {
@@ -136,7 +137,7 @@ class Bench:
                 continue
             if compiled and not self.ahead:
                 self.tell(row, runs, values, memory, tolerance, least=1)
-            print(f"{name}: {side}", file=sys.stderr, flush=True)
+            print(f"{name}: {side} at {time.monotonic() - STARTED:.0f} s", file=sys.stderr, flush=True)
             try:
                 runs[side] = make()
                 values[side] = np.asarray(runs[side](), np.float64)
@@ -202,8 +203,8 @@ def in_precision(make: Callable[[], Run], precision: str) -> Callable[[], Run]:
 
         @functools.wraps(run)
         def call() -> Any:
-            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+            torch.backends.cudnn.allow_tf32 = precision != "float32"
             return run()
 
         return call
@@ -273,8 +274,7 @@ def score(b: Bench, precision: str) -> None:
     params, backbone = _core.Params(b.core_device), BACKBONES[b.quick]
     sampler = _core.Sampler(params, core, n)
     params.allocate(SEED)
-    tf32 = precision == "tf32"
-    autoencoder = Autoencoder(config.autoencoder, size, n, load=False, device=b.core_device, tf32=tf32)
+    autoencoder = Autoencoder(config.autoencoder, size, n, load=False, device=b.core_device, tf32=config.tf32)
     features = FeatureDistance(backbone, autoencoder, size, n, load=False)
     images, context, how = images_of(config, n, 1), context_of(config, n), {"steps": config.diffusion.steps}
     latent_shape = (n, config.latent_size, config.latent_size, config.autoencoder.latent_channels)

@@ -238,7 +238,7 @@ class Config:
     """A whole run. `PRESETS` holds the ready ones; ``updated(PAPER_RECIPE)`` gives the paper's text where the default
     parts from it (docs/PITFALLS.md). ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
     convolutions to bfloat16, in training and sampling, and sums in float32; weights and all else stay float32. "tf32" lets a
-    CUDA device round factors to TF32, in all networks; the CPU then computes in float32."""
+    CUDA device round factors to TF32, in all networks, and so does "bfloat16" for what it leaves; the CPU then computes in float32."""
 
     preset: str = "small"
     image_size: int = 128
@@ -255,6 +255,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def tf32(self) -> bool:
+        """Whether a GPU may round factors to TF32 where nothing else says how."""
+        return self.precision != "float32"
 
     @property
     def latent_size(self) -> int:

@@ -95,7 +95,7 @@ class ContinualModel:
         batch = c.scoring.batch_size
         self.params = _core.Params(device)
         self.autoencoder = Autoencoder(
-            c.autoencoder, c.image_size, batch, load=_load_weights, device=device, tf32=c.precision == "tf32"
+            c.autoencoder, c.image_size, batch, load=_load_weights, device=device, tf32=c.tf32
         )
         self._features: FeatureDistance | None = None
         self.context = self._make_context(_load_weights)

@@ -97,7 +97,7 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
     """From a batch of images to feature distances, with random weights of the configuration's networks."""
     before = _resident()
     batch, d = config.scoring.batch_size, config.diffusion
-    autoencoder = Autoencoder(config.autoencoder, config.image_size, batch, load=False)
+    autoencoder = Autoencoder(config.autoencoder, config.image_size, batch, load=False, tf32=config.tf32)
     params = _core.Params()
     sampler = _core.Sampler(params, config.denoiser(), batch)
     params.allocate(seed)
