@@ -114,17 +114,32 @@ static int64_t tile_rows(int64_t rows, int64_t width, int64_t element) {
     return width == 0 ? 0 : cuda_max(1, cuda_min(rows, TILE_BYTES / (width * element)));
 }
 
-template <typename I> __global__ static void epilogue_kernel(float *C, int64_t ldc, I count, I N, cdad_epilogue with) {
+__device__ static float plus(float a, float b) { return a + b; }
+__device__ static float4 plus(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+__device__ static float activated(float x, cdad_activation act) { return cuda_activate(x, act); }
+__device__ static float4 activated(float4 x, cdad_activation act) {
+    return {cuda_activate(x.x, act), cuda_activate(x.y, act), cuda_activate(x.z, act), cuda_activate(x.w, act)};
+}
+
+/* T: floats or four of them, in which N and ldc are counted. */
+template <typename I, typename T>
+__device__ static void finish(T *C, const T *bias, const T *sum, cdad_activation act, int64_t ldc, I N, I count) {
     CUDA_EACH_OF(I, i, count) {
         const I n = i % N;
         const int64_t at = i / N * ldc + n;
-        float x = C[at];
-        if (with.bias)
-            x += with.bias[n];
-        if (with.sum)
-            x += with.sum[at];
-        C[at] = cuda_activate(x, with.act);
+        T x = C[at];
+        if (bias)
+            x = plus(x, bias[n]);
+        if (sum)
+            x = plus(x, sum[at]);
+        C[at] = activated(x, act);
     }
+}
+template <typename I> __global__ static void finish_kernel(float *C, cdad_epilogue with, int64_t ldc, I N, I count) {
+    finish(C, with.bias, with.sum, with.act, ldc, N, count);
+}
+template <typename I> __global__ static void finish4_kernel(float *C, cdad_epilogue with, int64_t ldc, I N, I count) {
+    finish((float4 *)C, (const float4 *)with.bias, (const float4 *)with.sum, with.act, ldc, N, count);
 }
 
 /* Products of floats, of which one may be unfolded. */
@@ -200,7 +215,10 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
         multiply_floats(ctx, p, (float *)scratch);
     if (with && (with->bias || with->sum || with->act)) {
         const cdad_epilogue how = *with;
-        CDAD_LAUNCH_EACH(epilogue_kernel, M * N, cuda_stream(ctx), C, ldc, M * N, N, how);
+        if ((N | ldc) % 4 == 0 && ((uintptr_t)C | (uintptr_t)how.bias | (uintptr_t)how.sum) % 16 == 0)
+            CDAD_LAUNCH_EACH(finish4_kernel, M * N / 4, cuda_stream(ctx), C, how, ldc / 4, N / 4, M * N / 4);
+        else
+            CDAD_LAUNCH_EACH(finish_kernel, M * N, cuda_stream(ctx), C, how, ldc, N, M * N);
     }
     cuda_launched(ctx, "gemm");
 }
