@@ -487,7 +487,3 @@ def _doctor(arguments: argparse.Namespace) -> int:
     usable = all(there for _, there, _ in found)
     print("  cuda can be used" if usable else "  cuda cannot be used; everything runs on the CPU")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

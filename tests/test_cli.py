@@ -156,7 +156,7 @@ def test_a_corrupt_training_image_loses_nothing(root, tmp_path, capsys):
 def test_a_signal_in_training_keeps_the_state(root, tmp_path, number, status):
     out = tmp_path / "run"
     quick = [*QUICK, "--set", "training.steps=100000"]
-    command = [sys.executable, "-m", "cdad.cli", "train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out)]
+    command = [sys.executable, "-m", "cdad", "train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out)]
     process = subprocess.Popen(command + quick, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -174,7 +174,7 @@ def test_a_signal_in_training_keeps_the_state(root, tmp_path, number, status):
 def test_a_closed_pipe_is_no_error():
     ours, theirs = os.pipe()
     os.close(ours)
-    command = [sys.executable, "-m", "cdad.cli", "info"]
+    command = [sys.executable, "-m", "cdad", "info"]
     done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=os.environ, timeout=60)
     os.close(theirs)
     assert done.returncode == 141 and done.stderr == ""

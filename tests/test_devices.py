@@ -313,7 +313,7 @@ def test_why_there_is_no_cuda(environment, message):
 def test_why_the_driver_has_no_gpu(error, message):
     environment = os.environ | {"CDAD_CUDA_LIBRARY": str(ON_HOST), "CDAD_ON_HOST_ERROR": str(error)}
     for command in (["info", "--device", "cuda"], ["doctor"]):
-        done = subprocess.run([sys.executable, "-m", "cdad.cli", *command], env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "cdad", *command], env=environment, capture_output=True, text=True)
         assert message in done.stdout + done.stderr
         assert done.returncode == (command[0] == "info")
 
