@@ -110,6 +110,47 @@ def assert_close_to_float32(case, device, precision, bound):
         assert np.linalg.norm(a[finite] - b[finite]) < bound * np.linalg.norm(b[finite])
 
 
+# What CUDA cuts into tiles or gives to warps (csrc/kernels/cuda/reduce.cu, layer_norm.cu, group_norm.cu): one number of many, few
+# columns and wide ones beside dimensions that stay, sums that do not lie together; rows that a warp holds, full, not full, several, and
+# too wide; groups of several tiles, with channels four at a time and one, and with widths that four do not divide.
+ROWS = ((3, 4), (1050, 4), (9, 132), (20, 320), (3, 516), (5, 1024), (9, 1280), (3, 1284))
+GROUPS = (((9, 20), 320, 32), ((10, 13), 130, 2), ((70, 70), 8, 4), ((70, 70), 6, 1), ((3, 3), 64, 2))
+TILED = [
+    Case("reduce_sum", ((3, 41000),), {"axes": 0b11}),
+    *(Case("reduce_sum", ((2, rows, C),), {"axes": 0b010}) for rows, C in ((900, 33), (2500, 3), (7, 130), (1, 5))),
+    *(Case("reduce_sum", ((2, rows, 3, 40),), {"axes": 0b1010}) for rows in (5, 300)),
+    *(Case("layer_norm", ((n, C), (C,), (C,))) for n, C in ROWS),
+    Case("layer_norm", ((9, 200), None, None)),
+    *(Case("group_norm", ((2, *size, C), (C,), (C,)), {"groups": groups, "silu": C % 4 // 2}) for size, C, groups in GROUPS),
+]
+
+
+@pytest.mark.parametrize("case", TILED, ids=str)
+def test_tiles(case, device):
+    """Values and gradients beside the CPU's."""
+    arrays = case.data()
+    target = target_of(case, case.reference(arrays)[0].shape)
+    _core.set_device("cpu")
+    want, grads = run_case(case, arrays, target)
+    _core.set_device(device)
+    values, others = run_case(case, arrays, target)
+    for y, other in zip((*values, *others), (*want, *grads), strict=True):
+        assert_close(y, other, 2e-5)  # the CPU's means, near zero, have a float sum's errors
+
+
+@pytest.mark.parametrize("op, shape, attrs", [("layer_norm", (5, 320), {}), ("group_norm", (2, 20, 20, 32), {"groups": 2})])
+def test_a_mean_far_from_zero(op, shape, attrs, device):
+    """The variance is of distances from the mean, or as good as that."""
+    x = 1000 + np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    ones = np.ones(shape[-1], np.float32)
+    y, mean, rstd = run_case(Case(op, (shape, ones.shape, ones.shape), attrs), [x, ones, 0 * ones])[0]
+    wide = x.astype(np.float64).reshape(shape[0], -1, attrs.get("groups", 1), shape[-1] // attrs.get("groups", 1))
+    assert_close(mean.ravel(), wide.mean((1, 3)).astype(np.float32).ravel(), 1e-7)
+    assert_close(rstd.ravel(), (1 / np.sqrt(wide.var((1, 3)) + 1e-5)).astype(np.float32).ravel(), 1e-6)
+    normal = (wide - wide.mean((1, 3), keepdims=True)) / np.sqrt(wide.var((1, 3), keepdims=True) + 1e-5)
+    assert np.abs(y.reshape(wide.shape) - normal).max() < 1e-4  # half a step of the mean
+
+
 # Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).
 @pytest.mark.parametrize("method, d, rows", [("exact", 1100, 40), ("exact", 40, 1800), ("incremental", 40, 120), ("isvd", 40, 120)])
 def test_streams_take_features_of_a_device(method, d, rows, device):

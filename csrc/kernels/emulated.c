@@ -263,9 +263,9 @@ static void geglu_grad(const cdad_context *ctx, float *dx, const float *x, const
 }
 
 static void group_norm(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x, const float *gamma,
-                       const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps, int silu) {
-    if (TURN(y) && TURN(mean) && TURN(rstd) && TURN(x) && TURN(gamma) && TURN(beta))
-        ctx->host_kernels->group_norm(ctx, y, mean, rstd, x, gamma, beta, N, HW, C, G, eps, silu);
+                       const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps, int silu, void *scratch) {
+    if (TURN(y) && TURN(mean) && TURN(rstd) && TURN(x) && TURN(gamma) && TURN(beta) && TURN(scratch))
+        ctx->host_kernels->group_norm(ctx, y, mean, rstd, x, gamma, beta, N, HW, C, G, eps, silu, scratch);
 }
 
 static void group_norm_grad(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
@@ -401,6 +401,7 @@ SCRATCH(winograd_grad_scratch, (const cdad_unfold *u, int64_t O, int m, int thre
 SCRATCH(narrow_conv2d_scratch, (const cdad_unfold *u, int64_t O, int threads), (u, O, threads))
 SCRATCH(narrow_conv2d_grad_weight_scratch, (const cdad_unfold *u, int64_t O, int threads), (u, O, threads))
 SCRATCH(reduce_scratch, (const cdad_broadcast *bc), (bc))
+SCRATCH(group_norm_scratch, (int64_t N, int64_t HW, int64_t C, int64_t G), (N, HW, C, G))
 SCRATCH(layer_norm_grad_scratch, (int64_t n, int64_t C), (n, C))
 SCRATCH(attention_scratch, (const cdad_attention_dims *dims, int threads), (dims, threads))
 
@@ -437,6 +438,7 @@ static const cdad_kernels kernels = {
     SLOT(geglu_grad),
     SLOT(group_norm),
     SLOT(group_norm_grad),
+    SLOT(group_norm_scratch),
     SLOT(layer_norm),
     SLOT(layer_norm_grad),
     SLOT(layer_norm_grad_scratch),

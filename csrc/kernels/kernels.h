@@ -212,19 +212,20 @@ typedef struct cdad_kernels {
     void (*geglu_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n, int64_t D);
 
     /* Group norm over [N,HW,C] in G groups of channels, optionally followed by SiLU (silu = 1).
-     * mean, rstd [N,G] are kept for the gradient. gamma, beta [C]. */
+     * mean, rstd [N,G] are kept for the gradient. gamma, beta [C]. scratch: group_norm_scratch bytes, for both. */
     void (*group_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
                        const float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G,
-                       float eps, int silu);
-    /* dx [N,HW,C]; dgamma, dbeta [C] (summed over N in order). scratch: 2*N*C floats. dx may be dy. */
+                       float eps, int silu, void *scratch);
+    /* dx [N,HW,C]; dgamma, dbeta [C] (summed over N in order). dx may be dy. */
     void (*group_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
                             const float *mean, const float *rstd, const float *gamma, const float *beta,
                             const float *dy, int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch);
+    int64_t (*group_norm_scratch)(int64_t N, int64_t HW, int64_t C, int64_t G);
 
     /* Layer norm over the last dimension of [n,C]; gamma and beta may be NULL (both or none). mean, rstd [n]. */
     void (*layer_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
                        const float *gamma, const float *beta, int64_t n, int64_t C, float eps);
-    /* dgamma, dbeta NULL when there is no affine part. Rows are summed in fixed tiles of 64, tiles in order.
+    /* dgamma, dbeta NULL when there is no affine part. Rows are summed in fixed tiles, tiles in a fixed order.
      * scratch: layer_norm_grad_scratch(n, C) bytes. */
     void (*layer_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float *x,
                             const float *mean, const float *rstd, const float *gamma, const float *dy, int64_t n,

@@ -46,12 +46,21 @@ static cdad_status grad_norm(cdad_graph *g, const cdad_node *node, const cdad_va
     return cdad_graph_add(g, &cdad_op_group_norm_grad, 6, in, node->attr, din, err);
 }
 
+static int64_t scratch_of(const cdad_shape *x, const cdad_attr *attr, const struct cdad_kernels *kernels) {
+    return kernels->group_norm_scratch(x->dim[0], cdad_shape_span(x, 1, x->ndim - 1), cdad_shape_last(x), attr[GROUPS].i);
+}
+
+static int64_t scratch_norm(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
+    (void)threads;
+    return scratch_of(&args->in[0], args->attr, kernels);
+}
+
 static cdad_status run_norm(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {
     (void)err;
     const cdad_shape *x = &call->in_shape[0];
     ctx->kernels->group_norm(ctx, call->out[0], call->out[1], call->out[2], call->in[0], call->in[1],
                              call->in[2], x->dim[0], cdad_shape_span(x, 1, x->ndim - 1), cdad_shape_last(x),
-                             call->attr[GROUPS].i, (float)call->attr[EPS].f, (int)call->attr[SILU].i);
+                             call->attr[GROUPS].i, (float)call->attr[EPS].f, (int)call->attr[SILU].i, call->scratch);
     return CDAD_OK;
 }
 
@@ -63,6 +72,7 @@ const cdad_op cdad_op_group_norm = {
     .attrs = norm_attrs,
     .infer = infer_norm,
     .grad = grad_norm,
+    .scratch = scratch_norm,
     .run = run_norm,
 };
 
@@ -80,10 +90,8 @@ static cdad_status infer_grad(const cdad_infer *args, cdad_error *err) {
 }
 
 static int64_t scratch_grad(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
-    (void)kernels;
     (void)threads;
-    const cdad_shape *x = &args->in[1];
-    return 2 * x->dim[0] * cdad_shape_last(x) * (int64_t)sizeof(float);
+    return scratch_of(&args->in[1], args->attr, kernels);
 }
 
 static cdad_status run_grad(const cdad_context *ctx, const cdad_call *call, cdad_error *err) {

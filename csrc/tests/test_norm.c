@@ -122,10 +122,10 @@ static void check_values(const char *what, norm_case *c, norm_data *d, int affin
 }
 
 static void run_group(const cdad_context *ctx, norm_data *d, const norm_case *c, int64_t from, int64_t N) {
-    void *scratch = zeros(2 * N * c->C * (int64_t)sizeof(float));
+    void *scratch = zeros(table->group_norm_scratch(N, c->HW, c->C, c->G));
     const int64_t at = from * c->HW * c->C, g = from * c->G;
     table->group_norm(ctx, d->y + at, d->mean + g, d->rstd + g, d->x + at, d->gamma, d->beta, N, c->HW, c->C,
-                      c->G, (float)c->eps, c->silu);
+                      c->G, (float)c->eps, c->silu, scratch);
     memcpy(d->dx + at, d->dy + at, (size_t)(N * c->HW * c->C) * sizeof(float)); /* dx in place of dy */
     table->group_norm_grad(ctx, d->dx + at, d->dgamma, d->dbeta, d->x + at, d->mean + g, d->rstd + g,
                            d->gamma, d->beta, d->dx + at, N, c->HW, c->C, c->G, c->silu, scratch);

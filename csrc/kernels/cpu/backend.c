@@ -36,6 +36,7 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(geglu_grad),
     SLOT(group_norm),
     SLOT(group_norm_grad),
+    SLOT(group_norm_scratch),
     SLOT(layer_norm),
     SLOT(layer_norm_grad),
     SLOT(layer_norm_grad_scratch),

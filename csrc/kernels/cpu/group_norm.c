@@ -206,7 +206,8 @@ static void group_norm_task(void *arg, int64_t task, int worker) {
 
 void CDAD_K(group_norm)(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x,
                         const float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G,
-                        float eps, int silu) {
+                        float eps, int silu, void *scratch) {
+    (void)scratch;
     group_job j = {.y = y,
                    .mean = mean,
                    .rstd = rstd,
@@ -367,4 +368,9 @@ void CDAD_K(group_norm_grad)(const cdad_context *ctx, float *dx, float *dgamma, 
     cdad_pool_run(ctx->pool, group_tasks(&j), group_norm_grad_task, &j);
     sum_samples(dbeta, j.sum, N, C);
     sum_samples(dgamma, j.sum_xhat, N, C);
+}
+
+int64_t CDAD_K(group_norm_scratch)(int64_t N, int64_t HW, int64_t C, int64_t G) {
+    (void)HW, (void)G;
+    return 2 * N * C * (int64_t)sizeof(float); /* the gradient's */
 }

@@ -30,10 +30,12 @@ void cuda_geglu(const cdad_context *ctx, float *y, const float *x, int64_t n, in
 void cuda_geglu_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
     int64_t D);
 void cuda_group_norm(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x, const
-    float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps, int silu);
+    float *gamma, const float *beta, int64_t N, int64_t HW, int64_t C, int64_t G, float eps, int silu,
+    void *scratch);
 void cuda_group_norm_grad(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float
     *x, const float *mean, const float *rstd, const float *gamma, const float *beta, const float *dy,
     int64_t N, int64_t HW, int64_t C, int64_t G, int silu, void *scratch);
+int64_t cuda_group_norm_scratch(int64_t N, int64_t HW, int64_t C, int64_t G);
 void cuda_layer_norm(const cdad_context *ctx, float *y, float *mean, float *rstd, const float *x, const
     float *gamma, const float *beta, int64_t n, int64_t C, float eps);
 void cuda_layer_norm_grad(const cdad_context *ctx, float *dx, float *dgamma, float *dbeta, const float

@@ -51,7 +51,7 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
 void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows);
 
 /* Memory of the device for sums that go to the host: CUDA_SUMS doubles, which one thread uses at a time. */
-enum { CUDA_SUMS = CUDA_THREADS };
+enum { CUDA_SUMS = 4 * CUDA_THREADS };
 double *cuda_sums_take(const cdad_context *ctx);
 void cuda_sums_give(const cdad_context *ctx);
 /* The first double, on the host; gives the memory back. */
@@ -81,13 +81,13 @@ static inline unsigned cuda_blocks(int64_t n) {
     } while (0)
 #define CDAD_LAUNCH_EACH(kernel, n, stream, ...) CDAD_LAUNCH_INDEXED(kernel, (n), (n), (stream), __VA_ARGS__)
 
-/* The sum of every thread's x, for every thread of a block of CUDA_THREADS; in a fixed order. */
-template <typename T> __device__ inline T cuda_block_sum(T x) {
-    __shared__ T parts[CUDA_THREADS];
+/* The sum of every thread's x, for every thread of a block of THREADS; in a fixed order. */
+template <int THREADS = CUDA_THREADS, typename T> __device__ inline T cuda_block_sum(T x) {
+    __shared__ T parts[THREADS];
     __syncthreads(); /* a sum before may still be read */
     parts[threadIdx.x] = x;
     __syncthreads();
-    for (int half = CUDA_THREADS / 2; half > 0; half /= 2) {
+    for (int half = THREADS / 2; half > 0; half /= 2) {
         if ((int)threadIdx.x < half)
             parts[threadIdx.x] += parts[threadIdx.x + half];
         __syncthreads();

@@ -181,6 +181,7 @@ static const cdad_kernels kernels = {
     cuda_geglu_grad,
     cuda_group_norm,
     cuda_group_norm_grad,
+    cuda_group_norm_scratch,
     cuda_layer_norm,
     cuda_layer_norm_grad,
     cuda_layer_norm_grad_scratch,

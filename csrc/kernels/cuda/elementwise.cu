@@ -60,16 +60,18 @@ void cuda_affine(const cdad_context *ctx, float *y, const float *x, int64_t n, f
     cuda_launched(ctx, "affine");
 }
 
-/* flat: b is laid out as a, and no index is divided. */
+/* bc has dimensions from number `first` on, of which that one, with the stride `outer`, divides no index. */
 template <typename I>
-__global__ static void binary_kernel(float *y, const float *a, const float *b, cdad_broadcast bc, int flat, I n,
+__global__ static void binary_kernel(float *y, const float *a, const float *b, cdad_broadcast bc, int first, I outer, I n,
                                      cdad_binary op) {
     CUDA_EACH_OF(I, i, n) {
-        I rest = i, at = flat ? i : 0;
-        for (int k = 4; k >= 0 && !flat; k--) {
-            at += rest % (I)bc.dim[k] * (I)bc.stride[k];
-            rest /= (I)bc.dim[k];
-        }
+        I rest = i, at = 0;
+        for (int k = 4; k > 0; k--) /* all of them: their sizes then stay out of local memory */
+            if (k > first) {
+                at += rest % (I)bc.dim[k] * (I)bc.stride[k];
+                rest /= (I)bc.dim[k];
+            }
+        at += rest * outer;
         const float left = a[i], right = b[at];
         y[i] = op == CDAD_BINARY_ADD ? left + right : op == CDAD_BINARY_SUB ? left - right : left * right;
     }
@@ -77,14 +79,20 @@ __global__ static void binary_kernel(float *y, const float *a, const float *b, c
 
 void cuda_binary(const cdad_context *ctx, float *y, const float *a, const float *b, const cdad_broadcast *bc,
                  cdad_binary op) {
+    cdad_broadcast how = {{1, 1, 1, 1, 1}, {0, 0, 0, 0, 0}}; /* the same with dimensions that go on as one */
     int64_t n = 1;
-    int flat = 1;
+    int first = 4;
     for (int k = 4; k >= 0; k--) {
-        flat &= bc->dim[k] == 1 || bc->stride[k] == n;
+        if (bc->dim[k] == 1)
+            continue;
+        if (n > 1 && bc->stride[k] != how.stride[first] * how.dim[first])
+            first--;
+        if (how.dim[first] == 1)
+            how.stride[first] = bc->stride[k];
+        how.dim[first] *= bc->dim[k];
         n *= bc->dim[k];
     }
-    const cdad_broadcast how = *bc;
-    CDAD_LAUNCH_EACH(binary_kernel, n, cuda_stream(ctx), y, a, b, how, flat, n, op);
+    CDAD_LAUNCH_EACH(binary_kernel, n, cuda_stream(ctx), y, a, b, how, first, how.stride[first], n, op);
     cuda_launched(ctx, "binary");
 }
 
@@ -114,28 +122,32 @@ void cuda_geglu_grad(const cdad_context *ctx, float *dx, const float *x, const f
     cuda_launched(ctx, "geglu_grad");
 }
 
+/* A block takes a sample, of which there are few. */
+enum { MSE_THREADS = 4 * CUDA_THREADS };
 __global__ static void mse_kernel(float *per, const float *a, const float *b, int64_t m) {
     const int64_t at = (int64_t)blockIdx.x * m;
     double sum = 0.0;
-    for (int64_t i = threadIdx.x; i < m; i += CUDA_THREADS) {
+    for (int64_t i = threadIdx.x; i < m; i += MSE_THREADS) {
         const double d = (double)a[at + i] - (double)b[at + i];
         sum += d * d;
     }
-    sum = cuda_block_sum(sum);
+    sum = cuda_block_sum<MSE_THREADS>(sum);
     if (threadIdx.x == 0)
         per[blockIdx.x] = (float)(sum / (double)m);
 }
 
 __global__ static void mean_kernel(float *y, const float *x, int64_t n) {
     double sum = 0.0;
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = threadIdx.x; i < n; i += CUDA_THREADS)
         sum += (double)x[i];
-    *y = (float)(sum / (double)n);
+    sum = cuda_block_sum(sum);
+    if (threadIdx.x == 0)
+        *y = (float)(sum / (double)n);
 }
 
 void cuda_mse(const cdad_context *ctx, float *y, float *per, const float *a, const float *b, int64_t n, int64_t m) {
-    CDAD_LAUNCH_JOINED(mse_kernel, (unsigned)n, CUDA_THREADS, cuda_stream(ctx), per, a, b, m);
-    CDAD_LAUNCH(mean_kernel, 1, 1, cuda_stream(ctx), y, per, n);
+    CDAD_LAUNCH_JOINED(mse_kernel, (unsigned)n, MSE_THREADS, cuda_stream(ctx), per, a, b, m);
+    CDAD_LAUNCH_JOINED(mean_kernel, 1, CUDA_THREADS, cuda_stream(ctx), y, per, n);
     cuda_launched(ctx, "mse");
 }
 

@@ -131,11 +131,19 @@ void cuda_add_magnitudes(const cdad_context *ctx, float *sum, const float *g, in
     cuda_launched(ctx, "add_magnitudes");
 }
 
+/* AT_ONCE: elements that a thread asks for together; the fewest that it takes are EACH. */
+enum { AT_ONCE = 4, EACH = 16 };
 __global__ static void squares_kernel(double *sums, const float *g, const float *w, cdad_pull pull, int64_t n) {
+    const int64_t step = (int64_t)gridDim.x * CUDA_THREADS;
     double sum = 0.0;
-    CUDA_EACH(i, n) {
-        const double x = (double)pulled(g[i], w ? w[i] : 0.0f, pull, i);
-        sum += x * x;
+    for (int64_t i = (int64_t)blockIdx.x * CUDA_THREADS + threadIdx.x; i < n; i += AT_ONCE * step) {
+        float x[AT_ONCE];
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int64_t at = i + j * step;
+            x[j] = at < n ? pulled(g[at], w ? w[at] : 0.0f, pull, at) : 0.0f;
+        }
+        for (int j = 0; j < AT_ONCE; j++)
+            sum += (double)x[j] * (double)x[j];
     }
     sum = cuda_block_sum(sum);
     if (threadIdx.x == 0)
@@ -143,8 +151,11 @@ __global__ static void squares_kernel(double *sums, const float *g, const float 
 }
 
 /* A block adds up what the blocks found. */
-__global__ static void sum_kernel(double *to, const double *sums) {
-    const double sum = cuda_block_sum(sums[threadIdx.x]);
+__global__ static void sum_kernel(double *to, const double *sums, int n) {
+    double sum = 0.0;
+    for (int i = (int)threadIdx.x; i < n; i += CUDA_THREADS)
+        sum += sums[i];
+    sum = cuda_block_sum(sum);
     if (threadIdx.x == 0)
         *to = sum;
 }
@@ -152,10 +163,15 @@ __global__ static void sum_kernel(double *to, const double *sums) {
 static void sum_of_squares(const cdad_context *ctx, double *to, const float *g, const float *w, cdad_pull pull, int64_t n,
                            const char *what) {
     cudaStream_t stream = cuda_stream(ctx);
-    double *sums = cuda_sums_take(ctx);
-    CDAD_LAUNCH_JOINED(squares_kernel, CUDA_SUMS, CUDA_THREADS, stream, sums, g, w, pull, n);
-    CDAD_LAUNCH_JOINED(sum_kernel, 1, CUDA_THREADS, stream, to, sums);
-    cuda_sums_give(ctx);
+    const int64_t most = CUDA_THREADS * EACH, blocks = cuda_min((n + most - 1) / most, CUDA_SUMS);
+    if (blocks <= 1) {
+        CDAD_LAUNCH_JOINED(squares_kernel, 1, CUDA_THREADS, stream, to, g, w, pull, n);
+    } else {
+        double *sums = cuda_sums_take(ctx);
+        CDAD_LAUNCH_JOINED(squares_kernel, (unsigned)blocks, CUDA_THREADS, stream, sums, g, w, pull, n);
+        CDAD_LAUNCH_JOINED(sum_kernel, 1, CUDA_THREADS, stream, to, sums, (int)blocks);
+        cuda_sums_give(ctx);
+    }
     cuda_launched(ctx, what);
 }
 
