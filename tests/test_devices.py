@@ -70,8 +70,17 @@ def test_precision(op, device):
         assert step / 20 < error < 2 * step if rounded else error < 1e-6
 
 
-# Heads of 40, 64 and 80 features, whose last tiles of 32 keys and 64 queries are not full, beside the others' of few features.
-HEADS = [Case("attention", ((2, 70, 2 * d), *((2, 45, 2 * d),) * 2), {"heads": 2}, per_sample=(0, 1, 2)) for d in (40, 64, 80)]
+# Heads as wide as the fused kernels have them, and less; several tiles of keys and queries, the last ones not full; masks; heads whose
+# features do not lie in fours.
+HEADS = [
+    *(Case("attention", ((2, 70, 2 * d), *((2, 45, 2 * d),) * 2), {"heads": 2}, per_sample=(0, 1, 2)) for d in (20, 39)),
+    *(Case("attention", ((1, 70, d), *((1, 77, d),) * 2), per_sample=(0, 1, 2)) for d in (64, 80)),
+    *(Case("attention", ((1, 40, d), *((1, 37, d),) * 2), per_sample=(0, 1, 2)) for d in (111, 132, 160)),
+    Case("attention", ((1, 130, 40), *((1, 135, 40),) * 2), scale=2.0, per_sample=(0, 1, 2)),
+    Case("attention", ((1, 70, 64),) * 3, {"causal": 1}, per_sample=(0, 1, 2)),
+    Case("attention", ((1, 42, 160),) * 3, {"grid_h": 7, "grid_w": 6, "mask_h": 3, "mask_w": 5}, per_sample=(0, 1, 2)),
+    Case("attention", ((1, 99, 80),) * 3, {"heads": 2, "grid_h": 9, "grid_w": 11, "mask_h": 17, "mask_w": 11}, per_sample=(0, 1, 2)),
+]
 
 
 @pytest.mark.parametrize("case", [*(case for case in CASES if case.op == "attention"), *HEADS], ids=str)

@@ -2,6 +2,7 @@
  * with the values; backward the probabilities are computed again from lse. The scores of a sample are never whole. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/warp.h"
 
 enum { TILE_FLOATS = 8 << 20 }; /* of scores: 32 MiB */
 
@@ -73,14 +74,21 @@ void cuda_attention(const cdad_context *ctx, float *out, float *lse, const float
     cuda_launched(ctx, "attention");
 }
 
-/* delta [N,L,T] = sum over the head of dout * out. */
+/* delta [N,L,T] = sum over the head of dout * out, by DELTA_LANES lanes each, so that a warp reads what lies together. */
+enum { DELTA_LANES = 8, DELTA_HEADS = 32 / DELTA_LANES };
 __global__ static void delta_kernel(float *delta, const float *out, const float *dout, cdad_attention_dims d) {
-    CUDA_EACH(i, d.N * d.L * d.T) {
-        const int64_t row = i / d.T / d.L * d.T + i % d.T, at = (row * d.L + i / d.T % d.L) * d.D;
+    const int64_t heads = d.N * d.T * d.L, warps = (int64_t)gridDim.x * (CUDA_THREADS / 32);
+    const int lane = (int)threadIdx.x % 32;
+    for (int64_t warp = (int64_t)blockIdx.x * (CUDA_THREADS / 32) + threadIdx.x / 32; warp * DELTA_HEADS < heads; warp += warps) {
+        const int64_t i = warp * DELTA_HEADS + lane / DELTA_LANES, row = i / d.L;
         float sum = 0.0f;
-        for (int64_t j = 0; j < d.D; j++)
-            sum += out[at + j] * dout[at + j];
-        delta[i] = sum;
+        if (i < heads)
+            for (int64_t j = lane % DELTA_LANES; j < d.D; j += DELTA_LANES)
+                sum += out[i * d.D + j] * dout[i * d.D + j];
+        for (int mask = 1; mask < DELTA_LANES; mask *= 2)
+            sum += cuda_swap(sum, mask);
+        if (i < heads && lane % DELTA_LANES == 0)
+            delta[(row / d.T * d.L + i % d.L) * d.T + row % d.T] = sum;
     }
 }
 
@@ -113,7 +121,7 @@ void cuda_attention_grad(const cdad_context *ctx, float *dq, float *dk, float *d
     const int64_t step = tile_queries(&d), E = d.L * d.D, most = d.L * step * d.S;
     cudaStream_t stream = cuda_stream(ctx);
     float *delta = (float *)scratch, *p = delta + d.N * d.L * d.T, *dp = p + most; /* [N,L,T], [L,tile,S] twice */
-    CDAD_LAUNCH(delta_kernel, cuda_blocks(d.N * d.L * d.T), CUDA_THREADS, stream, delta, out, dout, d);
+    CDAD_LAUNCH_JOINED(delta_kernel, cuda_blocks(d.N * d.L * d.T * DELTA_LANES), CUDA_THREADS, stream, delta, out, dout, d);
     if (cuda_attention_fuses(dims)) {
         cuda_attention_fused_grad(ctx, dq, dk, dv, q, k, v, lse, delta, dout, dims);
         return;

@@ -1,121 +1,226 @@
-/* Fused attention on tensor cores, in TF32, whose scores exist in shared memory alone (Dao 2023, FlashAttention-2). A warp keeps
- * ROWS rows of its own in registers, queries or, for dk and dv, keys; the block goes through the rows that they meet, COLUMNS at a
- * time. DP: features of a head, padded with zeros. */
+/* Fused attention on tensor cores, in TF32, whose scores never leave registers (Dao 2023, FlashAttention-2). A warp has rows of its own,
+ * queries or, for dk and dv, keys; the block goes through the rows that they meet, which come to shared memory a tile ahead. Scores of own
+ * rows with 8 others are a C fragment; the same registers are the A fragment of the product that follows, where its column t stands for the
+ * other row 2t and column t+4 for 2t+1. Powers are of 2: queries are multiplied by scale * log2(e) before they are rounded. */
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/warp.h"
 
+#include <initializer_list>
 #include <type_traits>
 
-#ifdef CDAD_CUDA_ON_HOST
-#include "kernels/cuda/on_host_mma.h"
-#define CDAD_UNROLL
-#else
-#include <mma.h>
-#define CDAD_UNROLL _Pragma("unroll") /* so that fragments stay in registers */
-#endif
+#define LOG2_E 1.44269504f
+#define LN_2 0.69314718f
 
-namespace wmma = nvcuda::wmma;
-
-enum {
-    WARPS = 4,
-    THREADS = 32 * WARPS,
-    ROWS = 16,             /* of a warp, and of a product of tensor cores: 16 x 16, 8 at a time */
-    BLOCK_ROWS = WARPS * ROWS,
-    COLUMNS = 32,
-    PAD = 4,               /* floats between rows in shared memory, so that they begin in other banks */
-    SCORE_RS = COLUMNS + PAD
+/* How a kernel shares out its work. DP: features of a head, padded with zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT
+ * in registers or else read from shared memory; STAGED others come to shared memory at once, of which CHUNK are met at once. BLOCKS: for
+ * how many a multiprocessor is to have registers, unless there is a mask. All stay below 99 KiB of shared memory. */
+template <int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
+    enum {
+        DP = DP_,
+        FRAGMENTS = DP / 8,
+        RS = DP + 4, /* of rows in shared memory: an odd multiple of 4, so that fragments lie in different banks */
+        WARPS = WARPS_,
+        THREADS = 32 * WARPS,
+        ROW_TILES = ROW_TILES_,
+        ROWS = 16 * ROW_TILES,
+        BLOCK_ROWS = WARPS * ROWS,
+        STAGED = STAGED_,
+        CHUNK = CHUNK_,
+        GROUPS = CHUNK / 8,
+        KEPT = KEPT_,
+        BLOCKS = BLOCKS_,
+        TILES = 4 * STAGED * RS,              /* floats: two tiles in use, two on their way */
+        OWN = KEPT ? 0 : 2 * BLOCK_ROWS * RS, /* of two kinds of own rows */
+        LINES = 4 * STAGED                    /* of lse and delta of two tiles */
+    };
 };
+template <int DP> using forward_shape = shape<DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1>;
+template <int DP>
+using query_shape = shape<DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, 2>;
+template <int DP>
+using key_shape = shape<DP, DP <= 80 ? 4 : 2, 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, DP <= 40 ? 3 : DP <= 80 ? 2 : 1>;
 
-typedef wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> left;
-typedef wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> right;
-typedef wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::col_major> right_transposed;
-typedef wmma::fragment<wmma::accumulator, 16, 16, 8, float> sums;
-
-/* One head of one sample: row r begins at data[r * rs]. */
+/* One head of one sample: row r begins at data[r * rs]. They are multiplied by `factor`. */
 struct head_rows {
     const float *data;
     int64_t rs;
     int n, width;
+    float factor;
 };
 
-/* tile [n,DP] in shared memory = the rows `first` and following, zeros beyond. The whole block takes part. */
-template <int DP> __device__ static void stage(float *tile, const head_rows &x, int first, int n) {
-    for (int i = (int)threadIdx.x; i < n * DP; i += THREADS) {
-        const int r = i / DP, j = i % DP;
-        const bool there = first + r < x.n && j < x.width;
-        tile[r * (DP + PAD) + j] = there ? wmma::__float_to_tf32(x.data[(first + r) * x.rs + j]) : 0.0f;
+template <int N> struct alignas(4 * N) floats {
+    float x[N];
+};
+
+__device__ static float rounded(float x) { return __uint_as_float(cuda_tf32(x)); }
+
+/* What a thread stages of N rows, and rounds once it is there: COUNT times 4 features of one row, STEP floats apart. Of 8 threads that the
+ * hardware serves at once, each 4 features lie in other banks, as rows that follow each other among theirs are LANES apart. */
+template <typename P, int N> struct share {
+    enum { LANES = P::THREADS / N, STEP = 4 * LANES, COUNT = P::DP / STEP };
+    static_assert((LANES == 2 || LANES == 4) && P::DP % STEP == 0, "rows are shared out evenly");
+    int row, column;
+};
+template <typename P, int N> __device__ static share<P, N> my_share(void) {
+    enum { LANES = share<P, N>::LANES };
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, eight = lane / 8;
+    return {warp * (32 / LANES) + eight / LANES * 8 + eight % LANES + lane % 8 / LANES * LANES, lane % LANES * 4};
+}
+
+/* Copies to `tile` [N,DP] the rows `first` and following, zeros beyond. The whole block takes part. */
+template <typename P, int N> __device__ static void stage(float *tile, const head_rows &x, int first, bool aligned) {
+    typedef share<P, N> part;
+    const part at = my_share<P, N>();
+    const bool there = first + at.row < x.n;
+    const float *from = x.data + (first + at.row) * x.rs + at.column;
+    float *to = tile + at.row * P::RS + at.column;
+    if (aligned) {
+        CUDA_UNROLL
+        for (int i = 0; i < part::COUNT; i++)
+            cuda_copy_async(to + part::STEP * i, from + part::STEP * i, there && at.column + part::STEP * i < x.width);
+        return;
+    }
+    for (int i = 0; i < part::COUNT; i++)
+        for (int c = part::STEP * i; c < part::STEP * i + 4; c++)
+            to[c] = there && at.column + c < x.width ? from[c] : 0.0f;
+}
+template <typename P, int N> __device__ static void round_staged(float *tile, float factor) {
+    typedef share<P, N> part;
+    const part at = my_share<P, N>();
+    CUDA_UNROLL
+    for (int i = 0; i < part::COUNT; i++) {
+        floats<4> *four = (floats<4> *)(tile + at.row * P::RS + at.column + part::STEP * i), x = *four;
+        CUDA_UNROLL
+        for (int c = 0; c < 4; c++)
+            x.x[c] = rounded(factor * x.x[c]);
+        *four = x;
     }
 }
 
-/* The warp's own rows, by way of a tile of BLOCK_ROWS. */
-template <int DP> __device__ static void take_own(left own[DP / 8], float *tile, const head_rows &x, int first) {
-    __syncthreads(); /* the tile was read */
-    stage<DP>(tile, x, first, BLOCK_ROWS);
-    __syncthreads();
-    CDAD_UNROLL
-    for (int k = 0; k < DP / 8; k++)
-        wmma::load_matrix_sync(own[k], tile + threadIdx.x / 32 * ROWS * (DP + PAD) + 8 * k, DP + PAD);
+/* The rows `first` and following of both, to two tiles that lie one after the other. */
+template <typename P>
+__device__ static void stage_both(float *tiles, const head_rows &x, const head_rows &y, int first, bool aligned) {
+    stage<P, P::STAGED>(tiles, x, first, aligned);
+    stage<P, P::STAGED>(tiles + P::STAGED * P::RS, y, first, aligned);
 }
 
-/* to [ROWS,COLUMNS] = own rows x rows of the tile. */
-template <int DP> __device__ static void meet(float *to, const left own[DP / 8], const float *tile) {
-    CDAD_UNROLL
-    for (int j = 0; j < COLUMNS; j += 16) {
-        sums s;
-        wmma::fill_fragment(s, 0.0f);
-        CDAD_UNROLL
-        for (int k = 0; k < DP / 8; k++) {
-            right_transposed b;
-            wmma::load_matrix_sync(b, tile + j * (DP + PAD) + 8 * k, DP + PAD);
-            wmma::mma_sync(s, own[k], b, s);
-        }
-        wmma::store_matrix_sync(to + j, s, SCORE_RS, wmma::mem_row_major);
+/* Calls use(begin, tile of x, tile of y, turn) for all tiles; the first was staged. `turn` is 0, 1, 0, 1.. */
+template <typename P, typename F>
+__device__ static void go_through(float *tiles, const head_rows &x, const head_rows &y, bool aligned, const F &use) {
+    int turn = 0;
+    for (int begin = 0; begin < x.n; begin += P::STAGED, turn ^= 1) {
+        float *now = tiles + turn * (P::TILES / 2), *next = tiles + (turn ^ 1) * (P::TILES / 2);
+        cuda_copies_wait<0>();
+        round_staged<P, P::STAGED>(now, x.factor);
+        round_staged<P, P::STAGED>(now + P::STAGED * P::RS, y.factor);
+        __syncthreads(); /* these tiles are there, and the next ones' place was read */
+        if (begin + P::STAGED < x.n)
+            stage_both<P>(next, x, y, begin + P::STAGED, aligned);
+        cuda_copies_close();
+        use(begin, now, now + P::STAGED * P::RS, turn);
     }
 }
 
-/* to [ROWS,DP] += weights [ROWS,COLUMNS] x the tile. */
-template <int DP> __device__ static void add_weighted(sums to[DP / 16], const float *weights, const float *tile) {
-    CDAD_UNROLL
-    for (int k = 0; k < COLUMNS; k += 8) {
-        left a;
-        wmma::load_matrix_sync(a, weights + k, SCORE_RS);
-        CDAD_UNROLL
-        for (int j = 0; j < DP / 16; j++) {
-            right b;
-            wmma::load_matrix_sync(b, tile + k * (DP + PAD) + 16 * j, DP + PAD);
-            wmma::mma_sync(to[j], a, b, to[j]);
-        }
+/* The A fragments of the warp's own rows. */
+template <typename P> struct own_rows {
+    uint32_t kept[P::KEPT ? P::FRAGMENTS : 1][P::ROW_TILES][4];
+    const float *tile; /* this lane's part, unless they are kept */
+};
+
+/* `tile`: of the whole block's own rows, which begin at `first`; used if they are not kept, and ready after the next barrier. */
+template <typename P>
+__device__ static void take_own(own_rows<P> &own, float *tile, const head_rows &x, int first, bool aligned) {
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    if constexpr (P::KEPT) {
+        const int row = first + warp * P::ROWS + lane / 4;
+        CUDA_UNROLL
+        for (int k = 0; k < P::FRAGMENTS; k++)
+            CUDA_UNROLL
+            for (int i = 0; i < 4 * P::ROW_TILES; i++) {
+                const int r = row + i / 4 * 16 + i % 2 * 8, c = 8 * k + lane % 4 + i % 4 / 2 * 4;
+                own.kept[k][i / 4][i % 4] = cuda_tf32(r < x.n && c < x.width ? x.factor * x.data[r * x.rs + c] : 0.0f);
+            }
+    } else {
+        stage<P, P::BLOCK_ROWS>(tile, x, first, aligned);
+        cuda_copies_close();
+        cuda_copies_wait<0>();
+        round_staged<P, P::BLOCK_ROWS>(tile, x.factor);
+        own.tile = tile + (warp * P::ROWS + lane % 16) * P::RS + lane / 16 * 4;
     }
 }
 
-/* Multiplies each row by its own factor, by way of factors [ROWS,16] in shared memory: which element of `to` a thread holds is the
- * hardware's secret, but it is the same for all of this type. */
-template <int DP> __device__ static void scale_rows(sums to[DP / 16], float *factors, float factor) {
+/* to = own rows x CHUNK rows of the tile. */
+template <typename P>
+__device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows<P> &own, const float *tile) {
     const int lane = (int)threadIdx.x % 32;
-    for (int c = 0; c < 8; c++)
-        factors[lane % ROWS * 16 + lane / ROWS * 8 + c] = factor;
-    __syncwarp();
-    sums f;
-    wmma::load_matrix_sync(f, factors, 16, wmma::mem_row_major);
-    CDAD_UNROLL
-    for (int j = 0; j < DP / 16; j++)
-        for (int i = 0; i < f.num_elements; i++)
-            to[j].x[i] *= f.x[i];
-    __syncwarp();
+    const float *row = tile + (lane / 16 * 8 + lane % 8) * P::RS + lane / 8 % 2 * 4;
+    CUDA_UNROLL
+    for (int m = 0; m < P::ROW_TILES; m++)
+        CUDA_UNROLL
+        for (int i = 0; i < 4 * P::GROUPS; i++)
+            to[m][i / 4][i % 4] = 0.0f;
+    CUDA_UNROLL
+    for (int k = 0; k < P::FRAGMENTS; k++) {
+        uint32_t a[P::ROW_TILES][4];
+        CUDA_UNROLL
+        for (int m = 0; m < P::ROW_TILES; m++) {
+            if constexpr (P::KEPT)
+                CUDA_UNROLL
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = own.kept[k][m][i];
+            else
+                cuda_load_matrices(a[m], own.tile + m * 16 * P::RS + 8 * k);
+        }
+        CUDA_UNROLL
+        for (int j = 0; j < P::GROUPS; j += 2) {
+            uint32_t b[4]; /* of rows 8j and following, and of 8 more */
+            cuda_load_matrices(b, row + 8 * j * P::RS + 8 * k);
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++) {
+                cuda_mma_tf32(to[m][j], a[m], b);
+                cuda_mma_tf32(to[m][j + 1], a[m], b + 2);
+            }
+        }
+    }
 }
 
-/* Rows `first` and following of `to` [n,E], this head's columns, by way of shared memory of [ROWS,SCORE_RS]. */
-template <int DP>
-__device__ static void put(float *to, int64_t rs, int n, int width, int first, const sums from[DP / 16], float *shared) {
-    CDAD_UNROLL
-    for (int j = 0; j < DP / 16; j++) {
-        __syncwarp();
-        wmma::store_matrix_sync(shared, from[j], SCORE_RS, wmma::mem_row_major);
-        __syncwarp();
-        for (int i = (int)threadIdx.x % 32; i < ROWS * 16; i += 32) {
-            const int r = first + i / 16, c = 16 * j + i % 16;
-            if (r < n && c < width)
-                to[r * rs + c] = shared[i / 16 * SCORE_RS + i % 16];
+/* to += weights x CHUNK rows of the tile. */
+template <typename P>
+__device__ static void add_weighted(float to[P::ROW_TILES][P::FRAGMENTS][4], const float weights[P::ROW_TILES][P::GROUPS][4],
+                                    const float *tile) {
+    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    CUDA_UNROLL
+    for (int j = 0; j < P::GROUPS; j++) {
+        const float *row = tile + (8 * j + 2 * t) * P::RS + g;
+        uint32_t a[P::ROW_TILES][4];
+        CUDA_UNROLL
+        for (int m = 0; m < P::ROW_TILES; m++)
+            CUDA_UNROLL
+            for (int i = 0; i < 4; i++)
+                a[m][i] = __float_as_uint(weights[m][j][i % 2 * 2 + i / 2]);
+        CUDA_UNROLL
+        for (int f = 0; f < P::FRAGMENTS; f++) {
+            const uint32_t b[2] = {__float_as_uint(row[8 * f]), __float_as_uint(row[P::RS + 8 * f])};
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++)
+                cuda_mma_tf32(to[m][f], a[m], b);
         }
+    }
+}
+
+/* One row, g or g+8, of the fragments. */
+template <typename P>
+__device__ static void put_row(float *row, const float from[P::FRAGMENTS][4], int half, float factor, int width, bool aligned) {
+    CUDA_UNROLL
+    for (int f = 0; f < P::FRAGMENTS; f++) {
+        const int c = 8 * f + (int)threadIdx.x % 4 * 2;
+        const floats<2> x = {factor * from[f][2 * half], factor * from[f][2 * half + 1]};
+        if (aligned && c < width)
+            *(floats<2> *)(row + c) = x;
+        if (!aligned && c < width)
+            row[c] = x.x[0];
+        if (!aligned && c + 1 < width)
+            row[c + 1] = x.x[1];
     }
 }
 
@@ -124,150 +229,238 @@ struct block_place {
     int64_t n, l;
     int first;
 };
-__device__ static block_place place_of(const cdad_attention_dims &d, int64_t rows) {
-    const unsigned blocks = (unsigned)((rows + BLOCK_ROWS - 1) / BLOCK_ROWS), head = blockIdx.x / blocks;
-    return {head / (unsigned)d.L, head % (unsigned)d.L, (int)(blockIdx.x % blocks) * BLOCK_ROWS};
+template <typename P> __device__ static block_place place_of(const cdad_attention_dims &d, int64_t rows) {
+    const unsigned blocks = (unsigned)((rows + P::BLOCK_ROWS - 1) / P::BLOCK_ROWS), head = blockIdx.x / blocks;
+    return {head / (unsigned)d.L, head % (unsigned)d.L, (int)(blockIdx.x % blocks) * P::BLOCK_ROWS};
 }
-__device__ static head_rows rows_of(const float *x, int64_t rs, int64_t rows, const cdad_attention_dims &d, const block_place &at) {
-    return {x + at.n * rows * rs + at.l * d.D, rs, (int)rows, (int)d.D};
+__device__ static head_rows rows_of(const float *x, int64_t rs, int64_t rows, const cdad_attention_dims &d, const block_place &at,
+                                    float factor) {
+    return {x + at.n * rows * rs + at.l * d.D, rs, (int)rows, (int)d.D, factor};
 }
 
-template <int DP>
-__global__ static void __launch_bounds__(THREADS) forward_kernel(float *out, float *lse, const float *q, const float *k,
-                                                                 const float *v, cdad_attention_dims d) {
-    __shared__ __align__(32) float tile[BLOCK_ROWS * (DP + PAD)]; /* of keys, then of values */
-    __shared__ __align__(32) float scores[WARPS * ROWS * SCORE_RS], factors[WARPS * ROWS * 16];
-    __shared__ float halves[WARPS * 32];
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, row = lane % ROWS, half = lane / ROWS;
-    const block_place at = place_of(d, d.T);
-    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at), K = rows_of(k, d.k_rs, d.S, d, at), V = rows_of(v, d.v_rs, d.S, d, at);
-    const int first = at.first + warp * ROWS, t = first + row;
-    float *mine = scores + warp * ROWS * SCORE_RS, *my_scores = mine + row * SCORE_RS + half * COLUMNS / 2;
-    float *my_factors = factors + warp * ROWS * 16, *my_half = halves + warp * 32;
-    float most = -INFINITY, total = 0.0f; /* of the row so far; total: of this thread's half of the columns */
-    left own[DP / 8];
-    sums o[DP / 16];
-    take_own<DP>(own, tile, Q, at.first);
-    CDAD_UNROLL
-    for (int j = 0; j < DP / 16; j++)
-        wmma::fill_fragment(o[j], 0.0f);
-    for (int begin = 0; begin < (int)d.S; begin += COLUMNS) {
-        __syncthreads(); /* the tile was read */
-        stage<DP>(tile, K, begin, COLUMNS);
-        stage<DP>(tile + COLUMNS * (DP + PAD), V, begin, COLUMNS);
-        __syncthreads();
-        meet<DP>(mine, own, tile);
-        __syncwarp();
-        float highest = most;
-        for (int c = 0; c < COLUMNS / 2; c++) {
-            const int s = begin + half * COLUMNS / 2 + c;
-            my_scores[c] = s < (int)d.S && !cuda_attention_hidden(d, t, s) ? d.scale * my_scores[c] : -INFINITY;
-            highest = fmaxf(highest, my_scores[c]);
+/* `aligned`: rows come and go 16 bytes at a time. */
+template <typename P, bool MASKED>
+__global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
+    forward_kernel(float *out, float *lse, const float *q, const float *k, const float *v, cdad_attention_dims d, bool aligned) {
+    CUDA_SHARED(shared);
+    float *tiles = (float *)shared;
+    const int g = (int)threadIdx.x % 32 / 4, c = (int)threadIdx.x % 4 * 2, S = (int)d.S, T = (int)d.T;
+    const block_place at = place_of<P>(d, d.T);
+    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E);
+    const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
+    const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
+    float o[P::ROW_TILES][P::FRAGMENTS][4] = {};
+    float most[P::ROW_TILES][2], total[P::ROW_TILES][2] = {}; /* of rows g and g+8 so far; total: of this lane's columns */
+    own_rows<P> own;
+    stage_both<P>(tiles, K, V, 0, aligned);
+    cuda_copies_close();
+    take_own<P>(own, NULL, Q, at.first, aligned);
+    CUDA_UNROLL
+    for (int m = 0; m < P::ROW_TILES; m++)
+        most[m][0] = most[m][1] = -INFINITY;
+    go_through<P>(tiles, K, V, aligned, [&](int begin, const float *keys, const float *values, int) {
+        for (int at_row = 0; at_row < P::STAGED && begin + at_row < S && first < T; at_row += P::CHUNK) {
+            float s[P::ROW_TILES][P::GROUPS][4];
+            meet<P>(s, own, keys + at_row * P::RS);
+            if (MASKED || begin + at_row + P::CHUNK > S)
+                CUDA_UNROLL
+                for (int m = 0; m < P::ROW_TILES; m++)
+                    CUDA_UNROLL
+                    for (int i = 0; i < 4 * P::GROUPS; i++) {
+                        const int column = begin + at_row + i / 4 * 8 + c + i % 2;
+                        if (column >= S || (MASKED && cuda_attention_hidden(d, first + 16 * m + g + i % 4 / 2 * 8, column)))
+                            s[m][i / 4][i % 4] = -INFINITY;
+                    }
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++)
+                CUDA_UNROLL
+                for (int half = 0; half < 2; half++) {
+                    float highest = most[m][half];
+                    CUDA_UNROLL
+                    for (int j = 0; j < P::GROUPS; j++)
+                        highest = fmaxf(highest, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
+                    highest = fmaxf(highest, cuda_swap(highest, 1));
+                    highest = fmaxf(highest, cuda_swap(highest, 2));
+                    const float base = highest == -INFINITY ? 0.0f : highest, since = cuda_exp2(most[m][half] - base);
+                    most[m][half] = highest;
+                    total[m][half] *= since;
+                    CUDA_UNROLL
+                    for (int i = 0; i < 2 * P::GROUPS; i++) {
+                        float *x = &s[m][i / 2][2 * half + i % 2];
+                        *x = cuda_exp2(*x - base);
+                        total[m][half] += *x;
+                        *x = rounded(*x);
+                    }
+                    CUDA_UNROLL
+                    for (int f = 0; f < P::FRAGMENTS; f++) {
+                        o[m][f][2 * half] *= since;
+                        o[m][f][2 * half + 1] *= since;
+                    }
+                }
+            add_weighted<P>(o, s, values + at_row * P::RS);
         }
-        my_half[lane] = highest;
-        __syncwarp();
-        highest = fmaxf(my_half[row], my_half[row + ROWS]);
-        const float since = highest == -INFINITY ? 1.0f : expf(most - highest);
-        most = highest;
-        total *= since;
-        for (int c = 0; c < COLUMNS / 2; c++) {
-            my_scores[c] = my_scores[c] == -INFINITY ? 0.0f : wmma::__float_to_tf32(expf(my_scores[c] - most));
-            total += my_scores[c];
+    });
+    CUDA_UNROLL
+    for (int m = 0; m < P::ROW_TILES; m++)
+        CUDA_UNROLL
+        for (int half = 0; half < 2; half++) {
+            const int t = first + 16 * m + 8 * half + g;
+            float sum = total[m][half] + cuda_swap(total[m][half], 1);
+            sum += cuda_swap(sum, 2);
+            if (t >= T)
+                continue;
+            put_row<P>(out + ((at.n * T + t) * d.L + at.l) * d.D, o[m], half, sum > 0.0f ? 1.0f / sum : 0.0f, (int)d.D, aligned);
+            if (c == 0)
+                lse[(at.n * d.L + at.l) * T + t] = sum > 0.0f ? LN_2 * most[m][half] + logf(sum) : -INFINITY;
         }
-        scale_rows<DP>(o, my_factors, since);
-        add_weighted<DP>(o, mine, tile + COLUMNS * (DP + PAD));
-    }
-    __syncwarp(); /* the halves were read */
-    my_half[lane] = total;
-    __syncwarp();
-    total = my_half[row] + my_half[row + ROWS];
-    scale_rows<DP>(o, my_factors, total > 0.0f ? 1.0f / total : 0.0f);
-    put<DP>(out + at.n * d.T * d.L * d.D + at.l * d.D, d.L * d.D, (int)d.T, (int)d.D, first, o, mine);
-    if (half == 0 && t < (int)d.T)
-        lse[(at.n * d.L + at.l) * d.T + t] = total > 0.0f ? most + logf(total) : -INFINITY;
+}
+
+/* What a query needs for its probabilities, as powers of 2, and their slopes. */
+__device__ static floats<2> line_of(const float *lse, const float *delta, int t, int T) {
+    floats<2> line = {};
+    if (t < T)
+        line = {lse[t] * LOG2_E, delta[t]};
+    return line;
 }
 
 /* OF_KEYS: dk and dv, of blocks of keys that go through the queries; else dq (in `d1`), of queries through the keys. */
-template <int DP, bool OF_KEYS>
-__global__ static void __launch_bounds__(THREADS) grad_kernel(float *d1, float *d2, const float *q, const float *k, const float *v,
-                                                              const float *lse, const float *delta, const float *dout,
-                                                              cdad_attention_dims d) {
-    __shared__ __align__(32) float tile[BLOCK_ROWS * (DP + PAD)]; /* of keys, then of values; of queries, then of dout */
-    __shared__ __align__(32) float scores[WARPS * ROWS * SCORE_RS], slopes[WARPS * ROWS * SCORE_RS];
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, row = lane % ROWS, half = lane / ROWS;
-    const int64_t E = d.L * d.D, mine_n = OF_KEYS ? d.S : d.T, others_n = OF_KEYS ? d.T : d.S;
-    const block_place at = place_of(d, mine_n);
-    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at), K = rows_of(k, d.k_rs, d.S, d, at), V = rows_of(v, d.v_rs, d.S, d, at);
-    const head_rows dO = rows_of(dout, E, d.T, d, at);
-    const int first = at.first + warp * ROWS;
-    float *p = scores + warp * ROWS * SCORE_RS, *dp = slopes + warp * ROWS * SCORE_RS;
-    const int mine = row * SCORE_RS + half * COLUMNS / 2;
-    lse += (at.n * d.L + at.l) * d.T;
-    delta += (at.n * d.L + at.l) * d.T;
-    float *second = tile + COLUMNS * (DP + PAD);
-    left own[DP / 8], own_slope[DP / 8];
-    sums g1[DP / 16], g2[OF_KEYS ? DP / 16 : 1];
-    take_own<DP>(own, tile, OF_KEYS ? K : Q, at.first);
-    take_own<DP>(own_slope, tile, OF_KEYS ? V : dO, at.first);
-    CDAD_UNROLL
-    for (int j = 0; j < DP / 16; j++) {
-        wmma::fill_fragment(g1[j], 0.0f);
-        wmma::fill_fragment(g2[OF_KEYS ? j : 0], 0.0f);
+template <typename P, bool OF_KEYS, bool MASKED>
+__global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
+    grad_kernel(float *d1, float *d2, const float *q, const float *k, const float *v, const float *lse, const float *delta,
+                const float *dout, cdad_attention_dims d, bool aligned) {
+    CUDA_SHARED(shared);
+    float *tiles = (float *)shared, *own_tiles = tiles + P::TILES;
+    floats<2> *lines = (floats<2> *)(own_tiles + P::OWN); /* of two tiles of queries */
+    const int g = (int)threadIdx.x % 32 / 4, c = (int)threadIdx.x % 4 * 2, S = (int)d.S, T = (int)d.T, E = (int)(d.L * d.D);
+    const int64_t mine_n = OF_KEYS ? d.S : d.T;
+    const block_place at = place_of<P>(d, mine_n);
+    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E), dO = rows_of(dout, E, d.T, d, at, 1.0f);
+    const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
+    const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
+    own_rows<P> own, own_slope;
+    float g1[P::ROW_TILES][P::FRAGMENTS][4] = {}, g2[OF_KEYS ? P::ROW_TILES : 1][OF_KEYS ? P::FRAGMENTS : 1][4] = {};
+    floats<2> mine[P::ROW_TILES][2]; /* lines of rows g and g+8 */
+    const head_rows &others = OF_KEYS ? Q : K, &others_slope = OF_KEYS ? dO : V;
+    lse += (at.n * d.L + at.l) * T;
+    delta += (at.n * d.L + at.l) * T;
+    stage_both<P>(tiles, others, others_slope, 0, aligned);
+    cuda_copies_close();
+    take_own<P>(own, own_tiles, OF_KEYS ? K : Q, at.first, aligned);
+    take_own<P>(own_slope, own_tiles + P::OWN / 2, OF_KEYS ? V : dO, at.first, aligned);
+    if constexpr (OF_KEYS) {
+        if (threadIdx.x < P::STAGED)
+            lines[threadIdx.x] = line_of(lse, delta, (int)threadIdx.x, T);
+    } else {
+        CUDA_UNROLL
+        for (int i = 0; i < 2 * P::ROW_TILES; i++)
+            mine[i / 2][i % 2] = line_of(lse, delta, first + 8 * i + g, T);
     }
-    for (int begin = 0; begin < (int)others_n; begin += COLUMNS) {
-        __syncthreads(); /* the tile was read */
-        stage<DP>(tile, OF_KEYS ? Q : K, begin, COLUMNS);
-        stage<DP>(second, OF_KEYS ? dO : V, begin, COLUMNS);
-        __syncthreads();
-        meet<DP>(p, own, tile);
-        meet<DP>(dp, own_slope, second);
-        __syncwarp();
-        for (int c = 0; c < COLUMNS / 2; c++) {
-            const int other = begin + half * COLUMNS / 2 + c;
-            const int t = OF_KEYS ? other : first + row, s = OF_KEYS ? first + row : other;
-            float probability = 0.0f, slope = 0.0f;
-            if (t < (int)d.T && s < (int)d.S && !cuda_attention_hidden(d, t, s)) {
-                probability = expf(d.scale * p[mine + c] - lse[t]); /* the row sees s, so that its lse is finite */
-                slope = d.scale * probability * (dp[mine + c] - delta[t]);
+    go_through<P>(tiles, others, others_slope, aligned, [&](int begin, const float *tile, const float *tile_slope, int turn) {
+        floats<2> next = {}; /* on its way while we compute */
+        if (OF_KEYS && threadIdx.x < P::STAGED)
+            next = line_of(lse, delta, begin + P::STAGED + (int)threadIdx.x, T);
+        for (int at_row = 0; at_row < P::STAGED && begin + at_row < others.n && first < mine_n; at_row += P::CHUNK) {
+            float p[P::ROW_TILES][P::GROUPS][4], slope[P::ROW_TILES][P::GROUPS][4];
+            meet<P>(p, own, tile + at_row * P::RS);
+            meet<P>(slope, own_slope, tile_slope + at_row * P::RS);
+            CUDA_UNROLL
+            for (int j = 0; j < P::GROUPS; j++) {
+                floats<4> both = {}; /* lines of columns c and c+1 */
+                if constexpr (OF_KEYS)
+                    both = *(const floats<4> *)(lines + turn * P::STAGED + at_row + 8 * j + c);
+                CUDA_UNROLL
+                for (int i = 0; i < 4 * P::ROW_TILES; i++) {
+                    const floats<2> own_line = mine[i / 4][i % 4 / 2];
+                    float *s = &p[i / 4][j][i % 4], *ds = &slope[i / 4][j][i % 4];
+                    *s = cuda_exp2(*s - (OF_KEYS ? both.x[i % 2 * 2] : own_line.x[0]));
+                    *ds = *s * (*ds - (OF_KEYS ? both.x[i % 2 * 2 + 1] : own_line.x[1]));
+                }
             }
-            p[mine + c] = wmma::__float_to_tf32(probability);
-            dp[mine + c] = wmma::__float_to_tf32(slope);
+            /* Queries beyond the last need no care: they and their dout are zeros. */
+            if (MASKED || (!OF_KEYS && begin + at_row + P::CHUNK > S))
+                CUDA_UNROLL
+                for (int m = 0; m < P::ROW_TILES; m++)
+                    CUDA_UNROLL
+                    for (int i = 0; i < 4 * P::GROUPS; i++) {
+                        const int row = first + 16 * m + g + i % 4 / 2 * 8, column = begin + at_row + i / 4 * 8 + c + i % 2;
+                        const int t = OF_KEYS ? column : row, s = OF_KEYS ? row : column;
+                        if (s >= S || (MASKED && cuda_attention_hidden(d, t, s)))
+                            p[m][i / 4][i % 4] = slope[m][i / 4][i % 4] = 0.0f;
+                    }
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++)
+                CUDA_UNROLL
+                for (int i = 0; i < 4 * P::GROUPS; i++) {
+                    p[m][i / 4][i % 4] = rounded(p[m][i / 4][i % 4]);
+                    slope[m][i / 4][i % 4] = rounded(slope[m][i / 4][i % 4]);
+                }
+            if constexpr (OF_KEYS)
+                add_weighted<P>(g2, p, tile_slope + at_row * P::RS);
+            add_weighted<P>(g1, slope, tile + at_row * P::RS);
         }
-        __syncwarp();
-        add_weighted<DP>(g1, dp, tile);
-        if constexpr (OF_KEYS)
-            add_weighted<DP>(g2, p, second);
-    }
-    const int64_t begin = at.n * mine_n * E + at.l * d.D;
-    put<DP>(d1 + begin, E, (int)mine_n, (int)d.D, first, g1, p);
-    if constexpr (OF_KEYS)
-        put<DP>(d2 + begin, E, (int)mine_n, (int)d.D, first, g2, p);
+        if (OF_KEYS && threadIdx.x < P::STAGED)
+            lines[(turn ^ 1) * P::STAGED + (int)threadIdx.x] = next;
+    });
+    CUDA_UNROLL
+    for (int m = 0; m < P::ROW_TILES; m++)
+        CUDA_UNROLL
+        for (int half = 0; half < 2; half++) {
+            const int row = first + 16 * m + 8 * half + g;
+            const int64_t to = (at.n * mine_n + row) * E + at.l * d.D;
+            if (row >= mine_n)
+                continue;
+            /* The queries' factor was scale * log2(e). */
+            put_row<P>(d1 + to, g1[m], half, OF_KEYS ? LN_2 : d.scale, (int)d.D, aligned);
+            if constexpr (OF_KEYS)
+                put_row<P>(d2 + to, g2[m], half, 1.0f, (int)d.D, aligned);
+        }
 }
 
-static unsigned blocks_of(const cdad_attention_dims &d, int64_t rows) {
-    return (unsigned)(d.N * d.L * ((rows + BLOCK_ROWS - 1) / BLOCK_ROWS));
+/* Whether rows of all of these begin at multiples of 16 bytes. */
+static bool all_aligned(const cdad_attention_dims &d, std::initializer_list<const float *> all) {
+    uintptr_t bits = 0;
+    for (const float *x : all)
+        bits |= (uintptr_t)x;
+    return bits % 16 == 0 && (d.D | d.q_rs | d.k_rs | d.v_rs) % 4 == 0;
 }
 
-/* Calls `run` with the least DP that holds a head. */
-template <typename F> static void padded(int64_t D, const F &run) {
-    if (D <= 32)
-        run(std::integral_constant<int, 32>());
-    else if (D <= 48)
-        run(std::integral_constant<int, 48>());
+template <typename P> static unsigned blocks_of(const cdad_attention_dims &d, int64_t rows) {
+    return (unsigned)(d.N * d.L * ((rows + P::BLOCK_ROWS - 1) / P::BLOCK_ROWS));
+}
+
+/* Calls `run` with the least DP that holds a head, as a constant. */
+template <typename F> static void with_width(int64_t D, const F &run) {
+    if (D <= 40)
+        run(std::integral_constant<int, 40>());
     else if (D <= 64)
         run(std::integral_constant<int, 64>());
-    else
+    else if (D <= 80)
         run(std::integral_constant<int, 80>());
+    else
+        run(std::integral_constant<int, 160>());
+}
+/* And with MASKED. */
+template <typename F> static void specialised(const cdad_attention_dims &d, const F &run) {
+    with_width(d.D, [&](auto dp) {
+        if (d.causal || d.mask_h)
+            run(dp, std::true_type());
+        else
+            run(dp, std::false_type());
+    });
 }
 
-/* Wider heads would want more registers than a thread has; they come with few tokens. */
-bool cuda_attention_fuses(const cdad_attention_dims *d) { return d->tf32 && d->D <= 80; }
+/* Wider heads would want more registers than a thread has. */
+bool cuda_attention_fuses(const cdad_attention_dims *d) { return d->tf32 && d->D <= 160; }
 
 void cuda_attention_fused(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
                           const cdad_attention_dims *dims) {
     const cdad_attention_dims d = *dims;
-    padded(d.D, [&](auto dp) {
-        CDAD_LAUNCH_JOINED(forward_kernel<decltype(dp)::value>, blocks_of(d, d.T), THREADS, cuda_stream(ctx), out, lse, q, k, v, d);
+    const bool aligned = all_aligned(d, {out, q, k, v});
+    specialised(d, [&](auto dp, auto masked) {
+        typedef forward_shape<decltype(dp)::value> P;
+        const auto kernel = forward_kernel<P, decltype(masked)::value>;
+        CDAD_LAUNCH_SHARED(kernel, blocks_of<P>(d, d.T), P::THREADS, P::TILES * sizeof(float), cuda_stream(ctx), out, lse, q,
+                           k, v, d, aligned);
     });
     cuda_launched(ctx, "attention");
 }
@@ -276,11 +469,16 @@ void cuda_attention_fused_grad(const cdad_context *ctx, float *dq, float *dk, fl
                                const float *v, const float *lse, const float *delta, const float *dout,
                                const cdad_attention_dims *dims) {
     const cdad_attention_dims d = *dims;
-    padded(d.D, [&](auto dp) {
-        const auto of_queries = grad_kernel<decltype(dp)::value, false>, of_keys = grad_kernel<decltype(dp)::value, true>;
+    const bool aligned = all_aligned(d, {dq, dk, dv, q, k, v, dout});
+    specialised(d, [&](auto dp, auto masked) {
+        typedef query_shape<decltype(dp)::value> A;
+        typedef key_shape<decltype(dp)::value> B;
+        const auto of_queries = grad_kernel<A, false, decltype(masked)::value>, of_keys = grad_kernel<B, true, decltype(masked)::value>;
         float *none = NULL;
-        CDAD_LAUNCH_JOINED(of_queries, blocks_of(d, d.T), THREADS, cuda_stream(ctx), dq, none, q, k, v, lse, delta, dout, d);
-        CDAD_LAUNCH_JOINED(of_keys, blocks_of(d, d.S), THREADS, cuda_stream(ctx), dk, dv, q, k, v, lse, delta, dout, d);
+        CDAD_LAUNCH_SHARED(of_queries, blocks_of<A>(d, d.T), A::THREADS, (A::TILES + A::OWN) * sizeof(float), cuda_stream(ctx), dq, none,
+                           q, k, v, lse, delta, dout, d, aligned);
+        CDAD_LAUNCH_SHARED(of_keys, blocks_of<B>(d, d.S), B::THREADS, (B::TILES + B::OWN + B::LINES) * sizeof(float), cuda_stream(ctx),
+                           dk, dv, q, k, v, lse, delta, dout, d, aligned);
     });
     cuda_launched(ctx, "attention_grad");
 }

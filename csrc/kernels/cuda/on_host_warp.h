@@ -2,6 +2,7 @@
 #ifndef CDAD_KERNELS_CUDA_ON_HOST_WARP_H
 #define CDAD_KERNELS_CUDA_ON_HOST_WARP_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -26,6 +27,9 @@ static inline float on_host_float(uint32_t bits) {
     memcpy(&x, &bits, sizeof x);
     return x;
 }
+
+static inline uint32_t __float_as_uint(float x) { return on_host_bits(x); }
+static inline float __uint_as_float(uint32_t bits) { return on_host_float(bits); }
 
 /* Ties away from zero, as cvt.rna does. */
 static inline uint32_t cuda_tf32(float x) {
@@ -90,6 +94,8 @@ static inline void cuda_load_matrices_transposed(uint32_t r[4], const void *row)
         r[m] = low | (uint32_t)high << 16;
     }
 }
+
+static inline float cuda_exp2(float x) { return exp2f(x); }
 
 static inline float cuda_swap(float x, int mask) {
     const uint32_t mine = on_host_bits(x);

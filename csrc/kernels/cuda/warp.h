@@ -60,6 +60,13 @@ __device__ inline void cuda_load_matrices_transposed(uint32_t r[4], const void *
                  : "memory");
 }
 
+/* 2^x, within 2^-22 of it; what is below float's normal numbers is 0. */
+__device__ inline float cuda_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* x of the lane whose number differs by the bits of `mask`. */
 __device__ inline float cuda_swap(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
