@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SECOND
-from test_ops import CASES, DIFFERENTIABLE, Case, assert_close, difference_gradients, run_case, target_of
+from test_ops import CASES, DIFFERENTIABLE, SAME, Case, assert_close, difference_gradients, pads, run_case, target_of
 
 from cdad import ContinualModel, TrainingError, _core, preset
 from cdad.cli import main
@@ -158,6 +158,66 @@ def test_a_mean_far_from_zero(op, shape, attrs, device):
     assert_close(rstd.ravel(), (1 / np.sqrt(wide.var((1, 3)) + 1e-5)).astype(np.float32).ravel(), 1e-6)
     normal = (wide - wide.mean((1, 3), keepdims=True)) / np.sqrt(wide.var((1, 3), keepdims=True) + 1e-5)
     assert np.abs(y.reshape(wide.shape) - normal).max() < 1e-4  # half a step of the mean
+
+
+# CUDA's convolutions on tensor cores: channels that end within a chunk of 16, odd counts of results, sums in parts, and tiles of 128 x 64,
+# 192 x 160 and 256 x 128 results, which on the CPU are chosen for far fewer than on a GPU, in both layouts of the weight.
+CONVOLUTIONS = [
+    Case("conv2d", ((2, 9, 11, 20), (36, 3, 3, 20), (36,)), SAME),
+    Case("conv2d", ((2, 9, 11, 36), (64, 3, 3, 36), (64,)), {"stride": 2} | SAME),
+    Case("conv2d", ((2, 6, 5, 12), (20, 3, 3, 12), None), {"stride": 2} | pads(0, 0, 1, 1)),
+    Case("conv2d", ((1, 5, 7, 64), (37, 3, 3, 64), (37,)), {"upsample": 2} | SAME),
+    Case("conv2d", ((3, 17, 9, 4), (33, 5, 3, 4), (33,)), pads(0, 2, 1, 0)),
+    Case("conv2d", ((2, 7, 5, 8), (16, 1, 1, 8), None), {"stride": 2}),
+    Case("conv2d", ((1, 20, 20, 4), (164, 3, 3, 4), (164,)), SAME),
+    Case("conv2d", ((1, 20, 20, 164), (4, 3, 3, 164), None), SAME),
+    Case("conv2d", ((2, 12, 13, 4), (140, 3, 3, 4), (140,)), SAME),
+    Case("conv2d", ((2, 12, 13, 140), (4, 3, 3, 140), None), SAME),
+    Case("conv2d", ((1, 3, 3, 128), (100, 3, 3, 128), (100,)), SAME),
+    Case("conv2d", ((1, 3, 3, 256), (21, 3, 3, 256), (21,)), SAME),
+]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_conv2d_in_tf32(case, device):
+    """Values and gradients beside float32's of the CPU."""
+    arrays = case.data()
+    _core.set_device("cpu")
+    target = target_of(case, case.reference(arrays)[0].shape)
+    (want,), grads = run_case(case, arrays, target)
+    _core.set_device(device)
+    other = dataclasses.replace(case, attrs=case.attrs | {"precision": 2})
+    (y,), y_grads = run_case(other, arrays, target)
+    for a, b in zip((y, *y_grads), (want, *grads), strict=True):
+        assert np.linalg.norm(a - b) < 2**-10 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("outputs", [36, 21])
+@pytest.mark.parametrize("channels", [8, 128])  # one sum, and one in parts
+def test_what_ends_a_conv2d_in_tf32(outputs, channels, device):
+    """Bias, a sum and an activation, which one kernel adds."""
+    rng = np.random.default_rng(0)
+    shapes = ((1, 5, 6, channels), (outputs, 3, 3, channels), (outputs,), (1, 5, 6, outputs))
+    arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    found = []
+    for name, precision in (("cpu", 0), (device, 2)):
+        _core.set_device(name)
+        graph = _core.Graph()
+        inputs = [graph.input(f"x{i}", shape) for i, shape in enumerate(shapes)]
+        y = graph.op("conv2d", inputs[:3], precision=precision, **SAME)[0]
+        y = graph.op("silu", [graph.op("add", [y, inputs[3]])[0]])[0]
+        found.append(graph.compile([y]).run(dict(zip(inputs, arrays, strict=True)))[0])
+    want, y = found
+    assert np.linalg.norm(y - want) < 2**-10 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_conv2d_in_tf32_keeps_what_is_not_finite(bad, device):
+    x, w = np.ones((1, 6, 6, 8), np.float32), np.ones((4, 3, 3, 8), np.float32)
+    x[0, 2, 3, 5] = bad
+    case = Case("conv2d", (x.shape, w.shape, None), {"precision": 2} | SAME)
+    finite = np.isfinite(run_case(case, [x, w, None])[0][0])
+    assert not finite[0, 1:4, 2:5].any() and finite.sum() == finite.size - 9 * 4
 
 
 # Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).

@@ -1,7 +1,8 @@
 /* Products by cuBLAS. An operand that is unfolded from an image is gathered into scratch, so many rows at a time that a tile stays
- * within TILE_BYTES, and multiplied from there; in bfloat16 other operands too are rounded into scratch, as cuBLAS multiplies what
+ * within TILE_BYTES, and multiplied from there, unless conv.cu takes the product; in bfloat16 other operands too are rounded into scratch, as cuBLAS multiplies what
  * is bfloat16 in memory at more than twice the rate of floats. */
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/conv.h"
 #include "kernels/cuda/warp.h"
 
 #ifdef CDAD_CUDA_ON_HOST
@@ -207,6 +208,10 @@ static bool is_worth_rounding(const cuda_product &p) {
 
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                const cdad_epilogue *with, void *scratch) {
+    if (with && with->precision == CDAD_TFLOAT32 && cuda_conv_fits(M, N, K, A, B, with)) {
+        cuda_conv(ctx, M, N, K, A, B, C, ldc, with, scratch);
+        return;
+    }
     const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, with && with->accumulate ? 1.0f : 0.0f,
                             with ? with->precision : CDAD_FLOAT32, false};
     if (is_worth_rounding(p))
@@ -223,11 +228,11 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
     cuda_launched(ctx, "gemm");
 }
 
-/* For either operand gathered, and for both rounded: multiply_rounded's two ways. */
+/* For either operand gathered, both rounded by multiply_rounded's two ways, and conv.cu. */
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     (void)threads;
     const int64_t floats = cuda_max(tile_rows(M, K, sizeof(float)) * K, tile_rows(K, N, sizeof(float)) * N);
     const int64_t step = tile_rows(K, M + N, sizeof(half1));
     const int64_t halves = cuda_max(after(tile_rows(M, K, sizeof(half1)) * K) + N * K, after(step * M) + step * N);
-    return cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1));
+    return cuda_max(cuda_conv_scratch(M, N, K), cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1)));
 }
