@@ -94,6 +94,8 @@ ROUNDED_CASES = [
     Case("linear", ((70, 68), (72, 68), (72,))),
     Case("linear", ((3, 65, 67), (71, 67), (71,))),
     Case("conv2d", ((2, 7, 8, 20), (12, 3, 3, 20), (12,)), WINDOW, per_sample=(0,)),
+    Case("conv2d", ((1, 5, 6, 20), (132, 3, 3, 20), (132,)), WINDOW, per_sample=(0,)),
+    Case("conv2d", ((1, 6, 5, 132), (8, 3, 3, 132)), WINDOW, per_sample=(0,)),
     Case("conv2d", ((3, 9, 8, 7), (70, 3, 3, 7)), WINDOW | {"stride": 2}),
     Case("conv2d", ((1, 6, 5, 9), (13, 2, 3, 9), (13,)), WINDOW | {"upsample": 2}),
 ]

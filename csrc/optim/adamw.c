@@ -341,6 +341,7 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     move(o, ctx, i, grad, own, h);
     if (!ctx->profile)
         return CDAD_OK;
+    CDAD_TRY(cdad_device_check(ctx->device, 1, err));
     event.seconds = cdad_clock() - event.start;
     snprintf(event.name, sizeof event.name, "%s", p->name);
     cdad_shape_text(&p->shape, event.shape);
@@ -373,6 +374,9 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
         count_work(o, i, &event);
     }
     end(o);
+    if (!ctx->profile)
+        return CDAD_OK;
+    CDAD_TRY(cdad_device_check(ctx->device, 1, err));
     event.seconds = cdad_clock() - event.start;
-    return ctx->profile ? cdad_profile_add(ctx->profile, &event, err) : CDAD_OK;
+    return cdad_profile_add(ctx->profile, &event, err);
 }

@@ -16,8 +16,10 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
     __shared__ float largest[CUDA_THREADS];
     const int l = (int)(blockIdx.x / (unsigned)tile), t = (int)first + (int)(blockIdx.x % (unsigned)tile), S = (int)d.S;
     float *row = scores + (int64_t)blockIdx.x * S, most = -INFINITY;
+    const cuda_attention_mask mask = cuda_mask_of(d);
+    const cuda_token query = cuda_token_of(mask, t);
     for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS)
-        if (!cuda_attention_hidden(d, t, s))
+        if (!cuda_hides(mask, query, cuda_token_of(mask, s)))
             most = fmaxf(most, row[s]);
     largest[threadIdx.x] = most;
     __syncthreads();
@@ -29,7 +31,7 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
     most = largest[0];
     float sum = 0.0f;
     for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS) {
-        const float p = cuda_attention_hidden(d, t, s) ? 0.0f : expf(row[s] - most);
+        const float p = cuda_hides(mask, query, cuda_token_of(mask, s)) ? 0.0f : expf(row[s] - most);
         row[s] = p;
         sum += p;
     }
@@ -96,10 +98,12 @@ __global__ static void delta_kernel(float *delta, const float *out, const float 
 template <typename I>
 __global__ static void probability_kernel(float *scores, const float *lse, cdad_attention_dims d, I first, I tile, I n) {
     const I S = (I)d.S;
+    const cuda_attention_mask mask = cuda_mask_of(d);
     CUDA_EACH_OF(I, i, n) {
         const I s = i % S, t = first + i / S % tile, l = i / S / tile;
         const float sum = lse[(int64_t)l * d.T + t];
-        scores[i] = cuda_attention_hidden(d, (int)t, (int)s) || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
+        const bool hidden = cuda_hides(mask, cuda_token_of(mask, (int)t), cuda_token_of(mask, (int)s));
+        scores[i] = hidden || sum == -INFINITY ? 0.0f : expf(scores[i] - sum);
     }
 }
 

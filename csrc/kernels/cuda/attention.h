@@ -4,14 +4,30 @@
 
 #include "kernels/cuda/cuda.h"
 
-/* Whether token t may not see token s: it comes later, or lies in the window around it. */
-__device__ inline bool cuda_attention_hidden(const cdad_attention_dims &d, int t, int s) {
-    if (d.causal && s > t)
-        return true;
-    if (d.mask_h == 0)
-        return false;
-    const int width = (int)d.grid_w, rows = t / width - s / width, columns = t % width - s % width;
-    return abs(rows) <= (int)d.mask_h / 2 && abs(columns) <= (int)d.mask_w / 2;
+/* What a token may not see: what comes later, or lies in the window around it (half_h < 0: there is none). */
+struct cuda_attention_mask {
+    bool causal;
+    int half_h, half_w, width;
+    float per_row; /* 1 / width */
+};
+__device__ inline cuda_attention_mask cuda_mask_of(const cdad_attention_dims &d) {
+    const int width = d.mask_h ? (int)d.grid_w : 1;
+    return {d.causal != 0, d.mask_h ? (int)d.mask_h / 2 : -1, (int)d.mask_w / 2, width, 1.0f / (float)width};
+}
+
+/* Token number t, and where it lies in the grid. */
+struct cuda_token {
+    int t, row, column;
+};
+/* A division by the width, which the half keeps apart from rounding's errors below 2^21 tokens. */
+__device__ inline cuda_token cuda_token_of(const cuda_attention_mask &m, int t) {
+    const int row = (int)(((float)t + 0.5f) * m.per_row);
+    return {t, row, t - row * m.width};
+}
+
+/* Whether t may not see s. */
+__device__ inline bool cuda_hides(const cuda_attention_mask &m, const cuda_token &t, const cuda_token &s) {
+    return (m.causal && s.t > t.t) || (abs(t.row - s.row) <= m.half_h && abs(t.column - s.column) <= m.half_w);
 }
 
 /* Whether the fused kernels take these dims; then they do both directions. */

@@ -224,6 +224,27 @@ __device__ static void put_row(float *row, const float from[P::FRAGMENTS][4], in
     }
 }
 
+/* Calls use(row tile, group, i, whether one may not see the other) for the thread's scores in a chunk: of own rows `row` and following
+ * with others `column` and following. Keys beyond S are hidden. */
+template <typename P, bool MASKED, bool OF_KEYS = false, typename F>
+__device__ static void each_hidden(const cuda_attention_mask &mask, int row, int column, int S, const F &use) {
+    cuda_token own[2 * P::ROW_TILES];
+    CUDA_UNROLL
+    for (int i = 0; i < 2 * P::ROW_TILES; i++)
+        own[i] = cuda_token_of(mask, row + 8 * i);
+    CUDA_UNROLL
+    for (int n = 0; n < 2 * P::GROUPS; n++) {
+        const cuda_token other = cuda_token_of(mask, column + n / 2 * 8 + n % 2);
+        CUDA_UNROLL
+        for (int i = 0; i < 2 * P::ROW_TILES; i++) {
+            bool hidden = (OF_KEYS ? own[i].t : other.t) >= S;
+            if (MASKED)
+                hidden = hidden || cuda_hides(mask, OF_KEYS ? other : own[i], OF_KEYS ? own[i] : other);
+            use(i / 2, n / 2, i % 2 * 2 + n % 2, hidden);
+        }
+    }
+}
+
 /* Which rows of which head a block has. */
 struct block_place {
     int64_t n, l;
@@ -249,6 +270,7 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
     const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E);
     const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
     const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
+    const cuda_attention_mask mask = cuda_mask_of(d);
     float o[P::ROW_TILES][P::FRAGMENTS][4] = {};
     float most[P::ROW_TILES][2], total[P::ROW_TILES][2] = {}; /* of rows g and g+8 so far; total: of this lane's columns */
     own_rows<P> own;
@@ -263,14 +285,10 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
             float s[P::ROW_TILES][P::GROUPS][4];
             meet<P>(s, own, keys + at_row * P::RS);
             if (MASKED || begin + at_row + P::CHUNK > S)
-                CUDA_UNROLL
-                for (int m = 0; m < P::ROW_TILES; m++)
-                    CUDA_UNROLL
-                    for (int i = 0; i < 4 * P::GROUPS; i++) {
-                        const int column = begin + at_row + i / 4 * 8 + c + i % 2;
-                        if (column >= S || (MASKED && cuda_attention_hidden(d, first + 16 * m + g + i % 4 / 2 * 8, column)))
-                            s[m][i / 4][i % 4] = -INFINITY;
-                    }
+                each_hidden<P, MASKED>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
+                    if (hidden)
+                        s[m][j][i] = -INFINITY;
+                });
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++)
                 CUDA_UNROLL
@@ -337,6 +355,7 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
     const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E), dO = rows_of(dout, E, d.T, d, at, 1.0f);
     const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
     const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
+    const cuda_attention_mask mask = cuda_mask_of(d);
     own_rows<P> own, own_slope;
     float g1[P::ROW_TILES][P::FRAGMENTS][4] = {}, g2[OF_KEYS ? P::ROW_TILES : 1][OF_KEYS ? P::FRAGMENTS : 1][4] = {};
     floats<2> mine[P::ROW_TILES][2]; /* lines of rows g and g+8 */
@@ -378,15 +397,10 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
             }
             /* Queries beyond the last need no care: they and their dout are zeros. */
             if (MASKED || (!OF_KEYS && begin + at_row + P::CHUNK > S))
-                CUDA_UNROLL
-                for (int m = 0; m < P::ROW_TILES; m++)
-                    CUDA_UNROLL
-                    for (int i = 0; i < 4 * P::GROUPS; i++) {
-                        const int row = first + 16 * m + g + i % 4 / 2 * 8, column = begin + at_row + i / 4 * 8 + c + i % 2;
-                        const int t = OF_KEYS ? column : row, s = OF_KEYS ? row : column;
-                        if (s >= S || (MASKED && cuda_attention_hidden(d, t, s)))
-                            p[m][i / 4][i % 4] = slope[m][i / 4][i % 4] = 0.0f;
-                    }
+                each_hidden<P, MASKED, OF_KEYS>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
+                    if (hidden)
+                        p[m][j][i] = slope[m][j][i] = 0.0f;
+                });
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++)
                 CUDA_UNROLL

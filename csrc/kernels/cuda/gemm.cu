@@ -8,11 +8,12 @@
 #ifdef CDAD_CUDA_ON_HOST
 enum { TILE_BYTES = 8 << 10 }; /* so that tests have several */
 #else
-enum { TILE_BYTES = 32 << 20 }; /* stays in the cache of a large GPU */
+enum { TILE_BYTES = 128 << 20 }; /* smaller ones leave a large GPU idle at their ends */
 #endif
 enum {
     GATHER_ROWS = 8, /* of a block */
-    LEAST = 64       /* rows of a product that is worth rounding its factors */
+    LEAST = 64,      /* rows of a product that is worth rounding its factors */
+    FEW = 128        /* columns whose products take less time than gathering does */
 };
 
 /* What a thread moves: floats or four of them, as they are or rounded to bfloat16. */
@@ -208,7 +209,7 @@ static bool is_worth_rounding(const cuda_product &p) {
 
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                const cdad_epilogue *with, void *scratch) {
-    if (with && with->precision == CDAD_TFLOAT32 && cuda_conv_fits(M, N, K, A, B, with)) {
+    if (with && (with->precision == CDAD_TFLOAT32 || N <= FEW) && cuda_conv_fits(M, N, K, A, B, with)) {
         cuda_conv(ctx, M, N, K, A, B, C, ldc, with, scratch);
         return;
     }

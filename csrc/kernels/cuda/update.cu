@@ -1,47 +1,67 @@
 /* The optimiser's kernels: one pass over memory each. */
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/warp.h"
 #include "kernels/dynamic8.h"
+
+enum { AT_ONCE = 4 }; /* elements that a thread asks for together */
 
 /* g plus the penalty's gradient. */
 __device__ static float pulled(float g, float w, const cdad_pull &p, int64_t i) {
     return p.importance ? g + p.strength * (p.importance[i] * (w - p.anchor[i])) : g;
 }
 
-/* AdamW's step of element i, whose moments are m and v. The biases are factors that no element divides by:
- * kernels/cpu/update.c. */
-__device__ static void step(float *w, float &m, float &v, float *e, float *du, const float *g, int64_t i, const cdad_adamw &h,
+/* AdamW's step of element i, which is `weight`, has the gradient `given`, and whose moments are m and v. The biases are factors that no
+ * element divides by: kernels/cpu/update.c. */
+__device__ static void step(float *w, float weight, float &m, float &v, float *e, float *du, float given, int64_t i, const cdad_adamw &h,
                             float rate, float eps) {
-    const float given = g[i], scaled = pulled(given, w[i], h.pull, i) * h.grad_scale;
+    const float scaled = pulled(given, weight, h.pull, i) * h.grad_scale;
     m = h.beta1 * m + (1.0f - h.beta1) * scaled;
     v = h.beta2 * v + (1.0f - h.beta2) * (scaled * scaled);
-    const float d = rate * (m / (sqrtf(v) + eps)) - h.lr * h.weight_decay * w[i];
+    const float d = rate * (m / (sqrtf(v) + eps)) - h.lr * h.weight_decay * weight;
     if (h.path)
         h.path[i] -= given * d;
     if (du) {
         du[i] = d;
         return;
     }
-    w[i] += d;
+    weight += d;
+    w[i] = weight;
     if (e)
-        e[i] += (1.0f - h.ema_decay) * (w[i] - e[i]);
+        e[i] += (1.0f - h.ema_decay) * (weight - e[i]);
 }
 
 __global__ static void adamw_kernel(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n,
                                     cdad_adamw h, float rate, float eps) {
-    const int skips = h.squares && !isfinite(*h.squares);
-    CUDA_EACH(i, n) {
-        if (skips) {
-            if (du)
-                du[i] = 0.0f;
-            continue;
+    if (h.squares && !isfinite(*h.squares)) {
+        CUDA_EACH(i, du ? n : 0) du[i] = 0.0f;
+        return;
+    }
+    const int64_t stride = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += AT_ONCE * stride) {
+        float weights[AT_ONCE], gradients[AT_ONCE], first[AT_ONCE], second[AT_ONCE];
+        CUDA_UNROLL
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int64_t at = i + j * stride;
+            if (at >= n)
+                break;
+            weights[j] = w[at];
+            gradients[j] = g[at];
+            first[j] = h.m_is_bf16 ? cdad_from_bf16(((uint16_t *)moment)[at]) : ((float *)moment)[at];
+            second[j] = v[at];
         }
-        float m = h.m_is_bf16 ? cdad_from_bf16(((uint16_t *)moment)[i]) : ((float *)moment)[i];
-        step(w, m, v[i], e, du, g, i, h, rate, eps);
-        if (h.m_is_bf16)
-            ((uint16_t *)moment)[i] = cdad_to_bf16(m);
-        else
-            ((float *)moment)[i] = m;
+        CUDA_UNROLL
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int64_t at = i + j * stride;
+            if (at >= n)
+                break;
+            step(w, weights[j], first[j], second[j], e, du, gradients[j], at, h, rate, eps);
+            v[at] = second[j];
+            if (h.m_is_bf16)
+                ((uint16_t *)moment)[at] = cdad_to_bf16(first[j]);
+            else
+                ((float *)moment)[at] = first[j];
+        }
     }
 }
 
@@ -73,7 +93,7 @@ __global__ static void adamw8_kernel(float *w, uint8_t *m, uint8_t *v, float *e,
     }
     for (int64_t i = begin + threadIdx.x; i < end; i += CUDA_THREADS) {
         float one = old_m * cdad_value8_signed(m[i]), two = old_v * cdad_value8_unsigned(v[i]);
-        step(w, one, two, e, du, g, i, h, rate, eps);
+        step(w, w[i], one, two, e, du, g[i], i, h, rate, eps);
         rank_m = cdad_rank8(one) > rank_m ? cdad_rank8(one) : rank_m;
         rank_v = cdad_rank8(two) > rank_v ? cdad_rank8(two) : rank_v;
         new_m[i - begin] = one;
@@ -101,7 +121,7 @@ void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, f
         const unsigned blocks = (unsigned)((n + CDAD_BLOCK8 - 1) / CDAD_BLOCK8);
         CDAD_LAUNCH_JOINED(adamw8_kernel, blocks, CUDA_THREADS, cuda_stream(ctx), w, codes_m, codes_v, e, du, g, n, how, rate, eps);
     } else {
-        CDAD_LAUNCH(adamw_kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), w, m, values_v, e, du, g, n, how, rate, eps);
+        CDAD_LAUNCH(adamw_kernel, cuda_blocks((n + AT_ONCE - 1) / AT_ONCE), CUDA_THREADS, cuda_stream(ctx), w, m, values_v, e, du, g, n, how, rate, eps);
     }
     cuda_launched(ctx, "adamw");
 }
@@ -131,8 +151,7 @@ void cuda_add_magnitudes(const cdad_context *ctx, float *sum, const float *g, in
     cuda_launched(ctx, "add_magnitudes");
 }
 
-/* AT_ONCE: elements that a thread asks for together; the fewest that it takes are EACH. */
-enum { AT_ONCE = 4, EACH = 16 };
+enum { EACH = 16 }; /* the fewest elements that a thread takes */
 __global__ static void squares_kernel(double *sums, const float *g, const float *w, cdad_pull pull, int64_t n) {
     const int64_t step = (int64_t)gridDim.x * CUDA_THREADS;
     double sum = 0.0;
