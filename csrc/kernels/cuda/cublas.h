@@ -16,6 +16,17 @@ enum {
     CUBLAS_DEFAULT = -1        /* CUBLAS_GEMM_DEFAULT */
 };
 
+/* D [m,n] = A B + bias + C, column-major: a bias for every row, C like D or NULL. */
+typedef struct cuda_fused {
+    int op_a, op_b, m, n, k, type, lda, ldb, ldd, compute;
+    const void *A, *B;
+    const float *bias, *C;
+    float *D;
+    void *workspace;
+    size_t workspace_bytes;
+    cudaStream_t stream;
+} cuda_fused;
+
 typedef struct cuda_cublas {
     int (*create)(void **handle);
     int (*set_stream)(void *handle, cudaStream_t stream);
@@ -23,6 +34,9 @@ typedef struct cuda_cublas {
     int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *A, int type_a,
                 int lda, long long stride_a, const void *B, int type_b, int ldb, long long stride_b, const void *beta,
                 void *C, int type_c, int ldc, long long stride_c, int batch, int compute, int algorithm);
+    /* By cuBLASLt, whose handle is a device's; NULL where it is not found. Not every product can be: another status than 0. */
+    int (*start_fused)(void **handle);
+    int (*fused)(void *handle, const cuda_fused *p);
 } cuda_cublas;
 
 /* Loads it once; NULL with why not in `text`, else where it was found. folders: see cdad_cuda_table. */

@@ -46,6 +46,8 @@ typedef struct cuda_product {
     bool rounded;
 } cuda_product;
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what);
+/* The same + bias (one a column) + sum (laid out as C), each or NULL; false, and nothing done, where cuBLASLt does not take it. */
+bool cuda_multiply_fused(const cdad_context *ctx, const cuda_product *p, const float *bias, const float *sum);
 
 /* to [rows,R*S*C] = rows `first` and following of the image that X unfolds. */
 void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t first, int64_t rows);

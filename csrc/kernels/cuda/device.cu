@@ -70,10 +70,16 @@ static int operand(const cdad_mat *X, int64_t rows, int64_t columns, int *op, in
     return 0;
 }
 
+static int type_of(const cuda_product *p) { return p->rounded ? CUBLAS_BFLOAT16 : CUBLAS_FLOAT; }
+
+static int compute_of(const cuda_product *p) {
+    static const int compute[] = {CUBLAS_COMPUTE_FLOAT, CUBLAS_COMPUTE_BF16, CUBLAS_COMPUTE_TF32}; /* by cdad_precision */
+    return p->rounded ? CUBLAS_COMPUTE_FLOAT : compute[p->precision];
+}
+
 /* C^T = B^T A^T, in columns. */
 void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *what) {
-    static const int compute[] = {CUBLAS_COMPUTE_FLOAT, CUBLAS_COMPUTE_BF16, CUBLAS_COMPUTE_TF32}; /* by cdad_precision */
-    const int type = p->rounded ? CUBLAS_BFLOAT16 : CUBLAS_FLOAT;
+    const int type = type_of(p);
     cuda_device *d = of(ctx);
     int op_a, op_b, lda, ldb;
     char text[64];
@@ -86,12 +92,30 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
     const int status = d->cublas->gemm(cuda_queue_of(d)->cublas, op_b, op_a, (int)p->N, (int)p->M, (int)p->K, &p->alpha, p->B.data,
                                        type, ldb, p->stride_b, p->A.data, type, lda, p->stride_a, &p->beta, p->C,
                                        CUBLAS_FLOAT, (int)p->ldc, p->stride_c, (int)p->batch,
-                                       p->rounded ? CUBLAS_COMPUTE_FLOAT : compute[p->precision], CUBLAS_DEFAULT);
+                                       compute_of(p), CUBLAS_DEFAULT);
     pthread_mutex_unlock(&d->cublas_lock);
     if (status) {
         snprintf(text, sizeof text, "cuBLAS status %d", status);
         keep_failure(d, what, text);
     }
+}
+
+bool cuda_multiply_fused(const cdad_context *ctx, const cuda_product *p, const float *bias, const float *sum) {
+    cuda_device *d = of(ctx);
+    cuda_fused f = {};
+    if (!d->fused || p->batch != 1 || p->alpha != 1.0f || p->beta != 0.0f || !operand(&p->A, p->M, p->K, &f.op_b, &f.ldb) ||
+        !operand(&p->B, p->K, p->N, &f.op_a, &f.lda))
+        return false;
+    f.m = (int)p->N, f.n = (int)p->M, f.k = (int)p->K, f.ldd = (int)p->ldc;
+    f.A = p->B.data, f.B = p->A.data, f.bias = bias, f.C = sum, f.D = p->C;
+    f.type = type_of(p), f.compute = compute_of(p);
+    f.workspace = d->workspace, f.workspace_bytes = CUDA_WORKSPACE_BYTES;
+    cudaSetDevice(d->number);
+    pthread_mutex_lock(&d->cublas_lock); /* whose workspace it is */
+    f.stream = cuda_queue_of(d)->stream;
+    const int status = d->cublas->fused(d->fused, &f);
+    pthread_mutex_unlock(&d->cublas_lock);
+    return status == 0;
 }
 
 double *cuda_sums_take(const cdad_context *ctx) {
@@ -284,6 +308,8 @@ static cdad_status start(cuda_device *d, const char *folders, cdad_error *err) {
         return cuda_fail(err, CDAD_NO_DEVICE, "%s (%s) has compute capability %d.%d, 8.0 or more is needed", d->name,
                          properties.name, properties.major, properties.minor);
     snprintf(d->text, sizeof d->text, "%s", properties.name);
+    if (d->cublas->start_fused && d->cublas->start_fused(&d->fused))
+        d->fused = NULL;
     if ((status = cuda_memory_open(d, err)) != CDAD_OK || (status = cuda_queue_open(d, &d->work, err)) != CDAD_OK)
         return status;
     return cuda_memory_alloc(&d->base, (void **)&d->sums, CUDA_SUMS * (int64_t)sizeof(double), err);

@@ -26,6 +26,7 @@ struct cuda_device {
     const cuda_cublas *cublas;
     cuda_queue work, records; /* records: what goes there is recorded; made when it is first wanted */
     void *workspace;          /* of cuBLAS, for both, whose work is done one after the other */
+    void *fused;              /* cuBLASLt's handle, or NULL */
     cudaMemPool_t pool;
     double *sums;
     struct {

@@ -144,18 +144,41 @@ template <typename I> __global__ static void finish4_kernel(float *C, cdad_epilo
     finish((float4 *)C, (const float4 *)with.bias, (const float4 *)with.sum, with.act, ldc, N, count);
 }
 
+static void finish(const cdad_context *ctx, const cuda_product &p, const cdad_epilogue &with) {
+    const int64_t n = p.M * p.N;
+    if (!with.bias && !with.sum && !with.act)
+        return;
+    if ((p.N | p.ldc) % 4 == 0 && ((uintptr_t)p.C | (uintptr_t)with.bias | (uintptr_t)with.sum) % 16 == 0)
+        CDAD_LAUNCH_EACH(finish4_kernel, n / 4, cuda_stream(ctx), p.C, with, p.ldc / 4, p.N / 4, n / 4);
+    else
+        CDAD_LAUNCH_EACH(finish_kernel, n, cuda_stream(ctx), p.C, with, p.ldc, p.N, n);
+}
+
+static void multiply_finished(const cdad_context *ctx, const cuda_product &p, cdad_epilogue with) {
+    if ((with.bias || with.sum) && cuda_multiply_fused(ctx, &p, with.bias, with.sum))
+        with.bias = with.sum = NULL;
+    else
+        cuda_multiply(ctx, &p, "gemm");
+    finish(ctx, p, with);
+}
+
+/* Rows m and following of a product, whose A is there already. */
+static void multiply_rows(const cdad_context *ctx, cuda_product p, int64_t m, cdad_epilogue with) {
+    p.C += m * p.ldc;
+    with.sum = with.sum ? with.sum + m * p.ldc : NULL;
+    multiply_finished(ctx, p, with);
+}
+
 /* Products of floats, of which one may be unfolded. */
-static void multiply_floats(const cdad_context *ctx, cuda_product p, float *tile) {
+static void multiply_floats(const cdad_context *ctx, cuda_product p, const cdad_epilogue &with, float *tile) {
     const cdad_mat A = p.A, B = p.B;
     const int64_t M = p.M, K = p.K, width = A.unfold ? K : p.N, step = tile_rows(A.unfold ? M : K, width, sizeof(float));
-    float *C = p.C;
     if (A.unfold) {
         p.A = cdad_mat{tile, K, 1, NULL};
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
             cuda_gather(ctx, tile, A, m, p.M);
-            p.C = C + m * p.ldc;
-            cuda_multiply(ctx, &p, "gemm");
+            multiply_rows(ctx, p, m, with);
         }
     } else if (B.unfold) {
         p.B = cdad_mat{tile, p.N, 1, NULL};
@@ -165,8 +188,9 @@ static void multiply_floats(const cdad_context *ctx, cuda_product p, float *tile
             p.A.data = A.data + k * A.cs;
             cuda_multiply(ctx, &p, "gemm");
         }
+        finish(ctx, p, with);
     } else {
-        cuda_multiply(ctx, &p, "gemm");
+        multiply_finished(ctx, p, with);
     }
 }
 
@@ -174,10 +198,9 @@ static void multiply_floats(const cdad_context *ctx, cuda_product p, float *tile
 static int64_t after(int64_t n) { return (n + 127) / 128 * 128; }
 
 /* Of factors rounded into scratch: rows of A with all of B, or, where A lies by columns, those with as many rows of B. */
-static void multiply_rounded(const cdad_context *ctx, cuda_product p, half1 *scratch) {
+static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad_epilogue &with, half1 *scratch) {
     const cdad_mat A = p.A, B = p.B;
     const int64_t M = p.M, N = p.N, K = p.K;
-    float *C = p.C;
     p.rounded = true;
     if (A.unfold || A.cs == 1) {
         const int64_t step = tile_rows(M, K, sizeof(half1));
@@ -185,8 +208,7 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, half1 *scr
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
             p.A = rounded(ctx, scratch, A, m, p.M, K);
-            p.C = C + m * p.ldc;
-            cuda_multiply(ctx, &p, "gemm");
+            multiply_rows(ctx, p, m, with);
         }
         return;
     }
@@ -199,6 +221,7 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, half1 *scr
         p.B = rounded(ctx, scratch + after(step * M), B, k, p.K, N);
         cuda_multiply(ctx, &p, "gemm");
     }
+    finish(ctx, p, with);
 }
 
 /* Few rows take less time than the weight takes to be rounded. */
@@ -213,19 +236,12 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
         cuda_conv(ctx, M, N, K, A, B, C, ldc, with, scratch);
         return;
     }
-    const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, with && with->accumulate ? 1.0f : 0.0f,
-                            with ? with->precision : CDAD_FLOAT32, false};
+    const cdad_epilogue how = with ? *with : cdad_epilogue();
+    const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, how.accumulate ? 1.0f : 0.0f, how.precision, false};
     if (is_worth_rounding(p))
-        multiply_rounded(ctx, p, (half1 *)scratch);
+        multiply_rounded(ctx, p, how, (half1 *)scratch);
     else
-        multiply_floats(ctx, p, (float *)scratch);
-    if (with && (with->bias || with->sum || with->act)) {
-        const cdad_epilogue how = *with;
-        if ((N | ldc) % 4 == 0 && ((uintptr_t)C | (uintptr_t)how.bias | (uintptr_t)how.sum) % 16 == 0)
-            CDAD_LAUNCH_EACH(finish4_kernel, M * N / 4, cuda_stream(ctx), C, how, ldc / 4, N / 4, M * N / 4);
-        else
-            CDAD_LAUNCH_EACH(finish_kernel, M * N, cuda_stream(ctx), C, how, ldc, N, M * N);
-    }
+        multiply_floats(ctx, p, how, (float *)scratch);
     cuda_launched(ctx, "gemm");
 }
 

@@ -301,6 +301,22 @@ static int host_gemm(void *, int op_a, int op_b, int m, int n, int k, const void
     return 0;
 }
 
+/* Refuses some, as cuBLASLt may. */
+static int host_fused(void *, const cuda_fused *given) {
+    const cuda_fused p = *given;
+    if (p.lda < (p.op_a ? p.k : p.m) || p.ldb < (p.op_b ? p.n : p.k) || p.ldd < p.m || p.k % 7 == 0)
+        return 7; /* CUBLAS_STATUS_INVALID_VALUE */
+    const int dropped = p.compute == CUBLAS_COMPUTE_BF16 ? 16 : p.compute == CUBLAS_COMPUTE_TF32 ? 13 : 0;
+    const host_product product = {p.op_a, p.op_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldd, 1, dropped, 1.0f, 0.0f, p.A, p.B, p.type, p.D, 0, 0, 0};
+    on_host_do([p, product]() {
+        multiply(product);
+        for (int64_t j = 0; j < p.n; j++)
+            for (int64_t i = 0; i < p.m; i++)
+                p.D[i + j * p.ldd] += (p.bias ? p.bias[i] : 0.0f) + (p.C ? p.C[i + j * p.ldd] : 0.0f);
+    });
+    return 0;
+}
+
 static int host_create(void **handle) {
     *handle = &scheduler;
     return 0;
@@ -309,7 +325,7 @@ static int host_set_stream(void *, cudaStream_t) { return 0; }
 static int host_set_workspace(void *, void *, size_t) { return 0; }
 
 const cuda_cublas *cuda_cublas_load(const char *, char *text, size_t bytes) {
-    static const cuda_cublas table = {host_create, host_set_stream, host_set_workspace, host_gemm};
+    static const cuda_cublas table = {host_create, host_set_stream, host_set_workspace, host_gemm, host_create, host_fused};
     snprintf(text, bytes, "plain loops");
     return &table;
 }
