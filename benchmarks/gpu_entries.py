@@ -282,10 +282,14 @@ def score(b: Bench, precision: str) -> None:
     def ours() -> Run:
         fill_zeros(params)
 
-        def run() -> np.ndarray:
-            latents = autoencoder.encode(images)
-            start = sampler.start(latents, np.arange(n), SEED, **how)
-            drawn = autoencoder.decode(sampler.denoise(images, start, context, **how))
+        def place(array: np.ndarray) -> np.ndarray | _core.DeviceArray:
+            return array if b.device == "cpu" else _core.DeviceArray(array, b.device)
+
+        def run() -> np.ndarray:  # as `ContinualModel.predict`
+            there = place(images)
+            latents = autoencoder.encode(there)
+            start = sampler.start(np.asarray(latents), np.arange(n), SEED, **how)
+            drawn = autoencoder.decode(place(sampler.denoise(there, start, context, **how)))
             distances = features(autoencoder.decode(latents), drawn)
             return image_scores(score_maps(distances, None, config.scoring, size), config.scoring)
 

@@ -444,7 +444,10 @@ class ContinualModel:
         def read(start: int) -> np.ndarray | _core.DeviceArray:
             part = images[start : start + chunk]
             is_array = isinstance(part, np.ndarray | _core.DeviceArray) or isinstance(part[0], np.ndarray)
-            return stack_images(part, size) if is_array else load_images(part, size)
+            array = stack_images(part, size) if is_array else load_images(part, size)
+            # On a GPU everything goes on there; other devices give the CPU's bits, whose way is by the host.
+            to_gpu = self.params.device.startswith("cuda") and isinstance(array, np.ndarray)
+            return _core.DeviceArray(array, self.params.device) if to_gpu else array
 
         for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
             reference, drawn = self._drawings(array)
