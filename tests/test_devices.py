@@ -162,8 +162,8 @@ def test_a_mean_far_from_zero(op, shape, attrs, device):
     assert np.abs(y.reshape(wide.shape) - normal).max() < 1e-4  # half a step of the mean
 
 
-# CUDA's convolutions on tensor cores: channels that end within a chunk of 16, odd counts of results, sums in parts, and tiles of 128 x 64,
-# 192 x 160 and 256 x 128 results, which on the CPU are chosen for far fewer than on a GPU, in both layouts of the weight.
+# CUDA's convolutions on tensor cores: channels that end within a chunk, odd counts of results, sums in parts, and every tile, which on the
+# CPU are chosen for far fewer results than on a GPU, in both layouts of the weight.
 CONVOLUTIONS = [
     Case("conv2d", ((2, 9, 11, 20), (36, 3, 3, 20), (36,)), SAME),
     Case("conv2d", ((2, 9, 11, 36), (64, 3, 3, 36), (64,)), {"stride": 2} | SAME),
@@ -175,6 +175,10 @@ CONVOLUTIONS = [
     Case("conv2d", ((1, 20, 20, 164), (4, 3, 3, 164), None), SAME),
     Case("conv2d", ((2, 12, 13, 4), (140, 3, 3, 4), (140,)), SAME),
     Case("conv2d", ((2, 12, 13, 140), (4, 3, 3, 140), None), SAME),
+    Case("conv2d", ((3, 16, 16, 8), (132, 3, 3, 8), (132,)), SAME),
+    Case("conv2d", ((3, 16, 16, 132), (8, 3, 3, 132), None), SAME),
+    Case("conv2d", ((4, 16, 16, 8), (128, 3, 3, 8), (128,)), SAME),
+    Case("conv2d", ((4, 16, 16, 128), (8, 3, 3, 128), None), SAME),
     Case("conv2d", ((1, 3, 3, 128), (100, 3, 3, 128), (100,)), SAME),
     Case("conv2d", ((1, 3, 3, 256), (21, 3, 3, 256), (21,)), SAME),
 ]

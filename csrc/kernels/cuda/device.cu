@@ -49,6 +49,8 @@ cudaStream_t cuda_stream(const cdad_context *ctx) {
     return cuda_queue_of(of(ctx))->stream;
 }
 
+int64_t cuda_shared_bytes(const cdad_context *ctx) { return of(ctx)->shared_bytes; }
+
 void cuda_launched(const cdad_context *ctx, const char *what) {
     const cudaError_t e = cudaGetLastError();
     if (e != cudaSuccess)
@@ -308,6 +310,7 @@ static cdad_status start(cuda_device *d, const char *folders, cdad_error *err) {
         return cuda_fail(err, CDAD_NO_DEVICE, "%s (%s) has compute capability %d.%d, 8.0 or more is needed", d->name,
                          properties.name, properties.major, properties.minor);
     snprintf(d->text, sizeof d->text, "%s", properties.name);
+    d->shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
     if (d->cublas->start_fused && d->cublas->start_fused(&d->fused))
         d->fused = NULL;
     if ((status = cuda_memory_open(d, err)) != CDAD_OK || (status = cuda_queue_open(d, &d->work, err)) != CDAD_OK)

@@ -70,7 +70,7 @@ enum {
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold, cudaMemPoolAttrUsedMemCurrent, cudaMemPoolAttrUsedMemHigh };
 struct cudaDeviceProp {
     char name[256];
-    size_t totalGlobalMem;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
     int major, minor;
 };
 struct cudaMemPoolProps {
@@ -136,6 +136,7 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = cudaDeviceProp();
     strcpy(p->name, "CUDA's kernels on the CPU");
     p->major = 8;
+    p->sharedMemPerBlockOptin = 227 << 10;
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
