@@ -8,9 +8,7 @@
  * it keeps their places in a line of shared memory of its own; a copy takes an addition and a comparison. Copies and loads of factors
  * are spread among the products, whose results nobody waits for. */
 #include <limits.h>
-#ifdef CONV_MEASURE
 #include <stdlib.h>
-#endif
 #include <string.h>
 
 #include "kernels/cuda/conv.h"
@@ -57,13 +55,6 @@ typedef tile_shape<4, 2, 3, 10, 32, 3, 1> tile_192x160; /* for 320 columns */
 typedef tile_shape<2, 2, 4, 6, 16, 5, 2> tile_128x96;
 typedef tile_shape<2, 2, 4, 4, 16, 4, 3> tile_128x64;
 typedef tile_shape<4, 1, 4, 4, 16, 3, 3> tile_256x32;
-#ifdef CONV_MEASURE /* tiles that CONV_TILE=5 to 9 in the environment takes */
-typedef tile_shape<4, 2, 4, 8, 16, 6, 1> tile_256x128x16;
-typedef tile_shape<4, 2, 3, 10, 16, 6, 1> tile_192x160x16;
-typedef tile_shape<2, 2, 4, 8, 32, 3, 2> tile_128x128x32;
-typedef tile_shape<2, 2, 4, 6, 32, 3, 2> tile_128x96x32;
-typedef tile_shape<2, 2, 4, 4, 32, 3, 2> tile_128x64x32;
-#endif
 
 struct conv_args {
     const float *x, *b;
@@ -454,12 +445,7 @@ struct tile_costs {
 };
 template <typename T> static constexpr tile_costs costs_of(void) { return {T::BM, T::BN, T::BK, T::WARPS, T::RESIDENT, T::BYTES}; }
 static constexpr tile_costs tiles[] = {costs_of<tile_256x128>(), costs_of<tile_192x160>(), costs_of<tile_128x96>(),
-                                       costs_of<tile_128x64>(), costs_of<tile_256x32>(),
-#ifdef CONV_MEASURE
-                                       costs_of<tile_256x128x16>(), costs_of<tile_192x160x16>(), costs_of<tile_128x128x32>(),
-                                       costs_of<tile_128x96x32>(), costs_of<tile_128x64x32>(),
-#endif
-};
+                                       costs_of<tile_128x64>(), costs_of<tile_256x32>()};
 enum { TILES = sizeof tiles / sizeof *tiles, MOST_PARTS = 16, LEAST_K = 256, LEAST_SHARED = 99 << 10 }; /* LEAST_K: of a part */
 
 struct conv_plan {
@@ -492,12 +478,7 @@ static conv_plan plan_of(int64_t M, int64_t N, int64_t K, int64_t shared) {
     const int64_t most = M * N < INT64_C(1) << 30 ? cuda_max(1, cuda_min(MOST_PARTS, K / LEAST_K)) : 1; /* sums within 32 bits */
     conv_plan plan = {};
     double least = INFINITY;
-#ifdef CONV_MEASURE
-    const char *const only = getenv("CONV_TILE");
-    for (int i = only ? atoi(only) : 0; i < (only ? atoi(only) + 1 : 5); i++)
-#else
     for (int i = 0; i < TILES; i++)
-#endif
         for (int64_t wanted = 1; wanted <= most && tiles[i].bytes <= shared; wanted++) {
             const int64_t all = over(K, tiles[i].BK), chunks = over(all, wanted), parts = over(all, chunks);
             const double cost = clocks(tiles[i], M, N, chunks * tiles[i].BK, parts);
@@ -576,23 +557,6 @@ void cuda_conv(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, const c
     case 4:
         launch<tile_256x32>(ctx, a, blocks, k_rows, bf16);
         break;
-#ifdef CONV_MEASURE
-    case 5:
-        launch<tile_256x128x16>(ctx, a, blocks, k_rows, bf16);
-        break;
-    case 6:
-        launch<tile_192x160x16>(ctx, a, blocks, k_rows, bf16);
-        break;
-    case 7:
-        launch<tile_128x128x32>(ctx, a, blocks, k_rows, bf16);
-        break;
-    case 8:
-        launch<tile_128x96x32>(ctx, a, blocks, k_rows, bf16);
-        break;
-    case 9:
-        launch<tile_128x64x32>(ctx, a, blocks, k_rows, bf16);
-        break;
-#endif
     }
     if (plan.parts > 1) {
         const cdad_epilogue how = *with;
