@@ -38,7 +38,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 ENTRIES = ("train_bf16", "train_tf32", "ops", "score_bf16", "train", "vae", "score_tf32", "score")
-KERNELS = "(values or gradients or attention or stream or precision or training_step) and not emulated"  # all but importances and 8-bit moments
+# All but importances and 8-bit moments.
+KERNELS = "(values or gradients or attention or conv2d or bfloat16 or product or tiles or stream or precision or training_steps) and not emulated"
 LEAST = 20.0  # seconds in which an entry tells something
 GRACE = 15.0  # seconds that a process gets to end by itself
 TESTS_SHARE, ENTRY_SHARE = 0.35, 0.45  # of the budget, at most
