@@ -418,7 +418,7 @@ class ContinualModel:
         ``images``: paths, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size. One that
         lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read there.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
-        result depends on (image, model, seed) alone, not on what it is predicted with.
+        result depends on (image, model, seed) alone, not on what it is predicted with; on a GPU, within rounding.
         """
         if self._fitting.locked():
             raise RuntimeError("model is training")
@@ -426,7 +426,9 @@ class ContinualModel:
             raise RuntimeError("the model has learned no task yet")
         if class_name is not None:
             self._check_learned(class_name)
-        size, chunk = self.config.image_size, 4 * self.config.scoring.batch_size
+        on_gpu = self.params.device.startswith("cuda")
+        # On a GPU everything goes on there; other devices give the CPU's bits, whose way is by the host. Its memory is short.
+        size, chunk = self.config.image_size, (1 if on_gpu else 4) * self.config.scoring.batch_size
         there = _core.as_device_array(images)
         if there is not None:
             images = there
@@ -445,9 +447,7 @@ class ContinualModel:
             part = images[start : start + chunk]
             is_array = isinstance(part, np.ndarray | _core.DeviceArray) or isinstance(part[0], np.ndarray)
             array = stack_images(part, size) if is_array else load_images(part, size)
-            # On a GPU everything goes on there; other devices give the CPU's bits, whose way is by the host.
-            to_gpu = self.params.device.startswith("cuda") and isinstance(array, np.ndarray)
-            return _core.DeviceArray(array, self.params.device) if to_gpu else array
+            return _core.DeviceArray(array, self.params.device) if on_gpu and isinstance(array, np.ndarray) else array
 
         for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
             reference, drawn = self._drawings(array)

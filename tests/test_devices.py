@@ -96,6 +96,7 @@ ROUNDED_CASES = [
     Case("linear", ((70, 68), (72, 68), (72,))),
     Case("linear", ((3, 65, 67), (71, 67), (71,))),
     Case("conv2d", ((2, 7, 8, 20), (12, 3, 3, 20), (12,)), WINDOW, per_sample=(0,)),
+    *(Case("conv2d", ((4, s, s, c), (o, 3, 3, c)), WINDOW) for s, c, o in ((20, 8, 4), (16, 8, 128), (20, 20, 96), (14, 12, 1))),
     Case("conv2d", ((1, 5, 6, 20), (132, 3, 3, 20), (132,)), WINDOW, per_sample=(0,)),
     Case("conv2d", ((1, 6, 5, 132), (8, 3, 3, 132)), WINDOW, per_sample=(0,)),
     Case("conv2d", ((3, 9, 8, 7), (70, 3, 3, 7)), WINDOW | {"stride": 2}),
@@ -121,6 +122,8 @@ def assert_close_to_float32(case, device, precision, bound):
         finite = np.isfinite(b)
         np.testing.assert_array_equal(np.isfinite(a), finite)
         assert np.linalg.norm(a[finite] - b[finite]) < bound * np.linalg.norm(b[finite])
+    if device == "cuda":  # the CPU computes some of them in float32
+        assert np.linalg.norm(rounded_values[0] - values[0]) > bound / 64 * np.linalg.norm(values[0])
 
 
 # What CUDA cuts into tiles or gives to warps (csrc/kernels/cuda/reduce.cu, layer_norm.cu, group_norm.cu): one number of many, few
@@ -231,6 +234,21 @@ def test_conv2d_in_tf32_keeps_what_is_not_finite(bad, device):
     case = Case("conv2d", (x.shape, w.shape, None), {"precision": 2} | SAME)
     finite = np.isfinite(run_case(case, [x, w, None])[0][0])
     assert not finite[0, 1:4, 2:5].any() and finite.sum() == finite.size - 9 * 4
+
+
+@pytest.mark.parametrize("op", ["silu", "relu", "relu6", "gelu", "quick_gelu", "tanh", "sigmoid", "exp", "sqrt"])
+def test_activations_keep_nan(op, device):
+    y = run_case(Case(op, ((5,),)), [np.array([np.nan, 1, 2, np.nan, 7], np.float32)])[0][0]
+    np.testing.assert_array_equal(np.isnan(y), [True, False, False, True, False])
+
+
+@pytest.mark.parametrize("precision", [0, 2])
+def test_attention_keeps_nan(precision, device):
+    q, k, v = (np.ones((1, 5, 8), np.float32) for _ in range(3))
+    q[0, 2, 3] = np.nan
+    y, lse = run_case(Case("attention", (q.shape,) * 3, {"precision": precision}), [q, k, v])[0]
+    assert np.isnan(y[0, 2]).all() and np.isnan(lse[0, 0, 2])
+    assert np.isfinite(np.delete(y, 2, axis=1)).all() and np.isfinite(np.delete(lse, 2, axis=2)).all()
 
 
 # Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).

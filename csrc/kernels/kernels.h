@@ -3,7 +3,7 @@
  * One struct, one slot a kernel, the same list for every instruction set and device. Kernels check nothing
  * (the ops' shape rules did) and allocate nothing (`scratch` is sized by the *_scratch function beside them).
  *
- * The rule that every kernel keeps: an element of the result is computed by one fixed sequence of operations
+ * The rule that every kernel of the host keeps: an element of the result is computed by one fixed sequence of operations
  * that depends on its own sample's data alone. It does not depend on the batch size, on the position of the
  * sample in the batch, on the number of threads, or on where a tile begins. Sums over the batch (gradients of
  * parameters) run in a fixed order by fixed tiles. So tails are computed by the same vector code as the rest
@@ -109,7 +109,7 @@ typedef struct cdad_adamw {
 typedef enum { CDAD_FLOAT32, CDAD_BFLOAT16, CDAD_TFLOAT32 } cdad_precision;
 
 /* What a product does beside multiplying. All zero: nothing. The result is act((A B + bias) + sum), in this order: the
- * bits of separate passes. */
+ * bits of separate passes; a GPU's product may add bias and sum its own way. */
 typedef struct cdad_epilogue {
     int accumulate;      /* to what the result holds: gemm only */
     const float *bias;   /* one a column, or NULL */
@@ -271,7 +271,7 @@ typedef struct cdad_kernels {
     void (*mse_grad)(const cdad_context *ctx, float *da, const float *a, const float *b, const float *g, int64_t n,
                      int64_t m);
 
-    /* *to = the sum of squares of n floats in double, by fixed tiles of 65536: not finite when a value is NaN or inf. */
+    /* *to = the sum of squares of n floats in double, by fixed tiles: not finite when a value is NaN or inf. */
     void (*sum_squares)(const cdad_context *ctx, double *to, const float *x, int64_t n);
     /* The same of the gradient g of the weights w and the penalty's, as adamw takes them together. */
     void (*sum_squares_pulled)(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n,

@@ -36,11 +36,11 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
         sum += p;
     }
     sum = cuda_block_sum(sum);
-    const float scale = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const float scale = sum == 0.0f ? 0.0f : 1.0f / sum; /* NaN stays */
     for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS)
         row[s] *= scale;
     if (threadIdx.x == 0)
-        lse[l * d.T + t] = sum > 0.0f ? most + logf(sum) : -INFINITY;
+        lse[l * d.T + t] = sum == 0.0f ? -INFINITY : most + logf(sum);
 }
 
 /* The tile's part of q, k, v, out by heads: rows of one sample, each head D floats further. */

@@ -327,9 +327,9 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
             sum += cuda_swap(sum, 2);
             if (t >= T)
                 continue;
-            put_row<P>(out + ((at.n * T + t) * d.L + at.l) * d.D, o[m], half, sum > 0.0f ? 1.0f / sum : 0.0f, (int)d.D, aligned);
+            put_row<P>(out + ((at.n * T + t) * d.L + at.l) * d.D, o[m], half, sum == 0.0f ? 0.0f : 1.0f / sum, (int)d.D, aligned);
             if (c == 0)
-                lse[(at.n * d.L + at.l) * T + t] = sum > 0.0f ? LN_2 * most[m][half] + logf(sum) : -INFINITY;
+                lse[(at.n * d.L + at.l) * T + t] = sum == 0.0f ? -INFINITY : LN_2 * most[m][half] + logf(sum);
         }
 }
 

@@ -103,7 +103,8 @@ static int multiply_fused(void *handle, const cuda_fused *p) {
     const int epilogue = LT_EPILOGUE_BIAS;
     const float one = 1.0f, beta = p->C ? 1.0f : 0.0f;
     const float *C = p->C ? p->C : p->D;
-    const uint32_t alignments[] = {alignment(p->A), alignment(p->B), alignment(C), alignment(p->D)};
+    const uint32_t of_d = alignment(p->D), of_bias = alignment(p->bias); /* NULL's is the largest */
+    const uint32_t alignments[] = {alignment(p->A), alignment(p->B), alignment(C), of_d < of_bias ? of_d : of_bias};
     void *product = NULL, *a = NULL, *b = NULL, *d = NULL, *wishes = NULL;
     lt_choice choice;
     int n = 0, status = lt.product(&product, p->compute, CUBLAS_FLOAT);
@@ -122,9 +123,10 @@ static int multiply_fused(void *handle, const cuda_fused *p) {
         status = status ? status : lt.wish(wishes, LT_ALIGNMENT_A + i, &alignments[i], sizeof alignments[i]);
     status = status ? status : lt.choose(handle, product, a, b, d, d, wishes, 1, &choice, &n);
     if (!status)
-        status = n < 1 ? -1
-                       : lt.multiply(handle, product, &one, p->A, a, p->B, b, &beta, C, d, p->D, d, choice.algorithm, p->workspace,
-                                     p->workspace_bytes, p->stream);
+        status = n < 1 || choice.status
+                     ? -1
+                     : lt.multiply(handle, product, &one, p->A, a, p->B, b, &beta, C, d, p->D, d, choice.algorithm, p->workspace,
+                                   p->workspace_bytes, p->stream);
     if (wishes)
         lt.end_wishes(wishes);
     for (void *layout : {a, b, d})

@@ -1,6 +1,6 @@
 /* What the CUDA sources share: the device's state, launches, and what kernels compute alike.
  *
- * The sources keep to a small part of CUDA (no warp intrinsics, no dynamic shared memory), and launch by CDAD_LAUNCH, so
+ * The sources keep to a small part of CUDA, what warps do together to kernels/cuda/warp.h, and launch by CDAD_LAUNCH and its kin, so
  * that a C++ compiler can build them with kernels/cuda/on_host.h, which runs them on the CPU: tests of the kernels and of
  * the loader need no GPU. */
 #ifndef CDAD_KERNELS_CUDA_CUDA_H
@@ -111,9 +111,9 @@ __device__ inline float cuda_activate(float x, cdad_activation act) {
     case CDAD_ACT_SILU:
         return x * cuda_sigmoid(x);
     case CDAD_ACT_RELU:
-        return fmaxf(x, 0.0f);
+        return x < 0.0f ? 0.0f : x; /* NaN stays */
     case CDAD_ACT_RELU6:
-        return fminf(fmaxf(x, 0.0f), 6.0f);
+        return x < 0.0f ? 0.0f : x > 6.0f ? 6.0f : x;
     case CDAD_ACT_GELU:
         return cuda_gelu(x);
     case CDAD_ACT_QUICK_GELU:

@@ -13,7 +13,8 @@ enum { TILE_BYTES = 128 << 20 }; /* smaller ones leave a large GPU idle at their
 enum {
     GATHER_ROWS = 8, /* of a block */
     LEAST = 64,      /* rows of a product that is worth rounding its factors */
-    FEW = 128        /* columns whose products take less time than gathering does */
+    FEW = 128,       /* columns whose products take less time than gathering does */
+    MOST_WEIGHT = 64 << 20 /* elements of a factor that is rounded at once */
 };
 
 /* What a thread moves: floats or four of them, as they are or rounded to bfloat16. */
@@ -197,12 +198,15 @@ static void multiply_floats(const cdad_context *ctx, cuda_product p, const cdad_
 /* Where the second factor begins, after n elements. */
 static int64_t after(int64_t n) { return (n + 127) / 128 * 128; }
 
+/* Rows of A, which may be unfolded, with all of a plain B. */
+static bool is_by_rows(const cuda_product &p) { return p.A.unfold || (p.A.cs == 1 && !p.B.unfold); }
+
 /* Of factors rounded into scratch: rows of A with all of B, or, where A lies by columns, those with as many rows of B. */
 static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad_epilogue &with, half1 *scratch) {
     const cdad_mat A = p.A, B = p.B;
     const int64_t M = p.M, N = p.N, K = p.K;
     p.rounded = true;
-    if (A.unfold || A.cs == 1) {
+    if (is_by_rows(p)) {
         const int64_t step = tile_rows(M, K, sizeof(half1));
         p.B = rounded(ctx, scratch + after(step * K), B, 0, K, N);
         for (int64_t m = 0; m < M; m += step) {
@@ -227,7 +231,7 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad
 /* Few rows take less time than the weight takes to be rounded. */
 static bool is_worth_rounding(const cuda_product &p) {
     return p.precision == CDAD_BFLOAT16 && (p.A.unfold || p.B.unfold || (p.M >= LEAST && p.K >= LEAST)) &&
-           (p.A.unfold || p.A.cs == 1 || p.B.unfold || p.B.cs == 1);
+           (is_by_rows(p) ? p.N * p.K <= MOST_WEIGHT : p.A.rs == 1 && (p.B.unfold || p.B.cs == 1));
 }
 
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
@@ -250,6 +254,7 @@ int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     (void)threads;
     const int64_t floats = cuda_max(tile_rows(M, K, sizeof(float)) * K, tile_rows(K, N, sizeof(float)) * N);
     const int64_t step = tile_rows(K, M + N, sizeof(half1));
-    const int64_t halves = cuda_max(after(tile_rows(M, K, sizeof(half1)) * K) + N * K, after(step * M) + step * N);
+    const int64_t halves = cuda_max(after(tile_rows(M, K, sizeof(half1)) * K) + cuda_min(N * K, MOST_WEIGHT),
+                                    after(step * M) + step * N);
     return cuda_max(cuda_conv_scratch(M, N, K), cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1)));
 }

@@ -1,4 +1,4 @@
-/* Changing an image's size, copying columns, gathering rows, embedding timesteps. */
+/* Changing an image's size, copying runs, gathering rows, embedding timesteps. */
 #include "kernels/cuda/backend.h"
 
 template <typename I> __global__ static void upsample_kernel(float *y, const float *x, I n, I W, I C) {
