@@ -150,21 +150,18 @@ __device__ static float before_silu(float dy, float hat, float gamma, float beta
     return dy * (s + z * s * (1.0f - s));
 }
 
-/* sums [N,tiles,2,C]: of dz and of dz * x^. */
-template <int V>
-__global__ static void sums_kernel(double *sums, const float *x, const float *mean, const float *rstd, const float *gamma,
-                                   const float *beta, const float *dy, norm_plan p, int silu) {
-    const norm_part at = part_of<V>(p, blockIdx.x);
-    norm_channels<V> of;
-    load_channels<V>(of, p, at, mean, rstd, gamma, beta);
-    double a[V] = {}, b[V] = {};
+/* Calls use(where it begins, its x^, its dz) for the thread's channels of each of its pixels. */
+template <int V, typename F>
+__device__ static void each_slope(const norm_plan &p, const norm_part &at, const norm_channels<V> &of, const float *x, const float *dy,
+                                  int silu, const F &use) {
     for (int64_t i = at.first; i < at.end; i += GRADS_AT_ONCE * at.step) {
-        float v[GRADS_AT_ONCE][V], d[GRADS_AT_ONCE][V];
+        float hat[GRADS_AT_ONCE][V], dz[GRADS_AT_ONCE][V];
+        const int64_t pixel = (at.n * p.HW + i) * p.C + at.c;
         CUDA_UNROLL
         for (int j = 0; j < GRADS_AT_ONCE; j++) {
             if (i + j * at.step < at.end) {
-                norm_load<V>(v[j], x + (at.n * p.HW + i + j * at.step) * p.C + at.c);
-                norm_load<V>(d[j], dy + (at.n * p.HW + i + j * at.step) * p.C + at.c);
+                norm_load<V>(hat[j], x + pixel + j * at.step * p.C);
+                norm_load<V>(dz[j], dy + pixel + j * at.step * p.C);
             }
         }
         CUDA_UNROLL
@@ -173,12 +170,29 @@ __global__ static void sums_kernel(double *sums, const float *x, const float *me
                 break;
             CUDA_UNROLL
             for (int k = 0; k < V; k++) {
-                const float hat = (v[j][k] - of.m[k]) * of.r[k], dz = before_silu(d[j][k], hat, of.gamma[k], of.beta[k], silu);
-                a[k] += (double)dz;
-                b[k] += (double)dz * (double)hat;
+                hat[j][k] = (hat[j][k] - of.m[k]) * of.r[k];
+                dz[j][k] = before_silu(dz[j][k], hat[j][k], of.gamma[k], of.beta[k], silu);
             }
+            use(pixel + j * at.step * p.C, hat[j], dz[j]);
         }
     }
+}
+
+/* sums [N,tiles,2,C]: of dz and of dz * x^. */
+template <int V>
+__global__ static void sums_kernel(double *sums, const float *x, const float *mean, const float *rstd, const float *gamma,
+                                   const float *beta, const float *dy, norm_plan p, int silu) {
+    const norm_part at = part_of<V>(p, blockIdx.x);
+    norm_channels<V> of;
+    load_channels<V>(of, p, at, mean, rstd, gamma, beta);
+    double a[V] = {}, b[V] = {};
+    each_slope<V>(p, at, of, x, dy, silu, [&](int64_t, const float hat[V], float dz[V]) {
+        CUDA_UNROLL
+        for (int k = 0; k < V; k++) {
+            a[k] += (double)dz[k];
+            b[k] += (double)dz[k] * (double)hat[k];
+        }
+    });
     norm_keep_sums<V>(sums, a, b, at.n * p.tiles + at.tile, at.c, p.C, p.lanes);
 }
 
@@ -206,27 +220,12 @@ __global__ static void grad_kernel(float *dx, const float *means, const float *x
         a[k] = means[2 * group];
         b[k] = means[2 * group + 1];
     }
-    for (int64_t i = at.first; i < at.end; i += GRADS_AT_ONCE * at.step) {
-        float v[GRADS_AT_ONCE][V], d[GRADS_AT_ONCE][V];
+    each_slope<V>(p, at, of, x, dy, silu, [&](int64_t pixel, const float hat[V], float dz[V]) {
         CUDA_UNROLL
-        for (int j = 0; j < GRADS_AT_ONCE; j++) {
-            if (i + j * at.step < at.end) {
-                norm_load<V>(v[j], x + (at.n * p.HW + i + j * at.step) * p.C + at.c);
-                norm_load<V>(d[j], dy + (at.n * p.HW + i + j * at.step) * p.C + at.c);
-            }
-        }
-        CUDA_UNROLL
-        for (int j = 0; j < GRADS_AT_ONCE; j++) {
-            if (i + j * at.step >= at.end)
-                break;
-            CUDA_UNROLL
-            for (int k = 0; k < V; k++) {
-                const float hat = (v[j][k] - of.m[k]) * of.r[k], dz = before_silu(d[j][k], hat, of.gamma[k], of.beta[k], silu);
-                d[j][k] = of.r[k] * (dz * of.gamma[k] - a[k] - hat * b[k]);
-            }
-            norm_store<V>(dx + (at.n * p.HW + i + j * at.step) * p.C + at.c, d[j]);
-        }
-    }
+        for (int k = 0; k < V; k++)
+            dz[k] = of.r[k] * (dz[k] * of.gamma[k] - a[k] - hat[k] * b[k]);
+        norm_store<V>(dx + pixel, dz);
+    });
 }
 
 template <int V>
