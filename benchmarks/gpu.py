@@ -124,11 +124,14 @@ def run_tests(a: argparse.Namespace, budget: Budget, package: Path) -> tuple[str
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", f"--junitxml={report}", *a.tests]
+        if a.device.startswith("cuda") and importlib.util.find_spec("xdist"):  # most of their time is the host's
+            command += ["-n", str(min(12, os.cpu_count() or 1))]
         seconds = TESTS_SHARE * budget.seconds
         if a.sanitize:
             if not shutil.which("compute-sanitizer"):
                 return "not run", ["tests: compute-sanitizer, of the CUDA toolkit, is not found"]
-            command = ["compute-sanitizer", "--tool", a.sanitize, "--error-exitcode", "9", *command, "-k", KERNELS]
+            tool = ["compute-sanitizer", "--tool", a.sanitize, "--error-exitcode", "9", "--target-processes", "all"]
+            command = [*tool, *command, "-k", KERNELS]
             seconds = budget.left
         ended = Process(command, min(budget.left, seconds), cwd=ROOT, env=environment(package)).wait()
         if not report.exists():

@@ -5,7 +5,7 @@
 #     benchmarks/gpu.sh [--wheels DIR] [options of benchmarks/gpu.py]
 #
 # Wanted there: Linux, CUDA 13 (nvcc), Python >= 3.11 with its headers, a C compiler, PyTorch >= 2.11 for CUDA 13 (whose
-# cuBLAS is used), NumPy, pytest, and what pyproject.toml names. No network. Wheels of what is missing, which is often
+# cuBLAS is used), NumPy, pytest (and pytest-xdist, so that tests run side by side), and what pyproject.toml names. No network. Wheels of what is missing, which is often
 # scipy-openblas32 alone, lie in DIR (.whl by default) and are installed into a temporary folder. To fetch them elsewhere,
 # for Python 3.12 say, in the version that pyproject.toml asks for:
 #

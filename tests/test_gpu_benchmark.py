@@ -53,11 +53,11 @@ def test_kernels_under_compute_sanitizer(gpu, tmp_path, capfd, monkeypatch):
     assert gpu.main(how) == 1
     assert "FAILED: tests: compute-sanitizer, of the CUDA toolkit, is not found\n" in capfd.readouterr().out
     tool = tmp_path / "compute-sanitizer"
-    tool.write_text('#!/bin/sh\n[ "$*" != "${*#--tool racecheck --error-exitcode 9 }" ] || exit 3\nshift 4\n"$@" && exit 9\n')
+    tool.write_text('#!/bin/sh\n[ "$*" != "${*#--tool racecheck --error-exitcode 9 }" ] || exit 3\nshift 6\n"$@" && exit 9\n')
     tool.chmod(0o755)
     assert gpu.main(how) == 1
     assert "FAILED: tests: 1 passed, 0 failed, 0 skipped\n" in capfd.readouterr().out
-    tool.write_text('#!/bin/sh\nshift 4\nexec "$@"\n')
+    tool.write_text('#!/bin/sh\nshift 6\nexec "$@"\n')
     assert gpu.main(how) == 0
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.skip\ndef test_values(): pass\n")
     assert gpu.main(how) == 1
