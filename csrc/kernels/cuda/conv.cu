@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "kernels/cuda/conv.h"
+#include "kernels/cuda/epilogue.h"
 #include "kernels/cuda/warp.h"
 
 #ifdef CDAD_CUDA_ON_HOST
@@ -287,30 +288,6 @@ __device__ static void multiply(float c[T::TM][T::TN][4], factors<T> &f, factors
     }
 }
 
-__device__ static float finished(float x, int64_t at, int n, const float *out, const cdad_epilogue &with) {
-    if (with.accumulate)
-        x += out[at];
-    if (with.bias)
-        x += with.bias[n];
-    if (with.sum)
-        x += with.sum[at];
-    return cuda_activate(x, with.act);
-}
-
-__device__ static float4 plus(const float4 &a, const float4 &b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
-
-__device__ static float4 finished4(float4 x, int64_t at, int n, const float *out, const cdad_epilogue &with) {
-    if (with.accumulate)
-        x = plus(x, *(const float4 *)(out + at));
-    if (with.bias)
-        x = plus(x, *(const float4 *)(with.bias + n));
-    if (with.sum)
-        x = plus(x, *(const float4 *)(with.sum + at));
-    if (with.act)
-        x = {cuda_activate(x.x, with.act), cuda_activate(x.y, with.act), cuda_activate(x.z, with.act), cuda_activate(x.w, with.act)};
-    return x;
-}
-
 /* A warp's sums, from (first_m, first_n) on, to memory by way of its `slab` of shared memory, so that lanes write neighbours, and what
  * ends a product is compiled once. */
 template <typename T>
@@ -333,10 +310,10 @@ __device__ static void put(float *out, const conv_args &a, int first_m, int firs
                 continue;
             if (a.quads) {
                 if (n < a.N)
-                    *(float4 *)(out + at) = finished4(*(const float4 *)from, at, n, out, a.with);
+                    *(float4 *)(out + at) = cuda_finished(*(const float4 *)from, at, n, out, a.with);
             } else {
                 for (int l = 0; l < 4 && n + l < a.N; l++)
-                    out[at + l] = finished(from[l], at + l, n + l, out, a.with);
+                    out[at + l] = cuda_finished(from[l], at + l, n + l, out, a.with);
             }
         }
         __syncwarp();
@@ -435,7 +412,7 @@ __global__ static void add_parts_kernel(float *out, int64_t ldc, const float *su
         float x = sums[i];
         for (int part = 1; part < parts; part++)
             x += sums[(int64_t)part * count + i];
-        out[at] = finished(x, at, (int)n, out, with);
+        out[at] = cuda_finished(x, at, (int)n, out, with);
     }
 }
 

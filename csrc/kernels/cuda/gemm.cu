@@ -3,6 +3,7 @@
  * is bfloat16 in memory at more than twice the rate of floats. */
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/conv.h"
+#include "kernels/cuda/epilogue.h"
 #include "kernels/cuda/warp.h"
 
 #ifdef CDAD_CUDA_ON_HOST
@@ -117,35 +118,25 @@ static int64_t tile_rows(int64_t rows, int64_t width, int64_t element) {
     return width == 0 ? 0 : cuda_max(1, cuda_min(rows, TILE_BYTES / (width * element)));
 }
 
-__device__ static float plus(float a, float b) { return a + b; }
-__device__ static float4 plus(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
-__device__ static float activated(float x, cdad_activation act) { return cuda_activate(x, act); }
-__device__ static float4 activated(float4 x, cdad_activation act) {
-    return {cuda_activate(x.x, act), cuda_activate(x.y, act), cuda_activate(x.z, act), cuda_activate(x.w, act)};
-}
-
 /* T: floats or four of them, in which N and ldc are counted. */
-template <typename I, typename T>
-__device__ static void finish(T *C, const T *bias, const T *sum, cdad_activation act, int64_t ldc, I N, I count) {
+template <typename I, typename T> __device__ static void finish(float *C, const cdad_epilogue &with, int64_t ldc, I N, I count) {
+    const int64_t each = sizeof(T) / sizeof(float);
     CUDA_EACH_OF(I, i, count) {
         const I n = i % N;
-        const int64_t at = i / N * ldc + n;
-        T x = C[at];
-        if (bias)
-            x = plus(x, bias[n]);
-        if (sum)
-            x = plus(x, sum[at]);
-        C[at] = activated(x, act);
+        const int64_t at = (i / N * ldc + n) * each;
+        *(T *)(C + at) = cuda_finished(*(const T *)(C + at), at, n * each, C, with);
     }
 }
 template <typename I> __global__ static void finish_kernel(float *C, cdad_epilogue with, int64_t ldc, I N, I count) {
-    finish(C, with.bias, with.sum, with.act, ldc, N, count);
+    finish<I, float>(C, with, ldc, N, count);
 }
 template <typename I> __global__ static void finish4_kernel(float *C, cdad_epilogue with, int64_t ldc, I N, I count) {
-    finish((float4 *)C, (const float4 *)with.bias, (const float4 *)with.sum, with.act, ldc, N, count);
+    finish<I, float4>(C, with, ldc, N, count);
 }
 
-static void finish(const cdad_context *ctx, const cuda_product &p, const cdad_epilogue &with) {
+/* `accumulate` was the product's. */
+static void finish(const cdad_context *ctx, const cuda_product &p, cdad_epilogue with) {
+    with.accumulate = 0;
     const int64_t n = p.M * p.N;
     if (!with.bias && !with.sum && !with.act)
         return;

@@ -84,16 +84,6 @@ static inline void cuda_load_matrices(uint32_t r[4], const void *row) {
     for (int m = 0; m < 4; m++)
         memcpy(&r[m], on_host_row(all[8 * m + lane / 4]) + lane % 4 * 4, 4);
 }
-static inline void cuda_load_matrices_transposed(uint32_t r[4], const void *row) {
-    const on_host_words *all = on_host_show_rows(row);
-    const int lane = (int)threadIdx.x % 32;
-    for (int m = 0; m < 4; m++) {
-        uint16_t low, high;
-        memcpy(&low, on_host_row(all[8 * m + lane % 4 * 2]) + lane / 4 * 2, 2);
-        memcpy(&high, on_host_row(all[8 * m + lane % 4 * 2 + 1]) + lane / 4 * 2, 2);
-        r[m] = low | (uint32_t)high << 16;
-    }
-}
 
 static inline float cuda_exp2(float x) { return exp2f(x); }
 

@@ -51,14 +51,6 @@ __device__ inline void cuda_load_matrices(uint32_t r[4], const void *row) {
                  : "r"(at)
                  : "memory");
 }
-/* The same of 16-bit elements, each matrix transposed: the low half of r[m] is row 2t, column g of it, the high half row 2t+1. */
-__device__ inline void cuda_load_matrices_transposed(uint32_t r[4], const void *row) {
-    const unsigned at = (unsigned)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at)
-                 : "memory");
-}
 
 /* 2^x, within 2^-22 of it; what is below float's normal numbers is 0. */
 __device__ inline float cuda_exp2(float x) {
