@@ -274,7 +274,7 @@ def score(b: Bench, precision: str) -> None:
     params, backbone = _core.Params(b.core_device), BACKBONES[b.quick]
     sampler = _core.Sampler(params, core, n)
     params.allocate(SEED)
-    autoencoder = Autoencoder(config.autoencoder, size, n, load=False, device=b.core_device, tf32=config.tf32)
+    autoencoder = Autoencoder(config.autoencoder, size, n, load=False, tf32=config.tf32, beside=params)
     features = FeatureDistance(backbone, autoencoder, size, n, load=False)
     images, context, how = images_of(config, n, 1), context_of(config, n), {"steps": config.diffusion.steps}
     latent_shape = (n, config.latent_size, config.latent_size, config.autoencoder.latent_channels)

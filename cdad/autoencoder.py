@@ -32,12 +32,13 @@ class Autoencoder:
         load: bool = True,
         device: str | None = None,
         tf32: bool = False,
+        beside: _core.Params | None = None,
     ):
         self.config = config
         self.image_size = image_size
         self.batch_size = batch_size
         self.tf32 = tf32
-        self.params = _core.Params(device)
+        self.params = _core.Params(device, beside)
         latent = image_size // config.downsampling
         core = self.core_config()
 
@@ -58,12 +59,8 @@ class Autoencoder:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of the weights, and of encoding and decoding a batch."""
-        return {
-            "autoencoder": self.params.memory_bytes,
-            "encode": self._encode.memory_bytes,
-            "decode": self._decode.memory_bytes,
-        }
+        """Bytes of the weights."""
+        return {"autoencoder": self.params.memory_bytes}
 
     @property
     def programs(self) -> tuple[Programs[_core.Network], Programs[_core.Network]]:

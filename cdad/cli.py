@@ -70,10 +70,9 @@ libraries:
   collecting   significant representations after a task, of strategies that keep some
   increment    steps of the second task, with the bases of the first
   prediction   of images by a loaded model
-Rows: activations is the arena of a training step; scratch its kernels' and projections'; encode, decode, sampler and
-compare are arenas and scratch of the autoencoder, the sampler and the backbone, whose weights stand beside them; data
-is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams
-collect features; solving is what bases are computed in; directions are those in which a later task moves weights.
+Rows: workspace is the memory in which the networks run, one at a time, each one's share of it below the table; update is
+what projections work in; autoencoder and backbone are their weights; condition is that of a batch that is drawn; data is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams collect
+features; solving is what bases are computed in; directions are those in which a later task moves weights.
 Nothing of it is allocated for planning. A time is an estimate: the operations of the products, and what the optimiser
 goes through, by the speed of a part of the network with one image."""
 
@@ -414,7 +413,9 @@ def _format_plan(found: Plan) -> str:
         f"{a['images']} images, {a['classes']} class{'' if a['classes'] == 1 else 'es'} a task, bases of {100 * a['rank_share']:g} % of the width"
     )
     lines = [format_table(rows, digits=1, title=title)]
-    lines.append(f"\na checkpoint after a task: {found.checkpoint / 2**20:.1f} MiB")
+    needs = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in found.workspace.items())
+    lines.append(f"\nof the workspace: {needs} MiB")
+    lines.append(f"a checkpoint after a task: {found.checkpoint / 2**20:.1f} MiB")
     step, image = found.flops["step"] / 1e9, found.flops["image"] / 1e9
     lines.append(f"products: {step:.1f} GFLOP a training step, {image:.1f} an image scored")
     if found.seconds:

@@ -56,7 +56,7 @@ class FeatureDistance:
             self.programs = Programs(lambda n: self._network(n, distance), batch_size)
             return
         self.name = backbone
-        self._params = _core.Params(autoencoder.params.device)
+        self._params = _core.Params(beside=autoencoder.params)
         if backbone in RESNETS:
             self._kind, self._config = "resnet", RESNETS[backbone].core_config()
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
@@ -80,9 +80,8 @@ class FeatureDistance:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes of the weights, where they are not the autoencoder's, and of comparing a batch."""
-        own = 0 if self.name.startswith("autoencoder") else self._params.memory_bytes
-        return {"backbone": own, "compare": self.programs.memory_bytes}
+        """Bytes of the weights, where they are not the autoencoder's."""
+        return {"backbone": 0 if self.name.startswith("autoencoder") else self._params.memory_bytes}
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ class ContinualModel:
         batch = c.scoring.batch_size
         self.params = _core.Params(device)
         self.autoencoder = Autoencoder(
-            c.autoencoder, c.image_size, batch, load=_load_weights, device=device, tf32=c.tf32
+            c.autoencoder, c.image_size, batch, load=_load_weights, tf32=c.tf32, beside=self.params
         )
         self._features: FeatureDistance | None = None
         self.context = self._make_context(_load_weights)
@@ -167,14 +167,25 @@ class ContinualModel:
 
     @property
     def memory_bytes(self) -> dict[str, int]:
-        """Bytes by purpose, known before anything runs. Of a training step: arena, scratch, parameters, gradients (where
-        all are held at once), optimizer (moments, moving average). Of drawing and scoring a batch: sampler, autoencoder (its
-        weights), encode, decode, and, once `features` was used, backbone (its weights) and compare. ``strategy``: what it keeps
-        now. Arenas are taken when they are first used. `cdad.plan` gives this and more without making a model."""
-        scoring = {"sampler": self._samplers.memory_bytes} | self.autoencoder.memory_bytes
+        """Bytes by purpose, known before anything runs. ``workspace``: in which every network runs, a training step as well as
+        the parts of a prediction, one at a time: as much as the largest takes; the CPU has memory behind it only as far as it was
+        used. Of training: parameters, gradients (where all are held at once), optimizer (moments, moving average), update (what
+        projections work in). Of drawing and scoring: condition, autoencoder and, once `features` was used, backbone (their
+        weights). ``strategy``: what it keeps now. `cdad.plan` gives this and more without making a model."""
+        found = self._trainer.memory_bytes | {"workspace": self.params.workspace_bytes} | self.autoencoder.memory_bytes
+        found["condition"] = sum(sampler.condition_bytes for sampler in self._samplers.compiled)
         if self._features is not None:
-            scoring |= self._features.memory_bytes
-        return self._trainer.memory_bytes | scoring | {"strategy": self.strategy.memory_bytes}
+            found |= self._features.memory_bytes
+        return found | {"strategy": self.strategy.memory_bytes}
+
+    @property
+    def workspace_needs(self) -> dict[str, int]:
+        """Bytes that each network takes of the workspace: a training ``step``, ``encode``, ``decode``, the ``sampler`` and, once
+        `features` was used, ``compare``."""
+        encode, decode = (programs.memory_bytes for programs in self.autoencoder.programs)
+        found = {"step": self._trainer.memory_bytes["workspace"], "encode": encode, "decode": decode}
+        found["sampler"] = self._samplers.memory_bytes
+        return found if self._features is None else found | {"compare": self._features.programs.memory_bytes}
 
     @property
     def bases(self) -> dict[str, np.ndarray]:

@@ -46,12 +46,13 @@ class Plan:
     ``prediction``  of images by a loaded model
     =============== ======================================================================================
 
-    Parts: ``weights``; ``gradients``, where all are held at once; ``moments``, with the moving average; ``activations``, the
-    arena of a step; ``scratch`` of its kernels and projections; ``sampler``, ``encode``, ``decode`` and ``compare``, arenas and
-    scratch of drawing and scoring; ``autoencoder`` and ``backbone``, their weights; ``data``, decoded images and latents;
+    Parts: ``weights``; ``gradients``, where all are held at once; ``moments``, with the moving average; ``workspace``, in which the
+    networks run one at a time; ``update``, in which projections work; ``condition`` of a batch that is drawn; ``autoencoder`` and
+    ``backbone``, their weights; ``data``, decoded images and latents;
     ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``;
     ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
 
+    ``workspace``: bytes that each network takes of it (`ContinualModel.workspace_needs`); of a ``step`` nearly all are activations.
     ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step`` and of an ``image``
     that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
     and an ``image``, or None. ``assumed``: what the plan supposes."""
@@ -62,6 +63,7 @@ class Plan:
     threads: int
     assumed: dict[str, float]
     memory: dict[str, dict[str, int]]
+    workspace: dict[str, int]
     checkpoint: int
     flops: dict[str, float]
     layers: tuple[Layer, ...]
@@ -106,13 +108,14 @@ def plan(
     model = ContinualModel(config, device="planned", _load_weights=False)
     for programs in (*model.autoencoder.programs, model._samplers, model.features.programs):
         programs.single  # noqa: B018 - compiled now, as a run that is not of whole batches alone does
-    parts, shapes = model.memory_bytes, model.params.shapes()
+    parts, needs, shapes = model.memory_bytes, model.workspace_needs, model.params.shapes()
     streams = _streams(model, images, classes)
     bases, directions = _subspaces(model, streams, rank_share)
     held = {"weights": parts["parameters"], "gradients": parts["gradients"], "moments": parts["optimizer"]}
-    held |= {name: parts[name] for name in ("autoencoder", "encode")}
-    scoring = {name: parts[name] for name in ("decode", "sampler", "backbone", "compare")}
-    step = held | {"activations": parts["arena"], "scratch": parts["scratch"], "data": _data(config, images)}
+    held["autoencoder"] = parts["autoencoder"]
+    scoring = {"workspace": max(needs.values()), "condition": parts["condition"], "backbone": parts["backbone"]}
+    predicting = scoring | {"workspace": max(size for name, size in needs.items() if name != "step")}
+    step = held | {"workspace": max(needs["step"], needs["encode"]), "update": parts["update"], "data": _data(config, images)}
     training = step | {"batches": _batches(config), "images": _encoded_arrays(config)}
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
     scored = {"images": _prediction_arrays(model)}
@@ -120,8 +123,8 @@ def plan(
         "training": training,
         "calibrating": step | scoring | scored,
         "collecting": step | scoring | {"streams": sum(size for *_, size in streams.values())},
-        "increment": training | {"scratch": model.memory_bytes["scratch"]} | kept,
-        "prediction": held | scoring | scored,
+        "increment": training | scoring | {"update": model.memory_bytes["update"]} | kept,
+        "prediction": held | predicting | scored,
     }
     if streams:  # the core's bases, and NumPy's that they are copied to
         memory["collecting"] |= {"bases": 2 * bases, "solving": _solving(streams)}
@@ -135,6 +138,7 @@ def plan(
         threads=_core.get_threads(),
         assumed={"images": images, "classes": classes, "rank_share": rank_share},
         memory={phase: {name: size for name, size in of.items() if size} for phase, of in memory.items()},
+        workspace=needs,
         checkpoint=_checkpoint(model, shapes, bases, classes),
         flops=flops,
         layers=_largest(shapes, streams, layers),

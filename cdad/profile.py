@@ -97,8 +97,8 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
     """From a batch of images to feature distances, with random weights of the configuration's networks."""
     before = _resident()
     batch, d = config.scoring.batch_size, config.diffusion
-    autoencoder = Autoencoder(config.autoencoder, config.image_size, batch, load=False, tf32=config.tf32)
     params = _core.Params()
+    autoencoder = Autoencoder(config.autoencoder, config.image_size, batch, load=False, tf32=config.tf32, beside=params)
     sampler = _core.Sampler(params, config.denoiser(), batch)
     params.allocate(seed)
     features = FeatureDistance(config.scoring.backbone, autoencoder, config.image_size, batch, load=False)
@@ -113,7 +113,7 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
         drawn = sampler.denoise(images, start, context, **how, stop=d.stop, twin=twin)
         features(autoencoder.decode(latents), autoencoder.decode(drawn))
 
-    planned = {"parameters": params.memory_bytes, "sampler": sampler.memory_bytes}
+    planned = {"parameters": params.memory_bytes, "workspace": params.workspace_bytes, "condition": sampler.condition_bytes}
     planned |= autoencoder.memory_bytes | features.memory_bytes
     return _profile(predict, repeats, planned, before)
 

@@ -42,10 +42,14 @@ class Programs(Generic[P]):
         return self._single
 
     @property
+    def compiled(self) -> tuple[P, ...]:
+        """The programs that are compiled by now."""
+        return (self.whole,) if self._single is None or self._single is self.whole else (self.whole, self._single)
+
+    @property
     def memory_bytes(self) -> int:
-        """Bytes of the programs that are compiled by now, without the weights."""
-        single = self._single if self._single is not self.whole else None
-        return self.whole.memory_bytes + (single.memory_bytes if single else 0)
+        """Bytes that they take of their parameters' workspace, where they run one at a time."""
+        return max(program.memory_bytes for program in self.compiled)
 
     def run(self, fn: Callable[..., Array], *arrays: np.ndarray | _core.DeviceArray) -> Array:
         """``fn(program, *parts)`` of consecutive parts of the arrays, joined. The rest after the last whole batch goes

@@ -369,7 +369,7 @@ def test_training_twice_at_once_is_refused(first, products, images):
 
 def test_memory_is_known_before_the_run(first):
     memory = first.memory_bytes
-    assert memory["arena"] > 0 and memory["optimizer"] == 2 * memory["gradients"] == 2 * memory["parameters"]
+    assert memory["workspace"] == max(first.workspace_needs.values()) > 0 and memory["optimizer"] == 2 * memory["gradients"] == 2 * memory["parameters"]
 
 
 @pytest.mark.parametrize("light", [0.0, 0.15])

@@ -66,9 +66,9 @@ def test_the_nodes_explain_the_time(run):
     assert sum(c.calls for c in result.ops) == sum(c.calls for c in result.nodes) == len(result.events)
     assert ("optimizer" in {c.name for c in result.ops}) == (run is profile_training)
     # The DCT has no weights, and its features are the backbone.
-    assert all(size > 0 for name, size in result.planned.items() if name not in ("autoencoder", "backbone")) and result.peak > 1e9
-    training = {"arena", "scratch", "parameters", "gradients", "optimizer"}
-    prediction = {"parameters", "sampler", "autoencoder", "encode", "decode", "backbone", "compare"}
+    assert all(size > 0 for name, size in result.planned.items() if name not in ("autoencoder", "backbone", "update")) and result.peak > 1e9
+    training = {"workspace", "update", "parameters", "gradients", "optimizer"}
+    prediction = {"parameters", "workspace", "condition", "autoencoder", "backbone"}
     assert set(result.planned) == (training if run is profile_training else prediction)
 
 
@@ -77,7 +77,7 @@ def test_command(tmp_path, capsys):
     arguments = ["profile", "--preset", "tiny", "--train", "--repeats", "1", "--set", "training.batch_size=2"]
     assert main([*arguments, "--trace", str(trace), "--json", str(records)]) == 0
     shown = capsys.readouterr().out
-    assert "conv2d_grad_weight" in shown and "planned arena" in shown
+    assert "conv2d_grad_weight" in shown and "planned workspace" in shown
     found = json.loads(trace.read_text())["traceEvents"]
     assert found[-1]["name"] == "optimizer" and found[0]["ts"] == 0
     assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in zip(found, found[1:], strict=False))

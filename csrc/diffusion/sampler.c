@@ -15,6 +15,7 @@ struct cdad_sampler {
     cdad_program *condition, *unet; /* condition: NULL without one */
     cdad_value image, tau;                              /* of condition_graph */
     cdad_value x, t, context, control, prediction;      /* of unet_graph */
+    float *tau_data;                                    /* of the condition, which the unet's programs may not overwrite */
     float *state, *x0, *predicted, *uncond_prediction, *timesteps; /* of the host */
 };
 
@@ -25,6 +26,7 @@ void cdad_sampler_free(cdad_sampler *s) {
     cdad_program_free(s->unet);
     cdad_graph_free(s->condition_graph);
     cdad_graph_free(s->unet_graph);
+    cdad_device_free(s->params ? s->params->device : NULL, s->tau_data);
     cdad_free(s->state);
     cdad_free(s->x0);
     cdad_free(s->predicted);
@@ -36,13 +38,17 @@ void cdad_sampler_free(cdad_sampler *s) {
 static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad_error *err) {
     const cdad_denoiser_config *c = &s->config;
     cdad_builder b;
+    const cdad_program_options shared = {.workspace = s->params->workspace};
     CDAD_TRY(cdad_graph_new(&s->condition_graph, err));
     if (c->condition != CDAD_CONDITION_NONE) {
         cdad_builder_init(&b, s->condition_graph, s->params, err);
         s->image = cdad_image_input(&b, c, "image", s->n);
         s->tau = cdad_condition_build(&b, c, s->image);
         CDAD_TRY(b.status);
-        CDAD_TRY(cdad_program_new(&s->condition, s->condition_graph, 1, &s->tau, NULL, ctx, err));
+        const cdad_program_options apart = {.workspace = s->params->workspace, .n_external = 1, .external = &s->tau};
+        CDAD_TRY(cdad_program_new(&s->condition, s->condition_graph, 1, &s->tau, &apart, ctx, err));
+        CDAD_TRY(cdad_device_alloc(ctx->device, (void **)&s->tau_data, cdad_sampler_condition_bytes(s), err));
+        CDAD_TRY(cdad_program_bind(s->condition, s->tau, s->tau_data, err));
     }
 
     CDAD_TRY(cdad_graph_new(&s->unet_graph, err));
@@ -56,7 +62,8 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
                                       cdad_shape_make(4, s->n, c->latent_h, c->latent_w, c->unet.model_channels));
     s->prediction = cdad_denoise_build(&b, c, s->x, s->t, s->context, s->control);
     CDAD_TRY(b.status);
-    return cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, NULL, ctx, err);
+    CDAD_TRY(cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, &shared, ctx, err));
+    return s->condition ? cdad_program_bind(s->unet, s->control, s->tau_data, err) : CDAD_OK;
 }
 
 cdad_status cdad_sampler_new(cdad_sampler **out, const cdad_denoiser_config *c, cdad_params *params, int64_t n,
@@ -97,8 +104,7 @@ static cdad_status run_condition(cdad_sampler *s, const cdad_context *ctx, const
         return CDAD_OK;
     CDAD_TRY(is_there ? cdad_program_feed_there(s->condition, s->image, image, err)
                       : cdad_program_feed(s->condition, s->image, image, err));
-    CDAD_TRY(cdad_program_run(s->condition, ctx, err));
-    return cdad_program_bind(s->unet, s->control, cdad_program_data(s->condition, s->tau), err);
+    return cdad_program_run(s->condition, ctx, err);
 }
 
 /* The prediction for x at t, to the host. */
@@ -248,11 +254,15 @@ cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn,
     return cdad_program_tap(s->unet, in_unet, fn, arg, there, err);
 }
 
-static int64_t bytes_of(const cdad_program *p) {
-    return p ? cdad_program_arena_bytes(p) + cdad_program_scratch_bytes(p) : 0;
+int64_t cdad_sampler_workspace_bytes(const cdad_sampler *s) {
+    const int64_t unet = cdad_program_workspace_bytes(s->unet);
+    const int64_t condition = s->condition ? cdad_program_workspace_bytes(s->condition) : 0;
+    return condition > unet ? condition : unet;
 }
 
-int64_t cdad_sampler_bytes(const cdad_sampler *s) { return bytes_of(s->condition) + bytes_of(s->unet); }
+int64_t cdad_sampler_condition_bytes(const cdad_sampler *s) {
+    return s->condition ? cdad_shape_count(cdad_graph_shape(s->condition_graph, s->tau)) * (int64_t)sizeof(float) : 0;
+}
 
 void cdad_sampler_flops(const cdad_sampler *s, double *condition, double *unet) {
     *condition = s->condition ? cdad_program_flops(s->condition) : 0.0;

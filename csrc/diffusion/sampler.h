@@ -45,7 +45,8 @@ const cdad_node *cdad_sampler_weight_node(const cdad_sampler *s, const char *par
 /* Feeds fn with the input of every node that reads the weight, at every run, as cdad_program_tap does; fn NULL removes the tap. */
 CDAD_MUST_USE cdad_status cdad_sampler_tap(cdad_sampler *s, const char *param, cdad_tap_fn fn, void *arg, int there,
                                            cdad_error *err);
-int64_t cdad_sampler_bytes(const cdad_sampler *s); /* arenas and scratch */
+int64_t cdad_sampler_workspace_bytes(const cdad_sampler *s); /* its programs run one at a time, in params->workspace */
+int64_t cdad_sampler_condition_bytes(const cdad_sampler *s); /* of what the condition's program gives, kept apart */
 /* Operations of the products, of the condition and of an evaluation of the U-Net. */
 void cdad_sampler_flops(const cdad_sampler *s, double *condition, double *unet);
 

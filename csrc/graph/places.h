@@ -45,10 +45,10 @@ struct cdad_program {
     cdad_step *steps;
     tap *taps; /* [n_steps] */
     int64_t n_steps;
-    char *arena;
-    char *scratch;
+    cdad_workspace *workspace, own; /* workspace: another's, or its own */
+    char *scratch;                  /* in the workspace, behind the arena */
     int64_t arena_bytes, scratch_bytes;
-    const struct cdad_kernels *kernels; /* for which scratch was sized */
+    const struct cdad_kernels *kernels; /* for which scratch was sized; NULL: not yet */
     int threads;
     handover *handovers; /* [n_handovers], in the order of their steps */
     int64_t n_handovers;

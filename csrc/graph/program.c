@@ -28,8 +28,7 @@ void cdad_program_free(cdad_program *p) {
     cdad_free(p->steps);
     cdad_free(p->taps);
     cdad_free(p->handovers);
-    cdad_device_free(p->device, p->arena);
-    cdad_device_free(p->device, p->scratch);
+    cdad_workspace_clear(&p->own);
     cdad_free(p);
 }
 
@@ -42,11 +41,11 @@ static void shapes_of(const cdad_graph *g, const cdad_node *node, cdad_shape *in
 }
 
 /* The most scratch that a step wants with these kernels and so many threads. */
-static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
+static void plan_scratch(cdad_program *p, const cdad_context *ctx) {
     const cdad_graph *g = p->g;
     const int threads = cdad_pool_threads(ctx->pool);
-    if (p->scratch && p->kernels == ctx->kernels && p->threads == threads)
-        return CDAD_OK;
+    if (p->kernels == ctx->kernels && p->threads == threads)
+        return;
     int64_t most = 0;
     for (int64_t t = 0; t < p->n_steps; t++) {
         const cdad_node *node = &g->nodes[p->steps[t].node];
@@ -59,26 +58,27 @@ static cdad_status plan_scratch(cdad_program *p, const cdad_context *ctx, cdad_e
         if (bytes > most)
             most = bytes;
     }
-    cdad_device_free(p->device, p->scratch);
-    p->scratch = NULL;
-    CDAD_TRY(cdad_device_alloc(p->device, (void **)&p->scratch, most, err));
     p->scratch_bytes = most;
     p->kernels = ctx->kernels;
     p->threads = threads;
-    return CDAD_OK;
 }
 
-/* Where every value is, as far as it is known. */
-static void resolve(cdad_program *p) {
+/* Finds memory for the arena and scratch, and where every value is, as far as it is known: others may have moved the workspace. */
+static cdad_status take_places(cdad_program *p, const cdad_context *ctx, cdad_error *err) {
+    plan_scratch(p, ctx);
+    const cdad_status status = cdad_workspace_reserve(p->workspace, cdad_program_workspace_bytes(p), err);
+    char *const base = p->workspace->data; /* NULL: there is no memory */
+    p->scratch = base ? base + cdad_align_up(p->arena_bytes) : NULL;
     for (int64_t v = 0; v < p->n_values; v++) {
         const place *root = &p->places[p->places[v].root];
         if (root->offset >= 0)
-            p->data[v] = (float *)(p->arena + root->offset);
+            p->data[v] = base ? (float *)(base + root->offset) : NULL;
         else if (p->g->values[root->root].kind == CDAD_VALUE_CONST)
             p->data[v] = p->kept ? p->kept[root->root] : p->g->values[root->root].data;
         else if (root->root != (cdad_value)v)
             p->data[v] = p->data[root->root];
     }
+    return status;
 }
 
 /* Copies the constants that are used to the device. */
@@ -104,14 +104,13 @@ cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_
     *out = NULL;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p, sizeof *p, err));
     p->g = g;
-    p->device = ctx->device;
+    p->device = p->own.device = ctx->device;
+    p->workspace = options->workspace ? options->workspace : &p->own;
     p->n_values = g->n_values;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->data, p->n_values * (int64_t)sizeof *p->data, err));
     CDAD_TRY_DONE(cdad_program_place(p, n_outputs, outputs, options, err));
-    CDAD_TRY_DONE(cdad_device_alloc(p->device, (void **)&p->arena, p->arena_bytes, err));
     CDAD_TRY_DONE(keep_constants(p, err));
-    CDAD_TRY_DONE(plan_scratch(p, ctx, err));
-    resolve(p);
+    CDAD_TRY_DONE(take_places(p, ctx, err));
     *out = p;
     p = NULL;
 done:
@@ -364,8 +363,7 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
             CDAD_FAIL_IF(!p->data[v], err, CDAD_INVALID, "nothing is bound to %s",
                          info->name ? info->name : "an output");
     }
-    CDAD_TRY(plan_scratch(p, ctx, err));
-    resolve(p);
+    CDAD_TRY(take_places(p, ctx, err));
     const int64_t recorded = recordable(p, ctx);
     int64_t next = 0;
     CDAD_TRY(hand_over(p, -1, &next, ctx, err));
@@ -376,6 +374,7 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
 
 int64_t cdad_program_arena_bytes(const cdad_program *p) { return p->arena_bytes; }
 int64_t cdad_program_scratch_bytes(const cdad_program *p) { return p->scratch_bytes; }
+int64_t cdad_program_workspace_bytes(const cdad_program *p) { return cdad_align_up(p->arena_bytes) + p->scratch_bytes; }
 
 double cdad_program_flops(const cdad_program *p) {
     cdad_shape in[CDAD_MAX_INPUTS], out[CDAD_MAX_OUTPUTS];

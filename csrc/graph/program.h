@@ -3,6 +3,7 @@
 #define CDAD_GRAPH_PROGRAM_H
 
 #include "graph/graph.h"
+#include "graph/workspace.h"
 
 typedef struct cdad_program cdad_program;
 
@@ -25,10 +26,11 @@ typedef struct cdad_program_options {
     int64_t n_external, n_handovers;
     const cdad_value *external;     /* of the outputs, those without a place in the arena: they must be bound */
     const cdad_handover *handovers; /* values that need not be outputs */
+    cdad_workspace *workspace; /* of the same device, which outlives the program; NULL: one of its own */
 } cdad_program_options;
 
 /* Plans `outputs` of `g`, which must outlive the program and not grow after, for ctx->device, on which all that is
- * bound lies. Outputs live in the arena until the next run. `options` may be NULL. */
+ * bound lies. Outputs live in the workspace until a program of that workspace is made or runs. `options` may be NULL. */
 CDAD_MUST_USE cdad_status cdad_program_new(cdad_program **out, const cdad_graph *g, int64_t n_outputs,
                                            const cdad_value *outputs, const cdad_program_options *options,
                                            const cdad_context *ctx, cdad_error *err);
@@ -57,9 +59,10 @@ void cdad_program_hand_to(cdad_program *p, cdad_handover_fn fn, void *arg);
 
 CDAD_MUST_USE cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err);
 
-/* Peak bytes of the arena and of scratch, known before the run. */
+/* Peak bytes of the arena and of scratch, known before the run, and what both take of the workspace. */
 int64_t cdad_program_arena_bytes(const cdad_program *p);
 int64_t cdad_program_scratch_bytes(const cdad_program *p);
+int64_t cdad_program_workspace_bytes(const cdad_program *p);
 /* Floating-point operations of the products of a run, those of convolutions counted as direct sums. */
 double cdad_program_flops(const cdad_program *p);
 /* Whether the last run was replayed from a recording of an earlier one: on a device that can, from the second run with everything

@@ -4,6 +4,7 @@
 
 #include "base/device.h"
 #include "graph/graph.h"
+#include "graph/workspace.h"
 
 typedef enum { CDAD_INIT_CONST, CDAD_INIT_UNIFORM, CDAD_INIT_NORMAL } cdad_init_kind;
 
@@ -29,6 +30,7 @@ typedef struct cdad_params {
     cdad_device *device; /* where the values lie; to be set before they are allocated */
     float *values; /* [total], NULL before cdad_params_allocate */
     int64_t total;
+    cdad_workspace *workspace; /* in which the networks' programs run; NULL: each in its own. Not owned */
 } cdad_params;
 
 CDAD_MUST_USE cdad_status cdad_params_new(cdad_params **out, cdad_error *err);

@@ -57,10 +57,19 @@ static inline void cdad_py_lock_take(cdad_py_lock lock) {
 int cdad_py_stream_method(const char *name);
 const char *cdad_py_stream_method_name(cdad_stream_method method);
 
+/* In what the networks of one or more parameter stores run, and its lock: for what runs there, and for what is made or reads results
+ * there. */
+typedef struct cdad_py_workspace {
+    Py_ssize_t stores; /* that use it */
+    cdad_workspace memory;
+    cdad_py_lock lock;
+} cdad_py_workspace;
+
 /* The parameter store type (py_params.c). */
 typedef struct cdad_py_params {
     PyObject_HEAD
     cdad_params *params;
+    cdad_py_workspace *workspace;
 } cdad_py_params;
 /* `o` as a parameter store, or NULL with a TypeError. Borrowed. */
 cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o);

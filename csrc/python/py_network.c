@@ -198,7 +198,6 @@ typedef struct py_network {
     cdad_graph *graph;
     cdad_program *program;
     network_spec spec;
-    cdad_py_lock lock;
 } py_network;
 
 static void network_dealloc(PyObject *o) {
@@ -206,8 +205,6 @@ static void network_dealloc(PyObject *o) {
     PyTypeObject *type = Py_TYPE(o);
     cdad_program_free(self->program);
     cdad_graph_free(self->graph);
-    if (self->lock)
-        PyThread_free_lock(self->lock);
     Py_XDECREF(self->params);
     type->tp_free(o);
     Py_DECREF(type);
@@ -236,8 +233,12 @@ static int build(py_network *self, const char *kind, distance_kind how, int tf32
     if (b.status != CDAD_OK)
         goto raise;
     const cdad_context ctx = cdad_py_context(self->params->params->device);
-    if (cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, NULL, &ctx, &err) ==
-        CDAD_OK)
+    const cdad_program_options options = {.workspace = self->params->params->workspace};
+    cdad_py_lock_take(self->params->workspace->lock);
+    const cdad_status status =
+        cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, &options, &ctx, &err);
+    PyThread_release_lock(self->params->workspace->lock);
+    if (status == CDAD_OK)
         return 0;
 raise:
     cdad_py_raise(&err);
@@ -261,11 +262,8 @@ static PyObject *network_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!self)
         return NULL;
     self->params = (cdad_py_params *)Py_NewRef(params);
-    self->lock = PyThread_allocate_lock();
     self->spec = (network_spec){.config = config, .n = n, .h = h, .w = w};
-    if (!self->lock)
-        PyErr_NoMemory();
-    if (!self->lock || build(self, kind, (distance_kind)how, tf32) < 0) {
+    if (build(self, kind, (distance_kind)how, tf32) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -291,7 +289,7 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
             goto done;
         on_device |= inputs[i].on_device;
     }
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     const cdad_context ctx = cdad_py_context(device);
     cdad_status status = CDAD_OK;
     Py_BEGIN_ALLOW_THREADS
@@ -316,17 +314,16 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
         }
         PyTuple_SetItem(result, j, a);
     }
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
 done:
     for (int i = 0; i < s->n_in; i++)
         Py_XDECREF(inputs[i].held);
     return result;
 }
 
-static PyObject *network_arena_bytes(PyObject *o, void *unused) {
+static PyObject *network_memory(PyObject *o, void *unused) {
     (void)unused;
-    return PyLong_FromLongLong(cdad_program_arena_bytes(((py_network *)o)->program) +
-                               cdad_program_scratch_bytes(((py_network *)o)->program));
+    return PyLong_FromLongLong(cdad_program_workspace_bytes(((py_network *)o)->program));
 }
 
 static PyObject *network_flops(PyObject *o, void *unused) {
@@ -356,7 +353,7 @@ static PyMethodDef network_methods[] = {
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef network_getset[] = {
-    {"memory_bytes", network_arena_bytes, NULL, "Arena and scratch in bytes, known before the run.", NULL},
+    {"memory_bytes", network_memory, NULL, "Arena and scratch in bytes, of the parameters' workspace.", NULL},
     {"output_shapes", network_output_shapes, NULL, "The shapes of what run() returns.", NULL},
     {"flops", network_flops, NULL, "Operations of the products of a run.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};

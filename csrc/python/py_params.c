@@ -13,26 +13,68 @@ cdad_py_params *cdad_py_params_check(PyObject *module, PyObject *o) {
     return NULL;
 }
 
-static PyObject *params_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"device", NULL};
-    PyObject *name = Py_None;
-    cdad_device *device;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Params", names, &name) || cdad_py_device(name, &device) < 0)
-        return NULL;
-    cdad_py_params *self = (cdad_py_params *)PyType_GenericAlloc(type, 0);
-    cdad_error err = {0};
-    if (self && cdad_params_new(&self->params, &err) != CDAD_OK) {
-        Py_DECREF(self);
-        return cdad_py_raise(&err);
+static void workspace_release(cdad_py_workspace *w) {
+    if (!w || --w->stores > 0)
+        return;
+    cdad_workspace_clear(&w->memory);
+    if (w->lock)
+        PyThread_free_lock(w->lock);
+    PyMem_Free(w);
+}
+
+/* A new one, of one store; NULL with an exception. */
+static cdad_py_workspace *workspace_new(cdad_device *device) {
+    cdad_py_workspace *w = PyMem_Calloc(1, sizeof *w);
+    if (w) {
+        w->stores = 1;
+        w->memory.device = device;
+        w->lock = PyThread_allocate_lock();
     }
-    if (self)
-        self->params->device = device;
+    if (w && w->lock)
+        return w;
+    workspace_release(w);
+    PyErr_NoMemory();
+    return NULL;
+}
+
+static PyObject *params_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"device", "beside", NULL};
+    PyObject *name = Py_None, *beside = Py_None;
+    cdad_py_params *other = NULL;
+    cdad_device *device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:Params", names, &name, &beside) ||
+        (beside != Py_None && !(other = cdad_py_params_check(NULL, beside))))
+        return NULL;
+    if (other && name == Py_None)
+        device = other->params->device;
+    else if (cdad_py_device(name, &device) < 0)
+        return NULL;
+    if (other && device != other->params->device)
+        return PyErr_Format(PyExc_ValueError, "parameters beside others are on the same device");
+    cdad_py_params *self = (cdad_py_params *)PyType_GenericAlloc(type, 0);
+    if (!self)
+        return NULL;
+    cdad_error err = {0};
+    if (cdad_params_new(&self->params, &err) != CDAD_OK) {
+        cdad_py_raise(&err);
+        goto fail;
+    }
+    self->params->device = device;
+    self->workspace = other ? other->workspace : workspace_new(device);
+    if (!self->workspace)
+        goto fail;
+    self->workspace->stores += other != NULL;
+    self->params->workspace = &self->workspace->memory;
     return (PyObject *)self;
+fail:
+    Py_DECREF(self);
+    return NULL;
 }
 
 static void params_dealloc(PyObject *o) {
     PyTypeObject *type = Py_TYPE(o);
     cdad_params_free(((cdad_py_params *)o)->params);
+    workspace_release(((cdad_py_params *)o)->workspace);
     type->tp_free(o);
     Py_DECREF(type);
 }
@@ -134,6 +176,11 @@ static PyObject *params_memory(PyObject *o, void *unused) {
     return PyLong_FromLongLong((long long)((cdad_py_params *)o)->params->total * (long long)sizeof(float));
 }
 
+static PyObject *params_workspace(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong((long long)((cdad_py_params *)o)->workspace->memory.bytes);
+}
+
 static PyMethodDef params_methods[] = {
     {"allocate", params_allocate, METH_O,
      "allocate($self, seed, /)\n--\n\nAllocates and initialises all registered parameters; values depend on (seed, "
@@ -153,6 +200,8 @@ static PyObject *params_device(PyObject *o, void *unused) {
 static PyGetSetDef params_getset[] = {
     {"device", params_device, NULL, "Where the parameters lie.", NULL},
     {"memory_bytes", params_memory, NULL, "Bytes of all parameters.", NULL},
+    {"workspace_bytes", params_workspace, NULL,
+     "Bytes of the memory in which its networks run, one at a time: what the largest of them takes.", NULL},
     {"allocated", params_allocated, NULL, "Whether the parameters have memory.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
@@ -164,10 +213,11 @@ static PyType_Slot params_slots[] = {
     {Py_mp_subscript, params_getitem},
     {Py_mp_ass_subscript, params_setitem},
     {Py_mp_length, params_length},
-    {Py_tp_doc, "Params(device=None)\n--\n\nThe parameters of a model: registered while networks are built, then "
+    {Py_tp_doc, "Params(device=None, beside=None)\n--\n\nThe parameters of a model: registered while networks are built, then "
                 "allocated once, on the device (None: get_device()) on which the networks then run. params[name] = array "
                 "sets one; params[name] is a writable float32 view on the CPU, a read-only copy elsewhere; conv weights are "
-                "[O,R,S,C]."},
+                "[O,R,S,C]. beside: other Params of the device, in whose memory the networks of these run too (workspace_bytes); "
+                "of all networks of such Params one runs at a time."},
     {0, NULL}};
 static PyType_Spec params_spec = {.name = "cdad._core.Params",
                                   .basicsize = sizeof(cdad_py_params),

@@ -13,7 +13,6 @@ typedef struct py_sampler {
     cdad_denoiser_config config;
     int64_t n;
     int tapped; /* a collector or a recorder is attached */
-    cdad_py_lock lock;
 } py_sampler;
 
 typedef struct py_collector {
@@ -35,8 +34,6 @@ static void sampler_dealloc(PyObject *o) {
     py_sampler *self = (py_sampler *)o;
     PyTypeObject *type = Py_TYPE(o);
     cdad_sampler_free(self->sampler);
-    if (self->lock)
-        PyThread_free_lock(self->lock);
     Py_XDECREF(self->params);
     type->tp_free(o);
     Py_DECREF(type);
@@ -54,14 +51,14 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     self->params = (cdad_py_params *)Py_NewRef(params);
     self->n = n;
-    self->lock = PyThread_allocate_lock();
-    if (!self->lock)
-        PyErr_NoMemory();
-    if (!self->lock || cdad_py_denoiser_config(config, &self->config) < 0)
+    if (cdad_py_denoiser_config(config, &self->config) < 0)
         goto fail;
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
-    if (cdad_sampler_new(&self->sampler, &self->config, store->params, n, &ctx, &err) == CDAD_OK)
+    cdad_py_lock_take(store->workspace->lock);
+    const cdad_status status = cdad_sampler_new(&self->sampler, &self->config, store->params, n, &ctx, &err);
+    PyThread_release_lock(store->workspace->lock);
+    if (status == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
 fail:
@@ -161,14 +158,14 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
                                .uncond = cdad_py_data(uncond),
                                .weights = block};
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     const cdad_context ctx = cdad_py_context(device);
     Py_BEGIN_ALLOW_THREADS
     status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), image.data,
                                   cdad_py_data(start), cdad_py_data(twin), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
                                   &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
     if (status != CDAD_OK)
         cdad_py_raise(&err);
     else
@@ -218,7 +215,12 @@ static PyObject *sampler_start(PyObject *o, PyObject *args, PyObject *kwargs) {
 
 static PyObject *sampler_memory(PyObject *o, void *unused) {
     (void)unused;
-    return PyLong_FromLongLong(cdad_sampler_bytes(((py_sampler *)o)->sampler));
+    return PyLong_FromLongLong(cdad_sampler_workspace_bytes(((py_sampler *)o)->sampler));
+}
+
+static PyObject *sampler_condition_bytes(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(cdad_sampler_condition_bytes(((py_sampler *)o)->sampler));
 }
 
 static PyObject *sampler_flops(PyObject *o, void *unused) {
@@ -352,12 +354,12 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
         goto done;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(self->sampler->lock);
+    cdad_py_lock_take(self->sampler->params->workspace->lock);
     const cdad_context ctx = cdad_py_context(NULL); /* streams are the host's */
     Py_BEGIN_ALLOW_THREADS
     status = cdad_collector_bases(self->collector, &ctx, old, max_share, out, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->sampler->lock);
+    PyThread_release_lock(self->sampler->params->workspace->lock);
     result = status == CDAD_OK ? bases_dict(p, out) : cdad_py_raise(&err);
     for (int64_t i = 0; i < p->n; i++)
         cdad_free(out[i].U);
@@ -431,7 +433,7 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
     (void)unused;
     py_recorder *self = (py_recorder *)o;
     PyObject *dict = PyDict_New();
-    cdad_py_lock_take(self->sampler->lock);
+    cdad_py_lock_take(self->sampler->params->workspace->lock);
     for (Py_ssize_t i = 0; dict && i < PyTuple_GET_SIZE(self->names); i++) {
         int64_t rows, d;
         const float *data = cdad_recorder_rows(self->recorder, i, &rows, &d);
@@ -445,7 +447,7 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
     }
     if (dict)
         cdad_recorder_clear(self->recorder);
-    PyThread_release_lock(self->sampler->lock);
+    PyThread_release_lock(self->sampler->params->workspace->lock);
     return dict;
 }
 
@@ -460,7 +462,8 @@ static PyMethodDef sampler_methods[] = {
      "start($self, latent, streams, seed, steps=10, skip=0)\n--\n\nx_T = q_sample(latent, T-1) with the noise of "
      "(seed, streams[i])."},
     {NULL, NULL, 0, NULL}};
-static PyGetSetDef sampler_getset[] = {{"memory_bytes", sampler_memory, NULL, "Arenas and scratch in bytes, known before the run.", NULL},
+static PyGetSetDef sampler_getset[] = {{"memory_bytes", sampler_memory, NULL, "Arena and scratch in bytes, of the parameters' workspace.", NULL},
+                                       {"condition_bytes", sampler_condition_bytes, NULL, "Bytes of a batch's condition, kept apart.", NULL},
                                        {"flops", sampler_flops, NULL,
                                         "(condition, U-Net): operations of the products of a batch's condition, and of one "
                                         "evaluation of the U-Net.", NULL},

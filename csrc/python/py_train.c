@@ -12,8 +12,6 @@ static void trainer_dealloc(PyObject *o) {
     cdad_trainer_free(self->trainer);
     for (int i = 0; i < CDAD_N_LENT; i++)
         cdad_device_free(self->params ? cdad_py_trainer_device(self) : NULL, self->mirrors[i]);
-    if (self->lock)
-        PyThread_free_lock(self->lock);
     Py_XDECREF(self->borrowed);
     Py_XDECREF(self->params);
     type->tp_free(o);
@@ -73,11 +71,8 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     self->params = (cdad_py_params *)Py_NewRef(params);
     self->n = n;
-    self->lock = PyThread_allocate_lock();
     self->borrowed = PyDict_New();
-    if (!self->lock)
-        PyErr_NoMemory();
-    if (!self->lock || !self->borrowed || cdad_py_denoiser_config(config, &self->config) < 0 ||
+    if (!self->borrowed || cdad_py_denoiser_config(config, &self->config) < 0 ||
         (optimizer != Py_None && cdad_py_optimizer_config(optimizer, &oc) < 0))
         goto fail;
     self->config.objective = is_output ? CDAD_OBJECTIVE_OUTPUT : CDAD_OBJECTIVE_LOSS;
@@ -85,8 +80,11 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
     const cdad_batching batching = {n, accumulate, recompute, shard, shards};
-    if (cdad_trainer_new(&self->trainer, &self->config, store->params, &batching, optimizer == Py_None ? NULL : &oc, seed,
-                         &ctx, &err) == CDAD_OK)
+    cdad_py_lock_take(store->workspace->lock);
+    const cdad_status status = cdad_trainer_new(&self->trainer, &self->config, store->params, &batching,
+                                                optimizer == Py_None ? NULL : &oc, seed, &ctx, &err);
+    PyThread_release_lock(store->workspace->lock);
+    if (status == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
 fail:
@@ -137,7 +135,7 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     adding sum = {.trainer = self, .all_reduce = all_reduce};
     cdad_trainer_share(self->trainer, all_reduce == Py_None ? NULL : add_up, &sum);
@@ -148,7 +146,7 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
         status = cdad_py_trainer_give_back(self, CDAD_LENT_PATH, self->path, &err);
     Py_END_ALLOW_THREADS
     cdad_trainer_share(self->trainer, NULL, NULL);
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
     release_arrays(&a);
     return status == CDAD_OK ? Py_BuildValue("dddd", r.loss, r.loss_cdm, r.loss_amn, r.grad_norm)
                              : cdad_py_raise(&err);
@@ -165,11 +163,11 @@ static PyObject *trainer_drawn(PyObject *o, PyObject *unused) {
         return NULL;
     const float *noise;
     const int64_t *t;
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     cdad_trainer_drawn(self->trainer, &noise, &t);
     PyObject *noises = cdad_py_new_floats(&z, noise);
     memcpy(PyArray_DATA((PyArrayObject *)timesteps), t, (size_t)n * sizeof *t);
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
     if (!noises)
         Py_CLEAR(timesteps);
     return noises ? Py_BuildValue("NN", noises, timesteps) : NULL;
@@ -239,7 +237,7 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
@@ -247,7 +245,7 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
                                     PyArray_DATA(d.t), &r, &err);
     Py_END_ALLOW_THREADS
     PyObject *grads = status == CDAD_OK ? gradient_dict(self) : cdad_py_raise(&err);
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
     release_draws(&d);
     release_arrays(&a);
     return grads ? Py_BuildValue("dddN", r.loss, r.loss_cdm, r.loss_amn, grads) : NULL;
@@ -269,7 +267,7 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     float *lent;
     Py_BEGIN_ALLOW_THREADS
@@ -281,7 +279,7 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     if (status == CDAD_OK)
         status = cdad_py_trainer_give_back(self, CDAD_LENT_SUMS, block, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
     release_draws(&d);
     release_arrays(&a);
     return status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
@@ -332,9 +330,9 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     if (!opt)
         return NULL;
     cdad_error err = {0};
-    cdad_py_lock_take(self->lock);
+    cdad_py_lock_take(self->params->workspace->lock);
     const cdad_status status = cdad_optimizer_reset(opt, &err);
-    PyThread_release_lock(self->lock);
+    PyThread_release_lock(self->params->workspace->lock);
     return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
 }
 
@@ -350,12 +348,17 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     cdad_error err = {0};
     if (opt && cdad_optimizer_scratch(opt, &ctx, &scratch, &err) != CDAD_OK)
         return cdad_py_raise(&err);
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "arena", (long long)cdad_trainer_arena_bytes(t), "scratch",
-                         (long long)(cdad_trainer_scratch_bytes(t) + scratch), "parameters", block, "gradients",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "workspace", (long long)cdad_trainer_workspace_bytes(t), "update",
+                         (long long)(cdad_trainer_taught_bytes(t) + scratch), "parameters", block, "gradients",
                          opt && opt->grads ? block : 0LL, "optimizer",
                          !opt ? 0LL
                               : block * (opt->ema != NULL) + (long long)(cdad_moment_bytes(params, opt->m.format) +
                                                                          cdad_moment_bytes(params, opt->v.format)));
+}
+
+static PyObject *trainer_arena(PyObject *o, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong((long long)cdad_trainer_arena_bytes(((py_trainer *)o)->trainer));
 }
 
 static PyObject *trainer_flops(PyObject *o, void *unused) {
@@ -370,7 +373,7 @@ static PyMethodDef trainer_methods[] = {
      "then as before, unless the message says that a part was updated (gradients that are neither clipped nor accumulated "
      "are used as they come). all_reduce(block), of a trainer with `share`: adds up the float32 gradients of all parameters over the "
      "processes, in place: an array, or on a device a DeviceArray, whose sum is there when it returns or queued on the default stream. "
-     "It may not use the trainer."},
+     "It may not use the trainer, nor what runs in its parameters' workspace."},
     {"drawn", trainer_drawn, METH_NOARGS,
      "drawn($self, /)\n--\n\nWhat the last step drew, as gradients() takes it: noise float32 [N,h,w,c] and timesteps int64 [N]; zeros "
      "before the first step."},
@@ -411,8 +414,10 @@ static PyGetSetDef trainer_getset[] = {
     {"n_steps", trainer_get_counter, trainer_set_counter, "Finished steps; fixes the noise of the next.", NULL},
     {"age", trainer_get_counter, trainer_set_counter, "Steps since the moments were last forgotten.", (void *)1},
     {"memory_bytes", trainer_memory, NULL,
-     "{arena, scratch, parameters, gradients, optimizer}: bytes, known before a step; gradients: where all are held at once; "
+     "{workspace, update, parameters, gradients, optimizer}: bytes, known before a step; workspace: of the parameters', arena and "
+     "kernels' scratch; update: what projections work in, and a teacher's prediction; gradients: where all are held at once; "
      "optimizer: moments and moving average.", NULL},
+    {"arena_bytes", trainer_arena, NULL, "Bytes of a step's activations, and of their gradients, at once.", NULL},
     {"flops", trainer_flops, NULL, "Operations of the products of a step, but for a teacher's and the projections'.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

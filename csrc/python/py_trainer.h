@@ -17,7 +17,6 @@ typedef struct py_trainer {
     PyObject *borrowed; /* {name: array}: keeps alive what the optimiser borrows: bases by parameter, and blocks */
     float *mirrors[CDAD_N_LENT]; /* of borrowed blocks, where the parameters lie on a device */
     float *path;              /* the borrowed path integral, or NULL */
-    cdad_py_lock lock;
 } py_trainer;
 
 static inline cdad_device *cdad_py_trainer_device(const py_trainer *self) { return self->params->params->device; }

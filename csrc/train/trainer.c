@@ -14,6 +14,7 @@ struct cdad_trainer {
     cdad_training_graph values;
     cdad_program *teacher; /* predicts with `taught_by`; NULL where the configuration does not distil */
     const float *taught_by;
+    float *taught; /* what it predicts, which the step's program may not overwrite */
     float teacher_weight;
     cdad_optimizer *optimizer; /* or NULL */
     int64_t *handed; /* as they come: the parameter of each gradient; NULL: gradients go into the optimiser's block */
@@ -35,6 +36,7 @@ void cdad_trainer_free(cdad_trainer *t) {
         return;
     cdad_program_free(t->program);
     cdad_program_free(t->teacher);
+    cdad_device_free(t->params ? t->params->device : NULL, t->taught);
     cdad_graph_free(t->graph);
     cdad_optimizer_free(t->optimizer);
     cdad_free(t->handed);
@@ -53,12 +55,16 @@ void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg) {
 
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t) { return t->optimizer; }
 
-int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) {
-    return cdad_program_arena_bytes(t->program) + (t->teacher ? cdad_program_arena_bytes(t->teacher) : 0);
+int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->program); }
+
+int64_t cdad_trainer_workspace_bytes(const cdad_trainer *t) {
+    const int64_t step = cdad_program_workspace_bytes(t->program);
+    const int64_t teacher = t->teacher ? cdad_program_workspace_bytes(t->teacher) : 0;
+    return step > teacher ? step : teacher;
 }
 
-int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t) {
-    return cdad_program_scratch_bytes(t->program) + (t->teacher ? cdad_program_scratch_bytes(t->teacher) : 0);
+int64_t cdad_trainer_taught_bytes(const cdad_trainer *t) {
+    return t->teacher ? cdad_shape_count(cdad_graph_shape(t->graph, t->values.prediction)) * (int64_t)sizeof(float) : 0;
 }
 
 double cdad_trainer_flops(const cdad_trainer *t) {
@@ -119,17 +125,21 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
         handovers[i] = (cdad_handover){.value = grads[i], .spares = wanted[i]};
     }
     if (t->optimizer && t->optimizer->grads && t->batching.accumulate == 1) {
-        const cdad_program_options all = {.n_external = n, .external = grads};
+        const cdad_program_options all = {.n_external = n, .external = grads, .workspace = t->params->workspace};
         CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + losses, outputs, &all, ctx, err));
         for (int64_t i = 0; i < n; i++)
             CDAD_TRY_DONE(cdad_program_bind(t->program, grads[i], gradient_block(t, t->handed[i]), err));
     } else {
-        const cdad_program_options one_by_one = {.n_handovers = n, .handovers = handovers};
+        const cdad_program_options one_by_one = {.n_handovers = n, .handovers = handovers, .workspace = t->params->workspace};
         CDAD_TRY_DONE(cdad_program_new(&t->program, g, losses, outputs, &one_by_one, ctx, err));
     }
     CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, g, t->program, err));
-    if (t->config.distills)
-        CDAD_TRY_DONE(cdad_program_new(&t->teacher, g, 1, &v->prediction, NULL, ctx, err));
+    if (t->config.distills) {
+        const cdad_program_options apart = {.n_external = 1, .external = &v->prediction, .workspace = t->params->workspace};
+        CDAD_TRY_DONE(cdad_program_new(&t->teacher, g, 1, &v->prediction, &apart, ctx, err));
+        CDAD_TRY_DONE(cdad_device_alloc(ctx->device, (void **)&t->taught, cdad_trainer_taught_bytes(t), err));
+        CDAD_TRY_DONE(cdad_program_bind(t->teacher, v->prediction, t->taught, err));
+    }
 done:
     cdad_free(wanted);
     cdad_free(outputs);
@@ -247,7 +257,7 @@ static cdad_status run_teacher(cdad_trainer *t, const cdad_context *ctx, const b
     CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->graph, t->teacher, err));
     CDAD_TRY(bind_batch(t, t->teacher, a, err));
     CDAD_TRY(cdad_program_run(t->teacher, ctx, err));
-    return cdad_program_bind(t->program, v->teacher, cdad_program_data(t->teacher, v->prediction), err);
+    return cdad_program_bind(t->program, v->teacher, t->taught, err);
 }
 
 /* Losses and gradients; `to` is handed the gradients of each part where they come one by one. */

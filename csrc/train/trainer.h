@@ -71,7 +71,8 @@ CDAD_MUST_USE cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_co
 CDAD_MUST_USE cdad_status cdad_trainer_teach(cdad_trainer *t, const float *weights, double weight, cdad_error *err);
 
 int64_t cdad_trainer_arena_bytes(const cdad_trainer *t);
-int64_t cdad_trainer_scratch_bytes(const cdad_trainer *t);
+int64_t cdad_trainer_workspace_bytes(const cdad_trainer *t); /* with its kernels' scratch; of params->workspace */
+int64_t cdad_trainer_taught_bytes(const cdad_trainer *t);    /* of a teacher's prediction, kept apart */
 double cdad_trainer_flops(const cdad_trainer *t); /* of the products of a step, but for a teacher's and the projections' */
 
 #endif
