@@ -588,7 +588,7 @@ static void test_no_memory(const cdad_context *ctx, const cdad_context *other) {
 
 /* Two programs in one workspace: it is as large as the larger one, and each gives what it gives alone, whatever ran before. */
 static void test_sharing_a_workspace(const cdad_context *ctx) {
-    enum { SMALL = 4, LARGE = 400 };
+    enum { SMALL = 300, LARGE = 400 };
     float x[3 * LARGE], w[9], alone[2][3 * LARGE];
     cdad_random_normal(x, 3 * LARGE, 1, 2, 0);
     cdad_random_normal(w, 9, 1, 3, 0);
