@@ -113,7 +113,7 @@ def test_gradients_of_parts_are_the_batch_s():
     draws = [np.flip(batch[0]), np.linspace(10, 990, len(batch[0])).astype(np.int64)]
     *want, whole = trainer_of(config).gradients(*batch, *draws)
     *got, cut = trainer_of(config.updated({"training.accumulate": 4, "training.recompute": True})).gradients(*batch, *draws)
-    assert got == pytest.approx(want, rel=1e-6)
+    assert got == pytest.approx(want, rel=1e-5)
     for name, gradient in whole.items():
         assert np.linalg.norm(cut[name] - gradient) <= 1e-4 * np.linalg.norm(gradient), name
 
@@ -142,7 +142,7 @@ def test_a_task_in_parts_goes_on_from_a_checkpoint(products, quick_config, tmp_p
 
 def test_on_a_device():
     config = preset("tiny").updated({"training.accumulate": 2, "training.recompute": True, "training.batch_size": 2})
-    here, there = trainer_of(config), trainer_of(config, "emulated")
+    here, there = trainer_of(config, "cpu"), trainer_of(config, "emulated")
     for _ in range(2):
         assert here.step(*batch_of(config)) == there.step(*batch_of(config))
     assert np.array_equal(here.block("weights"), there.block("weights"))
@@ -152,7 +152,8 @@ def test_on_a_device():
 def test_memory_is_what_was_planned():
     config = preset("small").updated({"training.recompute": True, "training.accumulate": 2, "training.clip_norm": 0.0})
     configs = [json.dumps(c.to_dict()) for c in (preset("tiny"), config)]
-    done = subprocess.run([sys.executable, "-c", GROWTH, *configs], capture_output=True, text=True, check=True)
+    host = os.environ | {"CDAD_DEVICE": "cpu"}  # whose memory this is of
+    done = subprocess.run([sys.executable, "-c", GROWTH, *configs], env=host, capture_output=True, text=True, check=True)
     grown, planned = json.loads(done.stdout)
     arena = planned.pop("arena")
     assert grown == pytest.approx(sum(planned.values()), rel=0.03)

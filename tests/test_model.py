@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from bits import assert_same
 
 from cdad import ContinualModel, DataError, ImageError, TrainingError, _core
 from cdad.data import load_images
@@ -52,7 +53,7 @@ def test_products_in_bfloat16(products, quick_config, images, tmp_path):
         alone = models["bfloat16"].predict(images[2:3])
     finally:
         _core.set_threads(before)
-    assert np.array_equal(alone.maps[0], whole.maps[2])  # in any batch, by any number of threads
+    assert_same(alone.maps[0], whole.maps[2])  # in any batch, by any number of threads
 
     models["bfloat16"].save(tmp_path / "coarse")
     assert ContinualModel.load(tmp_path / "coarse").config.precision == "bfloat16"
@@ -161,13 +162,13 @@ def test_a_sample_s_bits_do_not_depend_on_batch_threads_or_run(first, first_chec
     whole = first.predict(images, "gear")
     again = ContinualModel.load(first_checkpoint).predict(images[2:5], "gear")
     alone = first.predict(images[3:4], "gear")
-    assert np.array_equal(whole.maps[2:5], again.maps)
-    assert np.array_equal(whole.maps[3], alone.maps[0])
+    assert_same(again.maps, whole.maps[2:5])
+    assert_same(alone.maps[0], whole.maps[3])
     threads = _core.get_threads()
     try:
         for n in (1, 2, 4):
             _core.set_threads(n)
-            assert np.array_equal(first.predict(images, "gear").maps, whole.maps), n
+            assert_same(first.predict(images, "gear").maps, whole.maps)
     finally:
         _core.set_threads(threads)
 
