@@ -71,8 +71,9 @@ libraries:
   increment    steps of the second task, with the bases of the first
   prediction   of images by a loaded model
 Rows: workspace is the memory in which the networks run, one at a time, each one's share of it below the table; update is
-what projections work in; autoencoder and backbone are their weights; condition is that of a batch that is drawn; data is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams collect
-features; solving is what bases are computed in; directions are those in which a later task moves weights.
+what projections work in; autoencoder and backbone are their weights; condition is that of a batch that is drawn; data
+is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams
+collect features; solving is what bases are computed in; directions are those in which a later task moves weights.
 Nothing of it is allocated for planning. A time is an estimate: the operations of the products, and what the optimiser
 goes through, by the speed of a part of the network with one image."""
 

@@ -15,7 +15,7 @@ struct cdad_sampler {
     cdad_program *condition, *unet; /* condition: NULL without one */
     cdad_value image, tau;                              /* of condition_graph */
     cdad_value x, t, context, control, prediction;      /* of unet_graph */
-    float *tau_data;                                    /* of the condition, which the unet's programs may not overwrite */
+    float *tau_data;                                    /* of the condition, which the U-Net's program may not overwrite */
     float *state, *x0, *predicted, *uncond_prediction, *timesteps; /* of the host */
 };
 
