@@ -63,19 +63,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 PLAN_HELP = """\
-A column is a phase of a run, its last row what the process grows by until then, beside some 80 MiB of Python and its
+A column is a phase of a run, its last row what the process takes then, beside some 80 MiB of Python and its
 libraries:
   training     steps of the first task
   calibrating  the scores after a task, and testing within a run
   collecting   significant representations after a task, of strategies that keep some
   increment    steps of the second task, with the bases of the first
   prediction   of images by a loaded model
-Rows: workspace is the memory in which the networks run, one at a time, each one's share of it below the table; update is
-what projections work in; autoencoder and backbone are their weights; condition is that of a batch that is drawn; data
-is decoded images and latents; batches those made ahead; images those on their way to be encoded or scored; streams
-collect features; solving is what bases are computed in; directions are those in which a later task moves weights.
-Nothing of it is allocated for planning. A time is an estimate: the operations of the products, and what the optimiser
-goes through, by the speed of a part of the network with one image."""
+Rows: workspace is the memory in which the networks run, one at a time, each one's share of it below the table; moments are
+AdamW's, of what a task moves; update is what projections work in; autoencoder and backbone are their weights; condition
+is that of a batch that is drawn; data is decoded images and latents; batches those made ahead; images those on their way
+to be encoded or scored; streams collect features; solving is what bases are computed in; directions are those in which a
+later task moves weights. Nothing of it is allocated for planning. A time is an estimate: the operations of the products,
+and what the optimiser goes through, by the speed of a part of the network with one image."""
 
 
 class _Terminated(KeyboardInterrupt):

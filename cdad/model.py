@@ -169,8 +169,8 @@ class ContinualModel:
     def memory_bytes(self) -> dict[str, int]:
         """Bytes by purpose, known before anything runs. ``workspace``: in which every network runs, a training step as well as
         the parts of a prediction, one at a time: as much as the largest takes; the CPU has memory behind it only as far as it was
-        used. Of training: parameters, gradients (where all are held at once), optimizer (moments, moving average), update (what
-        projections work in). Of drawing and scoring: condition, autoencoder and, once `features` was used, backbone (their
+        used. Of training: parameters, their moving average and, while a task's steps run, gradients (where all are held at once),
+        moments (of what the task moves) and update (what projections work in). Of drawing and scoring: condition, autoencoder and, once `features` was used, backbone (their
         weights). ``strategy``: what it keeps now. `cdad.plan` gives this and more without making a model."""
         found = self._trainer.memory_bytes | {"workspace": self.params.workspace_bytes} | self.autoencoder.memory_bytes
         found["condition"] = sum(sampler.condition_bytes for sampler in self._samplers.compiled)
@@ -247,10 +247,10 @@ class ContinualModel:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
             self.progress = {"classes": names, "step": 0, "seconds": 0.0}
-            self._trainer.reset()
         self.strategy.before_task(self, classes, index, self.progress["step"], progress)
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
+        self._trainer.reset()  # the memory of its moments, for what follows
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
         if config.condition != "none":
             ratio = self._condition_ratio(batches.paths)

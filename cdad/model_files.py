@@ -20,8 +20,8 @@ _OWN = ("model/", "autoencoder/", "latent/", "context", "calibration/", "optimiz
 
 
 def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous: bool) -> None:
-    """Write a model; arrays of a device come to the host one at a time. Between tasks moments are left out: the next task
-    begins without."""
+    """Write a model; arrays of a device come to the host one at a time. Moments are written while a task's steps run: the next
+    task begins without."""
     tensors: dict[str, Any] = {}
     for scope, params in (("model/", model.params), ("autoencoder/", model.autoencoder.params)):
         tensors |= {scope + name: lambda params=params, name=name: params[name] for name in params.shapes()}
@@ -32,7 +32,7 @@ def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous:
     for name, calibration in model.calibrations.items():
         if calibration is not None:
             tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
-    blocks = (["m", "v"] if model.progress else []) + (["ema"] if model.config.training.ema_decay > 0 else [])
+    blocks = (["m", "v"] if model._trainer.age else []) + (["ema"] if model.config.training.ema_decay > 0 else [])
     tensors |= {f"optimizer/{block}": lambda block=block: model._trainer.block(block) for block in blocks}
     state = {
         "config": model.config.to_dict(),
@@ -101,10 +101,17 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
 def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint) -> None:
     trainer, averaged = model._trainer, model.config.training.ema_decay > 0
     names = {name.removeprefix("optimizer/"): name for name in checkpoint.tensors if name.startswith("optimizer/")}
-    if model.progress and not {"m", "v"} <= names.keys():
+    trainer.n_steps, trainer.age = checkpoint.state["steps"], checkpoint.state["age"]
+    if unknown := names.keys() - {"m", "v", "ema"}:
+        raise CheckpointError(f"there is no block {min(unknown)!r} of an optimizer", checkpoint.path)
+    if not model.progress:  # a task begins without moments, which version 1 kept
+        trainer.age = 0
+    if trainer.age and not {"m", "v"} <= names.keys():
         raise CheckpointError("it has no optimizer/m or optimizer/v", checkpoint.path)
+    if trainer.age and model.strategy.ready:  # else another one has begun the task, and this one will say that it cannot go on
+        model.strategy.restrict(model, len(model.ledger))
     for block, name in names.items():
-        if block == "ema" and not averaged:
+        if not (averaged if block == "ema" else trainer.age):
             continue
         kept, found = trainer.block(block), checkpoint.tensors[name]
         if kept.flags.writeable and DTYPES[found.dtype] == kept.dtype.str and found.shape == kept.shape:
@@ -117,4 +124,3 @@ def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"{name} is {list(found.shape)}: {error}", checkpoint.path) from error
     if averaged and "ema" not in names:  # it was trained without: the average begins with the weights
         trainer.set_block("ema", trainer.block("weights"))
-    trainer.n_steps, trainer.age = checkpoint.state["steps"], checkpoint.state["age"]

@@ -36,7 +36,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """``memory``: {phase: {part: bytes}}; a phase's sum is what the process grows by until then:
+    """``memory``: {phase: {part: bytes}}; a phase's sum is what the process takes then:
 
     =============== ======================================================================================
     ``training``    steps of the first task
@@ -46,8 +46,8 @@ class Plan:
     ``prediction``  of images by a loaded model
     =============== ======================================================================================
 
-    Parts: ``weights``; ``gradients``, where all are held at once; ``moments``, with the moving average; ``workspace``, in which the
-    networks run one at a time; ``update``, in which projections work; ``condition`` of a batch that is drawn; ``autoencoder`` and
+    Parts: ``weights`` and their moving ``average``; ``gradients``, where all are held at once; ``moments`` of what a task moves;
+    ``workspace``, in which the networks run one at a time; ``update``, in which projections work; ``condition`` of a batch that is drawn; ``autoencoder`` and
     ``backbone``, their weights; ``data``, decoded images and latents;
     ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``;
     ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
@@ -111,23 +111,24 @@ def plan(
     parts, needs, shapes = model.memory_bytes, model.workspace_needs, model.params.shapes()
     streams = _streams(model, images, classes)
     bases, directions = _subspaces(model, streams, rank_share)
-    held = {"weights": parts["parameters"], "gradients": parts["gradients"], "moments": parts["optimizer"]}
-    held["autoencoder"] = parts["autoencoder"]
+    held = {"weights": parts["parameters"], "average": parts["average"], "autoencoder": parts["autoencoder"]}
     scoring = {"workspace": max(needs.values()), "condition": parts["condition"], "backbone": parts["backbone"]}
     predicting = scoring | {"workspace": max(size for name, size in needs.items() if name != "step")}
-    step = held | {"workspace": max(needs["step"], needs["encode"]), "update": parts["update"], "data": _data(config, images)}
-    training = step | {"batches": _batches(config), "images": _encoded_arrays(config)}
+    after = held | {"data": _data(config, images)}
+    training = after | {"gradients": parts["gradients"], "workspace": max(needs["step"], needs["encode"])}
+    training |= {"batches": _batches(config), "images": _encoded_arrays(config)}
+    first, second = ({part: told[part] for part in ("moments", "update")} for told in (parts, model.memory_bytes))
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
     scored = {"images": _prediction_arrays(model)}
     memory = {
-        "training": training,
-        "calibrating": step | scoring | scored,
-        "collecting": step | scoring | {"streams": sum(size for *_, size in streams.values())},
-        "increment": training | scoring | {"update": model.memory_bytes["update"]} | kept,
+        "training": training | first,
+        "calibrating": after | scoring | scored,
+        "collecting": after | scoring | {"streams": sum(size for *_, size in streams.values())},
+        "increment": training | scoring | second | kept,
         "prediction": held | predicting | scored,
     }
-    if streams:  # the core's bases, and NumPy's that they are copied to
-        memory["collecting"] |= {"bases": 2 * bases, "solving": _solving(streams)}
+    if streams:
+        memory["collecting"] |= {"bases": bases, "solving": _solving(streams)}
     else:
         del memory["collecting"]
     flops = {"step": model._trainer.flops, "image": _image_flops(model)}
@@ -164,8 +165,8 @@ def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, in
     widest = max(d for d, *_ in streams.values())
     memory = np.empty(widest * widest, np.float32)
     bases = directions = 0
-    for name, (d, *_) in streams.items():
-        k, own = ranks[name], max(1, int(OWN_SHARE * d))
+    for name, (d, _, most, _) in streams.items():
+        k, own = ranks[name], max(1, min(int(OWN_SHARE * d), most))
         if whole:
             own = d - k if c.projection == "update" else min(k, d - k)
         if own:

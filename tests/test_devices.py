@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bits import learn
 from conftest import SECOND
 from test_ops import CASES, DIFFERENTIABLE, SAME, Case, assert_close, difference_gradients, pads, run_case, target_of
 
@@ -357,12 +358,11 @@ def test_an_id_of_no_row(bad, device):
         run_case(tokens, [ids, table])
 
 
-def learn(checkpoint, products, device: str) -> tuple[ContinualModel, dict[str, np.ndarray]]:
+def second_task(checkpoint, products, device: str) -> tuple[ContinualModel, dict[str, np.ndarray]]:
     """The model after its second task, and its blocks."""
     model = ContinualModel.load(checkpoint, device=device)
     assert model.params.device.partition(":")[0] == device
-    model.fit_task([products[name] for name in SECOND], progress=False)
-    return model, {name: np.array(model._trainer.block(name)) for name in ("weights", "m", "v")}
+    return model, learn(model, [products[name] for name in SECOND])
 
 
 @pytest.fixture
@@ -378,8 +378,8 @@ def test_a_task(first_checkpoint, products, tmp_path, quick_device):
     not touch, to the same bits, and on a GPU up to rounding, which AdamW makes the larger the smaller a gradient is. Moments, which
     follow the latest gradients, are apart by 11 % there."""
     exact = quick_device == "emulated"
-    here, blocks = learn(first_checkpoint, products, "cpu")
-    there, others = learn(first_checkpoint, products, quick_device)
+    here, blocks = second_task(first_checkpoint, products, "cpu")
+    there, others = second_task(first_checkpoint, products, quick_device)
     first = ContinualModel.load(first_checkpoint, device="cpu")._trainer.block("weights")
     for name, block in blocks.items():
         moved = np.linalg.norm(block - first if name == "weights" else block)

@@ -306,6 +306,32 @@ def test_going_on_in_the_middle_of_a_task_gives_the_same_bits(products, quick_co
     assert np.array_equal(whole.calibrations["gear"].mean, resumed.calibrations["gear"].mean)
 
 
+@pytest.mark.parametrize("where", ["before its first step", "after its last one"])
+def test_a_task_that_is_stopped_outside_of_its_steps_goes_on(first_checkpoint, products, tmp_path, monkeypatch, where):
+    """While its directions are collected, or, when the trainer has been told to forget them, its bases."""
+    path, task = tmp_path / "cut.safetensors", [products[name] for name in SECOND]
+    whole, cut = (ContinualModel.load(first_checkpoint) for _ in range(2))
+    whole.fit_task(task, progress=False)
+    collect = ContinualModel.collect_bases
+
+    def stopped(self, classes, progress=True, *, gamma=None):
+        if (gamma is None) == (where == "after its last one"):
+            raise KeyboardInterrupt
+        return collect(self, classes, progress, gamma=gamma)
+
+    monkeypatch.setattr(ContinualModel, "collect_bases", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit_task(task, progress=False)
+    cut.save(path)
+    monkeypatch.undo()
+    resumed = ContinualModel.load(path)
+    for model in (cut, resumed):
+        assert model.progress["classes"] == list(SECOND) and model.classes == tuple(FIRST)
+        model.fit_task(task, progress=False)
+        assert np.array_equal(model._trainer.block("weights"), whole._trainer.block("weights"))
+        assert all(np.array_equal(U, model.bases[name]) for name, U in whole.bases.items())
+
+
 def test_a_nan_in_a_batch_changes_nothing(first, products):
     before = weights(first)
     n = first.config.training.batch_size
@@ -370,7 +396,7 @@ def test_training_twice_at_once_is_refused(first, products, images):
 
 def test_memory_is_known_before_the_run(first):
     memory = first.memory_bytes
-    assert memory["workspace"] == max(first.workspace_needs.values()) > 0 and memory["optimizer"] == 2 * memory["gradients"] == 2 * memory["parameters"]
+    assert memory["workspace"] == max(first.workspace_needs.values()) > 0 and memory["moments"] == 2 * memory["gradients"] == 2 * memory["parameters"]
 
 
 @pytest.mark.parametrize("light", [0.0, 0.15])

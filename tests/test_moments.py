@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from bits import learn
 from conftest import FIRST, SECOND
 from test_devices import ON_HOST
 
@@ -40,13 +41,13 @@ def in_floats(model: ContinualModel, name: str, values: np.ndarray) -> np.ndarra
 def test_learning_and_files(products, quick_config, tmp_path, moments, types):
     config = quick_config.updated({"training.steps": 12})
     narrow = config.updated({"training.moments": moments})
-    losses, models = {}, {}
+    losses, models, blocks = {}, {}, {}
     for kind in (config, narrow):
         name = kind.training.moments
         models[name], losses[name] = ContinualModel(kind), []
-        models[name].fit_task(
+        blocks[name] = learn(
+            models[name],
             [products["gear"]],
-            progress=False,
             callback=lambda r, to=losses[name]: to.append(r.loss),
             checkpoint=tmp_path / name,
             checkpoint_seconds=0.0,
@@ -54,15 +55,15 @@ def test_learning_and_files(products, quick_config, tmp_path, moments, types):
     assert losses[moments] != losses["float32"]
     assert losses[moments] == pytest.approx(losses["float32"], rel=0.02)
     model, wide = models[moments], models["float32"]
-    saved = wide.memory_bytes["optimizer"] - model.memory_bytes["optimizer"]
+    saved = wide.memory_bytes["moments"] - model.memory_bytes["moments"]
     floats = wide.memory_bytes["parameters"]
     assert saved == (floats / 2 if moments == "bfloat16" else 2 * (floats - kept_bytes(model)))
 
-    kept = {name: np.array(model._trainer.block(name)) for name in ("m", "v")}
+    kept = {name: blocks[moments][name] for name in ("m", "v")}
     for (name, block), kind in zip(kept.items(), types, strict=True):
         assert block.dtype == kind and np.count_nonzero(block) > block.size / 2
-        far = np.abs(in_floats(model, name, block) - wide._trainer.block(name))
-        assert far.max() < 0.2 * np.abs(wide._trainer.block(name)).max()
+        exact = blocks["float32"][name]
+        assert np.abs(in_floats(model, name, block) - exact).max() < 0.2 * np.abs(exact).max()
     path = previous_of(tmp_path / moments)  # after the last step; the newest, after the task, needs no moments
     same = ContinualModel.load(path)
     assert all(np.array_equal(same._trainer.block(name), block) for name, block in kept.items())
@@ -119,7 +120,7 @@ def test_going_on_in_the_middle_of_a_task_gives_the_same_bits(products, quick_co
     first.fit_task([products[name] for name in FIRST], progress=False, checkpoint=tmp_path / "first")
     second = [products[name] for name in SECOND]
     whole, cut = (ContinualModel.load(tmp_path / "first", device=device) for device in ("cpu", "emulated"))
-    whole.fit_task(second, progress=False)
+    want = learn(whole, second)
     before = _core.get_threads()
     try:
         _core.set_threads(1)
@@ -129,9 +130,8 @@ def test_going_on_in_the_middle_of_a_task_gives_the_same_bits(products, quick_co
         _core.set_threads(before)
     resumed = ContinualModel.load(tmp_path / "cut", device="cpu")
     assert resumed.progress["step"] > 0 and resumed._trainer.block("m").any()
-    resumed.fit_task(second, progress=False)
-    for name in ("weights", "m", "v", *(["ema"] if config.training.ema_decay else [])):
-        assert np.array_equal(resumed._trainer.block(name), whole._trainer.block(name)), name
+    got = learn(resumed, second)
+    assert all(np.array_equal(got[name], block) for name, block in want.items()) and want["m"].any()
 
 
 @pytest.mark.skipif(not ON_HOST.exists() or os.path.exists("/dev/nvidiactl"), reason="build_cuda_on_host was not run")
@@ -165,6 +165,46 @@ def test_a_step_by_cuda_s_kernels():
         far, most = np.abs(found[0] - found[1]), np.abs(found[0]).max()  # by a bin, where rounding crosses its edge
         assert far.max() < 0.02 * most and np.mean(far > 1e-5 * (np.abs(found[0]) + 0.1 * most)) < 1e-3, name
     assert np.allclose(told["cpu"]["weights"], told["cuda"]["weights"], rtol=1e-5, atol=1e-6)
+
+
+def test_they_are_there_while_steps_run(products, quick_config):
+    """And of what moves: of a later task's weights the coordinates in its own directions, of what is frozen nothing."""
+    config = quick_config.updated({"training.steps": 2, "training.ema_decay": 0.5, "scoring.calibrate": False})
+    model, used, within, bytes_of = ContinualModel(config, device="emulated"), [], [], []
+
+    def memory() -> int:
+        return _core.device_memory("emulated")["used"]
+
+    def watch(report):
+        within.append(memory())
+        bytes_of.append(model.memory_bytes["moments"])
+
+    held = model.memory_bytes["parameters"]
+    for names in (FIRST, SECOND):
+        model.fit_task([products[name] for name in names], progress=False, callback=watch)
+        used.append(memory())
+        assert model._trainer.age == 0
+    assert bytes_of[0] == 2 * held and 0 < bytes_of[-1] < held
+    assert within[-1] - used[0] >= held + bytes_of[-1]  # with the gradients
+    assert used[0] == used[1]
+
+
+def test_what_is_shown_of_them_outlives_them(quick_config):
+    config = quick_config.updated({"training.batch_size": 1})
+    c, rng = config.denoiser(), np.random.default_rng(0)
+    params = _core.Params("cpu")
+    trainer = _core.Trainer(params, c, 1, config.optimizer(), 0)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer.step(latent, image, image)
+    shown, copy = trainer.block("m"), np.array(trainer.block("m"))
+    trainer.protect(next(name for name, shape in params.shapes().items() if len(shape) == 4), frozen=True)
+    trainer.step(latent, image, image)
+    assert trainer.block("m").size < shown.size and np.array_equal(shown, copy)  # other memory is in use now
+    trainer.reset()
+    assert np.array_equal(shown, copy) and not trainer.block("m").any()
+    shown[:] = 1
+    assert not trainer.block("m").any()
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(quick_config):

@@ -96,7 +96,7 @@ def test_a_model_says_the_same(changes):
     config = preset("tiny").updated(changes)
     model, found = ContinualModel(config), cdad.plan(config)
     here = model.memory_bytes
-    names = {"weights": "parameters", "moments": "optimizer", "gradients": "gradients", "workspace": "workspace"}
+    names = {"weights": "parameters"} | {part: part for part in ("moments", "average", "gradients", "workspace")}
     for part, name in names.items():
         assert found.memory["training"].get(part, 0) == here[name], part
     model.features  # noqa: B018 - made now

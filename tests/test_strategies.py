@@ -95,7 +95,7 @@ def test_magnitudes_are_sums_over_samples(first, objective, squares):
         assert value == expected
     assert np.count_nonzero(sums) > 0.9 * sum(np.size(first.params[n]) for n in first.params.shapes())
     assert np.allclose(sums, wanted, rtol=1e-6, atol=0)
-    assert lone.memory_bytes["optimizer"] == 0
+    assert lone.memory_bytes["moments"] == 0
     with pytest.raises(ValueError, match="takes no steps"):
         lone.step(batch["latent"], batch["image"], batch["perturbed"])
     with pytest.raises(ValueError, match="no optimizer"):

@@ -20,7 +20,7 @@ class Strategy:
     lower bound.
 
     Gradients and updates live in the core and never exist all at once there, so there are no hooks inside a step:
-    `before_task` tells the trainer what to do at each one. It can project or freeze a weight (`Trainer.protect`, `confine`), pull
+    `before_task` tells the trainer what to do at each one. It can project or freeze a weight (by `restrict`), pull
     the weights to an anchor (`penalize`), add up gradient times change (`follow`) and learn from a teacher (`teach`).
     """
 
@@ -44,6 +44,10 @@ class Strategy:
     def batches(self, new: TrainingBatches) -> TrainingBatches | MixedBatches:
         """The task's batches, given those of its `training_classes`."""
         return new
+
+    def restrict(self, model: ContinualModel, index: int) -> None:
+        """Tell the trainer what task ``index`` may move (`Trainer.protect`, `confine`): apart from `before_task`, which does it too,
+        as a checkpoint within a task has the moments of just that."""
 
     def before_task(self, model: ContinualModel, classes: Sequence[ClassData], index: int, step: int, progress: bool) -> None:
         """Task ``index`` (from 0), of ``classes``, is about to begin, or at ``step`` > 0 to go on."""

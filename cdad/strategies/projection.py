@@ -44,10 +44,15 @@ class CDAD(Strategy):
     def before_task(self, model, classes, index, step, progress):
         if index == 0:
             return
-        whole = self.moves_everywhere(model.config)
-        if step == 0 and not whole:
+        if step == 0 and not self.moves_everywhere(model.config):
             found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
             self._free = {name: np.ascontiguousarray(U[:, self._width(name) :]) for name, (U, _, _) in found.items()}
+        self.restrict(model, index)
+
+    def restrict(self, model, index):
+        if index == 0:
+            return
+        whole = self.moves_everywhere(model.config)
         for name in model.params.shapes():
             basis = self.bases.get(name)
             if basis is None or whole:
@@ -56,6 +61,8 @@ class CDAD(Strategy):
                 model._trainer.confine(name, self._free[name])
 
     def after_task(self, model, classes, progress):
+        for name in model.params.shapes():  # directions and complements are as large as bases
+            model._trainer.protect(name)
         found = model.collect_bases(classes, progress)
         checked = {name: orthonormal(U, self._width(name)) for name, (U, _, _) in found.items()}
         new = {name: U for name, (U, _) in checked.items()}

@@ -13,16 +13,14 @@ void cdad_optimizer_free(cdad_optimizer *o) {
     if (!o)
         return;
     cdad_device *device = o->params->device;
-    cdad_device_free(device, o->grads);
-    cdad_moment_free(&o->m);
-    cdad_moment_free(&o->v);
+    cdad_optimizer_reset(o);
     cdad_device_free(device, o->ema);
     for (int64_t i = 0; o->protection && i < o->params->n; i++) {
         cdad_free(o->protection[i].complement);
         cdad_device_free(device, o->protection[i].mirror);
     }
     cdad_free(o->protection);
-    cdad_device_free(device, o->scratch);
+    cdad_free(o->moving);
     if (o->squares != o->sums)
         cdad_free(o->squares);
     cdad_device_free(device, o->sums);
@@ -44,12 +42,10 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o, sizeof *o, err));
     o->config = *config;
     o->params = params;
-    if (config->clip_norm > 0)
-        CDAD_TRY_DONE(cdad_optimizer_block(o, err));
-    CDAD_TRY_DONE(cdad_moment_new(&o->m, params, config->moments, 1, err));
-    CDAD_TRY_DONE(cdad_moment_new(&o->v, params,
-                                  config->moments == CDAD_MOMENT_8BIT ? CDAD_MOMENT_8BIT : CDAD_MOMENT_FLOAT32, 0, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&o->moving, params->n * (int64_t)sizeof *o->moving, err));
+    for (int64_t i = 0; i < params->n; i++)
+        o->moving[i] = params->items[i].count;
     CDAD_TRY_DONE(cdad_device_alloc(params->device, (void **)&o->sums, params->n * (int64_t)sizeof *o->sums, err));
     o->squares = o->sums;
     if (params->device) {
@@ -67,9 +63,56 @@ done:
     return status;
 }
 
+void cdad_optimizer_reset(cdad_optimizer *o) {
+    cdad_moment_free(&o->m);
+    cdad_moment_free(&o->v);
+    cdad_shared_drop(o->gradients);
+    o->gradients = NULL;
+    o->grads = NULL;
+    cdad_device_free(o->params->device, o->scratch);
+    o->scratch = NULL;
+    o->scratch_bytes = 0;
+    o->age = 0;
+}
+
 cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err) {
-    const int64_t bytes = o->params->total * (int64_t)sizeof(float);
-    return o->grads ? CDAD_OK : cdad_device_alloc_zero(o->params->device, (void **)&o->grads, bytes, err);
+    if (o->grads)
+        return CDAD_OK;
+    CDAD_TRY(cdad_shared_new(&o->gradients, o->params->device, o->params->total * (int64_t)sizeof(float), err));
+    o->grads = cdad_shared_data(o->gradients);
+    return CDAD_OK;
+}
+
+static cdad_moment_format second_format(const cdad_optimizer *o) {
+    return o->config.moments == CDAD_MOMENT_8BIT ? CDAD_MOMENT_8BIT : CDAD_MOMENT_FLOAT32;
+}
+
+int64_t cdad_optimizer_moment_bytes(const cdad_optimizer *o) {
+    const int64_t n = o->params->n;
+    return cdad_moment_bytes(o->moving, n, o->config.moments) + cdad_moment_bytes(o->moving, n, second_format(o));
+}
+
+cdad_status cdad_optimizer_moments(cdad_optimizer *o, cdad_error *err) {
+    const cdad_moment_format formats[] = {o->config.moments, second_format(o)};
+    cdad_moment *const kept[] = {&o->m, &o->v};
+    cdad_moment made[2] = {{0}, {0}};
+    cdad_status status = CDAD_OK;
+    if (cdad_moment_fits(&o->m, o->moving))
+        return CDAD_OK;
+    for (int k = 0; k < 2; k++) {
+        CDAD_TRY_DONE(cdad_moment_new(&made[k], o->params->device, o->moving, o->params->n, formats[k], k == 0, err));
+        if (kept[k]->memory)
+            CDAD_TRY_DONE(cdad_moment_take(&made[k], kept[k], err));
+    }
+    for (int k = 0; k < 2; k++) {
+        cdad_moment_free(kept[k]);
+        *kept[k] = made[k];
+        made[k] = (cdad_moment){0};
+    }
+done:
+    cdad_moment_free(&made[0]);
+    cdad_moment_free(&made[1]);
+    return status;
 }
 
 /* A weight [O, ...] as a matrix of O rows. */
@@ -90,6 +133,11 @@ static cdad_status find(const cdad_optimizer *o, const char *param, const float 
     return CDAD_OK;
 }
 
+/* Whether AdamW works in the coordinates of a weight's free directions. */
+static int in_coordinates(const cdad_optimizer *o, int64_t i) {
+    return o->protection[i].onto && o->config.projection == CDAD_PROJECT_UPDATE;
+}
+
 /* Takes `how` over; a failure frees what it owns. */
 static cdad_status treat(cdad_optimizer *o, int64_t i, cdad_protection how, cdad_error *err) {
     cdad_device *device = o->params->device;
@@ -106,6 +154,8 @@ static cdad_status treat(cdad_optimizer *o, int64_t i, cdad_protection how, cdad
     cdad_free(o->protection[i].complement);
     cdad_device_free(device, o->protection[i].mirror);
     o->protection[i] = how;
+    const cdad_param *p = &o->params->items[i];
+    o->moving[i] = how.frozen ? 0 : in_coordinates(o, i) ? p->shape.dim[0] * how.rank : p->count;
     return CDAD_OK;
 }
 
@@ -138,13 +188,6 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
 }
 
 void cdad_optimizer_follow(cdad_optimizer *o, float *path) { o->path = path; }
-
-cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *err) {
-    CDAD_TRY(cdad_moment_zero(&o->m, err));
-    CDAD_TRY(cdad_moment_zero(&o->v, err));
-    o->age = 0;
-    return CDAD_OK;
-}
 
 /* Scratch for the projections and, after them, where gradients come one by one, for the largest of those that are projected. */
 static cdad_status plan_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *after, int64_t *bytes_out,
@@ -185,17 +228,6 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, c
     return CDAD_OK;
 }
 
-/* Whether AdamW works in the coordinates of a weight's free directions. */
-static int in_coordinates(const cdad_optimizer *o, int64_t i) {
-    return o->protection[i].onto && o->config.projection == CDAD_PROJECT_UPDATE;
-}
-
-/* Numbers that AdamW moves for parameter i. */
-static int64_t moving(const cdad_optimizer *o, int64_t i) {
-    const cdad_param *p = &o->params->items[i];
-    return in_coordinates(o, i) ? p->shape.dim[0] * o->protection[i].rank : p->count;
-}
-
 /* What AdamW takes for parameter i's gradient: itself, or in `own`, which may be its memory, the gradient projected. */
 static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *own) {
     const cdad_param *p = &o->params->items[i];
@@ -232,7 +264,7 @@ static cdad_status measure(cdad_optimizer *o, const cdad_context *ctx, int64_t i
     if (pull.importance)
         ctx->kernels->sum_squares_pulled(ctx, o->sums + i, grad, o->params->values + p->offset, p->count, &pull);
     else
-        ctx->kernels->sum_squares(ctx, o->sums + i, grad, moving(o, i));
+        ctx->kernels->sum_squares(ctx, o->sums + i, grad, o->moving[i]);
     return cdad_device_check(ctx->device, 0, err);
 }
 
@@ -258,6 +290,7 @@ static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
 /* Readies a step. */
 static cdad_status begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
     o->lr_scale = lr_scale;
+    CDAD_TRY(cdad_optimizer_moments(o, err));
     CDAD_TRY(cdad_device_zero(ctx->device, o->sums, o->params->n * (int64_t)sizeof *o->sums, err));
     return reserve_scratch(o, ctx, err);
 }
@@ -297,7 +330,7 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     if (q->frozen) {
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else if (in_coordinates(o, i)) {
-        ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, moving(o, i), &h);
+        ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, o->moving[i], &h);
         cdad_add_coordinates(ctx, w, du, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else {
@@ -311,8 +344,8 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     const cdad_param *p = &o->params->items[i];
     if (o->protection[i].frozen)
         return;
-    event->bytes += moving(o, i) * ((int64_t)sizeof(float) + 2 * cdad_moment_element(o->params, o->m.format, i) +
-                                    2 * cdad_moment_element(o->params, o->v.format, i));
+    event->bytes += o->moving[i] * ((int64_t)sizeof(float) + 2 * cdad_moment_element(o->moving[i], o->m.format) +
+                                    2 * cdad_moment_element(o->moving[i], o->v.format));
     event->bytes += p->count * 2 * (int64_t)sizeof(float);
     event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0));
     if (o->protection[i].basis)

@@ -4,6 +4,7 @@
 #define CDAD_OPTIM_ADAMW_H
 
 #include "kernels/kernels.h"
+#include "nn/params.h"
 #include "optim/moments.h"
 
 typedef enum {
@@ -22,8 +23,7 @@ typedef struct cdad_optimizer_config {
 } cdad_optimizer_config;
 
 /* How a parameter is treated. CDAD_PROJECT_UPDATE: the weight [O,d] of a layer moves by C V^T, with V [d,rank] directions and
- * C [O,rank], which take the first places of the weight's moments, AdamW's steps (as of low-rank gradients in Zhao et al. 2024,
- * GaLore). CDAD_PROJECT_GRADIENT: the gradient goes off the basis, or, where that is narrower, onto its complement. */
+ * AdamW's steps, and its moments, in C [O,rank] (as of low-rank gradients in Zhao et al. 2024, GaLore). CDAD_PROJECT_GRADIENT: the gradient goes off the basis, or, where that is narrower, onto its complement. */
 typedef struct cdad_protection {
     int frozen;
     const float *basis; /* [d,rank], row major, or NULL: what is protected, or where updates go; borrowed, `complement` or `mirror` */
@@ -33,14 +33,16 @@ typedef struct cdad_protection {
     float *mirror;      /* on a device: the basis there, owned */
 } cdad_protection;
 
-/* Blocks lie where the parameters do. */
+/* Blocks lie where the parameters do. What only steps need is there from the first one after cdad_optimizer_reset on. */
 typedef struct cdad_optimizer {
     cdad_optimizer_config config;
     const cdad_params *params;
-    cdad_moment m, v;            /* the first moment and the second */
+    cdad_moment m, v;            /* the first moment and the second: cdad_optimizer_moments */
     float *ema;                  /* a block in the layout of params->values, or NULL */
-    float *grads;                /* likewise, or NULL where gradients are used as they come: cdad_optimizer_block */
+    float *grads;                /* likewise, or NULL: cdad_optimizer_block */
+    cdad_shared *gradients;      /* what holds them */
     cdad_protection *protection; /* [params->n] */
+    int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
     float *path;                 /* the path integral, likewise, or NULL */
     void *scratch;               /* of a projection, then a gradient that is used as it comes */
@@ -70,18 +72,22 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
 /* From now on path_i -= g_i dw_i at each step, with g the loss's gradient without penalty and clipping, and dw the weight's
  * change (Zenke et al. 2017, Eq. 3); the block is borrowed, and written. NULL: no more. */
 void cdad_optimizer_follow(cdad_optimizer *o, float *path);
-/* Forgets the moments, as at the start of a task. */
-CDAD_MUST_USE cdad_status cdad_optimizer_reset(cdad_optimizer *o, cdad_error *err);
+/* Forgets the moments, as at the end of a task, and gives back all memory that only steps need. */
+void cdad_optimizer_reset(cdad_optimizer *o);
 
-/* The block that holds all gradients at once: there from the start where clipping needs their norm first, else made by
- * the first call. */
+/* The moments of what is protected now: zeros at first, and of parameters whose protection has changed how many numbers move since.
+ * Steps do it themselves. A failure leaves them as they were. */
+CDAD_MUST_USE cdad_status cdad_optimizer_moments(cdad_optimizer *o, cdad_error *err);
+/* The block that holds all gradients at once, zeros at first. */
 CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err);
 
+/* Bytes of the moments, with what is protected now. */
+int64_t cdad_optimizer_moment_bytes(const cdad_optimizer *o);
 /* Bytes of scratch that a step takes with what is protected now. */
 CDAD_MUST_USE cdad_status cdad_optimizer_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *bytes,
                                                  cdad_error *err);
 
-/* One step with learning rate config.lr * lr_scale from o->grads, which are overwritten. *grad_norm is the norm
+/* One step with learning rate config.lr * lr_scale from o->grads, which are there, and overwritten. *grad_norm is the norm
  * before clipping. A gradient that is not finite fails with its parameter's name and changes nothing. */
 CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                               double *grad_norm, cdad_error *err);

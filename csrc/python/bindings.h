@@ -14,6 +14,8 @@
 #include <numpy/arrayobject.h>
 
 #include "base/context.h"
+#include "base/memory.h"
+#include "base/shared.h"
 #include "continual/plan.h"
 #include "graph/program.h"
 #include "nn/params.h"
@@ -35,8 +37,12 @@ PyArrayObject *cdad_py_floats_any(PyObject *o, const char *what);
 cdad_shape cdad_py_shape_of(PyArrayObject *a);
 /* A new float32 array; copied from data, of the host, unless that is NULL. */
 PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data);
+/* On memory of the core's (cdad_alloc), which is taken over, as it is where this fails. */
+PyObject *cdad_py_taken_floats(const cdad_shape *shape, float *data);
 /* A new array of `type` copied from a device; `written` 0: it is read-only, as nothing would come of writing it. */
 PyObject *cdad_py_download(cdad_device *device, const cdad_shape *shape, int type, const void *data, int written);
+/* An object that is one owner of `s` as long as it lives. */
+PyObject *cdad_py_shared(cdad_shared *s);
 /* A tuple of ints or an int -> a shape. */
 int cdad_py_shape(PyObject *o, cdad_shape *shape);
 PyObject *cdad_py_shape_tuple(const cdad_shape *s); /* and back */

@@ -155,6 +155,38 @@ PyObject *cdad_py_download(cdad_device *device, const cdad_shape *shape, int typ
     return a;
 }
 
+#define SHARED "cdad.shared"
+
+static void drop_shared(PyObject *capsule) { cdad_shared_drop(PyCapsule_GetPointer(capsule, SHARED)); }
+
+PyObject *cdad_py_shared(cdad_shared *s) {
+    PyObject *capsule = PyCapsule_New(s, SHARED, drop_shared);
+    if (capsule)
+        cdad_shared_hold(s);
+    return capsule;
+}
+
+#define TAKEN "cdad.taken"
+
+static void free_taken(PyObject *capsule) { cdad_free(PyCapsule_GetPointer(capsule, TAKEN)); }
+
+PyObject *cdad_py_taken_floats(const cdad_shape *shape, float *data) {
+    npy_intp dims[CDAD_MAX_DIMS];
+    for (int i = 0; i < shape->ndim; i++)
+        dims[i] = (npy_intp)shape->dim[i];
+    PyObject *owner = PyCapsule_New(data, TAKEN, free_taken);
+    if (!owner) {
+        cdad_free(data);
+        return NULL;
+    }
+    PyObject *a = PyArray_SimpleNewFromData(shape->ndim, dims, NPY_FLOAT32, data);
+    if (!a)
+        Py_DECREF(owner);
+    else if (PyArray_SetBaseObject((PyArrayObject *)a, owner) < 0) /* which it takes over in any case */
+        Py_CLEAR(a);
+    return a;
+}
+
 PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data) {
     npy_intp dims[CDAD_MAX_DIMS];
     for (int i = 0; i < shape->ndim; i++)

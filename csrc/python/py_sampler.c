@@ -1,5 +1,4 @@
 /* Sampler: reconstructions; Collector: significant representations of a model; Recorder: features as they are. */
-#include "base/memory.h"
 #include "python/config.h"
 #include "train/collector.h"
 #include "train/recorder.h"
@@ -317,16 +316,15 @@ static int read_bases(const cdad_params *p, PyObject *dict, cdad_weight_basis *o
     return 0;
 }
 
-static PyObject *bases_dict(const cdad_params *p, const cdad_weight_basis *bases) {
+/* Takes the bases over. */
+static PyObject *bases_dict(const cdad_params *p, cdad_weight_basis *bases) {
     PyObject *dict = PyDict_New();
     for (int64_t i = 0; dict && i < p->n; i++) {
         if (!bases[i].U)
             continue;
-        npy_intp dims[2] = {(npy_intp)bases[i].d, (npy_intp)bases[i].k};
-        PyObject *U = PyArray_SimpleNew(2, dims, NPY_FLOAT32);
-        if (U && dims[1] > 0)
-            memcpy(PyArray_DATA((PyArrayObject *)U), bases[i].U,
-                   (size_t)bases[i].d * (size_t)bases[i].k * sizeof(float));
+        const cdad_shape shape = cdad_shape_make(2, bases[i].d, bases[i].k);
+        PyObject *U = cdad_py_taken_floats(&shape, bases[i].U);
+        bases[i].U = NULL;
         PyObject *item = U ? Py_BuildValue("(Ndd)", U, bases[i].energy, bases[i].capped) : NULL;
         if (!item || PyDict_SetItemString(dict, p->items[i].name, item) < 0)
             Py_CLEAR(dict);

@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "base/memory.h"
 #include "continual/stream.h"
 
 static PyObject *stream_type;
@@ -153,8 +152,7 @@ static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
     Py_XDECREF(old);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
-    PyObject *basis = cdad_py_new_floats(&shape, U);
-    cdad_free(U);
+    PyObject *basis = cdad_py_taken_floats(&shape, U);
     return basis ? Py_BuildValue("(Nd)", basis, energy) : NULL;
 }
 
@@ -175,9 +173,7 @@ static PyObject *stream_singular_values(PyObject *o, PyObject *unused) {
     PyThread_release_lock(self->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
-    PyObject *array = cdad_py_new_floats(&shape, values);
-    cdad_free(values);
-    return array;
+    return cdad_py_taken_floats(&shape, values);
 }
 
 static PyObject *stream_merge(PyObject *o, PyObject *arg) {

@@ -32,10 +32,13 @@ static cdad_status add_up(void *arg, float *grads, int64_t n, cdad_error *err) {
     const PyGILState_STATE gil = PyGILState_Ensure();
     const cdad_shape shape = cdad_shape_make(1, n);
     npy_intp length = (npy_intp)n;
-    PyObject *block = device ? cdad_py_device_array((PyObject *)self, device, &shape, grads)
-                             : PyArray_SimpleNewFromData(1, &length, NPY_FLOAT32, grads);
-    if (block && !device && PyArray_SetBaseObject((PyArrayObject *)block, Py_NewRef((PyObject *)self)) < 0)
+    PyObject *owner = cdad_py_shared(cdad_trainer_optimizer(self->trainer)->gradients); /* the callee may keep the array */
+    PyObject *block = !owner   ? NULL
+                      : device ? cdad_py_device_array(owner, device, &shape, grads)
+                               : PyArray_SimpleNewFromData(1, &length, NPY_FLOAT32, grads);
+    if (block && !device && PyArray_SetBaseObject((PyArrayObject *)block, Py_NewRef(owner)) < 0)
         Py_CLEAR(block);
+    Py_XDECREF(owner);
     PyObject *done = block ? PyObject_CallOneArg(a->all_reduce, block) : NULL;
     const int failed = !done;
     Py_XDECREF(done);
@@ -329,11 +332,10 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
     if (!opt)
         return NULL;
-    cdad_error err = {0};
     cdad_py_lock_take(self->params->workspace->lock);
-    const cdad_status status = cdad_optimizer_reset(opt, &err);
+    cdad_optimizer_reset(opt);
     PyThread_release_lock(self->params->workspace->lock);
-    return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *trainer_memory(PyObject *o, void *unused) {
@@ -341,19 +343,16 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
     const py_trainer *self = (py_trainer *)o;
     const cdad_trainer *t = self->trainer;
     const cdad_optimizer *opt = cdad_trainer_optimizer(t);
-    const cdad_params *params = self->params->params;
-    const long long block = (long long)params->total * (long long)sizeof(float);
+    const long long block = (long long)self->params->params->total * (long long)sizeof(float);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     int64_t scratch = 0;
     cdad_error err = {0};
     if (opt && cdad_optimizer_scratch(opt, &ctx, &scratch, &err) != CDAD_OK)
         return cdad_py_raise(&err);
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L}", "workspace", (long long)cdad_trainer_workspace_bytes(t), "update",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L}", "workspace", (long long)cdad_trainer_workspace_bytes(t), "update",
                          (long long)(cdad_trainer_taught_bytes(t) + scratch), "parameters", block, "gradients",
-                         opt && opt->grads ? block : 0LL, "optimizer",
-                         !opt ? 0LL
-                              : block * (opt->ema != NULL) + (long long)(cdad_moment_bytes(params, opt->m.format) +
-                                                                         cdad_moment_bytes(params, opt->v.format)));
+                         cdad_trainer_holds_gradients(t) ? block : 0LL, "moments",
+                         opt ? (long long)cdad_optimizer_moment_bytes(opt) : 0LL, "average", opt && opt->ema ? block : 0LL);
 }
 
 static PyObject *trainer_arena(PyObject *o, void *unused) {
@@ -400,10 +399,12 @@ static PyMethodDef trainer_methods[] = {
     {"confine", cdad_py_trainer_confine, METH_VARARGS,
      "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [d, k] instead of all "
      "that a basis leaves free."},
-    {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the start of a task."},
+    {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the end of a task, and gives "
+     "back the memory that only steps need; arrays that show it stay, and are no longer used."},
     {"block", cdad_py_trainer_block, METH_O,
      "block($self, name, /)\n--\n\nA writable view (of a device a read-only copy) of the 'weights', of the moments 'm' "
-     "and 'v', or of the moving average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
+     "and 'v' of what moves now (of a confined weight its coordinates, of what is frozen nothing; until reset()), or of the moving "
+     "average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
      "\"8bit\", both are uint8, each parameter's codes and blocks' largest, one after the other (csrc/optim/moments.h)."},
     {"set_block", cdad_py_trainer_set_block, METH_VARARGS,
      "set_block($self, name, values, /)\n--\n\nSets such a block; a moment from any of the three ways (float32, uint16, "
@@ -414,9 +415,10 @@ static PyGetSetDef trainer_getset[] = {
     {"n_steps", trainer_get_counter, trainer_set_counter, "Finished steps; fixes the noise of the next.", NULL},
     {"age", trainer_get_counter, trainer_set_counter, "Steps since the moments were last forgotten.", (void *)1},
     {"memory_bytes", trainer_memory, NULL,
-     "{workspace, update, parameters, gradients, optimizer}: bytes, known before a step; workspace: of the parameters', arena and "
+     "{workspace, update, parameters, gradients, moments, average}: bytes, known before a step; workspace: of the parameters', arena and "
      "kernels' scratch; update: what projections work in, and a teacher's prediction; gradients: where all are held at once; "
-     "optimizer: moments and moving average.", NULL},
+     "moments: with what is protected now. Until the first step, and after reset(), memory is taken of "
+     "parameters and average alone.", NULL},
     {"arena_bytes", trainer_arena, NULL, "Bytes of a step's activations, and of their gradients, at once.", NULL},
     {"flops", trainer_flops, NULL, "Operations of the products of a step, but for a teacher's and the projections'.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};

@@ -217,26 +217,57 @@ static int find_block(const py_trainer *self, PyObject *arg, trainer_block *b) {
 
 static const int moment_types[] = {[CDAD_MOMENT_FLOAT32] = NPY_FLOAT32, [CDAD_MOMENT_BFLOAT16] = NPY_UINT16, [CDAD_MOMENT_8BIT] = NPY_UINT8};
 
-/* Elements of an array that holds a moment. */
-static npy_intp moment_length(const py_trainer *self, cdad_moment_format format) {
-    const int64_t total = self->params->params->total;
-    return (npy_intp)(format == CDAD_MOMENT_8BIT ? cdad_moment_bytes(self->params->params, format) : total);
+/* Elements of an array that holds a block, a moment in this way. */
+static npy_intp block_length(const py_trainer *self, const trainer_block *b, cdad_moment_format format) {
+    static const int64_t element[] = {[CDAD_MOMENT_FLOAT32] = sizeof(float), [CDAD_MOMENT_BFLOAT16] = sizeof(uint16_t), [CDAD_MOMENT_8BIT] = 1};
+    const cdad_moment *m = b->moment;
+    return (npy_intp)(m ? cdad_moment_bytes(m->counts, m->n, format) / element[format] : self->params->params->total);
+}
+
+/* Where a block lies; a moment is there from now on. The lock has been taken. */
+static cdad_status reach_block(const py_trainer *self, const trainer_block *b, void **data, cdad_error *err) {
+    if (b->moment)
+        CDAD_TRY(cdad_optimizer_moments(cdad_trainer_optimizer(self->trainer), err));
+    *data = b->moment ? cdad_moment_data(b->moment) : b->floats;
+    return CDAD_OK;
+}
+
+/* An array on n elements that `memory`, or else the trainer, keeps alive; of a device, a copy. */
+static PyObject *show_block(py_trainer *self, int type, npy_intp n, void *data, cdad_shared *memory) {
+    const cdad_shape shape = cdad_shape_make(1, (int64_t)n);
+    if (cdad_py_trainer_device(self))
+        return cdad_py_download(cdad_py_trainer_device(self), &shape, type, data, 0);
+    PyObject *owner = memory ? cdad_py_shared(memory) : Py_NewRef((PyObject *)self);
+    PyObject *a = owner ? PyArray_SimpleNewFromData(1, &n, type, data) : NULL;
+    if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(owner)) < 0)
+        Py_CLEAR(a);
+    Py_XDECREF(owner);
+    return a;
 }
 
 PyObject *cdad_py_trainer_block(PyObject *o, PyObject *arg) {
-    const py_trainer *self = (py_trainer *)o;
+    py_trainer *self = (py_trainer *)o;
     trainer_block b;
+    cdad_error err = {0};
+    cdad_shared *memory = NULL;
+    void *data;
+    npy_intp n = 0;
+    cdad_moment_format format = CDAD_MOMENT_FLOAT32;
     if (find_block(self, arg, &b) < 0)
         return NULL;
-    const cdad_moment_format format = b.moment ? b.moment->format : CDAD_MOMENT_FLOAT32;
-    void *const data = b.moment ? b.moment->data : b.floats;
-    npy_intp n = moment_length(self, format);
-    const cdad_shape shape = cdad_shape_make(1, (int64_t)n);
-    if (cdad_py_trainer_device(self))
-        return cdad_py_download(cdad_py_trainer_device(self), &shape, moment_types[format], data, 0);
-    PyObject *a = PyArray_SimpleNewFromData(1, &n, moment_types[format], data);
-    if (a && PyArray_SetBaseObject((PyArrayObject *)a, Py_NewRef(o)) < 0)
-        Py_CLEAR(a);
+    cdad_py_lock_take(self->params->workspace->lock);
+    const cdad_status status = reach_block(self, &b, &data, &err);
+    if (status == CDAD_OK) {
+        if (b.moment) {
+            format = b.moment->format;
+            memory = b.moment->memory;
+            cdad_shared_hold(memory);
+        }
+        n = block_length(self, &b, format);
+    }
+    PyThread_release_lock(self->params->workspace->lock);
+    PyObject *a = status == CDAD_OK ? show_block(self, moment_types[format], n, data, memory) : cdad_py_raise(&err);
+    cdad_shared_drop(memory);
     return a;
 }
 
@@ -250,20 +281,20 @@ PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
     py_trainer *self = (py_trainer *)o;
     PyObject *name, *values;
     trainer_block b;
+    cdad_error err = {0};
+    void *data;
     if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || find_block(self, name, &b) < 0)
         return NULL;
     const cdad_moment_format format = b.moment ? format_of(values) : CDAD_MOMENT_FLOAT32;
     PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, moment_types[format], 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
     if (!a)
         return NULL;
-    cdad_error err = {0};
-    cdad_status status = CDAD_OK;
-    const npy_intp n = moment_length(self, format);
-    void *const data = b.moment ? b.moment->data : b.floats;
-    if (PyArray_SIZE(a) != n)
+    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_status status = reach_block(self, &b, &data, &err);
+    const npy_intp n = status == CDAD_OK ? block_length(self, &b, format) : 0;
+    if (status == CDAD_OK && PyArray_SIZE(a) != n)
         status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld", (long long)n,
                            (long long)PyArray_SIZE(a));
-    cdad_py_lock_take(self->params->workspace->lock);
     if (status == CDAD_OK && PyArray_DATA(a) != data)
         status = b.moment ? cdad_moment_set(b.moment, format, PyArray_DATA(a), &err)
                           : cdad_device_upload(cdad_py_trainer_device(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
@@ -271,4 +302,3 @@ PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
     Py_DECREF(a);
     return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
 }
-

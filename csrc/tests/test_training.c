@@ -153,25 +153,42 @@ static cdad_status step(model *m, const batch *b, const cdad_context *ctx, cdad_
 
 typedef struct state {
     float *weights, *m, *v, *ema;
-    int64_t step;
+    int64_t step, moving; /* floats of a moment, 0: there is none */
 } state;
+
+static float *copied(const float *from, int64_t n) {
+    float *to = floats(n);
+    memcpy(to, from, (size_t)n * sizeof *to);
+    return to;
+}
+
+static float *copied_moment(const cdad_moment *m) {
+    return m->memory ? copied(cdad_moment_data(m), m->bytes / (int64_t)sizeof(float)) : NULL;
+}
 
 /* Weights and optimiser now; freed by free_state. */
 static state save_state(const model *m) {
     const cdad_optimizer *o = cdad_trainer_optimizer(m->trainer);
-    const void *const from[] = {m->params->values, o->m.data, o->v.data, o->ema};
-    float *to[4];
-    for (int i = 0; i < 4; i++) {
-        to[i] = floats(m->params->total);
-        memcpy(to[i], from[i], (size_t)m->params->total * sizeof(float));
-    }
-    return (state){.weights = to[0], .m = to[1], .v = to[2], .ema = to[3], .step = o->step};
+    const int64_t n = m->params->total;
+    return (state){.weights = copied(m->params->values, n), .m = copied_moment(&o->m), .v = copied_moment(&o->v),
+                   .ema = copied(o->ema, n), .step = o->step, .moving = o->m.bytes / (int64_t)sizeof(float)};
+}
+
+/* Whether a moment of float32 is so many numbers, or all zero where `want` is NULL. */
+static int same_moment(const cdad_moment *m, const float *want, int64_t n) {
+    const float *const have = m->memory ? cdad_moment_data(m) : NULL;
+    if (want)
+        return have && m->bytes == n * (int64_t)sizeof *have && same(have, want, n);
+    for (int64_t i = 0; have && i < m->bytes / (int64_t)sizeof *have; i++)
+        if (have[i] != 0)
+            return 0;
+    return 1;
 }
 
 static int same_state(const model *m, const state *s) {
     const cdad_optimizer *o = cdad_trainer_optimizer(m->trainer);
     const int64_t n = m->params->total;
-    return same(m->params->values, s->weights, n) && same(o->m.data, s->m, n) && same(o->v.data, s->v, n) &&
+    return same(m->params->values, s->weights, n) && same_moment(&o->m, s->m, s->moving) && same_moment(&o->v, s->v, s->moving) &&
            same(o->ema, s->ema, n) && o->step == s->step;
 }
 
@@ -256,7 +273,7 @@ static void test_gradients_as_they_come(const cdad_denoiser_config *c, const cda
             how.clip_norm = i ? 0 : 1e30;
             CHECK_OK(new_model_by(&models[i], c, &how, ctx, err));
             cdad_optimizer *const o = cdad_trainer_optimizer(models[i].trainer);
-            CHECK((o->grads == NULL) == i, "a block of gradients");
+            CHECK(cdad_trainer_holds_gradients(models[i].trainer) == !i && !o->grads, "a block of gradients");
             if (kind == 3) {
                 if (i == 0)
                     importance = floats(models[i].params->total);
@@ -393,7 +410,7 @@ static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const
         CHECK_OK(new_model_with(&m[1], &c, &again, &how, other, err));
         EACH_ALLOCATION_FAILS(new_model_with(&m[2], &c, &parts, &how, ctx, err), !m[2].trainer && !m[2].params);
         CHECK(cdad_trainer_arena_bytes(m[1].trainer) < cdad_trainer_arena_bytes(m[0].trainer), "the memory of recomputing");
-        CHECK(!cdad_trainer_optimizer(m[1].trainer)->grads == !clips && cdad_trainer_optimizer(m[2].trainer)->grads,
+        CHECK(cdad_trainer_holds_gradients(m[1].trainer) == clips && cdad_trainer_holds_gradients(m[2].trainer),
               "a block of gradients");
         float *zero = floats(m[0].params->total);
         for (int i = 0; i < 3; i++) {
@@ -403,9 +420,10 @@ static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const
             CHECK_OK(step(&m[i], &b, i == 1 ? other : ctx, &r[i], err));
         }
         const cdad_optimizer *const o = cdad_trainer_optimizer(m[0].trainer), *const p = cdad_trainer_optimizer(m[2].trainer);
-        const float *const a = o->m.data, *const q = p->m.data;
+        const float *const a = cdad_moment_data(&o->m), *const q = cdad_moment_data(&p->m);
         double difference = 0, size = 0;
-        for (int64_t k = 0; k < m[0].params->total; k++) {
+        CHECK(o->m.bytes == p->m.bytes && !o->grads == !clips && p->grads, "moments of %lld bytes", (long long)p->m.bytes);
+        for (int64_t k = 0; k < o->m.bytes / (int64_t)sizeof *a; k++) {
             difference += fabs((double)a[k] - (double)q[k]);
             size += fabs((double)a[k]);
         }
@@ -444,6 +462,71 @@ static void test_batching(cdad_denoiser_config c, const cdad_context *ctx, const
     CHECK_FAILS(CDAD_INVALID, "cannot be added up", new_model_with(&m[0], &c, &parts, &how, ctx, err));
 }
 
+/* Moments are of what moves: of a confined weight's coordinates, of nothing that is frozen; what moves as before keeps its own. A
+ * task's end gives the memory back, and the next one begins as a new trainer does. */
+static void test_moments_of_what_moves(cdad_denoiser_config c, const cdad_context *ctx) {
+    enum { D = 8, RANK = 3 };
+    const char *const confined = "amn.encoder.layers.0.self_attn.k_proj.weight", *const frozen = "amn.encoder.layers.0.linear1.bias";
+    const float V[D * RANK] = {0, [3] = 1, [6 + 1] = 1, [12 + 2] = 1};
+    const batch b = make_batch();
+    model m, fresh;
+    cdad_step_result r, want;
+    float *most;
+    for (int clips = 0; clips < 2; clips++) {
+        cdad_optimizer_config how = adamw;
+        how.projection = CDAD_PROJECT_UPDATE;
+        how.clip_norm = clips ? 0.5 : 0;
+        CHECK_OK(new_model_by(&m, &c, &how, ctx, err));
+        cdad_optimizer *const o = cdad_trainer_optimizer(m.trainer);
+        const cdad_params *const p = m.params;
+        const int64_t whole = 2 * p->total * (int64_t)sizeof(float), k = cdad_params_find(p, confined), f = cdad_params_find(p, frozen);
+        const int64_t outputs = p->items[k].shape.dim[0], bytes = outputs * (int64_t)sizeof(float);
+        const int64_t less = cdad_align_up(bytes * D) - cdad_align_up(bytes * RANK) + cdad_align_up(p->items[f].count * (int64_t)sizeof(float));
+        CHECK(!o->m.memory && cdad_optimizer_moment_bytes(o) == whole, "before a step");
+        CHECK_OK(step(&m, &b, ctx, &r, err));
+        state before = save_state(&m);
+        CHECK(before.moving == p->total, "%lld numbers have moments", (long long)before.moving);
+        CHECK_OK(cdad_optimizer_confine(o, confined, V, RANK, err));
+        CHECK_OK(cdad_optimizer_protect(o, frozen, 1, NULL, 0, err));
+        CHECK(same_state(&m, &before), "what is protected changes moments before they are needed");
+        EACH_ALLOCATION_FAILS(cdad_optimizer_moments(o, err), same_state(&m, &before));
+        CHECK(o->m.bytes == whole / 2 - less && o->v.bytes == o->m.bytes && o->m.counts[k] == outputs * RANK && o->m.counts[f] == 0,
+              "a moment of %lld bytes", (long long)o->m.bytes);
+        float *const none = floats(outputs * RANK);
+        for (int64_t i = 0; i < p->n; i++) {
+            const float *const have = cdad_moment_of(&o->v, i, &most), *const had = before.v + p->items[i].offset;
+            CHECK(same(have, i == k ? none : had, o->v.counts[i]), "%s", p->items[i].name);
+        }
+        cdad_free(none);
+        free_state(&before);
+        before = save_state(&m);
+        CHECK_OK(step(&m, &b, ctx, &r, err));
+        CHECK(!same_state(&m, &before), "a step changes nothing");
+        free_state(&before);
+
+        cdad_shared *const kept = o->m.memory;
+        cdad_shared_hold(kept);
+        cdad_optimizer_reset(o);
+        CHECK(!o->m.memory && !o->v.memory && !o->grads && !o->scratch && o->age == 0 && o->step == 2, "after a task");
+        CHECK(isfinite(((float *)cdad_shared_data(kept))[0]), "what another owner holds");
+        cdad_shared_drop(kept);
+        CHECK_OK(cdad_optimizer_protect(o, confined, 0, NULL, 0, err));
+        CHECK_OK(cdad_optimizer_protect(o, frozen, 0, NULL, 0, err));
+        CHECK_OK(new_model_by(&fresh, &c, &how, ctx, err));
+        cdad_optimizer *const q = cdad_trainer_optimizer(fresh.trainer);
+        memcpy(fresh.params->values, p->values, (size_t)p->total * sizeof *p->values);
+        memcpy(q->ema, o->ema, (size_t)p->total * sizeof *q->ema);
+        q->step = o->step;
+        CHECK_OK(step(&m, &b, ctx, &r, err));
+        CHECK_OK(step(&fresh, &b, ctx, &want, err));
+        state after = save_state(&fresh);
+        CHECK(same_state(&m, &after) && r.loss == want.loss && r.grad_norm == want.grad_norm, "a task after another is not as one alone");
+        free_state(&after);
+        free_model(&fresh);
+        free_model(&m);
+    }
+}
+
 int cdad_test_training(void) {
     cdad_context ctx = {.kernels = cdad_kernels_select(NULL)}, other = ctx;
     CHECK_OK(cdad_pool_new(&other.pool, 3, err));
@@ -454,6 +537,7 @@ int cdad_test_training(void) {
     test_gradients_as_they_come(&c, &other);
     test_variants(c, &ctx, &other);
     test_batching(c, &ctx, &other);
+    test_moments_of_what_moves(c, &other);
     c.unet.context_dim = 0;
     c.prediction = CDAD_PREDICT_EPSILON;
     CHECK_OK(cdad_schedule_init(&c.schedule, 50, 0.00085, 0.012, 0, err));

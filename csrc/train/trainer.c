@@ -2,6 +2,7 @@
 #include "train/trainer.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "base/philox.h"
@@ -17,7 +18,8 @@ struct cdad_trainer {
     float *taught; /* what it predicts, which the step's program may not overwrite */
     float teacher_weight;
     cdad_optimizer *optimizer; /* or NULL */
-    int64_t *handed; /* as they come: the parameter of each gradient; NULL: gradients go into the optimiser's block */
+    int64_t n_handed, *handed; /* the parameter of each gradient, in the order in which they come */
+    cdad_value *written;       /* the gradients that go straight into the optimiser's block, or NULL */
     const cdad_context *ctx; /* of the step that runs */
     int64_t used;            /* gradients that it has used */
     float *sums;             /* where their magnitudes go */
@@ -40,6 +42,7 @@ void cdad_trainer_free(cdad_trainer *t) {
     cdad_graph_free(t->graph);
     cdad_optimizer_free(t->optimizer);
     cdad_free(t->handed);
+    cdad_free(t->written);
     cdad_free(t->noise);
     cdad_free(t->t);
     cdad_free(t->signal);
@@ -84,10 +87,23 @@ static float *gradient_block(const cdad_trainer *t, int64_t i) {
 /* Parts whose gradients are added up: each is its mean's share of the whole batch's. */
 static int64_t shares(const cdad_trainer *t) { return t->batching.accumulate * t->batching.shards; }
 
+int cdad_trainer_holds_gradients(const cdad_trainer *t) {
+    return t->optimizer && (t->optimizer->config.clip_norm > 0 || shares(t) > 1);
+}
+
+/* The optimiser's block of gradients, into which the program writes where nothing is added up before. */
+static cdad_status take_block(cdad_trainer *t, cdad_error *err) {
+    CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer has no room for gradients");
+    CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
+    for (int64_t i = 0; t->written && i < t->n_handed; i++)
+        CDAD_TRY(cdad_program_bind(t->program, t->written[i], gradient_block(t, t->handed[i]), err));
+    return CDAD_OK;
+}
+
 /* Samples that the graph takes. */
 static int64_t samples(const cdad_trainer *t) { return t->batching.n / t->batching.accumulate; }
 
-/* Plans the losses and the gradient of every parameter. Where clipping needs them all at once, gradients go straight
+/* Plans the losses and the gradient of every parameter. Where all are held and one part is all, gradients go straight
  * into the optimiser's block; else they are handed over one by one, to be added up or used. */
 static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *err) {
     cdad_graph *g = t->graph;
@@ -124,11 +140,12 @@ static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *er
         t->handed[i] = cdad_params_find(t->params, g->values[wanted[i]].name);
         handovers[i] = (cdad_handover){.value = grads[i], .spares = wanted[i]};
     }
-    if (t->optimizer && t->optimizer->grads && t->batching.accumulate == 1) {
+    t->n_handed = n;
+    if (cdad_trainer_holds_gradients(t) && t->batching.accumulate == 1) {
         const cdad_program_options all = {.n_external = n, .external = grads, .workspace = t->params->workspace};
         CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + losses, outputs, &all, ctx, err));
-        for (int64_t i = 0; i < n; i++)
-            CDAD_TRY_DONE(cdad_program_bind(t->program, grads[i], gradient_block(t, t->handed[i]), err));
+        CDAD_TRY_DONE(cdad_alloc((void **)&t->written, n * (int64_t)sizeof *t->written, err));
+        memcpy(t->written, grads, (size_t)n * sizeof *grads);
     } else {
         const cdad_program_options one_by_one = {.n_handovers = n, .handovers = handovers, .workspace = t->params->workspace};
         CDAD_TRY_DONE(cdad_program_new(&t->program, g, losses, outputs, &one_by_one, ctx, err));
@@ -184,8 +201,6 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
     if (optimizer)
         CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
-    if (optimizer && shares(t) > 1)
-        CDAD_TRY_DONE(cdad_optimizer_block(t->optimizer, err));
     CDAD_TRY_DONE(plan(t, ctx, err));
     *out = t;
     t = NULL;
@@ -296,8 +311,7 @@ static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, 
 cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                                    const float *perturbed, const float *context, const float *noise,
                                    const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
-    CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer has no room for gradients");
-    CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
+    CDAD_TRY(take_block(t, err));
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, keep_gradient, result, err);
 }
 
@@ -381,7 +395,8 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
     cdad_random_normal(t->noise, n * per, t->seed, noise_stream, first * per);
-    if (t->optimizer->config.clip_norm > 0 || shares(t) > 1) {
+    if (cdad_trainer_holds_gradients(t)) {
+        CDAD_TRY(take_block(t, err));
         const cdad_status ran = run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, keep_gradient, result, err);
         CDAD_TRY(add_shards(t, ctx, ran, err));
         return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
