@@ -125,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--class", dest="class_name", help="the product, if known")
     predict.add_argument("--out", help="folder for pictures")
 
+    export = command("export", _export, "Write a model for predictions alone: a smaller file, without what only learning needs.")
+    export.add_argument("model", help="a run's folder or a checkpoint")
+    export.add_argument("out", metavar="OUT", help="a file for `cdad predict`, `cdad eval` and ContinualModel.load")
+
     demo = command("demo", _demo, "Learn synthetic products, and compare CDAD with plain fine-tuning.")
     demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures")
     demo.add_argument("--quick", action="store_true", help="a minute's version that shows the plumbing only")
@@ -263,7 +267,7 @@ def _checkpoint(path: str) -> Path:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    model = ContinualModel.load(_checkpoint(arguments.model))
+    model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
     results = evaluate(model, open_dataset(arguments.data), arguments.classes or None)
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
@@ -283,7 +287,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from .data import load_images
     from .plots import overlay, shared_range
 
-    model = ContinualModel.load(_checkpoint(arguments.model))
+    model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
     size = model.config.image_size
     prediction = model.predict(arguments.images, arguments.class_name)
     writer = csv.writer(sys.stdout)
@@ -298,6 +302,12 @@ def _predict(arguments: argparse.Namespace) -> int:
             image = load_images([path], size)[0]
             picture = overlay(image, prediction.maps[i], vmin=low, vmax=high)
             Image.fromarray(picture).save(out / f"{i:04d}_{Path(path).stem}_map.png")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    ContinualModel.load(_checkpoint(arguments.model), predict_only=True).save(arguments.out)
+    print(f"{arguments.out}: {os.path.getsize(arguments.out) / 2**20:.1f} MiB")
     return 0
 
 

@@ -237,8 +237,8 @@ class ContinualModel:
         config, t, index = self.config, self.config.training, len(self.ledger)
         if index > 0 and not self.strategy.ready:
             raise CheckpointError(
-                f"the strategy {config.continual.strategy!r} keeps something of each task, and this model learned its tasks "
-                "under another one: consolidate() takes it from their images"
+                f"the strategy {config.continual.strategy!r} keeps something of each task, which this model lacks: it learned its "
+                "tasks under another one, or was loaded to predict; consolidate() takes it from their images"
             )
         trained = self.strategy.training_classes(classes)
         batches = self.strategy.batches(self._training_batches(trained, t.batch_size, config.seed + 7919 * index))
@@ -534,9 +534,12 @@ class ContinualModel:
         *,
         device: str | None = None,
         parallel: DataParallel | None = None,
+        predict_only: bool = False,
     ) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
+        ``predict_only``: without what predictions do not need, as bases, which may be larger than the weights, moments and the place
+        in a task. Such a model takes less memory, saves smaller files, and learns further after `consolidate` alone.
         CheckpointError: damaged, or of another model."""
         with Checkpoint(path) as checkpoint:
             # Checksums tell damage, not intent: what the file says is looked at like any other's.
@@ -548,7 +551,7 @@ class ContinualModel:
                     model = cls(config, device=device, parallel=parallel, _load_weights=False)
                 except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
                     raise CheckpointError(f"its configuration makes no model: {error}", path) from error
-            restore(model, checkpoint)
+            restore(model, checkpoint, predict_only=predict_only)
         return model
 
 

@@ -45,11 +45,11 @@ def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous:
     save_checkpoint(path, tensors, state, keep_previous=keep_previous)
 
 
-def restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
+def restore(model: ContinualModel, checkpoint: Checkpoint, *, predict_only: bool = False) -> None:
     """Set a new model to what a checkpoint keeps, a tensor at a time. Every tensor of the file is checked, also those that this
     model does not use. CheckpointError: damaged, or of another model."""
     try:
-        _restore(model, checkpoint)
+        _restore(model, checkpoint, predict_only)
         checkpoint.check_unread()
     except CheckpointError:
         raise
@@ -60,7 +60,7 @@ def restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
         raise CheckpointError(reason, checkpoint.path) from error
 
 
-def _restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
+def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) -> None:
     state, path = checkpoint.state, checkpoint.path
 
     def section(scope: str) -> dict[str, Piece]:
@@ -82,7 +82,7 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"the checkpoint has no context of {list(model.context.shape)}", path)
         model.context = checkpoint.read("context")
     kept = state.get("strategy", {"name": "cdad"})
-    if kept["name"] == model.config.continual.strategy:
+    if kept["name"] == model.config.continual.strategy and not predict_only:
         its = [name for name in checkpoint.tensors if not name.startswith(_OWN)]
         model.strategy.restore({name: checkpoint.read(name) for name in its}, kept)
     model.ledger, model.progress = state["ledger"], state["progress"]
@@ -92,6 +92,8 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint) -> None:
     names = [*model.classes, *model.progress.get("classes", [])]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
+    if predict_only:
+        model.progress = {}
     for name in model.classes:
         parts = {key: piece.read() for key, piece in section(f"calibration/{name}/").items()}
         model.calibrations[name] = Calibration.from_tensors(parts) if parts else None

@@ -122,7 +122,14 @@ def test_eval_and_predict(root, run_folder, tmp_path, capsys):
     capsys.readouterr()
     image = next((root / "gear" / "test").rglob("*.png"))
     assert main(["predict", str(run_folder), str(image), "--class", "gear", "--out", str(tmp_path / "maps")]) == 0
-    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    told = capsys.readouterr().out
+    exported = tmp_path / "exported.safetensors"
+    assert main(["export", str(run_folder), str(exported)]) == 0
+    assert "exported.safetensors: " in capsys.readouterr().out
+    assert exported.stat().st_size < 0.9 * (run_folder / "checkpoint.safetensors").stat().st_size
+    assert main(["predict", str(exported), str(image), "--class", "gear"]) == 0
+    assert capsys.readouterr().out == told
+    lines = list(csv.DictReader(told.splitlines()))
     assert lines[0]["image"] == str(image) and float(lines[0]["score"]) == float(lines[0]["score"])
     (picture,) = (tmp_path / "maps").iterdir()
     assert Image.open(picture).size == (64, 64)

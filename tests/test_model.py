@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bits import assert_same
 
-from cdad import ContinualModel, DataError, ImageError, TrainingError, _core
+from cdad import CheckpointError, ContinualModel, DataError, ImageError, TrainingError, _core
 from cdad.data import load_images
 
 FIRST, SECOND = ("gear", "cloth"), ("steel",)
@@ -330,6 +330,21 @@ def test_a_task_that_is_stopped_outside_of_its_steps_goes_on(first_checkpoint, p
         model.fit_task(task, progress=False)
         assert np.array_equal(model._trainer.block("weights"), whole._trainer.block("weights"))
         assert all(np.array_equal(U, model.bases[name]) for name, U in whole.bases.items())
+
+
+def test_a_model_that_was_loaded_to_predict(first, first_checkpoint, products, images, tmp_path):
+    model = ContinualModel.load(first_checkpoint, predict_only=True)
+    want, got = first.predict(images, "gear"), model.predict(images, "gear")
+    assert np.array_equal(got.maps, want.maps) and model.classes == first.classes
+    assert not model.bases and model.memory_bytes["strategy"] == 0 < first.memory_bytes["strategy"]
+    with pytest.raises(CheckpointError, match="loaded to predict; consolidate"):
+        model.fit_task([products["steel"]], progress=False)
+    model.save(tmp_path / "small.safetensors")
+    again = ContinualModel.load(tmp_path / "small.safetensors")
+    assert np.array_equal(again.predict(images, "gear").maps, want.maps)
+    again.consolidate([products[name] for name in FIRST], progress=False)
+    assert all(np.array_equal(U, again.bases[name]) for name, U in first.bases.items())
+    again.fit_task([products["steel"]], progress=False)
 
 
 def test_a_nan_in_a_batch_changes_nothing(first, products):
