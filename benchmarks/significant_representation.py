@@ -119,13 +119,15 @@ def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
     sides = {"plain": None, "cdad": OWN_SHARE} | ({} if preset == "sd15" else {"whole": 0.75, "torch": 0.25})
     columns = {d: dict(zip(sides, orthonormal_columns(d, [max(1, int((share or 0) * d)) for share in sides.values()]), strict=True))
                for d in {d for _, d in weights.values()}}  # fmt: skip
+    rows = {d: {side: np.ascontiguousarray(V.T) for side, V in sides.items()} for d, sides in columns.items()}
 
     def step(side: str) -> Callable[[], Any]:
-        for name, (_, d) in weights.items():
-            if side == "plain":
-                trainer.protect(name, None)
+        for name in params.shapes():  # as the strategy does: what has no features is frozen
+            if side == "plain" or name not in weights:
+                trainer.protect(name, frozen=side != "plain")
             else:
-                trainer.confine(name, columns[d][side])
+                trainer.confine(name, rows[weights[name][1]][side])
+        trainer.step(latent, image, image, context)  # plans for it, and takes its memory
         return lambda: trainer.step(latent, image, image, context)
 
     def torch_projection(_: str) -> Callable[[], Any]:
@@ -140,13 +142,12 @@ def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
         return run
 
     times: dict[str, list[float]] = {side: [] for side in sides}
-    for i in range(repeats + 1):
+    for _ in range(repeats):
         for side, seconds in times.items():
             run = (torch_projection if side == "torch" else step)(side)
             began = time.perf_counter()
             run()
-            if i:  # the first of each side readies what it needs
-                seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
     return {side: statistics.median(seconds) for side, seconds in times.items()}
 
 

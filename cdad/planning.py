@@ -109,6 +109,7 @@ def plan(
     for programs in (*model.autoencoder.programs, model._samplers, model.features.programs):
         programs.single  # noqa: B018 - compiled now, as a run that is not of whole batches alone does
     parts, needs, shapes = model.memory_bytes, model.workspace_needs, model.params.shapes()
+    flops = {"step": model._trainer.flops, "image": _image_flops(model)}
     streams = _streams(model, images, classes)
     bases, directions = _subspaces(model, streams, rank_share)
     held = {"weights": parts["parameters"], "average": parts["average"], "autoencoder": parts["autoencoder"]}
@@ -118,6 +119,7 @@ def plan(
     training = after | {"gradients": parts["gradients"], "workspace": max(needs["step"], needs["encode"])}
     training |= {"batches": _batches(config), "images": _encoded_arrays(config)}
     first, second = ({part: told[part] for part in ("moments", "update")} for told in (parts, model.memory_bytes))
+    second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
     scored = {"images": _prediction_arrays(model)}
     memory = {
@@ -131,7 +133,6 @@ def plan(
         memory["collecting"] |= {"bases": bases, "solving": _solving(streams)}
     else:
         del memory["collecting"]
-    flops = {"step": model._trainer.flops, "image": _image_flops(model)}
     return Plan(
         preset=config.preset,
         batch_size=config.training.batch_size,
@@ -165,12 +166,14 @@ def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, in
     widest = max(d for d, *_ in streams.values())
     memory = np.empty(widest * widest, np.float32)
     bases = directions = 0
+    for name in model.params.shapes().keys() - streams.keys():
+        model._trainer.protect(name, frozen=True)
     for name, (d, _, most, _) in streams.items():
         k, own = ranks[name], max(1, min(int(OWN_SHARE * d), most))
         if whole:
             own = d - k if c.projection == "update" else min(k, d - k)
         if own:
-            model._trainer.confine(name, memory[: d * own].reshape(d, own))
+            model._trainer.confine(name, memory[: d * own].reshape(own, d))
         bases += 4 * d * k
         if c.projection == "update" or own < k:  # else gradients go off the basis itself
             directions += 4 * d * own

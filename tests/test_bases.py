@@ -45,7 +45,8 @@ def test_bases_stay_orthonormal_over_many_tasks(learned):
 
 
 def test_confined_updates_are_adamw_in_the_directions_coordinates(quick):
-    """A first step moves each coordinate by the learning rate, but for tiny gradients, and nothing across the directions."""
+    """A first step moves each coordinate by the learning rate against its gradient, but for tiny ones, and nothing across the
+    directions."""
     config = quick.updated({"training.clip_norm": 0.0, "training.weight_decay": 0.5})
     params = _core.Params()
     trainer = _core.Trainer(params, config.denoiser(), 2, config.optimizer(), 0)
@@ -61,12 +62,17 @@ def test_confined_updates_are_adamw_in_the_directions_coordinates(quick):
         if i % 2:  # what a basis leaves free
             trainer.protect(name, basis[:, rank:])
         else:
-            trainer.confine(name, basis[:, :rank])
+            trainer.confine(name, basis[:, :rank].T)
         spans[name] = basis.astype(np.float64), rank, i % 2 == 0
     n = config.latent_size
     latent = _core.random_normal((2, n, n, config.autoencoder.latent_channels), 0, 0)
     image = _core.random_normal((2, 64, 64, 3), 0, 1)
     trainer.step(latent, image, image)
+    other = _core.Params()
+    whole = _core.Trainer(other, config.denoiser(), 2, config.optimizer(), 0)
+    for name, old in before.items():
+        other[name] = old
+    gradients = whole.gradients(latent, image, image, *trainer.drawn())[-1]
     moved = 0
     for name, old in before.items():
         dW = (params[name].astype(np.float64) - old).reshape(len(old), -1)
@@ -82,6 +88,9 @@ def test_confined_updates_are_adamw_in_the_directions_coordinates(quick):
         assert np.linalg.norm(inside, axis=1).max() <= config.training.lr * 1.001 * np.sqrt(rank) + rounding
         if confined:
             assert np.abs(inside).max() <= config.training.lr * 1.001 + rounding
+            along = gradients[name].reshape(len(old), -1).astype(np.float64) @ basis[:, :rank]
+            large = np.abs(along) > 1e-3 * np.abs(along).max()
+            assert np.array_equal(np.sign(inside[large]), -np.sign(along[large])), name
             moved += np.median(np.abs(inside)) > 0.9 * config.training.lr
     assert moved > len(spans) / 10
 

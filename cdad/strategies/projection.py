@@ -28,7 +28,7 @@ class CDAD(Strategy):
         super().__init__(config)
         self.bases: dict[str, np.ndarray] = {}
         self._narrow: dict[str, np.ndarray] = {}  # what checkpoints hold where that is not the bases themselves
-        self._free: dict[str, np.ndarray] = {}  # within a task: the directions that are its own
+        self._free: dict[str, np.ndarray] = {}  # within a task: the directions [k, d] that are its own
 
     @property
     def ready(self) -> bool:
@@ -46,7 +46,7 @@ class CDAD(Strategy):
             return
         if step == 0 and not self.moves_everywhere(model.config):
             found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
-            self._free = {name: np.ascontiguousarray(U[:, self._width(name) :]) for name, (U, _, _) in found.items()}
+            self._free = {name: np.ascontiguousarray(U[:, self._width(name) :].T) for name, (U, _, _) in found.items()}
         self.restrict(model, index)
 
     def restrict(self, model, index):
@@ -74,7 +74,7 @@ class CDAD(Strategy):
             "orthonormality_error": max(error for _, error in checked.values()),
         }
         if self._free:
-            report["free_share"] = float(np.mean([V.shape[1] / V.shape[0] for V in self._free.values()]))
+            report["free_share"] = float(np.mean([V.shape[0] / V.shape[1] for V in self._free.values()]))
             self._free = {}
         if self.config.max_rank_share < 1:
             capped = [share for _, _, share in found.values()]

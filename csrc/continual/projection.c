@@ -28,27 +28,28 @@ static void *after_inside(void *scratch, int64_t O, int64_t k) {
     return (char *)scratch + cdad_align_up(O * k * (int64_t)sizeof(float));
 }
 
-void cdad_project(const cdad_context *ctx, float *dW, int64_t O, const float *U, int64_t d, int64_t k,
+static cdad_mat turned(cdad_mat U) { return (cdad_mat){.data = U.data, .rs = U.cs, .cs = U.rs}; }
+
+void cdad_project(const cdad_context *ctx, float *dW, int64_t O, cdad_mat U, int64_t d, int64_t k,
                   cdad_projection_side side, void *scratch) {
     const int off = side == CDAD_PROJECT_OFF;
     float *inside = scratch; /* [O,k] */
-    const cdad_mat basis = {.data = U, .rs = k, .cs = 1}, basis_t = {.data = U, .rs = 1, .cs = k};
-    product(ctx, inside, dW, basis, O, k, d, 0, after_inside(scratch, O, k));
+    product(ctx, inside, dW, U, O, k, d, 0, after_inside(scratch, O, k));
     if (off)
         ctx->kernels->affine(ctx, inside, inside, O * k, -1, 0);
-    product(ctx, dW, inside, basis_t, O, d, k, off, after_inside(scratch, O, k));
+    product(ctx, dW, inside, turned(U), O, d, k, off, after_inside(scratch, O, k));
 }
 
-void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, const float *V, int64_t d, int64_t k,
+void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, cdad_mat U, int64_t d, int64_t k,
                       void *scratch) {
     float *out = C == G ? scratch : C;
-    product(ctx, out, G, (cdad_mat){.data = V, .rs = k, .cs = 1}, O, k, d, 0, after_inside(scratch, O, k));
+    product(ctx, out, G, U, O, k, d, 0, after_inside(scratch, O, k));
     const cdad_runs all = cdad_columns(1, O * k, 0, 0);
     if (C == G)
         ctx->kernels->copy_runs(ctx, C, out, &all);
 }
 
-void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, const float *V, int64_t d,
-                          int64_t k, void *scratch) {
-    product(ctx, W, C, (cdad_mat){.data = V, .rs = 1, .cs = k}, O, d, k, 1, after_inside(scratch, O, k));
+void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, cdad_mat U, int64_t d, int64_t k,
+                          void *scratch) {
+    product(ctx, W, C, turned(U), O, d, k, 1, after_inside(scratch, O, k));
 }

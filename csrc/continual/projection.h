@@ -13,18 +13,18 @@ typedef enum {
     CDAD_PROJECT_ONTO /* (dW U) U^T: what lies in the span stays */
 } cdad_projection_side;
 
-/* Projects dW [O,d] in place; U [d,k] orthonormal, row major. A row of dW holds an output's weights, so features x
+/* Projects dW [O,d] in place; U [d,k], of any strides, orthonormal. A row of dW holds an output's weights, so features x
  * in the span that is taken away see dW x = 0: what is left inside is rounding, measured 1e-7 to 3e-7 of the norm
  * that dW came with. A second pass would relate that to the norm of the result, but adding the update to float32
  * weights rounds it by more than either. */
-void cdad_project(const cdad_context *ctx, float *dW, int64_t O, const float *U, int64_t d, int64_t k,
+void cdad_project(const cdad_context *ctx, float *dW, int64_t O, cdad_mat U, int64_t d, int64_t k,
                   cdad_projection_side side, void *scratch);
 
-/* Coordinates C [O,k] = G V of a gradient G [O,d] in orthonormal directions V [d,k], row major; C may be G's memory, whose
- * first O*k elements they then take. And the way back, W [O,d] += C V^T. */
-void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, const float *V, int64_t d, int64_t k,
+/* Coordinates C [O,k] = G U of a gradient G [O,d] in such directions U; C may be G's memory, whose first O*k elements they then
+ * take. And the way back, W [O,d] += C U^T. */
+void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, cdad_mat U, int64_t d, int64_t k,
                       void *scratch);
-void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, const float *V, int64_t d,
-                          int64_t k, void *scratch);
+void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, cdad_mat U, int64_t d, int64_t k,
+                          void *scratch);
 
 #endif

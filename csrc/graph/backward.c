@@ -15,13 +15,14 @@ typedef struct walk {
     unsigned char *needed; /* on a path from a wanted value */
     cdad_value *grad_of;   /* or CDAD_NONE */
     cdad_value *shown;     /* what gradient rules read: the value itself, or that of its block's copy */
+    cdad_value *along;     /* of a weight whose gradient is made in coordinates, the directions, or CDAD_NONE */
 } walk;
 
 /* Adds `contribution` to the gradient of `v`. */
 static cdad_status accumulate(const walk *w, cdad_value v, cdad_value contribution, cdad_error *err) {
     cdad_graph *g = w->g;
     char a[CDAD_SHAPE_TEXT], b[CDAD_SHAPE_TEXT];
-    CDAD_FAIL_IF(!cdad_shape_equal(cdad_graph_shape(g, v), cdad_graph_shape(g, contribution)), err, CDAD_SHAPE,
+    CDAD_FAIL_IF(w->along[v] == CDAD_NONE && !cdad_shape_equal(cdad_graph_shape(g, v), cdad_graph_shape(g, contribution)), err, CDAD_SHAPE,
                  "a gradient of shape %s for a value of shape %s",
                  cdad_shape_text(cdad_graph_shape(g, contribution), a), cdad_shape_text(cdad_graph_shape(g, v), b));
     if (w->grad_of[v] == CDAD_NONE) {
@@ -43,6 +44,40 @@ static cdad_node shown_node(const walk *w, const cdad_node *node) {
     return copy;
 }
 
+/* The attribute of that name, or 0 where the op has none. */
+static double attr_named(const cdad_node *node, const char *name) {
+    for (int i = 0; node->op->attrs && node->op->attrs[i].name; i++)
+        if (strcmp(node->op->attrs[i].name, name) == 0)
+            return node->op->attrs[i].type == CDAD_ATTR_INT ? (double)node->attr[i].i : node->attr[i].f;
+    return 0.0;
+}
+
+/* dC of a linear op's weight, which moves by C V: with its output z for V, dC = dy^T z. */
+static cdad_status in_coordinates(cdad_graph *g, const cdad_node *node, cdad_value dy, cdad_value V, cdad_value *dC, cdad_error *err) {
+    cdad_value z;
+    CDAD_TRY(cdad_graph_add(g, node->op, 2, (cdad_value[]){node->in[0], V}, node->attr, &z, err));
+    return cdad_node_add(g, cdad_op_find("linear_grad_weight"), 2, (cdad_value[]){dy, z}, dC, err, "precision",
+                         attr_named(node, "precision"), NULL);
+}
+
+/* Whether a weight's gradient is to be made in coordinates of V: counts operations of both ways. */
+static int is_worth_it(const cdad_graph *g, cdad_value weight, cdad_value V) {
+    const cdad_node *reader = NULL;
+    for (int64_t k = 0; k < g->n_nodes; k++)
+        for (int i = 0; i < g->nodes[k].n_in; i++)
+            if (g->nodes[k].in[i] == weight) {
+                if (reader || i != 1 || !(g->nodes[k].op->flags & CDAD_OP_LINEAR))
+                    return 0;
+                reader = &g->nodes[k];
+            }
+    if (!reader)
+        return 0;
+    const cdad_shape *w = cdad_graph_shape(g, weight), *y = cdad_graph_shape(g, reader->out[0]);
+    const double O = (double)w->dim[0], d = (double)cdad_shape_span(w, 1, w->ndim), k = (double)cdad_graph_shape(g, V)->dim[0];
+    const double N = (double)cdad_shape_span(y, 0, y->ndim - 1);
+    return k < d && N * k * (d + O) < O * d * (N + k);
+}
+
 /* The gradient of one node's outputs becomes that of its inputs. */
 static cdad_status visit(const walk *w, int64_t node_index, cdad_error *err) {
     cdad_graph *g = w->g;
@@ -50,6 +85,7 @@ static cdad_status visit(const walk *w, int64_t node_index, cdad_error *err) {
     const cdad_node shown = shown_node(w, &node);
     cdad_value dout[CDAD_MAX_OUTPUTS], din[CDAD_MAX_INPUTS];
     unsigned char want[CDAD_MAX_INPUTS] = {0};
+    cdad_value along = CDAD_NONE;
     int any_out = 0, any_in = 0;
     for (int j = 0; j < node.op->n_out; j++) {
         dout[j] = w->grad_of[node.out[j]];
@@ -63,8 +99,16 @@ static cdad_status visit(const walk *w, int64_t node_index, cdad_error *err) {
     if (!any_out || !any_in || (node.op->flags & CDAD_OP_STOP))
         return CDAD_OK;
     CDAD_FAIL_IF(node.op->flags & CDAD_OP_NO_GRAD, err, CDAD_INVALID, "%s has no gradient", node.op->name);
+    if (node.op->flags & CDAD_OP_LINEAR)
+        along = w->along[node.in[1]];
+    if (along != CDAD_NONE)
+        want[1] = 0;
     if (node.op->grad(g, &shown, dout, want, din, err) != CDAD_OK)
         return cdad_fail_in(err, node.op->name);
+    if (along != CDAD_NONE) {
+        CDAD_TRY(in_coordinates(g, &shown, dout[0], along, &din[1], err));
+        want[1] = 1;
+    }
     for (int i = 0; i < node.n_in; i++)
         if (want[i] && din[i] != CDAD_NONE)
             CDAD_TRY(accumulate(w, node.in[i], din[i], err));
@@ -89,6 +133,11 @@ static cdad_status copy_block(const walk *w, int64_t last, cdad_error *err) {
 
 cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted, int recompute,
                                 cdad_value *grads, cdad_error *err) {
+    return cdad_graph_backward_along(g, loss, n_wanted, wanted, NULL, recompute, grads, err);
+}
+
+cdad_status cdad_graph_backward_along(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted,
+                                      const cdad_value *along, int recompute, cdad_value *grads, cdad_error *err) {
     CDAD_FAIL_IF(loss < 0 || loss >= g->n_values, err, CDAD_INVALID, "the loss is no value of this graph");
     char text[CDAD_SHAPE_TEXT];
     CDAD_FAIL_IF(cdad_shape_count(cdad_graph_shape(g, loss)) != 1, err, CDAD_SHAPE,
@@ -99,8 +148,9 @@ cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&w.needed, n_values, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&w.grad_of, n_values * (int64_t)sizeof *w.grad_of, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&w.shown, n_values * (int64_t)sizeof *w.shown, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&w.along, n_values * (int64_t)sizeof *w.along, err));
     for (int64_t v = 0; v < n_values; v++) {
-        w.grad_of[v] = CDAD_NONE;
+        w.grad_of[v] = w.along[v] = CDAD_NONE;
         w.shown[v] = (cdad_value)v;
     }
     for (int64_t i = 0; i < n_wanted; i++) {
@@ -109,6 +159,8 @@ cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted
             goto done;
         }
         w.needed[wanted[i]] = 1;
+        if (along && along[i] != CDAD_NONE && is_worth_it(g, wanted[i], along[i]))
+            w.along[wanted[i]] = along[i];
     }
     for (int64_t k = 0; k < n_nodes; k++) {
         const cdad_node *node = &g->nodes[k];
@@ -133,5 +185,6 @@ done:
     cdad_free(w.needed);
     cdad_free(w.grad_of);
     cdad_free(w.shown);
+    cdad_free(w.along);
     return status;
 }

@@ -79,4 +79,10 @@ void cdad_attr_defaults(const cdad_op *op, cdad_attr *attrs);
 CDAD_MUST_USE cdad_status cdad_graph_backward(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted,
                                               int recompute, cdad_value *grads, cdad_error *err);
 
+/* The same with directions along[i], V [k,...] for a weight [O,...] that moves by C V with C [O,k], or CDAD_NONE: where k is less than
+ * the product of the other dimensions, one linear op alone reads the weight, and it takes fewer operations, grads[i] is [O,k], the gradient's coordinates d loss / d C, made from the
+ * op's output for V instead of the weight: as many numbers as are wanted, and no product of the weight's size. */
+CDAD_MUST_USE cdad_status cdad_graph_backward_along(cdad_graph *g, cdad_value loss, int64_t n_wanted, const cdad_value *wanted,
+                                                    const cdad_value *along, int recompute, cdad_value *grads, cdad_error *err);
+
 #endif

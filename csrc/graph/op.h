@@ -67,7 +67,8 @@ enum {
     CDAD_OP_VIEW = 4,     /* output 0 has the same elements as input 0, and shares its memory if it can */
     CDAD_OP_STOP = 8,     /* gradients end here by intent */
     CDAD_OP_EPILOGUE = 16, /* takes over a following sum and activation (graph/fuse.h): cdad_call.sum and .act */
-    CDAD_OP_WAITS = 32     /* its kernel waits for the device: it cannot be recorded */
+    CDAD_OP_WAITS = 32,    /* its kernel waits for the device: it cannot be recorded */
+    CDAD_OP_LINEAR = 64    /* output 0 is linear in input 1, a weight [O,...], whose row o gives its last dimension's element o */
 };
 
 typedef struct cdad_op {

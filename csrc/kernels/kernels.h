@@ -39,6 +39,16 @@ typedef struct cdad_mat {
     const cdad_unfold *unfold; /* NULL for a plain matrix */
 } cdad_mat;
 
+/* A dense matrix with rows of `width` floats, and its transpose. */
+static inline cdad_mat cdad_mat_rows(const float *data, int64_t width) {
+    const cdad_mat rows = {data, width, 1, NULL};
+    return rows;
+}
+static inline cdad_mat cdad_mat_transposed(const float *data, int64_t width) {
+    const cdad_mat turned = {data, 1, width, NULL};
+    return turned;
+}
+
 /* Where pixels are written: the channels of pixel (n, p, q) begin at data[n*image + p*row + q*pixel]. */
 typedef struct cdad_pixels {
     float *data;

@@ -72,12 +72,4 @@ static inline cdad_epilogue cdad_call_epilogue(const cdad_call *call, const floa
                            .precision = (cdad_precision)precision};
 }
 
-/* A dense matrix with rows of `width` floats, and its transpose. */
-static inline cdad_mat cdad_mat_rows(const float *data, int64_t width) {
-    return (cdad_mat){.data = data, .rs = width, .cs = 1};
-}
-static inline cdad_mat cdad_mat_transposed(const float *data, int64_t width) {
-    return (cdad_mat){.data = data, .rs = 1, .cs = width};
-}
-
 #endif

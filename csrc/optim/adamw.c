@@ -159,6 +159,20 @@ static cdad_status treat(cdad_optimizer *o, int64_t i, cdad_protection how, cdad
     return CDAD_OK;
 }
 
+/* *rows [d-k,d]: the complement of U [d,k], a direction a row. */
+static cdad_status complement_rows(const float *U, int64_t d, int64_t k, float **rows, cdad_error *err) {
+    const int64_t n = d - k;
+    float *Q;
+    *rows = NULL;
+    CDAD_TRY(cdad_basis_complement(U, d, k, &Q, err));
+    const cdad_status status = cdad_alloc((void **)rows, n * d * (int64_t)sizeof **rows, err);
+    for (int64_t i = 0; status == CDAD_OK && i < n; i++)
+        for (int64_t j = 0; j < d; j++)
+            (*rows)[i * d + j] = Q[j * n + i];
+    cdad_free(Q);
+    return status;
+}
+
 cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U, int64_t rank,
                                    cdad_error *err) {
     int64_t i;
@@ -168,7 +182,7 @@ cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int fro
     if (U && rank == d) {
         how = (cdad_protection){.frozen = 1};
     } else if (U && rank > 0 && (o->config.projection == CDAD_PROJECT_UPDATE || rank > d - rank)) {
-        CDAD_TRY(cdad_basis_complement(U, d, rank, &how.complement, err));
+        CDAD_TRY(complement_rows(U, d, rank, &how.complement, err));
         how.basis = how.complement;
         how.rank = d - rank;
         how.onto = 1;
@@ -228,20 +242,32 @@ static cdad_status reserve_scratch(cdad_optimizer *o, const cdad_context *ctx, c
     return CDAD_OK;
 }
 
+/* The directions of a protection as a matrix [d,rank]. */
+static cdad_mat span_of(const cdad_protection *q, int64_t d) {
+    return q->onto ? cdad_mat_transposed(q->basis, d) : cdad_mat_rows(q->basis, q->rank);
+}
+
+const float *cdad_optimizer_directions(const cdad_optimizer *o, int64_t i, int64_t *rank) {
+    const cdad_protection *q = &o->protection[i];
+    const int there = !q->frozen && in_coordinates(o, i);
+    *rank = there ? q->rank : 0;
+    return there ? q->basis : NULL;
+}
+
 /* What AdamW takes for parameter i's gradient: itself, or in `own`, which may be its memory, the gradient projected. */
 static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *own) {
     const cdad_param *p = &o->params->items[i];
     const cdad_protection *q = &o->protection[i];
-    if (!q->basis || q->rank == 0)
+    if (!q->basis || q->rank == 0 || (o->given && o->given[i]))
         return grad;
     if (in_coordinates(o, i)) {
-        cdad_coordinates(ctx, own, grad, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
+        cdad_coordinates(ctx, own, grad, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
         return own;
     }
     const cdad_runs all = cdad_columns(1, p->count, 0, 0);
     if (own != grad)
         ctx->kernels->copy_runs(ctx, own, grad, &all);
-    cdad_project(ctx, own, p->shape.dim[0], q->basis, row_width(p), q->rank, q->onto ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF,
+    cdad_project(ctx, own, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, q->onto ? CDAD_PROJECT_ONTO : CDAD_PROJECT_OFF,
                  o->scratch);
     return own;
 }
@@ -331,7 +357,7 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else if (in_coordinates(o, i)) {
         ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, o->moving[i], &h);
-        cdad_add_coordinates(ctx, w, du, p->shape.dim[0], q->basis, row_width(p), q->rank, o->scratch);
+        cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
     } else {
         ctx->kernels->adamw(ctx, w, m, v, e, NULL, grad, p->count, &h);
@@ -349,7 +375,7 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     event->bytes += p->count * 2 * (int64_t)sizeof(float);
     event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0));
     if (o->protection[i].basis)
-        event->flops += 4.0 * (double)p->count * (double)o->protection[i].rank;
+        event->flops += (o->given && o->given[i] ? 2.0 : 4.0) * (double)p->count * (double)o->protection[i].rank;
 }
 
 cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {

@@ -22,11 +22,12 @@ typedef struct cdad_optimizer_config {
                                  * half */
 } cdad_optimizer_config;
 
-/* How a parameter is treated. CDAD_PROJECT_UPDATE: the weight [O,d] of a layer moves by C V^T, with V [d,rank] directions and
+/* How a parameter is treated. CDAD_PROJECT_UPDATE: the weight [O,d] of a layer moves by C V, with V [rank,d] directions and
  * AdamW's steps, and its moments, in C [O,rank] (as of low-rank gradients in Zhao et al. 2024, GaLore). CDAD_PROJECT_GRADIENT: the gradient goes off the basis, or, where that is narrower, onto its complement. */
 typedef struct cdad_protection {
     int frozen;
-    const float *basis; /* [d,rank], row major, or NULL: what is protected, or where updates go; borrowed, `complement` or `mirror` */
+    const float *basis; /* [d,rank], or `onto` [rank,d], row major, or NULL: what is protected, or where updates go; borrowed,
+                         * `complement` or `mirror` */
     int64_t rank;
     int onto;           /* updates go onto the span, not off it */
     float *complement;  /* owned, or NULL */
@@ -43,6 +44,7 @@ typedef struct cdad_optimizer {
     cdad_shared *gradients;      /* what holds them */
     cdad_protection *protection; /* [params->n] */
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
+    const unsigned char *given;  /* [params->n] whose gradients come as such coordinates, or NULL: none; borrowed */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
     float *path;                 /* the path integral, likewise, or NULL */
     void *scratch;               /* of a projection, then a gradient that is used as it comes */
@@ -62,7 +64,7 @@ void cdad_optimizer_free(cdad_optimizer *o); /* NULL is allowed */
  * use. A failure leaves the parameter's protection as it was. */
 CDAD_MUST_USE cdad_status cdad_optimizer_protect(cdad_optimizer *o, const char *param, int frozen, const float *U,
                                                  int64_t rank, cdad_error *err);
-/* Updates of a weight go onto directions V [d,rank], as above: instead of all that a basis leaves free. */
+/* Updates of a weight go onto directions V [rank,d], as above: instead of all that a basis leaves free. */
 CDAD_MUST_USE cdad_status cdad_optimizer_confine(cdad_optimizer *o, const char *param, const float *V, int64_t rank,
                                                  cdad_error *err);
 /* From now on each step adds the gradient of strength/2 * sum_i importance_i (w_i - anchor_i)^2 to the loss's, before
@@ -81,6 +83,8 @@ CDAD_MUST_USE cdad_status cdad_optimizer_moments(cdad_optimizer *o, cdad_error *
 /* The block that holds all gradients at once, zeros at first. */
 CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err);
 
+/* The directions [*rank,d] in whose coordinates AdamW works for parameter i, where the parameters lie, or NULL: in none. */
+const float *cdad_optimizer_directions(const cdad_optimizer *o, int64_t i, int64_t *rank);
 /* Bytes of the moments, with what is protected now. */
 int64_t cdad_optimizer_moment_bytes(const cdad_optimizer *o);
 /* Bytes of scratch that a step takes with what is protected now. */
@@ -96,7 +100,7 @@ CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_cont
  * factor is known only when all are there. Nothing is allocated between begin and end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                                cdad_error *err);
-/* Parameter i; the gradient is only read. One that is not finite leaves the parameter as it was, and fails with its name: here,
+/* Parameter i; the gradient is only read, of what is frozen not at all. One that is not finite leaves the parameter as it was, and fails with its name: here,
  * or, on a device, at the end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
                                              cdad_error *err);

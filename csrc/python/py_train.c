@@ -338,9 +338,23 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     return Py_NewRef(Py_None);
 }
 
+/* Plans a step of what moves now; 0, or -1 with an exception. */
+static int prepare(const py_trainer *self) {
+    const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
+    cdad_error err = {0};
+    cdad_py_lock_take(self->params->workspace->lock);
+    const cdad_status status = cdad_trainer_prepare(self->trainer, &ctx, &err);
+    PyThread_release_lock(self->params->workspace->lock);
+    if (status != CDAD_OK)
+        cdad_py_raise(&err);
+    return status == CDAD_OK ? 0 : -1;
+}
+
 static PyObject *trainer_memory(PyObject *o, void *unused) {
     (void)unused;
     const py_trainer *self = (py_trainer *)o;
+    if (prepare(self) < 0)
+        return NULL;
     const cdad_trainer *t = self->trainer;
     const cdad_optimizer *opt = cdad_trainer_optimizer(t);
     const long long block = (long long)self->params->params->total * (long long)sizeof(float);
@@ -357,12 +371,12 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
 
 static PyObject *trainer_arena(PyObject *o, void *unused) {
     (void)unused;
-    return PyLong_FromLongLong((long long)cdad_trainer_arena_bytes(((py_trainer *)o)->trainer));
+    return prepare((py_trainer *)o) < 0 ? NULL : PyLong_FromLongLong((long long)cdad_trainer_arena_bytes(((py_trainer *)o)->trainer));
 }
 
 static PyObject *trainer_flops(PyObject *o, void *unused) {
     (void)unused;
-    return PyFloat_FromDouble(cdad_trainer_flops(((py_trainer *)o)->trainer));
+    return prepare((py_trainer *)o) < 0 ? NULL : PyFloat_FromDouble(cdad_trainer_flops(((py_trainer *)o)->trainer));
 }
 
 static PyMethodDef trainer_methods[] = {
@@ -397,7 +411,7 @@ static PyMethodDef trainer_methods[] = {
      "protect($self, param, basis=None, frozen=False)\n--\n\nProtects a weight's old features by their orthonormal "
      "basis [d, rank], or freezes the parameter, or (neither) frees it."},
     {"confine", cdad_py_trainer_confine, METH_VARARGS,
-     "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [d, k] instead of all "
+     "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [k, d] instead of all "
      "that a basis leaves free."},
     {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the end of a task, and gives "
      "back the memory that only steps need; arrays that show it stay, and are no longer used."},

@@ -133,16 +133,16 @@ PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
     return kept ? Py_NewRef(Py_None) : NULL;
 }
 
-/* Orthonormal directions of a parameter's rows, float32 [d,k]; NULL with an exception. */
-static PyArrayObject *directions_of(const py_trainer *self, const char *name, PyObject *o) {
+/* Orthonormal directions of a parameter's rows, float32 [d,k], or [k,d] where each is a row; NULL with an exception. */
+static PyArrayObject *directions_of(const py_trainer *self, const char *name, PyObject *o, int rows) {
     const cdad_params *p = self->params->params;
     const int64_t i = cdad_params_find(p, name);
     if (i < 0)
         return (PyArrayObject *)PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
     PyArrayObject *U = cdad_py_floats_any(o, name);
-    if (U && (PyArray_NDIM(U) != 2 || PyArray_DIM(U, 0) != p->items[i].count / p->items[i].shape.dim[0])) {
-        PyErr_Format(PyExc_ValueError, "the basis of %s is [%lld, rank]", name,
-                     (long long)(p->items[i].count / p->items[i].shape.dim[0]));
+    const long long d = (long long)(p->items[i].count / p->items[i].shape.dim[0]);
+    if (U && (PyArray_NDIM(U) != 2 || PyArray_DIM(U, rows) != d)) {
+        PyErr_Format(PyExc_ValueError, rows ? "the directions of %s are [rank, %lld]" : "the basis of %s is [%lld, rank]", name, d);
         Py_CLEAR(U);
     }
     return U;
@@ -151,7 +151,7 @@ static PyArrayObject *directions_of(const py_trainer *self, const char *name, Py
 /* What protect and confine do with directions, NULL or taken over, which live on as long as the optimiser uses them. */
 static PyObject *treat(py_trainer *self, const char *name, PyArrayObject *U, int confine, int frozen) {
     cdad_optimizer *const opt = cdad_trainer_optimizer(self->trainer);
-    const int64_t rank = U ? PyArray_DIM(U, 1) : 0;
+    const int64_t rank = U ? PyArray_DIM(U, !confine) : 0;
     cdad_error err = {0};
     cdad_status status;
     cdad_py_lock_take(self->params->workspace->lock);
@@ -180,7 +180,7 @@ PyObject *cdad_py_trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|Op:protect", names, &name, &basis, &frozen) ||
         !cdad_py_trainer_optimizer(self))
         return NULL;
-    PyArrayObject *U = basis == Py_None ? NULL : directions_of(self, name, basis);
+    PyArrayObject *U = basis == Py_None ? NULL : directions_of(self, name, basis, 0);
     return basis != Py_None && !U ? NULL : treat(self, name, U, 0, frozen);
 }
 
@@ -190,7 +190,7 @@ PyObject *cdad_py_trainer_confine(PyObject *o, PyObject *args) {
     PyObject *directions;
     if (!PyArg_ParseTuple(args, "sO:confine", &name, &directions) || !cdad_py_trainer_optimizer(self))
         return NULL;
-    PyArrayObject *V = directions_of(self, name, directions);
+    PyArrayObject *V = directions_of(self, name, directions, 1);
     return V ? treat(self, name, V, 1, 0) : NULL;
 }
 

@@ -22,6 +22,7 @@ int cdad_test_leading(void);
 int cdad_test_gram(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
+int cdad_test_coordinates(void);
 int cdad_test_moments(void);
 int cdad_test_devices(void);
 int cdad_test_training(void);
@@ -45,6 +46,7 @@ static const struct {
     {"leading", cdad_test_leading},
     {"places", cdad_test_places},
     {"graph", cdad_test_graph},
+    {"coordinates", cdad_test_coordinates},
     {"moments", cdad_test_moments},
     {"devices", cdad_test_devices},
     {"training", cdad_test_training},

@@ -20,19 +20,19 @@ static void check_complement(const cdad_context *ctx, const float *U, int64_t d,
     CHECK_OK(cdad_alloc(&scratch, bytes, err));
     CHECK_OK(cdad_alloc((void **)&onto, O * d * (int64_t)sizeof *onto, err));
     memcpy(onto, dW, (size_t)(O * d) * sizeof *onto);
-    cdad_project(ctx, onto, O, Q, d, d - k, CDAD_PROJECT_ONTO, scratch);
+    cdad_project(ctx, onto, O, cdad_mat_rows(Q, d - k), d, d - k, CDAD_PROJECT_ONTO, scratch);
     for (int64_t i = 0; i < O * d; i++)
         CHECK(fabsf(onto[i] - off[i]) < 3e-6f, "rank %" PRId64 ", element %" PRId64 ": %g, off the basis %g", k, i,
               (double)onto[i], (double)off[i]);
     /* The same by coordinates, in memory of their own and in the gradient's, added to other values. */
     float *C = floats(O * d), *in_place = floats(O * d), *W = floats(O * d);
     memcpy(in_place, dW, (size_t)(O * d) * sizeof *dW);
-    cdad_coordinates(ctx, C, dW, O, Q, d, d - k, scratch);
-    cdad_coordinates(ctx, in_place, in_place, O, Q, d, d - k, scratch);
+    cdad_coordinates(ctx, C, dW, O, cdad_mat_rows(Q, d - k), d, d - k, scratch);
+    cdad_coordinates(ctx, in_place, in_place, O, cdad_mat_rows(Q, d - k), d, d - k, scratch);
     CHECK(!memcmp(C, in_place, (size_t)(O * (d - k)) * sizeof *C), "rank %" PRId64 ": other coordinates in place", k);
     for (int64_t i = 0; i < O * d; i++)
         W[i] = 1.0f;
-    cdad_add_coordinates(ctx, W, C, O, Q, d, d - k, scratch);
+    cdad_add_coordinates(ctx, W, C, O, cdad_mat_rows(Q, d - k), d, d - k, scratch);
     for (int64_t i = 0; i < O * d; i++)
         CHECK(fabsf(W[i] - 1.0f - onto[i]) < 2e-6f, "rank %" PRId64 ", element %" PRId64 ": %g by coordinates", k, i,
               (double)(W[i] - 1.0f));
@@ -189,7 +189,7 @@ static void test_tasks(const cdad_context *ctx, cdad_stream_method method) {
     void *scratch;
     CHECK_OK(cdad_project_scratch(ctx, O, D, k, &bytes, err));
     CHECK_OK(cdad_alloc(&scratch, bytes, err));
-    cdad_project(ctx, dW, O, U, D, k, CDAD_PROJECT_OFF, scratch);
+    cdad_project(ctx, dW, O, cdad_mat_rows(U, k), D, k, CDAD_PROJECT_OFF, scratch);
     CHECK(energy_share(dW, O, D, U, k, k) < 1e-11, "inside the basis: %g",
           sqrt(energy_share(dW, O, D, U, k, k)));
     double lost = 0, inside = 0;
@@ -240,12 +240,12 @@ static void test_projection(const cdad_context *ctx) {
           energy);
     CHECK_OK(cdad_project_scratch(ctx, O, D, k, &bytes, err));
     CHECK_OK(cdad_alloc(&scratch, bytes, err));
-    cdad_project(ctx, dW, O, U, D, 0, CDAD_PROJECT_OFF, scratch);
+    cdad_project(ctx, dW, O, cdad_mat_rows(U, 0), D, 0, CDAD_PROJECT_OFF, scratch);
     CHECK(!memcmp(dW, before, O * D * sizeof *dW), "no basis, and yet projected");
     check_complement(ctx, U, D, 0, dW, dW, O);
     float *Q;
     CHECK_FAILS(CDAD_SHAPE, "expected 0 to 39", cdad_basis_complement(U, D, D, &Q, err));
-    cdad_project(ctx, dW, O, U, D, k, CDAD_PROJECT_OFF, scratch);
+    cdad_project(ctx, dW, O, cdad_mat_rows(U, k), D, k, CDAD_PROJECT_OFF, scratch);
     for (int64_t r = 0; r < ROWS; r++)
         for (int64_t o = 0; o < O; o++) {
             double dot = 0, x2 = 0, w2 = 0;

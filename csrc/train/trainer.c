@@ -7,19 +7,31 @@
 #include "base/memory.h"
 #include "base/philox.h"
 
+/* What a step runs: of all parameters that move, as they are protected when it is planned. */
+typedef struct step_plan {
+    cdad_graph *graph;
+    cdad_training_graph values;
+    cdad_program *program;
+    cdad_program *teacher; /* predicts with `taught_by`; NULL where the configuration does not distil */
+    int64_t n;             /* gradients, in the order in which they come */
+    int64_t *handed;       /* [n] the parameter of each */
+    cdad_value *grads;     /* [n] */
+    cdad_value *along;     /* [n] directions in whose coordinates a gradient may be made, or CDAD_NONE */
+    int written;           /* they go straight into the optimiser's block */
+    int64_t *ranks;        /* [params->n] of the directions, 0: none; FROZEN: no gradient */
+    unsigned char *given;  /* [params->n] whose gradients come in coordinates */
+} step_plan;
+
+enum { FROZEN = -1 };
+
 struct cdad_trainer {
     cdad_denoiser_config config;
     cdad_params *params;
-    cdad_graph *graph;
-    cdad_program *program;
-    cdad_training_graph values;
-    cdad_program *teacher; /* predicts with `taught_by`; NULL where the configuration does not distil */
+    step_plan plan;
     const float *taught_by;
     float *taught; /* what it predicts, which the step's program may not overwrite */
     float teacher_weight;
     cdad_optimizer *optimizer; /* or NULL */
-    int64_t n_handed, *handed; /* the parameter of each gradient, in the order in which they come */
-    cdad_value *written;       /* the gradients that go straight into the optimiser's block, or NULL */
     const cdad_context *ctx; /* of the step that runs */
     int64_t used;            /* gradients that it has used */
     float *sums;             /* where their magnitudes go */
@@ -33,16 +45,24 @@ struct cdad_trainer {
     int64_t *timesteps;
 };
 
+static void free_plan(step_plan *p) {
+    cdad_program_free(p->program);
+    cdad_program_free(p->teacher);
+    cdad_graph_free(p->graph);
+    cdad_free(p->handed);
+    cdad_free(p->grads);
+    cdad_free(p->along);
+    cdad_free(p->ranks);
+    cdad_free(p->given);
+    *p = (step_plan){0};
+}
+
 void cdad_trainer_free(cdad_trainer *t) {
     if (!t)
         return;
-    cdad_program_free(t->program);
-    cdad_program_free(t->teacher);
+    free_plan(&t->plan);
     cdad_device_free(t->params ? t->params->device : NULL, t->taught);
-    cdad_graph_free(t->graph);
     cdad_optimizer_free(t->optimizer);
-    cdad_free(t->handed);
-    cdad_free(t->written);
     cdad_free(t->noise);
     cdad_free(t->t);
     cdad_free(t->signal);
@@ -58,20 +78,24 @@ void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg) {
 
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t) { return t->optimizer; }
 
-int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->program); }
+int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->plan.program); }
+
+/* Samples that the graph takes. */
+static int64_t samples(const cdad_trainer *t) { return t->batching.n / t->batching.accumulate; }
 
 int64_t cdad_trainer_workspace_bytes(const cdad_trainer *t) {
-    const int64_t step = cdad_program_workspace_bytes(t->program);
-    const int64_t teacher = t->teacher ? cdad_program_workspace_bytes(t->teacher) : 0;
+    const int64_t step = cdad_program_workspace_bytes(t->plan.program);
+    const int64_t teacher = t->plan.teacher ? cdad_program_workspace_bytes(t->plan.teacher) : 0;
     return step > teacher ? step : teacher;
 }
 
 int64_t cdad_trainer_taught_bytes(const cdad_trainer *t) {
-    return t->teacher ? cdad_shape_count(cdad_graph_shape(t->graph, t->values.prediction)) * (int64_t)sizeof(float) : 0;
+    const cdad_denoiser_config *const c = &t->config;
+    return c->distills ? samples(t) * c->latent_h * c->latent_w * c->unet.out_channels * (int64_t)sizeof(float) : 0;
 }
 
 double cdad_trainer_flops(const cdad_trainer *t) {
-    return (double)t->batching.accumulate * cdad_program_flops(t->program);
+    return (double)t->batching.accumulate * cdad_program_flops(t->plan.program);
 }
 
 void cdad_trainer_drawn(const cdad_trainer *t, const float **noise, const int64_t **timesteps) {
@@ -91,77 +115,132 @@ int cdad_trainer_holds_gradients(const cdad_trainer *t) {
     return t->optimizer && (t->optimizer->config.clip_norm > 0 || shares(t) > 1);
 }
 
-/* The optimiser's block of gradients, into which the program writes where nothing is added up before. */
-static cdad_status take_block(cdad_trainer *t, cdad_error *err) {
-    CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer has no room for gradients");
-    CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
-    for (int64_t i = 0; t->written && i < t->n_handed; i++)
-        CDAD_TRY(cdad_program_bind(t->program, t->written[i], gradient_block(t, t->handed[i]), err));
+/* What a plan is to be made for: with `within`, of what moves, and as it moves; else every parameter's whole gradient. */
+static void wanted_ranks(const cdad_trainer *t, int within, int64_t *ranks) {
+    for (int64_t i = 0; i < t->params->n; i++) {
+        ranks[i] = 0;
+        if (!within || !t->optimizer)
+            continue;
+        if (t->optimizer->protection[i].frozen)
+            ranks[i] = FROZEN;
+        else
+            (void)cdad_optimizer_directions(t->optimizer, i, &ranks[i]);
+    }
+}
+
+/* The directions [rank,...] of a weight, as an input. */
+static cdad_status add_directions(cdad_graph *g, const cdad_param *p, int64_t rank, cdad_value *out, cdad_error *err) {
+    cdad_shape shape = p->shape;
+    shape.dim[0] = rank;
+    return cdad_graph_input(g, p->name, shape, out, err);
+}
+
+/* Adds the gradients of what moves. `wanted` has room for all parameters. */
+static cdad_status add_gradients(const cdad_trainer *t, step_plan *p, cdad_value *wanted, cdad_error *err) {
+    cdad_graph *const g = p->graph;
+    cdad_value share = p->values.loss; /* of the batch's mean */
+    const int64_t n_values = g->n_values;
+    for (int64_t v = 0; v < n_values; v++) {
+        const int64_t i = g->values[v].kind == CDAD_VALUE_PARAM ? cdad_params_find(t->params, g->values[v].name) : -1;
+        if (i < 0 || p->ranks[i] == FROZEN)
+            continue;
+        p->along[p->n] = CDAD_NONE;
+        if (p->ranks[i] > 0)
+            CDAD_TRY(add_directions(g, &t->params->items[i], p->ranks[i], &p->along[p->n], err));
+        wanted[p->n] = (cdad_value)v;
+        p->handed[p->n++] = i;
+    }
+    if (shares(t) > 1)
+        CDAD_TRY(cdad_node_add(g, cdad_op_find("affine"), 1, &p->values.loss, &share, err, "a", 1.0 / (double)shares(t), NULL));
+    CDAD_TRY(cdad_graph_backward_along(g, share, p->n, wanted, p->along, t->batching.recompute, p->grads, err));
+    for (int64_t j = 0; j < p->n; j++) {
+        const cdad_param *const item = &t->params->items[p->handed[j]];
+        CDAD_FAIL_IF(p->grads[j] == CDAD_NONE, err, CDAD_INVALID, "the loss does not depend on %s", item->name);
+        p->given[p->handed[j]] = !cdad_shape_equal(cdad_graph_shape(g, p->grads[j]), &item->shape);
+        if (!p->given[p->handed[j]])
+            p->along[j] = CDAD_NONE;
+    }
     return CDAD_OK;
 }
 
-/* Samples that the graph takes. */
-static int64_t samples(const cdad_trainer *t) { return t->batching.n / t->batching.accumulate; }
-
-/* Plans the losses and the gradient of every parameter. Where all are held and one part is all, gradients go straight
- * into the optimiser's block; else they are handed over one by one, to be added up or used. */
-static cdad_status plan(cdad_trainer *t, const cdad_context *ctx, cdad_error *err) {
-    cdad_graph *g = t->graph;
-    const cdad_training_graph *v = &t->values;
-    cdad_status status = CDAD_OK;
-    cdad_value *wanted = NULL, *outputs = NULL;
-    cdad_handover *handovers = NULL;
-    int64_t n = 0;
-    for (int64_t i = 0; i < g->n_values; i++)
-        n += g->values[i].kind == CDAD_VALUE_PARAM;
-    CDAD_TRY_DONE(cdad_alloc((void **)&wanted, n * (int64_t)sizeof *wanted, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&outputs, (n + 3) * (int64_t)sizeof *outputs, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&handovers, n * (int64_t)sizeof *handovers, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&t->handed, n * (int64_t)sizeof *t->handed, err));
-    n = 0;
-    for (int64_t i = 0; i < g->n_values; i++)
-        if (g->values[i].kind == CDAD_VALUE_PARAM)
-            wanted[n++] = (cdad_value)i;
+/* Makes the program of the losses and gradients. Where all are held and one part is all, gradients go straight into the
+ * optimiser's block; else they are handed over one by one, to be added up or used. */
+static cdad_status plan_program(const cdad_trainer *t, step_plan *p, const cdad_value *wanted, const cdad_context *ctx, cdad_error *err) {
+    const cdad_training_graph *const v = &p->values;
     const int64_t losses = v->loss_amn == CDAD_NONE ? 2 : 3;
-    cdad_value *const grads = outputs + losses;
-    outputs[0] = v->loss;
-    outputs[1] = v->loss_cdm;
-    if (losses > 2)
-        outputs[2] = v->loss_amn;
-    cdad_value share = v->loss; /* of the batch's mean */
-    if (shares(t) > 1)
-        CDAD_TRY_DONE(cdad_node_add(g, cdad_op_find("affine"), 1, &v->loss, &share, err, "a", 1.0 / (double)shares(t), NULL));
-    CDAD_TRY_DONE(cdad_graph_backward(g, share, n, wanted, t->batching.recompute, grads, err));
-    for (int64_t i = 0; i < n; i++) {
-        if (grads[i] == CDAD_NONE) {
-            status = cdad_fail(err, CDAD_INVALID, "the loss does not depend on %s", g->values[wanted[i]].name);
-            goto done;
-        }
-        t->handed[i] = cdad_params_find(t->params, g->values[wanted[i]].name);
-        handovers[i] = (cdad_handover){.value = grads[i], .spares = wanted[i]};
+    cdad_status status;
+    cdad_value *outputs = NULL;
+    cdad_handover *handovers = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&outputs, (p->n + losses) * (int64_t)sizeof *outputs, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&handovers, p->n * (int64_t)sizeof *handovers, err));
+    const cdad_value of_losses[] = {v->loss, v->loss_cdm, v->loss_amn};
+    memcpy(outputs, of_losses, (size_t)losses * sizeof *outputs);
+    for (int64_t j = 0; j < p->n; j++) {
+        outputs[losses + j] = p->grads[j];
+        handovers[j] = (cdad_handover){.value = p->grads[j], .spares = wanted[j]};
     }
-    t->n_handed = n;
-    if (cdad_trainer_holds_gradients(t) && t->batching.accumulate == 1) {
-        const cdad_program_options all = {.n_external = n, .external = grads, .workspace = t->params->workspace};
-        CDAD_TRY_DONE(cdad_program_new(&t->program, g, n + losses, outputs, &all, ctx, err));
-        CDAD_TRY_DONE(cdad_alloc((void **)&t->written, n * (int64_t)sizeof *t->written, err));
-        memcpy(t->written, grads, (size_t)n * sizeof *grads);
-    } else {
-        const cdad_program_options one_by_one = {.n_handovers = n, .handovers = handovers, .workspace = t->params->workspace};
-        CDAD_TRY_DONE(cdad_program_new(&t->program, g, losses, outputs, &one_by_one, ctx, err));
-    }
-    CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, g, t->program, err));
+    p->written = cdad_trainer_holds_gradients(t) && t->batching.accumulate == 1;
+    const cdad_program_options all = {.n_external = p->n, .external = p->grads, .workspace = t->params->workspace};
+    const cdad_program_options one_by_one = {.n_handovers = p->n, .handovers = handovers, .workspace = t->params->workspace};
+    CDAD_TRY_DONE(cdad_program_new(&p->program, p->graph, losses + (p->written ? p->n : 0), outputs, p->written ? &all : &one_by_one, ctx,
+                                   err));
+    CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, p->graph, p->program, err));
     if (t->config.distills) {
         const cdad_program_options apart = {.n_external = 1, .external = &v->prediction, .workspace = t->params->workspace};
-        CDAD_TRY_DONE(cdad_program_new(&t->teacher, g, 1, &v->prediction, &apart, ctx, err));
-        CDAD_TRY_DONE(cdad_device_alloc(ctx->device, (void **)&t->taught, cdad_trainer_taught_bytes(t), err));
-        CDAD_TRY_DONE(cdad_program_bind(t->teacher, v->prediction, t->taught, err));
+        CDAD_TRY_DONE(cdad_program_new(&p->teacher, p->graph, 1, &v->prediction, &apart, ctx, err));
     }
 done:
-    cdad_free(wanted);
     cdad_free(outputs);
     cdad_free(handovers);
     return status;
+}
+
+/* Plans a step anew where it was planned for other protections; a failure leaves the plan that is there. */
+static cdad_status plan(cdad_trainer *t, int within, const cdad_context *ctx, cdad_error *err) {
+    const int64_t n = t->params->n;
+    step_plan made = {0};
+    cdad_status status;
+    cdad_builder b;
+    cdad_value *wanted = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&made.ranks, n * (int64_t)sizeof *made.ranks, err));
+    wanted_ranks(t, within, made.ranks);
+    if (t->plan.ranks && memcmp(made.ranks, t->plan.ranks, (size_t)n * sizeof *made.ranks) == 0)
+        goto done;
+    CDAD_TRY_DONE(cdad_graph_new(&made.graph, err));
+    cdad_builder_init(&b, made.graph, t->params, err);
+    CDAD_TRY_DONE(cdad_training_build(&b, &t->config, samples(t), &made.values));
+    CDAD_TRY_DONE(cdad_alloc((void **)&wanted, n * (int64_t)sizeof *wanted, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&made.handed, n * (int64_t)sizeof *made.handed, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&made.grads, n * (int64_t)sizeof *made.grads, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&made.along, n * (int64_t)sizeof *made.along, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&made.given, n, err));
+    CDAD_TRY_DONE(add_gradients(t, &made, wanted, err));
+    CDAD_TRY_DONE(plan_program(t, &made, wanted, ctx, err));
+    free_plan(&t->plan);
+    t->plan = made;
+    made = (step_plan){0};
+    if (t->optimizer)
+        t->optimizer->given = t->plan.given;
+done:
+    cdad_free(wanted);
+    free_plan(&made);
+    return status;
+}
+
+cdad_status cdad_trainer_prepare(cdad_trainer *t, const cdad_context *ctx, cdad_error *err) { return plan(t, 1, ctx, err); }
+
+/* Binds the directions, and where gradients go straight to the optimiser's block of them, which is there then. */
+static cdad_status bind_gradients(cdad_trainer *t, cdad_error *err) {
+    const step_plan *const p = &t->plan;
+    int64_t rank;
+    for (int64_t j = 0; j < p->n; j++) {
+        const int64_t i = p->handed[j];
+        if (p->along[j] != CDAD_NONE)
+            CDAD_TRY(cdad_program_bind(p->program, p->along[j], cdad_optimizer_directions(t->optimizer, i, &rank), err));
+        if (p->written)
+            CDAD_TRY(cdad_program_bind(p->program, p->grads[j], gradient_block(t, i), err));
+    }
+    return CDAD_OK;
 }
 
 cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, cdad_params *params,
@@ -169,6 +248,8 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
                              const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_trainer *t = NULL;
+    cdad_graph *shapes = NULL;
+    cdad_training_graph values;
     cdad_builder b;
     const int64_t n = batching->n, parts = batching->accumulate;
     *out = NULL;
@@ -194,17 +275,20 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     CDAD_TRY_DONE(cdad_alloc((void **)&t->signal, n * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc((void **)&t->sigma, n * (int64_t)sizeof(float), err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&t->timesteps, n * (int64_t)sizeof(int64_t), err));
-    CDAD_TRY_DONE(cdad_graph_new(&t->graph, err));
-    cdad_builder_init(&b, t->graph, params, err);
-    CDAD_TRY_DONE(cdad_training_build(&b, c, samples(t), &t->values));
+    CDAD_TRY_DONE(cdad_graph_new(&shapes, err)); /* registers the parameters */
+    cdad_builder_init(&b, shapes, params, err);
+    CDAD_TRY_DONE(cdad_training_build(&b, c, samples(t), &values));
     if (!params->values)
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
     if (optimizer)
         CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
-    CDAD_TRY_DONE(plan(t, ctx, err));
+    CDAD_TRY_DONE(plan(t, 1, ctx, err));
+    if (c->distills)
+        CDAD_TRY_DONE(cdad_device_alloc(ctx->device, (void **)&t->taught, cdad_trainer_taught_bytes(t), err));
     *out = t;
     t = NULL;
 done:
+    cdad_graph_free(shapes);
     cdad_trainer_free(t);
     return status;
 }
@@ -224,10 +308,10 @@ static cdad_status set_timesteps(cdad_trainer *t, const int64_t *timesteps, cdad
 
 static cdad_status read_losses(const cdad_trainer *t, cdad_step_result *result, cdad_error *err) {
     float loss, loss_cdm, loss_amn = 0.0f;
-    CDAD_TRY(cdad_program_read(t->program, t->values.loss, &loss, err));
-    CDAD_TRY(cdad_program_read(t->program, t->values.loss_cdm, &loss_cdm, err));
-    if (t->values.loss_amn != CDAD_NONE)
-        CDAD_TRY(cdad_program_read(t->program, t->values.loss_amn, &loss_amn, err));
+    CDAD_TRY(cdad_program_read(t->plan.program, t->plan.values.loss, &loss, err));
+    CDAD_TRY(cdad_program_read(t->plan.program, t->plan.values.loss_cdm, &loss_cdm, err));
+    if (t->plan.values.loss_amn != CDAD_NONE)
+        CDAD_TRY(cdad_program_read(t->plan.program, t->plan.values.loss_amn, &loss_amn, err));
     result->loss = (double)loss;
     result->loss_cdm = (double)loss_cdm;
     result->loss_amn = (double)loss_amn;
@@ -245,11 +329,11 @@ typedef struct batch_arrays {
 static cdad_status feed_part(const cdad_trainer *t, cdad_program *p, cdad_value v, const float *array, cdad_error *err) {
     return v == CDAD_NONE
                ? CDAD_OK
-               : cdad_program_feed(p, v, array + t->part * cdad_shape_count(cdad_graph_shape(t->graph, v)), err);
+               : cdad_program_feed(p, v, array + t->part * cdad_shape_count(cdad_graph_shape(t->plan.graph, v)), err);
 }
 
 static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batch_arrays *a, cdad_error *err) {
-    const cdad_training_graph *v = &t->values;
+    const cdad_training_graph *v = &t->plan.values;
     CDAD_FAIL_IF(v->context != CDAD_NONE && !a->context, err, CDAD_INVALID, "this model wants a context");
     CDAD_TRY(feed_part(t, p, v->latent, a->latent, err));
     CDAD_TRY(feed_part(t, p, v->noise, a->noise, err));
@@ -263,16 +347,17 @@ static cdad_status bind_batch(const cdad_trainer *t, cdad_program *p, const batc
 
 /* Binds the teacher's prediction; without a teacher any finite values, which the weight 0 takes out. */
 static cdad_status run_teacher(cdad_trainer *t, const cdad_context *ctx, const batch_arrays *a, cdad_error *err) {
-    const cdad_training_graph *v = &t->values;
-    if (!t->teacher)
+    const cdad_training_graph *v = &t->plan.values;
+    if (!t->plan.teacher)
         return CDAD_OK;
-    CDAD_TRY(cdad_program_feed(t->program, v->teacher_weight, &t->teacher_weight, err));
+    CDAD_TRY(cdad_program_feed(t->plan.program, v->teacher_weight, &t->teacher_weight, err));
     if (!t->taught_by)
-        return feed_part(t, t->program, v->teacher, a->latent, err);
-    CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->graph, t->teacher, err));
-    CDAD_TRY(bind_batch(t, t->teacher, a, err));
-    CDAD_TRY(cdad_program_run(t->teacher, ctx, err));
-    return cdad_program_bind(t->program, v->teacher, t->taught, err);
+        return feed_part(t, t->plan.program, v->teacher, a->latent, err);
+    CDAD_TRY(cdad_params_bind(t->params, t->taught_by, t->plan.graph, t->plan.teacher, err));
+    CDAD_TRY(bind_batch(t, t->plan.teacher, a, err));
+    CDAD_TRY(cdad_program_bind(t->plan.teacher, v->prediction, t->taught, err));
+    CDAD_TRY(cdad_program_run(t->plan.teacher, ctx, err));
+    return cdad_program_bind(t->plan.program, v->teacher, t->taught, err);
 }
 
 /* Losses and gradients; `to` is handed the gradients of each part where they come one by one. */
@@ -283,12 +368,12 @@ static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *la
     const int64_t parts = t->batching.accumulate;
     *result = (cdad_step_result){0};
     CDAD_TRY(set_timesteps(t, timesteps, err));
-    cdad_program_hand_to(t->program, to, t);
+    cdad_program_hand_to(t->plan.program, to, t);
     for (t->part = 0; t->part < parts; t->part++) {
         cdad_step_result r;
-        CDAD_TRY(bind_batch(t, t->program, &a, err));
+        CDAD_TRY(bind_batch(t, t->plan.program, &a, err));
         CDAD_TRY(run_teacher(t, ctx, &a, err));
-        CDAD_TRY(cdad_program_run(t->program, ctx, err));
+        CDAD_TRY(cdad_program_run(t->plan.program, ctx, err));
         CDAD_TRY(read_losses(t, &r, err));
         result->loss += r.loss / (double)parts;
         result->loss_cdm += r.loss_cdm / (double)parts;
@@ -300,8 +385,8 @@ static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *la
 /* Puts a gradient into the optimiser's block, or adds it to those of earlier parts. */
 static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
-    const int64_t n = t->params->items[t->handed[i]].count;
-    float *sum = gradient_block(t, t->handed[i]);
+    const int64_t n = cdad_shape_count(cdad_graph_shape(t->plan.graph, t->plan.grads[i]));
+    float *sum = gradient_block(t, t->plan.handed[i]);
     if (t->part == 0)
         return cdad_device_copy(ctx->device, sum, grad, n * (int64_t)sizeof *grad, err);
     ctx->kernels->add_to(ctx, sum, NULL, grad, n, 0.0f);
@@ -311,13 +396,16 @@ static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, 
 cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                                    const float *perturbed, const float *context, const float *noise,
                                    const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
-    CDAD_TRY(take_block(t, err));
+    CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer has no room for gradients");
+    CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
+    CDAD_TRY(plan(t, 0, ctx, err));
+    CDAD_TRY(bind_gradients(t, err));
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, keep_gradient, result, err);
 }
 
 static cdad_status add_magnitudes(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
-    const cdad_param *p = &t->params->items[t->handed[i]];
+    const cdad_param *p = &t->params->items[t->plan.handed[i]];
     (void)err;
     ctx->kernels->add_magnitudes(ctx, t->sums + p->offset, grad, p->count, t->squares);
     return CDAD_OK;
@@ -329,13 +417,14 @@ cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, co
                                     cdad_error *err) {
     CDAD_FAIL_IF(shares(t) > 1 || (t->optimizer && t->optimizer->config.clip_norm > 0), err, CDAD_INVALID,
                  "magnitudes want gradients that come one by one: a trainer that neither clips nor accumulates nor shares");
+    CDAD_TRY(plan(t, 0, ctx, err));
     t->sums = sums;
     t->squares = squares;
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err);
 }
 
 cdad_status cdad_trainer_teach(cdad_trainer *t, const float *weights, double weight, cdad_error *err) {
-    CDAD_FAIL_IF(!t->teacher, err, CDAD_INVALID, "this trainer was not made to distil");
+    CDAD_FAIL_IF(!t->plan.teacher, err, CDAD_INVALID, "this trainer was not made to distil");
     t->taught_by = weights;
     t->teacher_weight = weights ? (float)weight : 0.0f;
     return CDAD_OK;
@@ -347,7 +436,7 @@ static cdad_status use_gradient(void *arg, const cdad_context *ctx, int64_t i, c
     cdad_step_result losses;
     if (t->used == 0)
         CDAD_TRY(read_losses(t, &losses, err));
-    CDAD_TRY(cdad_optimizer_use(t->optimizer, ctx, t->handed[i], grad, err));
+    CDAD_TRY(cdad_optimizer_use(t->optimizer, ctx, t->plan.handed[i], grad, err));
     t->used++;
     return CDAD_OK;
 }
@@ -395,8 +484,11 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
     cdad_random_normal(t->noise, n * per, t->seed, noise_stream, first * per);
+    if (cdad_trainer_holds_gradients(t))
+        CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
+    CDAD_TRY(plan(t, 1, ctx, err));
+    CDAD_TRY(bind_gradients(t, err));
     if (cdad_trainer_holds_gradients(t)) {
-        CDAD_TRY(take_block(t, err));
         const cdad_status ran = run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, keep_gradient, result, err);
         CDAD_TRY(add_shards(t, ctx, ran, err));
         return cdad_optimizer_step(t->optimizer, ctx, lr_scale, &result->grad_norm, err);
@@ -410,6 +502,9 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
     t->used = 0;
     CDAD_TRY(cdad_optimizer_begin(t->optimizer, ctx, lr_scale, err));
     cdad_status status = run(t, &whole, latent, image, perturbed, context, t->noise, t->timesteps, use_gradient, result, err);
+    for (int64_t i = 0; status == CDAD_OK && i < t->params->n; i++) /* what is frozen has no gradient, and an average */
+        if (t->plan.ranks[i] == FROZEN)
+            status = cdad_optimizer_use(t->optimizer, ctx, i, NULL, err);
     if (status == CDAD_OK)
         status = cdad_optimizer_end(t->optimizer, &result->grad_norm, err);
     if (status != CDAD_OK && t->used > 0)

@@ -34,6 +34,9 @@ CDAD_MUST_USE cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denois
 void cdad_trainer_free(cdad_trainer *t); /* NULL is allowed */
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t); /* NULL: there is none */
 
+/* Plans a step of what moves now, which steps do too where protections have changed: before memory and operations are asked for. */
+CDAD_MUST_USE cdad_status cdad_trainer_prepare(cdad_trainer *t, const cdad_context *ctx, cdad_error *err);
+
 /* How a batch's shards are added up, once a step, before clipping, from now on (sum NULL: not); a trainer with shards takes no step
  * without. A shard whose losses are not finite adds what is no number, so that the others fail as it does instead of waiting. */
 void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg);
