@@ -17,6 +17,7 @@ struct cdad_sampler {
     cdad_value x, t, context, control, prediction;      /* of unet_graph */
     float *tau_data;                                    /* of the condition, which the U-Net's program may not overwrite */
     float *state, *x0, *predicted, *uncond_prediction, *timesteps; /* of the host */
+    const float *fed;                                   /* the context that the U-Net's program has */
 };
 
 void cdad_sampler_free(cdad_sampler *s) {
@@ -116,7 +117,9 @@ static cdad_status run_unet(cdad_sampler *s, const cdad_context *ctx, const floa
     CDAD_TRY(cdad_program_feed(s->unet, s->t, s->timesteps, err));
     if (s->context != CDAD_NONE) {
         CDAD_FAIL_IF(!context, err, CDAD_INVALID, "this model wants a context");
-        CDAD_TRY(cdad_program_feed(s->unet, s->context, context, err));
+        if (context != s->fed)
+            CDAD_TRY(cdad_program_feed(s->unet, s->context, context, err));
+        s->fed = context;
     }
     CDAD_TRY(cdad_program_run(s->unet, ctx, err));
     return cdad_program_read(s->unet, s->prediction, prediction, err);
@@ -193,6 +196,7 @@ cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float
     CDAD_TRY(cdad_ddim_timesteps(&s->config.schedule, how->steps, timesteps, err));
     CDAD_TRY(bind_weights(s, how->weights, err));
     CDAD_TRY(run_condition(s, ctx, image, how->is_there, err));
+    s->fed = NULL; /* it may be other numbers in the same place */
     const float *result;
     CDAD_TRY(denoise_from(s, ctx, &result, start, context, how, timesteps, watch, watch_arg, err));
     memcpy(out, result, (size_t)s->latent_count * sizeof(float));

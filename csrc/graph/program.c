@@ -347,9 +347,14 @@ static cdad_status run_recorded(cdad_program *p, int64_t n, const cdad_context *
         p->last.steps = n;
         return run_steps(p, 0, n, &none, ctx, err);
     }
+    CDAD_TRY(cdad_device_check(p->device, 0, err)); /* what failed before is no recording's */
     if (!p->last.made && !record_steps(p, n, ctx))
         return run_steps(p, 0, n, &none, ctx, err);
-    return p->device->replay(p->device, p->last.made, err);
+    const cdad_status status = p->device->replay(p->device, p->last.made, err);
+    if (status != CDAD_NO_MEMORY)
+        return status;
+    forget(p); /* step by step it takes less */
+    return run_steps(p, 0, n, &none, ctx, err);
 }
 
 cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err) {

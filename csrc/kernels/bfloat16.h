@@ -13,11 +13,11 @@ CDAD_EVERYWHERE float cdad_from_bf16(uint16_t half) {
     return value;
 }
 
-/* To nearest even. */
+/* To nearest even; NaN stays. */
 CDAD_EVERYWHERE uint16_t cdad_to_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return value == value ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : (uint16_t)(bits >> 16 | 0x40);
 }
 
 #endif

@@ -410,6 +410,7 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
 
 cdad_status cdad_optimizer_end(cdad_optimizer *o, double *grad_norm, cdad_error *err) {
     CDAD_TRY(take_norm(o, grad_norm, err));
+    CDAD_TRY(cdad_device_check(o->params->device, 0, err));
     end(o);
     return CDAD_OK;
 }
@@ -432,10 +433,10 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
         move(o, ctx, i, o->grads + params->items[i].offset, o->grads + params->items[i].offset, h);
         count_work(o, i, &event);
     }
+    CDAD_TRY(cdad_device_check(ctx->device, ctx->profile != NULL, err));
     end(o);
     if (!ctx->profile)
         return CDAD_OK;
-    CDAD_TRY(cdad_device_check(ctx->device, 1, err));
     event.seconds = cdad_clock() - event.start;
     return cdad_profile_add(ctx->profile, &event, err);
 }

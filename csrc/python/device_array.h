@@ -10,6 +10,7 @@ typedef struct cdad_py_array {
     cdad_shape shape;
     float *data;
     int read_only;   /* as its lender said */
+    int shown;       /* by __cuda_array_interface__, whose borrowers do not say when they are done */
     PyObject *owner; /* keeps the memory alive: cdad_py_memory_new's, or a parameter store */
 } cdad_py_array;
 
@@ -21,7 +22,6 @@ typedef struct cdad_py_memory {
     void *own;
     void *lent;
     void (*give_back)(void *lent); /* NULL: nothing is lent */
-    int shown; /* by __cuda_array_interface__, whose borrowers do not say when they are done */
 } cdad_py_memory;
 #define CDAD_PY_MEMORY "cdad memory" /* the name of its capsules */
 /* An owner of *m, which is to be filled in. */

@@ -5,8 +5,6 @@ static PyObject *array_type;
 
 static void memory_free(PyObject *capsule) {
     cdad_py_memory *m = PyCapsule_GetPointer(capsule, CDAD_PY_MEMORY);
-    if (m->shown) /* what they have queued by now on the default stream may still use it */
-        (void)!m->device->order(m->device, CDAD_DEFAULT_STREAM, 0, NULL);
     cdad_device_free(m->device, m->own);
     if (m->give_back) {
         Py_BEGIN_ALLOW_THREADS
@@ -98,7 +96,10 @@ static PyObject *upload(cdad_device *device, PyArrayObject *from) {
 
 static void array_dealloc(PyObject *o) {
     PyTypeObject *type = Py_TYPE(o);
-    Py_XDECREF(((cdad_py_array *)o)->owner);
+    const cdad_py_array *a = (cdad_py_array *)o;
+    if (a->shown) /* what borrowers have queued by now on the default stream comes before what follows here */
+        (void)!a->device->order(a->device, CDAD_DEFAULT_STREAM, 0, NULL);
+    Py_XDECREF(a->owner);
     type->tp_free(o);
     Py_DECREF(type);
 }

@@ -356,15 +356,14 @@ PyObject *cdad_py_array_dlpack_device(PyObject *o, PyObject *unused) {
 }
 
 PyObject *cdad_py_array_interface(PyObject *o, void *unused) {
-    const cdad_py_array *a = (cdad_py_array *)o;
+    cdad_py_array *a = (cdad_py_array *)o;
     cdad_error err = {0};
     (void)unused;
     if (a->device->dlpack_type != DL_CUDA)
         return PyErr_Format(PyExc_AttributeError, "memory of %s has no __cuda_array_interface__", a->device->name);
     if (a->device->order(a->device, CDAD_DEFAULT_STREAM, 1, &err) != CDAD_OK)
         return cdad_py_raise(&err);
-    if (PyCapsule_IsValid(a->owner, CDAD_PY_MEMORY))
-        ((cdad_py_memory *)PyCapsule_GetPointer(a->owner, CDAD_PY_MEMORY))->shown = 1;
+    a->shown = 1;
     return Py_BuildValue("{s:N,s:s,s:(KO),s:i,s:O,s:i}", "shape", cdad_py_shape_tuple(&a->shape), "typestr", "<f4", "data",
                          (unsigned long long)(uintptr_t)a->data, a->read_only ? Py_True : Py_False, "version", 3, "strides",
                          Py_None, "stream", 1);

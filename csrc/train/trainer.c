@@ -420,7 +420,8 @@ cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, co
     CDAD_TRY(plan(t, 0, ctx, err));
     t->sums = sums;
     t->squares = squares;
-    return run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err);
+    CDAD_TRY(run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err));
+    return cdad_device_check(ctx->device, 0, err);
 }
 
 cdad_status cdad_trainer_teach(cdad_trainer *t, const float *weights, double weight, cdad_error *err) {

@@ -29,9 +29,10 @@ __global__ static void softmax_kernel(float *scores, float *lse, cdad_attention_
         __syncthreads();
     }
     most = largest[0];
+    const float base = most == -INFINITY ? 0.0f : most; /* all hidden, or so small: no probability is NaN */
     float sum = 0.0f;
     for (int s = (int)threadIdx.x; s < S; s += CUDA_THREADS) {
-        const float p = cuda_hides(mask, query, cuda_token_of(mask, s)) ? 0.0f : expf(row[s] - most);
+        const float p = cuda_hides(mask, query, cuda_token_of(mask, s)) ? 0.0f : expf(row[s] - base);
         row[s] = p;
         sum += p;
     }

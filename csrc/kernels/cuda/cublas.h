@@ -13,7 +13,8 @@ enum {
     CUBLAS_COMPUTE_FLOAT = 68, /* CUBLAS_COMPUTE_32F */
     CUBLAS_COMPUTE_BF16 = 75,  /* CUBLAS_COMPUTE_32F_FAST_16BF: floats, rounded to bfloat16 on their way */
     CUBLAS_COMPUTE_TF32 = 77,  /* CUBLAS_COMPUTE_32F_FAST_TF32 */
-    CUBLAS_DEFAULT = -1        /* CUBLAS_GEMM_DEFAULT */
+    CUBLAS_DEFAULT = -1,       /* CUBLAS_GEMM_DEFAULT */
+    CUBLAS_ALLOC_FAILED = 3    /* CUBLAS_STATUS_ALLOC_FAILED */
 };
 
 /* D [m,n] = A B + bias + C, column-major: a bias for every row, C like D or NULL. */

@@ -1,10 +1,12 @@
 /* Depthwise convolution: a thread takes an element of the result; of the weight's gradient, a block does. */
 #include "kernels/cuda/backend.h"
 
-__global__ static void forward_kernel(float *y, const float *x, const float *w, const float *bias, cdad_unfold u,
-                                      int64_t count) {
-    CUDA_EACH(i, count) { /* an element of y [N,P,Q,C] */
-        const int64_t c = i % u.C, q = i / u.C % u.Q, p = i / u.C / u.Q % u.P, n = i / u.C / u.Q / u.P;
+template <typename I>
+__global__ static void forward_kernel(float *y, const float *x, const float *w, const float *bias, cdad_unfold u, I C, I Q, I P,
+                                      I count) {
+    CUDA_EACH_OF(I, i, count) { /* an element of y [N,P,Q,C] */
+        const I pixel = i / C, row = pixel / Q;
+        const int64_t c = i % C, q = pixel % Q, p = row % P, n = row / P;
         float sum = bias ? bias[c] : 0.0f;
         for (int64_t r = 0; r < u.R; r++)
             for (int64_t s = 0; s < u.S; s++) {
@@ -20,7 +22,7 @@ void cuda_depthwise_conv2d(const cdad_context *ctx, float *y, const float *x, co
                            const cdad_unfold *u) {
     const int64_t count = u->N * u->P * u->Q * u->C;
     const cdad_unfold how = *u;
-    CDAD_LAUNCH(forward_kernel, cuda_blocks(count), CUDA_THREADS, cuda_stream(ctx), y, x, w, bias, how, count);
+    CDAD_LAUNCH_EACH(forward_kernel, count, cuda_stream(ctx), y, x, w, bias, how, u->C, u->Q, u->P, count);
     cuda_launched(ctx, "depthwise_conv2d");
 }
 

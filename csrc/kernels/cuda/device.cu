@@ -24,8 +24,13 @@ cdad_status cuda_fail(cdad_error *err, cdad_status status, const char *format, .
     return status;
 }
 
+static cdad_status status_of(cudaError_t e) { return e == cudaErrorMemoryAllocation ? CDAD_NO_MEMORY : CDAD_NO_DEVICE; }
+
 cdad_status cuda_told(const cuda_device *d, const char *what, cudaError_t e, cdad_error *err) {
-    return e == cudaSuccess ? CDAD_OK : cuda_fail(err, CDAD_NO_DEVICE, "%s: %s: %s", d->name, what, cudaGetErrorString(e));
+    if (e == cudaSuccess)
+        return CDAD_OK;
+    cudaGetLastError(); /* not the next launch's failure */
+    return cuda_fail(err, status_of(e), "%s: %s: %s", d->name, what, cudaGetErrorString(e));
 }
 
 cdad_status cuda_enter(const cuda_device *d, cdad_error *err) {
@@ -37,11 +42,17 @@ cdad_status cuda_enter(const cuda_device *d, cdad_error *err) {
 
 const cuda_queue *cuda_queue_of(const cuda_device *d) { return cuda_is_recording(d) ? &d->records : &d->work; }
 
-static void keep_failure(cuda_device *d, const char *what, const char *why) {
-    pthread_mutex_lock(&d->failure_lock);
-    if (!d->failure[0])
-        snprintf(d->failure, sizeof d->failure, "%s: %s", what, why);
-    pthread_mutex_unlock(&d->failure_lock);
+/* The first of what this thread asked for since its last check: other threads' work is theirs. */
+static thread_local struct {
+    cdad_status status;
+    char text[256];
+} failure;
+
+static void keep_failure(cdad_status status, const char *what, const char *why) {
+    if (failure.text[0])
+        return;
+    failure.status = status;
+    snprintf(failure.text, sizeof failure.text, "%s: %s", what, why);
 }
 
 cudaStream_t cuda_stream(const cdad_context *ctx) {
@@ -53,8 +64,9 @@ int64_t cuda_shared_bytes(const cdad_context *ctx) { return of(ctx)->shared_byte
 
 void cuda_launched(const cdad_context *ctx, const char *what) {
     const cudaError_t e = cudaGetLastError();
+    (void)ctx;
     if (e != cudaSuccess)
-        keep_failure(of(ctx), what, cudaGetErrorString(e));
+        keep_failure(status_of(e), what, cudaGetErrorString(e));
 }
 
 /* Row-major X [rows,columns] as cuBLAS's column-major operand X^T: 'N' where rows are dense, 'T' where columns are. */
@@ -86,7 +98,7 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
     int op_a, op_b, lda, ldb;
     char text[64];
     if (!operand(&p->A, p->M, p->K, &op_a, &lda) || !operand(&p->B, p->K, p->N, &op_b, &ldb)) {
-        keep_failure(d, what, "a matrix whose rows and columns are both apart");
+        keep_failure(CDAD_NO_DEVICE, what, "a matrix whose rows and columns are both apart");
         return;
     }
     cudaSetDevice(d->number);
@@ -98,7 +110,7 @@ void cuda_multiply(const cdad_context *ctx, const cuda_product *p, const char *w
     pthread_mutex_unlock(&d->cublas_lock);
     if (status) {
         snprintf(text, sizeof text, "cuBLAS status %d", status);
-        keep_failure(d, what, text);
+        keep_failure(status == CUBLAS_ALLOC_FAILED ? CDAD_NO_MEMORY : CDAD_NO_DEVICE, what, text);
     }
 }
 
@@ -136,9 +148,10 @@ double cuda_sums_read(const cdad_context *ctx, const char *what) {
     if (e == cudaSuccess)
         e = cudaStreamSynchronize(cuda_queue_of(d)->stream);
     cuda_sums_give(ctx);
-    if (e != cudaSuccess)
-        keep_failure(d, what, cudaGetErrorString(e));
-    return sum;
+    if (e == cudaSuccess)
+        return sum;
+    keep_failure(status_of(e), what, cudaGetErrorString(e));
+    return NAN;
 }
 
 static cdad_status device_check(cdad_device *base, int wait, cdad_error *err) {
@@ -146,11 +159,9 @@ static cdad_status device_check(cdad_device *base, int wait, cdad_error *err) {
     cdad_status status = wait ? cuda_enter(d, err) : CDAD_OK;
     if (status == CDAD_OK && wait)
         status = cuda_told(d, "waiting", cudaStreamSynchronize(cuda_queue_of(d)->stream), err);
-    pthread_mutex_lock(&d->failure_lock);
-    if (status == CDAD_OK && d->failure[0])
-        status = cuda_fail(err, CDAD_NO_DEVICE, "%s", d->failure);
-    d->failure[0] = 0;
-    pthread_mutex_unlock(&d->failure_lock);
+    if (status == CDAD_OK && failure.text[0])
+        status = cuda_fail(err, failure.status, "%s", failure.text);
+    failure.text[0] = 0;
     return status;
 }
 
@@ -170,8 +181,6 @@ static cdad_status device_order(cdad_device *base, void *stream, int ours_first,
     if (e == cudaSuccess)
         e = cudaStreamWaitEvent(ours_first ? other : d->work.stream, event, 0);
     cudaEventDestroy(event); /* goes when it was reached */
-    if (e != cudaSuccess)
-        cudaGetLastError(); /* not a launch's failure */
     return cuda_told(d, "order of streams", e, err);
 }
 
@@ -290,9 +299,13 @@ cdad_status cuda_queue_open(cuda_device *d, cuda_queue *q, cdad_error *err) {
         if (status != CDAD_OK)
             return status;
     }
-    if (!q->cublas && (d->cublas->create(&q->cublas) || d->cublas->set_stream(q->cublas, q->stream) ||
-                       d->cublas->set_workspace(q->cublas, d->workspace, CUDA_WORKSPACE_BYTES)))
+    if (q->cublas)
+        return CDAD_OK;
+    void *made = NULL; /* on failure left behind: the library has no other use of it */
+    if (d->cublas->create(&made) || d->cublas->set_stream(made, q->stream) ||
+        d->cublas->set_workspace(made, d->workspace, CUDA_WORKSPACE_BYTES))
         return cuda_fail(err, CDAD_NO_DEVICE, "%s: cuBLAS does not start", d->name);
+    q->cublas = made;
     return CDAD_OK;
 }
 
@@ -340,7 +353,6 @@ static cdad_status open_device(int number, const char *folders, cdad_device **ou
         pthread_mutex_init(&d->sums_lock, NULL);
         pthread_mutex_init(&d->slots_lock, NULL);
         pthread_mutex_init(&d->record_lock, NULL);
-        pthread_mutex_init(&d->failure_lock, NULL);
         d->base = device_of(d);
         status = start(d, folders, err);
         opened[number] = status == CDAD_OK;

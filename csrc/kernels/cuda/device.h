@@ -35,14 +35,14 @@ struct cuda_device {
         cudaEvent_t free;
     } slots[CUDA_SLOTS];
     int next_slot;
-    pthread_mutex_t cublas_lock, sums_lock, slots_lock, record_lock, failure_lock;
-    char name[32], text[288], failure[256];
+    pthread_mutex_t cublas_lock, sums_lock, slots_lock, record_lock;
+    char name[32], text[288];
 };
 
 static inline cuda_device *cuda_cast(cdad_device *d) { return (cuda_device *)d; }
 
 cdad_status cuda_fail(cdad_error *err, cdad_status status, const char *format, ...);
-/* CDAD_NO_DEVICE with what was tried, unless e is success. */
+/* CDAD_NO_MEMORY or CDAD_NO_DEVICE with what was tried, unless e is success; CUDA's own note of it is taken away. */
 cdad_status cuda_told(const cuda_device *d, const char *what, cudaError_t e, cdad_error *err);
 /* Makes the device the thread's. */
 cdad_status cuda_enter(const cuda_device *d, cdad_error *err);

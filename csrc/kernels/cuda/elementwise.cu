@@ -42,7 +42,10 @@ __device__ static float slope(float x, cdad_activation act) {
 }
 
 __global__ static void activate_grad_kernel(float *dx, const float *x, const float *dy, int64_t n, cdad_activation act) {
-    CUDA_EACH(i, n) dx[i] = dy[i] * slope(x[i], act);
+    CUDA_EACH(i, n) {
+        const float s = slope(x[i], act);
+        dx[i] = s == 0.0f && (act == CDAD_ACT_RELU || act == CDAD_ACT_RELU6) ? 0.0f : dy[i] * s; /* whatever comes from behind */
+    }
 }
 
 void cuda_activation_grad(const cdad_context *ctx, float *dx, const float *x, const float *dy, int64_t n,
@@ -124,7 +127,7 @@ void cuda_geglu_grad(const cdad_context *ctx, float *dx, const float *x, const f
 
 /* A block takes a sample, of which there are few. */
 enum { MSE_THREADS = 4 * CUDA_THREADS };
-__global__ static void mse_kernel(float *per, const float *a, const float *b, int64_t m) {
+__global__ static void __launch_bounds__(MSE_THREADS) mse_kernel(float *per, const float *a, const float *b, int64_t m) {
     const int64_t at = (int64_t)blockIdx.x * m;
     double sum = 0.0;
     for (int64_t i = threadIdx.x; i < m; i += MSE_THREADS) {

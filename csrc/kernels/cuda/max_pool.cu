@@ -20,17 +20,18 @@ __device__ static float largest(const float *x, const cdad_unfold &u, int64_t n,
     return most;
 }
 
-__global__ static void pool_kernel(float *y, const float *x, cdad_unfold u, int64_t count) {
-    CUDA_EACH(i, count) { /* an element of y [N,P,Q,C] */
+template <typename I> __global__ static void pool_kernel(float *y, const float *x, cdad_unfold u, I C, I Q, I P, I count) {
+    CUDA_EACH_OF(I, i, count) { /* an element of y [N,P,Q,C] */
+        const I pixel = i / C, row = pixel / Q;
         int64_t at;
-        y[i] = largest(x, u, i / u.C / u.Q / u.P, i / u.C / u.Q % u.P, i / u.C % u.Q, i % u.C, &at);
+        y[i] = largest(x, u, row / P, row % P, pixel % Q, i % C, &at);
     }
 }
 
 void cuda_max_pool2d(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u) {
     const int64_t count = u->N * u->P * u->Q * u->C;
     const cdad_unfold how = *u;
-    CDAD_LAUNCH(pool_kernel, cuda_blocks(count), CUDA_THREADS, cuda_stream(ctx), y, x, how, count);
+    CDAD_LAUNCH_EACH(pool_kernel, count, cuda_stream(ctx), y, x, how, u->C, u->Q, u->P, count);
     cuda_launched(ctx, "max_pool2d");
 }
 

@@ -34,8 +34,6 @@ cdad_status cuda_recorded(cdad_device *base, void **out, cdad_error *err) {
     }
     *out = e == cudaSuccess ? ready : NULL;
     pthread_mutex_unlock(&d->record_lock);
-    if (e != cudaSuccess)
-        cudaGetLastError(); /* not a launch's failure */
     return cuda_told(d, "recording", e, err);
 }
 
