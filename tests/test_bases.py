@@ -95,6 +95,34 @@ def test_confined_updates_are_adamw_in_the_directions_coordinates(quick):
     assert moved > len(spans) / 10
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_step_makes_no_gradient_of_what_is_frozen(quick, clip_norm):
+    """But moves its average, and makes one again where it is freed, or asked for."""
+    config = quick.updated({"training.clip_norm": clip_norm, "training.ema_decay": 0.5})
+    params = _core.Params()
+    trainer = _core.Trainer(params, config.denoiser(), 2, config.optimizer(), 0)
+    n, whole, arena = config.latent_size, trainer.flops, trainer.arena_bytes
+    latent = _core.random_normal((2, n, n, config.autoencoder.latent_channels), 0, 0)
+    image = _core.random_normal((2, 64, 64, 3), 0, 1)
+    moving = "unet.out.2.weight"
+    for name in params.shapes():
+        trainer.protect(name, frozen=name != moving)
+    assert trainer.flops < 0.75 * whole and trainer.arena_bytes <= arena
+    before = {name: params[name].copy() for name in params.shapes()}
+    trainer.set_block("ema", np.zeros_like(trainer.block("ema")))
+    norm = trainer.step(latent, image, image)[-1]
+    assert all(np.array_equal(params[name], old) == (name != moving) for name, old in before.items())
+    assert np.allclose(trainer.block("ema"), 0.5 * trainer.block("weights"), rtol=1e-6, atol=0)
+    gradients = trainer.gradients(latent, image, image, *trainer.drawn())[-1]
+    assert gradients.keys() == before.keys() and gradients["unet.input_blocks.0.0.weight"].any()
+    for name, old in before.items():
+        params[name] = old
+        trainer.protect(name)
+    assert trainer.flops == whole
+    trainer.n_steps = 0
+    assert trainer.step(latent, image, image)[-1] > norm
+
+
 def test_a_basis_that_drifts_is_made_orthonormal_again(products, quick, monkeypatch):
     rng = np.random.default_rng(0)
     U = np.linalg.qr(rng.standard_normal((300, 280)))[0].astype(np.float32)
