@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,8 @@ def _keep(path: Path, previous: Path) -> None:
     except FileNotFoundError:
         return
     except OSError:  # a file system without hard links
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in the place of the file", str(path)) from None
         os.replace(path, previous)
         return
     try:

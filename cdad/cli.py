@@ -30,7 +30,7 @@ from .protocols import PROTOCOLS, protocol
 from .reproduce import TABLES, describe_tables, execute, prepare
 from .reproduce import describe as describe_reproduction
 from .results import compare_summaries, format_table
-from .run import CHECKPOINT, read_config, run_protocol
+from .run import CHECKPOINT, read_config, run_or_resume, run_protocol
 from .weights import Collection
 from .weights.hub import PUBLISHED, pull
 from .weights.report import convert, describe, format_description
@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for an error that is told in one line, 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if arguments.threads:
-        _core.set_threads(arguments.threads)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if arguments.threads is not None:
+            _core.set_threads(arguments.threads)
         if arguments.device:
             _core.set_device(arguments.device)
         status = arguments.run(arguments)
@@ -69,7 +69,7 @@ libraries:
   calibrating  the scores after a task, and testing within a run
   collecting   significant representations after a task, of strategies that keep some
   increment    steps of the second task, with the bases of the first
-  prediction   of images by a loaded model
+  prediction   of images by a model that was loaded for that alone
 Rows: workspace is the memory in which the networks run, one at a time, each one's share of it below the table; moments are
 AdamW's, of what a task moves; update is what projections work in; autoencoder and backbone are their weights; condition
 is that of a batch that is drawn; data is decoded images and latents; batches those made ahead; images those on their way
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or of normal images")
     train.add_argument("--out", required=True, help="the run's folder")
     train.add_argument("--protocol", default="each", help=f"a name ({', '.join(PROTOCOLS)}), 'each', or a,b/c/d")
-    train.add_argument("--preset", default="small", choices=list(PRESETS))
+    train.add_argument("--preset", choices=list(PRESETS), help="default: small")
     train.add_argument("--config", help="a TOML file instead of a preset")
     train.add_argument("--strategy", choices=STRATEGIES, help="continual.strategy")
     train.add_argument("--recipe", choices=["default", "paper"], default="default", help="paper: the paper's text")
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     planning = command("plan", _plan, "Say what a run would take, without running it: memory, a checkpoint's size, time.")
     planning.formatter_class = argparse.RawDescriptionHelpFormatter
     planning.epilog = PLAN_HELP
-    planning.add_argument("--preset", default="small", choices=list(PRESETS))
+    planning.add_argument("--preset", choices=list(PRESETS), help="default: small")
     planning.add_argument("--config", help="a TOML file instead of a preset")
     planning.add_argument("--batch", type=int, help="training.batch_size")
     planning.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.clip_norm=0")
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.set_defaults(resume=False, seed=None)
 
     profile = command("profile", _profile, "Show where a prediction's or a training step's time and memory go.")
-    profile.add_argument("--preset", default="small", choices=list(PRESETS))
+    profile.add_argument("--preset", choices=list(PRESETS), help="default: small")
     profile.add_argument("--config", help="a TOML file instead of a preset")
     profile.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.batch_size=1")
     profile.add_argument("--train", action="store_true", help="a training step, not a prediction")
@@ -208,7 +208,9 @@ def _config(arguments: argparse.Namespace) -> Config:
     if arguments.resume and arguments.config is None and (Path(arguments.out) / "config.toml").exists():
         config = read_config(arguments.out)
     else:
-        config = Config.from_toml(arguments.config) if arguments.config else preset(arguments.preset)
+        if arguments.config and arguments.preset:
+            raise ValueError("--config and --preset: one of them is wanted, as a TOML file names its preset itself")
+        config = Config.from_toml(arguments.config) if arguments.config else preset(arguments.preset or "small")
     changes: dict[str, object] = dict(PAPER_RECIPE) if arguments.recipe == "paper" else {}
     if arguments.strategy:
         changes["continual.strategy"] = arguments.strategy
@@ -250,7 +252,10 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     summary = results.summary()
     rows = [{"measure": name, "A- (%)": 100 * v["average"], "FM (%)": 100 * v["forgetting"]} for name, v in summary.items()]
-    print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
+    if results.matrix.n_learned:
+        print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
+    else:
+        print("nothing was measured: no class has test images")
     print(f"{time.monotonic() - began:.0f} s; peak memory {_peak_mebibytes()} MiB; everything is in {arguments.out}")
     return 0
 
@@ -290,7 +295,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
     size = model.config.image_size
     prediction = model.predict(arguments.images, arguments.class_name)
-    writer = csv.writer(sys.stdout)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "score"])
     for path, score in zip(arguments.images, prediction.scores, strict=True):
         writer.writerow([path, f"{score:.6g}"])
@@ -306,7 +311,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    ContinualModel.load(_checkpoint(arguments.model), predict_only=True).save(arguments.out)
+    given, out = _checkpoint(arguments.model), Path(arguments.out)
+    if out.exists() and given.exists() and out.samefile(given):
+        raise ValueError(f"{out} is the model itself, which learns on from what an exported one lacks: choose another file")
+    model = ContinualModel.load(given, predict_only=True)
+    model.save(out)
+    print(f"learned: {', '.join(model.classes) or 'nothing yet'}")
     print(f"{arguments.out}: {os.path.getsize(arguments.out) / 2**20:.1f} MiB")
     return 0
 
@@ -378,12 +388,11 @@ def _demo(arguments: argparse.Namespace) -> int:
         print(f"\n{label}: one model, {len(chosen.tasks)} tasks ({chosen})", flush=True)
         folder = out / strategy
         first = out / "cdad" / "tasks" / "0.safetensors"
-        results = run_protocol(
+        results = run_or_resume(
             config.updated({"continual.strategy": strategy}),
             dataset,
             chosen,
             folder,
-            resume=(folder / CHECKPOINT).exists(),
             start_from=first if strategy == "finetune" else None,
             tell=lambda text: print(text, flush=True),
         )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .data import ClassData, Dataset, Sample, read_sample
+from .data import ClassData, Dataset, Sample, check_classes, read_sample
 from .errors import DataError
 from .metrics import evaluate_scores
 from .model import ContinualModel, Prediction
@@ -31,9 +31,11 @@ class ClassEvaluation:
 
 
 def evaluate_class(model: ContinualModel, data: ClassData, *, progress: bool = False) -> ClassEvaluation:
-    """Test one class. DataError: it has no test images; ImageError: an unreadable image or a mask of another size."""
-    if not data.test:
-        raise DataError(f"class {data.name!r} has no test images")
+    """Test one class, which the model need not have learned: it is scored by the mean of all calibrations then. DataError: it has
+    no test images; ImageError: an unreadable image or a mask of another size."""
+    if not isinstance(data, ClassData):
+        raise TypeError(f"one class is tested, ClassData as open_dataset() gives them, not {type(data).__name__}")
+    _check_tested(data)
     size = model.config.image_size
     pairs = [read_sample(sample, size=size) for sample in data.test]
     images = np.stack([image for image, _ in pairs])
@@ -47,15 +49,57 @@ def evaluate_class(model: ContinualModel, data: ClassData, *, progress: bool = F
 
 def evaluate(
     model: ContinualModel,
-    dataset: Dataset,
-    classes: Sequence[str] | None = None,
+    dataset: Dataset | Mapping[str, ClassData] | ClassData | Iterable[ClassData],
+    classes: str | Iterable[str] | None = None,
     *,
     progress: bool = True,
 ) -> dict[str, ClassEvaluation]:
-    """Test several classes (all that the model has learned and the data set holds, by default)."""
-    names = list(classes) if classes is not None else [name for name in model.classes if name in dataset]
+    """Test several classes, or the one of that name (by default all that the model has learned and the data set holds).
+
+    TypeError: what is no data set, such as its folder's path; DataError, before any class is tested: none to test, one that is
+    not in the data or that the model has not learned, or one without test images. Else as `evaluate_class`, which tests classes
+    that were not learned too.
+    """
+    if isinstance(model, str | os.PathLike):
+        raise TypeError(f"a ContinualModel is tested, not a path: ContinualModel.load({os.fspath(model)!r}) reads one")
+    dataset = _as_dataset(dataset)
+    if not model.classes:
+        raise RuntimeError("the model has learned no task yet")
+    if classes is None:
+        names = [name for name in model.classes if name in dataset]
+        if not names:
+            learned, held = ", ".join(model.classes), ", ".join(dataset) or "none"
+            raise DataError(f"the data set has no class that the model has learned: it has {held}, the model {learned}")
+    else:
+        names = [classes] if isinstance(classes, str) else list(dict.fromkeys(classes))
+        if isinstance(classes, set | frozenset):
+            names.sort()
+        check_classes(names, dataset)
+        check_classes(names, model.classes, "among those that the model has learned")
+    for name in names:
+        _check_tested(dataset[name])
     bar = tqdm(names, "test", unit="class", disable=not progress, leave=False)
     return {name: evaluate_class(model, dataset[name], progress=progress) for name in bar}
+
+
+def _as_dataset(dataset: Dataset | Mapping[str, ClassData] | ClassData | Iterable[ClassData]) -> Mapping[str, ClassData]:
+    if isinstance(dataset, str | os.PathLike):
+        raise TypeError(f"a data set is tested, not a path: open_dataset({os.fspath(dataset)!r}) lists the images of a folder")
+    if isinstance(dataset, ClassData):
+        dataset = [dataset]
+    if isinstance(dataset, Mapping):
+        if all(isinstance(data, ClassData) for data in dataset.values()):
+            return dataset
+    elif isinstance(dataset, Iterable):
+        dataset = list(dataset)
+        if all(isinstance(data, ClassData) for data in dataset):
+            return Dataset(dataset)
+    raise TypeError("a data set is tested, as open_dataset() gives it: paths and arrays do not tell what is anomalous")
+
+
+def _check_tested(data: ClassData) -> None:
+    if not data.test:
+        raise DataError(f"class {data.name!r} has no test images")
 
 
 def write_contact_sheet(result: ClassEvaluation, path: str | os.PathLike, *, rows: int = 8) -> Path:

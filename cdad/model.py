@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .autoencoder import Autoencoder, stack_images
 from .checkpoint import Checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
+from .data.inputs import as_classes, as_images
 from .data.records import ClassData, spread
 from .device_arrays import Array
 from .errors import CheckpointError, DataError
@@ -117,6 +120,8 @@ class ContinualModel:
         self._pooled: tuple[tuple[Calibration, ...], Calibration] | None = None
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
+        self._steps_before = 0  # the trainer's steps when the task began
+        self.predict_only = False  # without what learning needs: see `load`
         self._fitting = threading.Lock()
 
     def _start_from_files(self) -> None:
@@ -205,7 +210,7 @@ class ContinualModel:
     ) -> None:
         """Learn the next task from normal images alone.
 
-        ``task``: {class: image paths}, `ClassData`, a list of them, or the paths of one class. ``checkpoint``: a
+        ``task``: {class: image paths}, `ClassData`, a list of them, a `Dataset`, or the paths of one class. ``checkpoint``: a
         file that is written every ``checkpoint_seconds`` and at the end, the one before it being kept beside it (`previous_of`);
         after a load, the same call goes on where it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
         is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step, unless the
@@ -221,6 +226,8 @@ class ContinualModel:
                 self.parallel.check(begins, self.params.device)
                 if self.parallel.rank > 0:
                     progress, checkpoint = False, None
+            if checkpoint is not None and os.path.isdir(checkpoint):
+                raise IsADirectoryError(errno.EISDIR, "a checkpoint is a file, and this is a folder", os.fspath(checkpoint))
             self._fit(classes, progress, callback, checkpoint, checkpoint_seconds)
         finally:
             self._fitting.release()
@@ -230,15 +237,22 @@ class ContinualModel:
         for name in names:
             if name in self.classes:
                 raise DataError(f"class {name!r} was learned before; a task brings new classes")
+        if self.progress and self.progress["classes"] != names and self.progress["step"] == 0:
+            self.progress = {}  # that task was given up before it began
         if self.progress and self.progress["classes"] != names:
             raise CheckpointError(
                 f"the checkpoint is in the middle of the task {self.progress['classes']}, not of {names}"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
+        if self.predict_only:
+            raise CheckpointError(
+                "the model was loaded to predict: load it whole, or let consolidate() take what its strategy "
+                f"{config.continual.strategy!r} needs from the images of what it has learned"
+            )
         if index > 0 and not self.strategy.ready:
             raise CheckpointError(
-                f"the strategy {config.continual.strategy!r} keeps something of each task, which this model lacks: it learned its "
-                "tasks under another one, or was loaded to predict; consolidate() takes it from their images"
+                f"the strategy {config.continual.strategy!r} keeps something of each task, and this model learned its tasks "
+                "under another one: consolidate() takes it from their images"
             )
         trained = self.strategy.training_classes(classes)
         batches = self.strategy.batches(self._training_batches(trained, t.batch_size, config.seed + 7919 * index))
@@ -246,8 +260,11 @@ class ContinualModel:
         if not self.progress:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
-            self.progress = {"classes": names, "step": 0, "seconds": 0.0}
+            self.progress, self._steps_before = {"classes": names, "step": 0, "seconds": 0.0}, self._trainer.n_steps
         self.strategy.before_task(self, classes, index, self.progress["step"], progress)
+        if self.parallel is not None:  # gradients in coordinates of other directions are no summands
+            kept = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in self.strategy.tensors().items()}
+            self.parallel.check(kept, self.params.device)
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
         self._trainer.reset()  # the memory of its moments, for what follows
@@ -270,19 +287,22 @@ class ContinualModel:
 
     def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
         """Take what the strategy keeps of a task (bases, importances, stored images) from the normal images of classes
-        that the model learned under another strategy: several strategies can go on from one first task.
+        that the model learned under another strategy: several strategies can go on from one first task. Or of what a model
+        that was loaded to predict has learned.
 
+        ``task``: as in `fit_task`, but for paths alone, which do not tell the class.
         ValueError: a class that was not learned; CheckpointError: the strategy has to see the training itself ("si");
         RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
         """
         if self._fitting.locked() or self.progress:
             raise RuntimeError("model is training")
-        classes = as_classes(task, len(self.ledger))
+        classes = as_classes(task, None)
         for data in classes:
             self._check_learned(data.name)
-        if self.strategy.ready:
+        if self.strategy.ready and not self.predict_only:
             raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
         self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
+        self.predict_only = False
 
     def _latents(self, batches: TrainingBatches | MixedBatches, progress: bool) -> np.ndarray:
         """Latents of the batches' clean images, computed once a task: [n,h,w,C]."""
@@ -308,10 +328,12 @@ class ContinualModel:
             for batch in batches.part(self._part).steps(self.progress["step"], steps):
                 began, step = time.monotonic(), self.progress["step"]
                 scale = lr * learning_rate_scale(step, steps, t.warmup, t.decay)
-                losses = self._trainer.step(
-                    latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale, all_reduce=all_reduce
-                )
-                self.progress["step"] += 1
+                try:
+                    losses = self._trainer.step(
+                        latents[batch.index], batch.image, batch.perturbed, context, lr_scale=scale, all_reduce=all_reduce
+                    )
+                finally:  # a signal's exception may come after the step is done
+                    self.progress["step"] = self._trainer.n_steps - self._steps_before
                 self.progress["seconds"] += time.monotonic() - began
                 bar.update()
                 bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
@@ -321,10 +343,12 @@ class ContinualModel:
                     self.save(checkpoint, keep_previous=True)
                     saved = time.monotonic()
 
-    def denoising_error(self, paths: Sequence[str | os.PathLike]) -> float:
+    def denoising_error(self, paths: str | os.PathLike | Iterable[str | os.PathLike]) -> float:
         """The mean squared error of images' latents as predicted at the sampler's first timestep, each under its own
-        condition. Where that is noise alone and the prediction is v, it is L_CDM there."""
-        images = load_images(list(paths), self.config.image_size)
+        condition. Where that is noise alone and the prediction is v, it is L_CDM there. DataError: no images."""
+        images = load_images(paths, self.config.image_size)
+        if not len(images):
+            raise DataError("there are no images to denoise")
         latents = self.autoencoder.encode(images)
         return self._x0_error(latents, images)
 
@@ -388,12 +412,13 @@ class ContinualModel:
         runs = -(-images // self.config.scoring.batch_size) * self.config.diffusion.evaluations
         return _core.Collector(self._samplers.whole, c.method, gamma, runs, c.memory << 20)
 
-    def recalibrate(self, classes: Sequence[ClassData]) -> None:
+    def recalibrate(self, classes: Task | ClassData | Sequence[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
-        ValueError: a class that was not learned; RuntimeError: the model is training."""
+        ``classes``: as in `consolidate`. ValueError: a class that was not learned; RuntimeError: the model is training."""
         if self._fitting.locked():
             raise RuntimeError("model is training")
+        classes = as_classes(classes, None)
         for data in classes:
             self._check_learned(data.name)
         self.calibrations |= self._calibrate(classes)
@@ -419,15 +444,16 @@ class ContinualModel:
 
     def predict(
         self,
-        images: np.ndarray | _core.DeviceArray | Sequence[str | os.PathLike],
+        images: np.ndarray | _core.DeviceArray | str | os.PathLike | Iterable[str | os.PathLike] | Iterable[np.ndarray],
         class_name: str | None = None,
         *,
         progress: bool = False,
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size. One that
-        lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read there.
+        ``images``: paths or one path, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size, or
+        a list of [H,W,3]. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read
+        there. N is 1 for one path and for [H,W,3]. TypeError: neither paths nor arrays; ValueError: arrays of another size.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
         result depends on (image, model, seed) alone, not on what it is predicted with; on a GPU, within rounding.
         """
@@ -445,8 +471,12 @@ class ContinualModel:
             images = there
         elif hasattr(images, "__dlpack__"):
             images = np.asarray(images)
-        if isinstance(images, np.ndarray | _core.DeviceArray) and len(images.shape) == 3:
+        if not isinstance(images, np.ndarray | _core.DeviceArray) or isinstance(images, np.ndarray) and images.dtype.kind in "OSU":
+            images = as_images(images, size)
+        elif len(images.shape) == 3:
             images = images.reshape((1, *images.shape))
+        elif len(images.shape) == 0:
+            raise ValueError(f"images are one number; [N,{size},{size},3] is wanted")
         n = len(images)
         if n == 0:
             empty = np.zeros((0, size, size), np.float32)
@@ -456,8 +486,12 @@ class ContinualModel:
 
         def read(start: int) -> np.ndarray | _core.DeviceArray:
             part = images[start : start + chunk]
-            is_array = isinstance(part, np.ndarray | _core.DeviceArray) or isinstance(part[0], np.ndarray)
-            array = stack_images(part, size) if is_array else load_images(part, size)
+            if not isinstance(part, list):
+                array = stack_images(part, size)
+            elif isinstance(part[0], Path):
+                array = load_images(part, size)
+            else:  # each on its own: of another type, one has another white
+                array = np.concatenate([stack_images(np.asarray(image)[None], size) for image in part])
             return _core.DeviceArray(array, self.params.device) if on_gpu and isinstance(array, np.ndarray) else array
 
         for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
@@ -539,7 +573,8 @@ class ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
         another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
         ``predict_only``: without what predictions do not need, as bases, which may be larger than the weights, moments and the place
-        in a task. Such a model takes less memory, saves smaller files, and learns further after `consolidate` alone.
+        in a task. Such a model takes less memory, saves smaller files, from which it is loaded so again, and learns no further unless
+        `consolidate` gives it what its strategy needs.
         CheckpointError: damaged, or of another model."""
         with Checkpoint(path) as checkpoint:
             # Checksums tell damage, not intent: what the file says is looked at like any other's.
@@ -574,23 +609,6 @@ def describe_plan(plan: dict[str, tuple[int, str, int, int]]) -> str:
         for (d, method, rank), sizes in sorted(kinds.items(), reverse=True)
     ]
     return format_table(rows, digits=1, title=f"{sum(row['MiB'] for row in rows):.1f} MiB at most")
-
-
-def as_classes(task: Any, index: int) -> list[ClassData]:
-    """The classes of a task in any of the forms that `ContinualModel.fit_task` takes."""
-    if isinstance(task, ClassData):
-        task = [task]
-    if isinstance(task, Mapping):
-        task = [ClassData(name, tuple(Path(p) for p in paths), ()) for name, paths in task.items()]
-    items = list(task)
-    if items and not all(isinstance(item, ClassData) for item in items):
-        items = [ClassData(f"task{index + 1}", tuple(Path(p) for p in items), ())]
-    if not items:
-        raise DataError("a task has at least one class")
-    for item in items:
-        if not item.train:
-            raise DataError(f"class {item.name!r} has no normal training images")
-    return items
 
 
 __all__ = ["ContinualModel", "Prediction", "StepReport", "read_image"]

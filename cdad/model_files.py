@@ -34,10 +34,14 @@ def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous:
             tensors |= {f"calibration/{name}/{key}": value for key, value in calibration.tensors().items()}
     blocks = (["m", "v"] if model._trainer.age else []) + (["ema"] if model.config.training.ema_decay > 0 else [])
     tensors |= {f"optimizer/{block}": lambda block=block: model._trainer.block(block) for block in blocks}
+    progress = model.progress  # whose step a signal's handler finds one behind, just after a step
+    if progress:
+        progress = progress | {"step": model._trainer.n_steps - model._steps_before}
     state = {
         "config": model.config.to_dict(),
         "ledger": model.ledger,
-        "progress": model.progress,
+        "progress": progress,
+        "predict_only": model.predict_only,
         "strategy": {"name": model.config.continual.strategy} | model.strategy.state(),
         "steps": model._trainer.n_steps,
         "age": model._trainer.age,
@@ -82,7 +86,9 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
             raise CheckpointError(f"the checkpoint has no context of {list(model.context.shape)}", path)
         model.context = checkpoint.read("context")
     kept = state.get("strategy", {"name": "cdad"})
-    if kept["name"] == model.config.continual.strategy and not predict_only:
+    goes_on = kept["name"] == model.config.continual.strategy
+    model.predict_only = predict_only = predict_only or state.get("predict_only", False) is True
+    if goes_on and not predict_only:
         its = [name for name in checkpoint.tensors if not name.startswith(_OWN)]
         model.strategy.restore({name: checkpoint.read(name) for name in its}, kept)
     model.ledger, model.progress = state["ledger"], state["progress"]
@@ -97,20 +103,22 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
     for name in model.classes:
         parts = {key: piece.read() for key, piece in section(f"calibration/{name}/").items()}
         model.calibrations[name] = Calibration.from_tensors(parts) if parts else None
-    _restore_optimizer(model, checkpoint)
+    # What a later task moves is its strategy's: under another one its moments begin anew.
+    _restore_optimizer(model, checkpoint, bool(model.progress) and (goes_on or not model.ledger))
+    model._steps_before = model._trainer.n_steps - step
 
 
-def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint) -> None:
+def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint, moments: bool) -> None:
     trainer, averaged = model._trainer, model.config.training.ema_decay > 0
     names = {name.removeprefix("optimizer/"): name for name in checkpoint.tensors if name.startswith("optimizer/")}
     trainer.n_steps, trainer.age = checkpoint.state["steps"], checkpoint.state["age"]
     if unknown := names.keys() - {"m", "v", "ema"}:
         raise CheckpointError(f"there is no block {min(unknown)!r} of an optimizer", checkpoint.path)
-    if not model.progress:  # a task begins without moments, which version 1 kept
+    if not moments:  # as of a file between tasks by version 1, which has some
         trainer.age = 0
     if trainer.age and not {"m", "v"} <= names.keys():
         raise CheckpointError("it has no optimizer/m or optimizer/v", checkpoint.path)
-    if trainer.age and model.strategy.ready:  # else another one has begun the task, and this one will say that it cannot go on
+    if trainer.age:
         model.strategy.restrict(model, len(model.ledger))
     for block, name in names.items():
         if not (averaged if block == "ema" else trainer.age):
@@ -123,6 +131,7 @@ def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint) -> None:
         try:
             trainer.set_block(block, values)  # which turns moments that were kept in another way
         except ValueError as error:
-            raise CheckpointError(f"{name} is {list(found.shape)}: {error}", checkpoint.path) from error
+            reason = f"{name} is {list(found.shape)}: {error}; within a task free_gamma and projection stay as they were, and so does cdad"
+            raise CheckpointError(reason, checkpoint.path) from error
     if averaged and "ema" not in names:  # it was trained without: the average begins with the weights
         trainer.set_block("ema", trainer.block("weights"))

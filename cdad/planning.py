@@ -43,7 +43,7 @@ class Plan:
     ``calibrating`` the scores after a task, and testing within a run
     ``collecting``  significant representations after a task, of strategies that keep some
     ``increment``   steps of the second task: bases and the task's own directions too
-    ``prediction``  of images by a loaded model
+    ``prediction``  of images by a model that was loaded with ``predict_only``
     =============== ======================================================================================
 
     Parts: ``weights`` and their moving ``average``; ``gradients``, where all are held at once; ``moments`` of what a task moves;
@@ -169,11 +169,14 @@ def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, in
     for name in model.params.shapes().keys() - streams.keys():
         model._trainer.protect(name, frozen=True)
     for name, (d, _, most, _) in streams.items():
-        k, own = ranks[name], max(1, min(int(OWN_SHARE * d), most))
+        k = ranks[name]
+        own = min(max(1, int(OWN_SHARE * d)), most, d - k)
         if whole:
             own = d - k if c.projection == "update" else min(k, d - k)
         if own:
             model._trainer.confine(name, memory[: d * own].reshape(own, d))
+        else:
+            model._trainer.protect(name, frozen=True)
         bases += 4 * d * k
         if c.projection == "update" or own < k:  # else gradients go off the basis itself
             directions += 4 * d * own
@@ -262,6 +265,9 @@ def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], ste
         {
             "unet.channel_mult": list(config.unet.channel_mult[:2]),
             "unet.num_res_blocks": 1,
+            "unet.attention_resolutions": [factor for factor in config.unet.attention_resolutions if factor <= 2],
+            "continual.strategy": "finetune" if config.continual.strategy == "replay" else config.continual.strategy,
+            "training.accumulate": 1,
             "training.batch_size": 1,
             "scoring.batch_size": 1,
             "diffusion.steps": 1,

@@ -29,7 +29,7 @@ from .atomic import write_atomically
 from .checkpoint import previous_of
 from .config import Config
 from .data import Dataset
-from .errors import DataError
+from .errors import DataError, TrainingError
 from .evaluation import evaluate_class, write_contact_sheet
 from .model import ContinualModel, StepReport
 from .plots import loss_curve, matrix_image
@@ -92,7 +92,6 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     if resumed and not resume:
         raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
     (folder / "tasks").mkdir(exist_ok=True)
-    write_atomically(folder / CONFIG, config.to_toml().encode())
     names = ["+".join(task) for task in protocol.tasks]
     if resumed and previous:
         model = ContinualModel.load(kept, config)
@@ -101,12 +100,15 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         model = ContinualModel.load(checkpoint, config)
     elif start_from is not None:
         model = ContinualModel.load(start_from, config)
-        if [list(task) for task in protocol.tasks[: len(model.ledger)]] != [t["classes"] for t in model.ledger]:
-            raise DataError(f"{start_from} has learned other tasks than this protocol's first")
         if not model.strategy.ready:
             model.consolidate([dataset[name] for name in model.classes], progress=progress)
     else:
         model = ContinualModel(config)
+    learned = [tuple(task["classes"]) for task in model.ledger]
+    if learned != [tuple(task) for task in protocol.tasks[: len(learned)]]:
+        raise DataError(f"the model has learned {' / '.join('+'.join(task) for task in learned)}, and this protocol is {protocol}")
+    if finished_results(folder, protocol) is None:  # a run that is done keeps its own
+        write_atomically(folder / CONFIG, config.to_toml().encode())
     writer = ResultWriter(
         folder,
         names,
@@ -135,13 +137,20 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
                 )
                 tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}"
                      + _told(model.ledger[-1]))
-            if k + 1 < len(model.ledger) or _tested(writer, k, protocol):
+            if k + 1 < len(model.ledger) or _tested(writer, k, protocol, dataset) and (folder / "tasks" / f"{k}.safetensors").exists():
                 continue
             model.save(folder / "tasks" / f"{k}.safetensors")
             _test(model, dataset, protocol, k, writer, folder, progress, tell)
     except KeyboardInterrupt:
         model.save(checkpoint, keep_previous=True)
         tell(f"interrupted; the state is kept in {checkpoint}")
+        raise
+    except TrainingError:  # weights that are to be kept are in the checkpoint before
+        raise
+    except Exception:
+        if model.progress:  # training that is done is not to be done again
+            model.save(checkpoint, keep_previous=True)
+            tell(f"stopped; the state is kept in {checkpoint}")
         raise
     finally:
         losses.close()
@@ -199,17 +208,20 @@ def _told(entry: dict) -> str:
     return text + "".join(f"; {k.replace('_', ' ')}: {v:.4g}" for k, v in rest.items())
 
 
-def _tested(writer: ResultWriter, k: int, protocol: Protocol) -> bool:
+def _tested(writer: ResultWriter, k: int, protocol: Protocol, dataset: Dataset) -> bool:
     done = {r.class_name for r in writer.results if r.after_task == k}
-    return done >= set(protocol.seen(k))
+    return done >= {name for name in protocol.seen(k) if dataset[name].test}
 
 
 def _test(model, dataset, protocol, k, writer, folder, progress, tell) -> None:
-    """Test every class seen so far: the test set is cumulative."""
+    """Test every class seen so far that has test images: the test set is cumulative."""
     sheets = folder / "sheets" / f"after{k}"
     sheets.mkdir(parents=True, exist_ok=True)
     for task in range(k + 1):
         for name in protocol.tasks[task]:
+            if not dataset[name].test:
+                tell(f"  {name}: no test images")
+                continue
             result = evaluate_class(model, dataset[name], progress=progress)
             writer.record(k, task, name, result.measures)
             write_contact_sheet(result, sheets / f"{name}.png")
@@ -247,7 +259,8 @@ class _LossLog:
 
 
 def _draw(results: RunResults, folder: Path, names: list[str], losses: Path) -> None:
-    matrix_image(results.matrix["pixel_auroc"], folder / "task_matrix.png", tasks=names, title="pixel AUROC")
+    if results.matrix.n_learned:
+        matrix_image(results.matrix["pixel_auroc"], folder / "task_matrix.png", tasks=names, title="pixel AUROC")
     with open(losses, newline="") as file:
         values = [float(row["loss_cdm"]) for row in csv.DictReader(file)]
     if len(values) > 1:

@@ -46,6 +46,13 @@ def tiny_png_claiming(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + body + png_chunk(b"IEND", b"")
 
 
+class Bytes:
+    """A path of bytes."""
+
+    def __fspath__(self):
+        return b"a.png"
+
+
 class TestReadImage:
     @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
     def test_lossless_formats_keep_every_pixel(self, tmp_path, suffix):
@@ -206,8 +213,38 @@ class TestReadImage:
             content = io.BytesIO()
             Image.fromarray(random_image()).save(content, suffix)
             path.write_bytes(content.getvalue())
-            with pytest.raises(ImageError, match="cannot be decoded"):
+            with pytest.raises(ImageError, match="a.png: no image that can be read \\(PNG, JPEG, BMP, TIFF, WEBP are\\)$"):
                 read_image(path)
+
+    def test_what_holds_no_image_is_told_in_one_line(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.png"
+        for content, reason in ((b"", "no image that can be read: the file is empty$"), (b"text", "no image that can be read")):
+            path.write_bytes(content)
+            with pytest.raises(ImageError, match=reason) as raised:
+                read_image(path)
+            assert "BytesIO" not in str(raised.value)
+
+        def fail(*_):
+            raise cv2.error("OpenCV:\nerror: in function 'imdecode'\n")
+
+        monkeypatch.setattr(cv2, "imdecode", fail)
+        path.write_bytes(b"")
+        pixels = np.random.default_rng(1).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+        with pytest.raises(ImageError, match="cannot be decoded: OpenCV: error: in function 'imdecode'$"):
+            read_image(path)
+
+    @pytest.mark.parametrize("path", [3, b"a.png", None, ["a.png"], Bytes()])
+    def test_what_is_no_path_is_not_opened(self, path):
+        for read in (read_image, data.read_mask):
+            with pytest.raises(TypeError, match="an image's path is .*; a path \\(str or os.PathLike\\) is wanted"):
+                read(path)
+
+    def test_paths_that_no_file_can_have(self):
+        with pytest.raises(ImageError, match="no path of a file"):
+            read_image("a\0b.png")
+        with pytest.raises(ValueError, match="an empty path"):
+            read_image("")
 
     def test_only_regular_files_are_opened(self, tmp_path):
         with pytest.raises(FileNotFoundError):
@@ -215,7 +252,7 @@ class TestReadImage:
         os.mkfifo(tmp_path / "fifo.png")  # opening it would wait for a writer for ever
         (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
         for path, reason in (
-            (tmp_path, "not a regular file"),
+            (tmp_path, "a folder, not a regular file"),
             (tmp_path / "fifo.png", "not a regular file"),
             (Path("/dev/zero"), "not a regular file"),
             (tmp_path / "loop.png", "loop"),
@@ -339,7 +376,7 @@ class TestMvtec:
         folder = make_mvtec(tmp_path)
         with pytest.raises(DataError, match="folder of one class"):
             open_dataset(folder)
-        with pytest.raises(DataError, match="no class 'bold' in the data; did you mean 'bolt'"):
+        with pytest.raises(DataError, match="no class 'bold' in the data; did you mean 'bolt'\\? known: bolt$"):
             data.load_class(tmp_path, "bold")
         with pytest.raises(DataError, match="no class"):
             data.load_class(tmp_path, "../" + tmp_path.name + "/bolt")
@@ -357,6 +394,8 @@ class TestMvtec:
         assert list(a | b) == ["bolt", "nut"] and isinstance(a | b, Dataset)
         with pytest.raises(DataError, match="two classes are named 'nut'"):
             a | a
+        with pytest.raises(TypeError, match="made of ClassData, not of str"):
+            Dataset(a)
 
 
 def make_visa(root, normal=21):
@@ -423,6 +462,7 @@ class TestVisa:
             ("candle,val,normal,candle/Data/Images/Normal/0000.JPG,", "split 'val'"),
             ("candle,test,normal", "3 values, expected 5"),
             ("cashew,test,normal,candle/Data/Images/Normal/0000.JPG,", "'cashew' has no normal training"),
+            ("a/b,train,normal,candle/Data/Images/Normal/0000.JPG,", "class 'a/b' has '/' in its name.*1cls.csv, line 6"),
             ('candle,"test', "not a UTF-8 table"),
         ],
     )
@@ -468,6 +508,57 @@ class TestFolder:
         save(tmp_path / "0.png", random_image())
         with pytest.raises(DataError, match="holds images of its own and a folder of images, 'a'"):
             open_dataset(tmp_path)
+
+    @pytest.mark.parametrize(
+        "names,told",
+        [
+            (("good", "bad"), "bad, good"),
+            (("OK", "NG"), "NG, OK"),
+            (("normal", "crack", "stain"), "crack, normal, stain"),
+            (("Not-OK", "screw"), "Not-OK"),
+            (("train", "test"), "test, train"),
+        ],
+    )
+    def test_parts_of_one_product_are_no_products(self, tmp_path, names, told):
+        for name in names:
+            save(tmp_path / "bolt" / name / "0.png", random_image())
+        root = tmp_path / "bolt"
+        if "train" in names:  # as MVTec AD has them, but for train/good: layout "mvtec" would say so of what is above
+            (root / "train" / "0.png").unlink()
+        message = f"bolt holds the folders {told}, which are parts of one product's data, .*<class>/train/good"
+        for list_them in (open_dataset, data.list_classes):
+            with pytest.raises(DataError, match=message) as raised:
+                list_them(root)
+            assert "\n" not in str(raised.value)
+        assert data.list_classes(root, "folder") == tuple(sorted(names))  # asked for by name
+        if "train" not in names:
+            inside = ", ".join(sorted(names))
+            with pytest.raises(DataError, match=f"'bolt' has no normal training .*holds the folders {inside}; <class>/train"):
+                open_dataset(tmp_path)
+
+    def test_one_folder_of_good_images(self, tmp_path):
+        save(tmp_path / "good" / "0.png", random_image())
+        assert list(open_dataset(tmp_path)) == ["good"]
+        (tmp_path / "bad").mkdir()
+        save(tmp_path / "0.png", random_image())  # the product's own images, and folders of none
+        (tmp_path / "good" / "0.png").unlink()
+        assert list(open_dataset(tmp_path)) == [tmp_path.name]
+
+    @pytest.mark.parametrize("name", ["a\nb", "a\x7f", "n" * 201, os.fsdecode(b"caf\xe9"), " "])
+    def test_folders_that_no_class_can_be_named_after(self, tmp_path, name):
+        save(tmp_path / "parts" / name / "0.png", random_image())
+        with pytest.raises(DataError, match=r"^class .* name.* \(a folder in '.*parts'\)$") as raised:
+            open_dataset(tmp_path / "parts")
+        str(raised.value).encode()  # can be shown
+        with pytest.raises(DataError, match="a folder in"):
+            open_dataset(tmp_path / "parts" / name)
+
+    def test_a_root_that_is_told_by_dots_has_its_folders_name(self, tmp_path, monkeypatch):
+        save(tmp_path / "parts" / "0.png", random_image())
+        (tmp_path / "parts" / "none").mkdir()
+        for at, root in (("parts", "."), ("parts/none", "..")):
+            monkeypatch.chdir(tmp_path / at)
+            assert list(open_dataset(root)) == ["parts"]
 
 
 class TestPerturb:
@@ -714,6 +805,8 @@ class TestTrainingBatches:
         loader = make_loader([str(p) for p in classes[0].train])
         assert loader.paths == classes[0].train
         assert make_loader(classes[1]).paths == classes[1].train
+        assert make_loader(Dataset(classes)).paths == (*classes[1].train, *classes[0].train)
+        assert make_loader(set(classes[0].train)).paths == classes[0].train == make_loader(iter(classes[0].train)).paths
         alone = next(make_loader(classes[0].train[:1], perturb_share=1).epoch(0))
         assert alone.index.tolist() == [0, 0, 0, 0] and (alone.image != alone.perturbed).any()
 
@@ -794,6 +887,10 @@ class TestTrainingBatches:
             make_loader([])
         with pytest.raises(TypeError, match="mixed"):
             make_loader([classes[0], "a.png"])
+        with pytest.raises(TypeError, match="not the one path 'a.png'; open_dataset"):
+            make_loader("a.png")
+        with pytest.raises(TypeError, match=r"task\[1\] is bytes b'b.png'"):
+            make_loader(["a.png", b"b.png"])
         with pytest.raises(ValueError, match="start_step is 4, expected 0..3"):
             make_loader(classes).epoch(0, start_step=4)
 
@@ -807,6 +904,13 @@ def test_load_images(classes):
     assert images.shape == (5, 24, 32, 3) and images.dtype == np.float32
     assert np.array_equal(images[3], read_image(classes[0].train[3], size=(24, 32)))
     assert data.load_images([], 8).shape == (0, 8, 8, 3)
+    for one in (classes[0].train[3], str(classes[0].train[3])):
+        assert np.array_equal(data.load_images(one, (24, 32)), images[3:4])
+    for order in (set(classes[0].train), iter(classes[0].train)):
+        assert np.array_equal(data.load_images(order, (24, 32)), images)
+    for wrong, message in ((b"a.png", "images.*not bytes b'a.png'"), ([3], r"images\[0\] is int 3"), ({"a": 1}, "dict")):
+        with pytest.raises(TypeError, match=message):
+            data.load_images(wrong, 8)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real images (CDAD_SHARED/data) are not present")

@@ -468,4 +468,5 @@ def test_why_the_driver_has_no_gpu(error, message):
 def test_doctor_says_what_is_found(capsys):
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
-    assert "CUDA backend" in told and ("cuda can be used" in told) != ("cuda cannot be used" in told)
+    assert all(what in told for what in ("CUDA backend", "NVIDIA driver", "cuBLAS"))
+    assert ("cuda can be used" in told) != ("cuda cannot be used" in told)

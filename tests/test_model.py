@@ -337,9 +337,13 @@ def test_a_model_that_was_loaded_to_predict(first, first_checkpoint, products, i
     want, got = first.predict(images, "gear"), model.predict(images, "gear")
     assert np.array_equal(got.maps, want.maps) and model.classes == first.classes
     assert not model.bases and model.memory_bytes["strategy"] == 0 < first.memory_bytes["strategy"]
-    with pytest.raises(CheckpointError, match="loaded to predict; consolidate"):
+    with pytest.raises(CheckpointError, match="loaded to predict"):
         model.fit_task([products["steel"]], progress=False)
     model.save(tmp_path / "small.safetensors")
+    for strategy in ("cdad", "finetune"):  # which keeps nothing, and would learn on
+        again = ContinualModel.load(tmp_path / "small.safetensors", model.config.updated({"continual.strategy": strategy}))
+        with pytest.raises(CheckpointError, match="loaded to predict"):
+            again.fit_task([products["steel"]], progress=False)
     again = ContinualModel.load(tmp_path / "small.safetensors")
     assert np.array_equal(again.predict(images, "gear").maps, want.maps)
     again.consolidate([products[name] for name in FIRST], progress=False)

@@ -106,6 +106,23 @@ def test_rank_0_writes_the_checkpoint_that_all_go_on_from(products, quick_config
             np.testing.assert_array_equal(found[name], wanted)
 
 
+def test_processes_with_other_directions_are_noticed(products, quick_config):
+    """The same span is not enough: gradients are added up in the directions' coordinates."""
+    config = quick_config.updated({"training.batch_size": 4, "training.steps": 2})
+
+    def refused(member):
+        model = ContinualModel(config, parallel=member)
+        model.fit_task([products[name] for name in FIRST], progress=False)
+        if member.rank == 1:
+            collect = model.collect_bases
+            model.collect_bases = lambda *a, **how: {name: (-U, *rest) for name, (U, *rest) in collect(*a, **how).items()}
+        with pytest.raises(RuntimeError, match="the 2 processes do not go on from the same model"):
+            model.fit_task([products[name] for name in SECOND], progress=False)
+        assert model.progress["step"] == 0
+
+    together(Meeting(2).members(), refused)
+
+
 def test_processes_that_begin_with_other_images_or_another_model_are_noticed(products, quick_config):
     config, first = quick_config.updated({"training.batch_size": 4}), products[SECOND[0]]
 

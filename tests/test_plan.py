@@ -128,6 +128,10 @@ def test_later_tasks_take_bases_and_directions():
     assert sketched == sum(4 * d * min(d // 2, 256) for d in widths) < half.memory["increment"]["bases"]
     everywhere = cdad.plan(config.updated({"continual.free_gamma": 1.0})).memory["increment"]["directions"]
     assert everywhere == sum(4 * d * (d - d // 2) for d in widths)
+    nearly = cdad.plan(config, rank_share=0.95).memory["increment"]["directions"]
+    assert nearly == sum(4 * d * min(max(1, int(0.18 * d)), d - max(1, int(0.95 * d))) for d in widths)
+    nothing = cdad.plan(config.updated({"continual.free_gamma": 1.0}), rank_share=1.0).memory["increment"]
+    assert not {"moments", "directions"} & nothing.keys()  # nothing moves
 
 
 def test_the_size_of_a_checkpoint(first_checkpoint, quick_config):

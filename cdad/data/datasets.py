@@ -14,7 +14,8 @@ relative to the root); without it ``<class>/Data/Images/{Normal,Anomaly}`` and `
 where every tenth normal image is kept for the test: the published proportion, not the published split.
 
 **folder**: normal images only. The root holds the images of one class, named like the root, or each of its
-sub-folders holds those of one class. There is no test.
+sub-folders holds those of one class. There is no test. Sub-folders named as the parts of one product's data are (good beside
+bad, train beside test) are no products: "auto" refuses them, and layout "folder" takes them as they stand.
 """
 
 from __future__ import annotations
@@ -26,12 +27,20 @@ import numpy as np
 
 from ..errors import DataError
 from .images import Size, check_mask, read_image, read_mask, resize_image, resize_mask
-from .records import ClassData, Dataset, Sample, check_classes, list_folders, list_images, require_normal
+from .records import ClassData, Dataset, Sample, check_classes, check_name, list_folders, list_images, require_normal
 from .visa_split import VISA_SPLIT, read_visa_split
 
 LAYOUTS = ("mvtec", "visa", "folder")
 
 _VISA_TEST_EVERY = 10
+
+# Folders within one product's data, by their names in small letters without what stands between words. A good one is told from a
+# product by what stands beside it.
+_GOOD = {"good", "ok", "normal", "pass", "passed", "sound", "nondefective", "defectfree"}
+_BAD = {"bad", "ng", "nok", "notok", "notgood", "notnormal", "fail", "failed", "faulty", "abnormal", "reject", "rejected", "rejects"}
+_BAD |= {"defect", "defects", "defective", "anomaly", "anomalies", "anomalous", "outlier", "outliers"}
+_SPLITS = {"train", "training", "test", "testing", "val", "validation", "groundtruth"}
+_WANTED = "<class>/train/good/* and, for the test, <class>/test/good/*, <class>/test/<defect>/* and <class>/ground_truth/<defect>/*"
 
 
 def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks: bool = True) -> Dataset:
@@ -42,7 +51,8 @@ def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks
     image may lack its mask (its samples serve image scores only).
 
     Raises DataError, naming the class and the folder, for a missing root, no classes, a class without normal
-    training images, a defect image without a mask, a path that leaves the root, or a faulty split.
+    training images or with a name that `check_name` refuses, a defect image without a mask, a path that leaves the root, a
+    faulty split, or ("auto") folders such as good and bad, which are parts of one product's data.
     """
     root, layout = _resolve_layout(root, layout)
     if _has_visa_split(root, layout):
@@ -108,7 +118,24 @@ def _detect_layout(root: Path) -> str:
         raise DataError(f"{root} is the folder of one class; the data set's root is {root.absolute().parent}")
     if any((f / "train").is_dir() for f in folders):
         return "mvtec"
+    parts = _parts_of_a_product(folders)
+    if parts and not list_images(root):
+        raise DataError(
+            f"{root} holds the folders {', '.join(parts)}, which are parts of one product's data, not products; {_WANTED} are wanted "
+            'below the root (layout="folder" takes each folder for a product\'s normal images)'
+        )
     return "folder"
+
+
+def _parts_of_a_product(folders: list[Path]) -> list[str]:
+    """Which folders' names, should there be any, say that together they are one product: a good one beside others, one of defects,
+    or one of a split."""
+    plain = {f.name: "".join(c for c in f.name.casefold() if c not in " -_.") for f in folders}
+    good = [name for name, text in plain.items() if text in _GOOD]
+    others = [name for name, text in plain.items() if text in _BAD or text in _SPLITS]
+    if good and len(folders) > 1:
+        return list(plain)[:8]
+    return others
 
 
 def _has_visa_split(root: Path, layout: str) -> bool:
@@ -126,10 +153,10 @@ def _class_names(root: Path, layout: str) -> tuple[str, ...]:
             mixed = [name for name in names if list_images(root / name)]
             if mixed:
                 raise DataError(f"{root} holds images of its own and a folder of images, {mixed[0]!r}")
-            names = [root.absolute().name]
+            names = [Path(os.path.abspath(root)).name]  # of "." and ".." too
     if not names:
         raise DataError(f"no classes of layout {layout!r} in {root}")
-    return tuple(names)
+    return tuple(check_name(name, f"a folder in {str(root)!r}") for name in names)
 
 
 def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
@@ -138,7 +165,13 @@ def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
     if layout == "visa":
         return _load_visa(root / name / "Data", name, require_masks)
     folder = root if list_images(root) else root / name
-    return ClassData(name, require_normal(name, list_images(folder), folder), ())
+    images = list_images(folder)
+    if not images and (inside := [f.name for f in list_folders(folder)]):
+        raise DataError(
+            f"class {name!r} has no normal training images in {folder}, which holds the folders {', '.join(inside[:8])}; "
+            f"{_WANTED} are wanted"
+        )
+    return ClassData(name, require_normal(name, images, folder), ())
 
 
 def _load_mvtec(folder: Path, name: str, require_masks: bool) -> ClassData:

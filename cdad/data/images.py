@@ -24,13 +24,14 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, LimitError
+from .inputs import as_paths, check_path
 
 MAX_PIXELS = 64_000_000
 """Default limit of width x height of an image."""
@@ -65,7 +66,7 @@ def read_image(
     or "grey" for three equal channels of ITU-R 601 luma. ``max_pixels`` bounds width x height of the file.
 
     Raises FileNotFoundError for a missing file, LimitError for one beyond the limits and ImageError, which
-    names the path, for one that is not a regular file or cannot be decoded whole.
+    names the path, for one that is not a regular file or cannot be decoded whole; TypeError for bytes and integers.
     """
     if mode not in ("rgb", "grey"):
         raise ValueError(f"mode is {mode!r}, expected 'rgb' or 'grey'")
@@ -126,9 +127,10 @@ def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def load_images(paths: Sequence[str | os.PathLike], size: Size) -> np.ndarray:
-    """Read images as float32 [N,H,W,3], all resized to ``size``. Errors as in `read_image`."""
+def load_images(paths: str | os.PathLike | Iterable[str | os.PathLike], size: Size) -> np.ndarray:
+    """Read images as float32 [N,H,W,3], all resized to ``size``; one path makes N = 1. Errors as in `read_image`."""
     height, width = parse_size(size)
+    paths = as_paths(paths, one=True)
     images = np.empty((len(paths), height, width, 3), np.float32)
     for i, path in enumerate(paths):
         images[i] = read_image(path, size=(height, width))
@@ -164,6 +166,8 @@ def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]
     """Decode to upright uint8, uint16 or float32, [H,W] or [H,W,3]; also say whether the format is lossy."""
     # Eight bytes a pixel is the largest raw format allowed (16-bit RGBA); the rest is room for metadata.
     content = _read_regular_file(path, 8 * max_pixels + (16 << 20))
+    if not content:
+        raise ImageError("no image that can be read: the file is empty", path)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             width, height = image.size
@@ -183,8 +187,10 @@ def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitError(str(error), path) from error
-    except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles over
-        raise ImageError(f"cannot be decoded: {error}", path) from error
+    except UnidentifiedImageError as error:  # its text is of the buffer, an object in memory
+        raise ImageError(f"no image that can be read ({', '.join(_FORMATS)} are)", path) from error
+    except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles over, in any number of lines
+        raise ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}", path) from error
     return _UPRIGHT.get(orientation, np.asarray)(pixels), lossy
 
 
@@ -222,6 +228,7 @@ def _over_black(rgba: np.ndarray) -> np.ndarray:
 
 def _read_regular_file(path: str | os.PathLike, limit: int) -> bytes:
     """Read a whole file of at most ``limit`` bytes; whatever is no regular file is never opened."""
+    check_path(path, "an image's path")
     try:
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode):
@@ -238,4 +245,8 @@ def _read_regular_file(path: str | os.PathLike, limit: int) -> bytes:
         if error.errno == errno.ELOOP:
             raise ImageError("symbolic links form a loop", path) from error
         raise
-    raise ImageError("not a regular file", path)
+    except LimitError:
+        raise
+    except ValueError as error:  # a NUL, or what is no text
+        raise ImageError(f"no path of a file: {error}", path) from error
+    raise ImageError("a folder, not a regular file" if stat.S_ISDIR(status.st_mode) else "not a regular file", path)

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import DataError
 from .ahead import ahead
 from .images import Size, parse_size, read_image, unit_float
+from .inputs import as_items
 from .light import relight
 from .perturb import perturb, perturbation_rng
 from .records import ClassData
@@ -48,7 +49,7 @@ class Batch:
 class TrainingBatches:
     """Batches of the normal training images of one task.
 
-    ``classes_or_paths``: `ClassData` of the task's classes, or image paths that make up one class.
+    ``classes_or_paths``: `ClassData` of the task's classes, {class: paths}, or image paths that make up one class.
     ``image_size``: int or (height, width). ``perturb_share``: probability that a sample is perturbed, by
     patches of an image of its own class; the others have x~ = x. ``light``: brightness and contrast of x vary by up to this
     share (`relight`): each image has four versions, itself the first, of which every sample draws one.
@@ -241,12 +242,8 @@ def _group(
     classes_or_paths: ClassData | Iterable[ClassData | str | os.PathLike],
 ) -> tuple[tuple[Path, ...], list[range]]:
     """All paths, and for each the range of the paths of its class."""
-    items = [classes_or_paths] if isinstance(classes_or_paths, ClassData) else list(classes_or_paths)
-    classes = [item.train for item in items if isinstance(item, ClassData)]
-    if not classes:
-        classes = [tuple(Path(item) for item in items)]
-    elif len(classes) < len(items):
-        raise TypeError("classes and paths are mixed, expected one kind")
+    items = as_items(classes_or_paths)
+    classes = [item.train for item in items if isinstance(item, ClassData)] or [tuple(items)]
     paths: list[Path] = []
     group_of: list[range] = []
     for train in classes:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
+
+MAX_NAME_BYTES = 200
+"""Of a class's name in UTF-8: a file that is named after it has room for more."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -33,10 +38,16 @@ class ClassData:
 
 
 class Dataset(Mapping[str, ClassData]):
-    """The classes of a data set by name, in alphabetical order. ``a | b`` joins two data sets."""
+    """The classes of a data set by name, in alphabetical order. ``a | b`` joins two data sets. DataError: two of one name, or a
+    name that `check_name` refuses."""
 
     def __init__(self, classes: Iterable[ClassData]):
         self._classes: dict[str, ClassData] = {}
+        classes = list(classes)
+        for data in classes:
+            if not isinstance(data, ClassData):
+                raise TypeError(f"a data set is made of ClassData, not of {type(data).__name__}")
+            check_name(data.name)
         for data in sorted(classes, key=lambda data: data.name):
             if data.name in self._classes:
                 raise DataError(f"two classes are named {data.name!r}")
@@ -59,14 +70,33 @@ class Dataset(Mapping[str, ClassData]):
         return f"Dataset({'; '.join(counts)})"
 
 
-def check_classes(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise DataError, with the nearest match, for the first of ``names`` that is not ``known``."""
+def check_classes(names: Iterable[str], known: Iterable[str], where: str = "in the data") -> None:
+    """Raise DataError, with those that are ``known`` and the nearest match, for the first of ``names`` that is not."""
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise DataError(f"no class {name!r} in the data; {hint}")
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise DataError(f"no class {name!r} {where}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def check_name(name: Any, where: str = "") -> str:
+    """A class's name as a plain str. DataError, saying ``where`` it stands: one that tensors, files and tables cannot be named
+    after, which are those of a checkpoint and a run: empty, longer than 200 bytes, or with a slash, a control character, an end
+    of a line or what is no Unicode text."""
+    where = where and f" ({where})"
+    if not isinstance(name, str):
+        raise DataError(f"a class's name is a str, not {type(name).__name__}{where}")
+    name = str.__str__(name)
+    shown = repr(name if len(name) <= 60 else name[:57] + "...")
+    if not name.strip():
+        raise DataError(f"class {shown} has an empty name{where}")
+    for character in name:
+        if character == "/" or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+            raise DataError(f"class {shown} has {character!r} in its name, which names cannot hold{where}")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise DataError(f"class {shown} has a name of {len(name.encode())} bytes, the limit is {MAX_NAME_BYTES}{where}")
+    return name
 
 
 def is_image_name(name: str) -> bool:

@@ -93,7 +93,7 @@ def write_dataset(
 
     Raises DataError for an unknown product or where a class's folder exists already.
     """
-    classes = tuple(PRODUCTS if classes is None else classes)
+    classes = (classes,) if isinstance(classes, str) else tuple(dict.fromkeys(PRODUCTS if classes is None else classes))
     check_classes(classes, PRODUCTS)
     if n_train < 1 or n_good < 0 or n_defect < 0:
         raise ValueError(

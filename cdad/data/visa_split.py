@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ..errors import DataError
-from .records import ClassData, Sample, is_image_name, require_normal
+from .records import ClassData, Sample, check_name, is_image_name, require_normal
 
 VISA_SPLIT = Path("split_csv", "1cls.csv")
 _COLUMNS = ("object", "split", "label", "image", "mask")
@@ -33,6 +33,7 @@ def read_visa_split(root: Path, require_masks: bool) -> list[ClassData]:
                 f"{where}: object {name!r}, split {split!r}, label {label!r}; expected a class, "
                 "train or test, normal or anomaly"
             )
+        check_name(name, where)
         image = _path_below(root, real_root, row["image"], where)
         if image in seen:
             raise DataError(f"{where}: {row['image']} stands on line {seen[image]} already")

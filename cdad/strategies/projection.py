@@ -61,8 +61,6 @@ class CDAD(Strategy):
                 model._trainer.confine(name, self._free[name])
 
     def after_task(self, model, classes, progress):
-        for name in model.params.shapes():  # directions and complements are as large as bases
-            model._trainer.protect(name)
         found = model.collect_bases(classes, progress)
         checked = {name: orthonormal(U, self._width(name)) for name, (U, _, _) in found.items()}
         new = {name: U for name, (U, _) in checked.items()}

@@ -9,16 +9,19 @@
 #include "continual/basis.h"
 #include "continual/projection.h"
 
+/* Frees what parameter i's protection owns, and takes `how` over. */
+static void replace(cdad_optimizer *o, int64_t i, cdad_protection how) {
+    cdad_free(o->protection[i].complement);
+    cdad_device_free(o->params->device, o->protection[i].mirror);
+    o->protection[i] = how;
+}
+
 void cdad_optimizer_free(cdad_optimizer *o) {
     if (!o)
         return;
     cdad_device *device = o->params->device;
     cdad_optimizer_reset(o);
     cdad_device_free(device, o->ema);
-    for (int64_t i = 0; o->protection && i < o->params->n; i++) {
-        cdad_free(o->protection[i].complement);
-        cdad_device_free(device, o->protection[i].mirror);
-    }
     cdad_free(o->protection);
     cdad_free(o->moving);
     if (o->squares != o->sums)
@@ -72,6 +75,10 @@ void cdad_optimizer_reset(cdad_optimizer *o) {
     cdad_device_free(o->params->device, o->scratch);
     o->scratch = NULL;
     o->scratch_bytes = 0;
+    for (int64_t i = 0; o->moving && i < o->params->n; i++) {
+        replace(o, i, (cdad_protection){0});
+        o->moving[i] = o->params->items[i].count;
+    }
     o->age = 0;
 }
 
@@ -151,9 +158,7 @@ static cdad_status treat(cdad_optimizer *o, int64_t i, cdad_protection how, cdad
         }
         how.basis = how.mirror;
     }
-    cdad_free(o->protection[i].complement);
-    cdad_device_free(device, o->protection[i].mirror);
-    o->protection[i] = how;
+    replace(o, i, how);
     const cdad_param *p = &o->params->items[i];
     o->moving[i] = how.frozen ? 0 : in_coordinates(o, i) ? p->shape.dim[0] * how.rank : p->count;
     return CDAD_OK;

@@ -74,7 +74,7 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
 /* From now on path_i -= g_i dw_i at each step, with g the loss's gradient without penalty and clipping, and dw the weight's
  * change (Zenke et al. 2017, Eq. 3); the block is borrowed, and written. NULL: no more. */
 void cdad_optimizer_follow(cdad_optimizer *o, float *path);
-/* Forgets the moments, as at the end of a task, and gives back all memory that only steps need. */
+/* Forgets moments and protections, as at the end of a task, and gives back all memory that only steps need. */
 void cdad_optimizer_reset(cdad_optimizer *o);
 
 /* The moments of what is protected now: zeros at first, and of parameters whose protection has changed how many numbers move since.

@@ -69,7 +69,19 @@ typedef struct cdad_py_workspace {
     Py_ssize_t stores; /* that use it */
     cdad_workspace memory;
     cdad_py_lock lock;
+    _Atomic unsigned long holder; /* the thread that has the lock, or 0 */
 } cdad_py_workspace;
+
+static inline void cdad_py_workspace_take(cdad_py_workspace *w) {
+    cdad_py_lock_take(w->lock);
+    w->holder = PyThread_get_thread_ident();
+}
+static inline void cdad_py_workspace_give(cdad_py_workspace *w) {
+    w->holder = 0;
+    PyThread_release_lock(w->lock);
+}
+/* Whether this thread has the lock already: Python's signal handlers run within a call that polls. */
+static inline int cdad_py_workspace_is_mine(const cdad_py_workspace *w) { return w->holder == PyThread_get_thread_ident(); }
 
 /* The parameter store type (py_params.c). */
 typedef struct cdad_py_params {

@@ -234,10 +234,10 @@ static int build(py_network *self, const char *kind, distance_kind how, int tf32
         goto raise;
     const cdad_context ctx = cdad_py_context(self->params->params->device);
     const cdad_program_options options = {.workspace = self->params->params->workspace};
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_status status =
         cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, &options, &ctx, &err);
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     if (status == CDAD_OK)
         return 0;
 raise:
@@ -289,7 +289,7 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
             goto done;
         on_device |= inputs[i].on_device;
     }
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_context ctx = cdad_py_context(device);
     cdad_status status = CDAD_OK;
     Py_BEGIN_ALLOW_THREADS
@@ -314,7 +314,7 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
         }
         PyTuple_SetItem(result, j, a);
     }
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
 done:
     for (int i = 0; i < s->n_in; i++)
         Py_XDECREF(inputs[i].held);

@@ -54,9 +54,9 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         goto fail;
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
-    cdad_py_lock_take(store->workspace->lock);
+    cdad_py_workspace_take(store->workspace);
     const cdad_status status = cdad_sampler_new(&self->sampler, &self->config, store->params, n, &ctx, &err);
-    PyThread_release_lock(store->workspace->lock);
+    cdad_py_workspace_give(store->workspace);
     if (status == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
@@ -157,14 +157,14 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
                                .uncond = cdad_py_data(uncond),
                                .weights = block};
     cdad_status status;
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_context ctx = cdad_py_context(device);
     Py_BEGIN_ALLOW_THREADS
     status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), image.data,
                                   cdad_py_data(start), cdad_py_data(twin), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
                                   &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     if (status != CDAD_OK)
         cdad_py_raise(&err);
     else
@@ -352,12 +352,12 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
         goto done;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(self->sampler->params->workspace->lock);
+    cdad_py_workspace_take(self->sampler->params->workspace);
     const cdad_context ctx = cdad_py_context(NULL); /* streams are the host's */
     Py_BEGIN_ALLOW_THREADS
     status = cdad_collector_bases(self->collector, &ctx, old, max_share, out, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->sampler->params->workspace->lock);
+    cdad_py_workspace_give(self->sampler->params->workspace);
     result = status == CDAD_OK ? bases_dict(p, out) : cdad_py_raise(&err);
     for (int64_t i = 0; i < p->n; i++)
         cdad_free(out[i].U);
@@ -431,7 +431,7 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
     (void)unused;
     py_recorder *self = (py_recorder *)o;
     PyObject *dict = PyDict_New();
-    cdad_py_lock_take(self->sampler->params->workspace->lock);
+    cdad_py_workspace_take(self->sampler->params->workspace);
     for (Py_ssize_t i = 0; dict && i < PyTuple_GET_SIZE(self->names); i++) {
         int64_t rows, d;
         const float *data = cdad_recorder_rows(self->recorder, i, &rows, &d);
@@ -445,7 +445,7 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
     }
     if (dict)
         cdad_recorder_clear(self->recorder);
-    PyThread_release_lock(self->sampler->params->workspace->lock);
+    cdad_py_workspace_give(self->sampler->params->workspace);
     return dict;
 }
 

@@ -83,10 +83,10 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
     const cdad_batching batching = {n, accumulate, recompute, shard, shards};
-    cdad_py_lock_take(store->workspace->lock);
+    cdad_py_workspace_take(store->workspace);
     const cdad_status status = cdad_trainer_new(&self->trainer, &self->config, store->params, &batching,
                                                 optimizer == Py_None ? NULL : &oc, seed, &ctx, &err);
-    PyThread_release_lock(store->workspace->lock);
+    cdad_py_workspace_give(store->workspace);
     if (status == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
@@ -138,7 +138,7 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     adding sum = {.trainer = self, .all_reduce = all_reduce};
     cdad_trainer_share(self->trainer, all_reduce == Py_None ? NULL : add_up, &sum);
@@ -149,7 +149,7 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
         status = cdad_py_trainer_give_back(self, CDAD_LENT_PATH, self->path, &err);
     Py_END_ALLOW_THREADS
     cdad_trainer_share(self->trainer, NULL, NULL);
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     release_arrays(&a);
     return status == CDAD_OK ? Py_BuildValue("dddd", r.loss, r.loss_cdm, r.loss_amn, r.grad_norm)
                              : cdad_py_raise(&err);
@@ -166,11 +166,11 @@ static PyObject *trainer_drawn(PyObject *o, PyObject *unused) {
         return NULL;
     const float *noise;
     const int64_t *t;
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     cdad_trainer_drawn(self->trainer, &noise, &t);
     PyObject *noises = cdad_py_new_floats(&z, noise);
     memcpy(PyArray_DATA((PyArrayObject *)timesteps), t, (size_t)n * sizeof *t);
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     if (!noises)
         Py_CLEAR(timesteps);
     return noises ? Py_BuildValue("NN", noises, timesteps) : NULL;
@@ -240,7 +240,7 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
@@ -248,7 +248,7 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
                                     PyArray_DATA(d.t), &r, &err);
     Py_END_ALLOW_THREADS
     PyObject *grads = status == CDAD_OK ? gradient_dict(self) : cdad_py_raise(&err);
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     release_draws(&d);
     release_arrays(&a);
     return grads ? Py_BuildValue("dddN", r.loss, r.loss_cdm, r.loss_amn, grads) : NULL;
@@ -270,7 +270,7 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     float *lent;
     Py_BEGIN_ALLOW_THREADS
@@ -282,7 +282,7 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     if (status == CDAD_OK)
         status = cdad_py_trainer_give_back(self, CDAD_LENT_SUMS, block, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     release_draws(&d);
     release_arrays(&a);
     return status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
@@ -332,9 +332,13 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
     if (!opt)
         return NULL;
-    cdad_py_lock_take(self->params->workspace->lock);
+    cdad_py_workspace_take(self->params->workspace);
     cdad_optimizer_reset(opt);
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
+    const cdad_params *const p = self->params->params;
+    for (int64_t i = 0; i < p->n; i++) /* directions that were lent; blocks stay */
+        if (PyDict_GetItemString(self->borrowed, p->items[i].name) && PyDict_DelItemString(self->borrowed, p->items[i].name) < 0)
+            return NULL;
     return Py_NewRef(Py_None);
 }
 
@@ -342,9 +346,11 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
 static int prepare(const py_trainer *self) {
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     cdad_error err = {0};
-    cdad_py_lock_take(self->params->workspace->lock);
+    if (cdad_py_workspace_is_mine(self->params->workspace)) /* within a step, which has planned it */
+        return 0;
+    cdad_py_workspace_take(self->params->workspace);
     const cdad_status status = cdad_trainer_prepare(self->trainer, &ctx, &err);
-    PyThread_release_lock(self->params->workspace->lock);
+    cdad_py_workspace_give(self->params->workspace);
     if (status != CDAD_OK)
         cdad_py_raise(&err);
     return status == CDAD_OK ? 0 : -1;
@@ -413,12 +419,12 @@ static PyMethodDef trainer_methods[] = {
     {"confine", cdad_py_trainer_confine, METH_VARARGS,
      "confine($self, param, directions, /)\n--\n\nUpdates of a weight go onto orthonormal directions [k, d] instead of all "
      "that a basis leaves free."},
-    {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets the moments, as at the end of a task, and gives "
-     "back the memory that only steps need; arrays that show it stay, and are no longer used."},
+    {"reset", trainer_reset, METH_NOARGS, "reset($self)\n--\n\nForgets moments and protections, as at the end of a task, and "
+     "gives back the memory that only steps need; arrays that show it stay, and are no longer used."},
     {"block", cdad_py_trainer_block, METH_O,
      "block($self, name, /)\n--\n\nA writable view (of a device a read-only copy) of the 'weights', of the moments 'm' "
-     "and 'v' of what moves now (of a confined weight its coordinates, of what is frozen nothing; until reset()), or of the moving "
-     "average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
+     "and 'v' of what moves now (of a confined weight its coordinates, of what is frozen nothing; until reset(), or until the "
+     "step after another protection), or of the moving average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
      "\"8bit\", both are uint8, each parameter's codes and blocks' largest, one after the other (csrc/optim/moments.h)."},
     {"set_block", cdad_py_trainer_set_block, METH_VARARGS,
      "set_block($self, name, values, /)\n--\n\nSets such a block; a moment from any of the three ways (float32, uint16, "
@@ -431,8 +437,8 @@ static PyGetSetDef trainer_getset[] = {
     {"memory_bytes", trainer_memory, NULL,
      "{workspace, update, parameters, gradients, moments, average}: bytes, known before a step; workspace: of the parameters', arena and "
      "kernels' scratch; update: what projections work in, and a teacher's prediction; gradients: where all are held at once; "
-     "moments: with what is protected now. Until the first step, and after reset(), memory is taken of "
-     "parameters and average alone.", NULL},
+     "moments: with what is protected now. Moments, and gradients where steps hold them, take memory from the "
+     "first step on until reset().", NULL},
     {"arena_bytes", trainer_arena, NULL, "Bytes of a step's activations, and of their gradients, at once.", NULL},
     {"flops", trainer_flops, NULL, "Operations of the products of a step, but for a teacher's and the projections'.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};

@@ -485,6 +485,7 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
     cdad_random_normal(t->noise, n * per, t->seed, noise_stream, first * per);
+    CDAD_TRY(cdad_optimizer_moments(t->optimizer, err)); /* what may lack memory comes before what other processes wait for */
     if (cdad_trainer_holds_gradients(t))
         CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
     CDAD_TRY(plan(t, 1, ctx, err));
