@@ -512,7 +512,8 @@ class ContinualModel:
             return None
         chosen = self.calibrations if class_name is None else {class_name: self.calibrations[class_name]}
         for name, calibration in chosen.items():
-            if calibration is None or self.config.scoring.distance == "mahalanobis" and not calibration.moments:
+            scoring = self.config.scoring
+            if calibration is None or not calibration.fits(self.config.image_size, self.features.widths, scoring.distance):
                 raise RuntimeError(f"class {name!r} was learned without this calibration of its scores: recalibrate() measures it")
         if class_name is not None:
             return self.calibrations[class_name]

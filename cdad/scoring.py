@@ -35,6 +35,12 @@ class Calibration:
         mean = (distances / layers).mean((0, 3), dtype=np.float64).astype(np.float32)
         return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments))
 
+    def fits(self, image_size: int, widths: Sequence[int], distance: str) -> bool:
+        """Whether it is of maps of this size, by layers of so many channels, and has or lacks moments as the distance wants it."""
+        wanted = list(widths) if distance == "mahalanobis" else []
+        same = len(self.layers) == len(widths) and self.mean.shape == (image_size, image_size)
+        return same and [len(moment) for moment in self.moments] == wanted
+
     @classmethod
     def pool(cls, calibrations: Sequence[Calibration]) -> Calibration:
         """For images of an unknown class: the mean of several classes' calibrations."""

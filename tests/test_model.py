@@ -130,6 +130,16 @@ def test_another_sampler_is_calibrated_again(first_checkpoint, quick_config, pro
         model.recalibrate([products["gear"], products["steel"]])
 
 
+@pytest.mark.parametrize("changes", [{"scoring.distance": "euclidean"}, {"scoring.backbone": "efficientnet_lite0"}])
+def test_scores_that_were_calibrated_otherwise_are_refused(first_checkpoint, quick_config, products, images, changes):
+    other = ContinualModel.load(first_checkpoint, quick_config.updated(changes))
+    for name in (None, "gear"):
+        with pytest.raises(RuntimeError, match="recalibrate"):
+            other.predict(images, name)
+    other.recalibrate([products[name] for name in FIRST])
+    assert np.isfinite(other.predict(images, "gear").scores).all()
+
+
 def test_recalibrating_measures_what_learning_did(first, products):
     learned = dict(first.calibrations)
     first.calibrations = dict.fromkeys(FIRST)
