@@ -32,7 +32,7 @@ import numpy as np
 
 import cdad
 from cdad.atomic import write_atomically
-from cdad.config import STRATEGIES
+from cdad.config_checks import STRATEGIES
 from cdad.metrics import MEASURES
 from cdad.results import format_table
 

@@ -19,7 +19,8 @@ from . import __version__, _core
 from .atomic import write_atomically
 from .checkpoint import FORMAT
 from .checkpoint_report import describe_checkpoint, format_checkpoint
-from .config import PAPER_RECIPE, PRESETS, STRATEGIES, Config, preset
+from .config import PAPER_RECIPE, PRESETS, Config, preset
+from .config_checks import STRATEGIES
 from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
 from .evaluation import evaluate, write_contact_sheet

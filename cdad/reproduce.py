@@ -20,7 +20,8 @@ from . import _core
 from .atomic import write_atomically
 from .autoencoder import Autoencoder
 from .checkpoint import previous_of
-from .config import PAPER_RECIPE, STRATEGIES, Config
+from .config import PAPER_RECIPE, Config
+from .config_checks import STRATEGIES
 from .data import ClassData, Dataset, list_classes, open_dataset
 from .data.records import list_folders
 from .data.visa_split import VISA_SPLIT

@@ -227,7 +227,7 @@ def test_what_is_unusual_but_works_is_let_through(changes, tmp_path):
 def test_limits_are_the_core_s(changes, monkeypatch):
     with pytest.raises(ValueError):
         preset("tiny").updated(changes)
-    monkeypatch.setattr(cdad.config, "_check", lambda config: None)
+    monkeypatch.setattr(cdad.config, "check", lambda config: None)
     unchecked = preset("tiny").updated(changes)
     with pytest.raises(ValueError):
         model = ContinualModel(unchecked, device="planned", _load_weights=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cdad import CheckpointError, ContinualModel, _core
-from cdad.config import STRATEGIES
+from cdad.config_checks import STRATEGIES
 from cdad.data import MixedBatches, TrainingBatches, read_pixels, spread
 from cdad.strategies.importance import mean_magnitudes, path_importance, penalty
 
