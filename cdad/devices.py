@@ -48,12 +48,13 @@ def _around_the_backend() -> list[tuple[str, bool, str]]:
     except (OSError, AttributeError):
         driver = "none is loaded (libcuda.so.1)"
     name = "libcublas.so.13"
-    places = [Path(folder) for folder in library_folders().split(os.pathsep) if folder] + [Path("/usr/local/cuda/lib64")]
+    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda") if home]
+    places = [Path(folder) for folder in library_folders().split(os.pathsep) if folder] + [home / "lib64" for home in homes]
     found = [str(place / name) for place in places if (place / name).exists()]
     if not found:
         with suppress(OSError):  # where the system's loader looks
             found = [ctypes.CDLL(name)._name]
-    nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), *(str(home / "bin") for home in homes)]))
     return [
         ("NVIDIA driver", version.value > 0, driver),
         ("cuBLAS", bool(found), found[0] if found else f"no {name}: pip install cdad[cuda13]"),
