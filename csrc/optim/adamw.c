@@ -358,15 +358,16 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     h.path = o->path ? o->path + at : NULL;
     if (q->basis && o->config.projection == CDAD_PROJECT_UPDATE)
         h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
-    if (q->frozen) {
-        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
-    } else if (in_coordinates(o, i)) {
+    if (!q->frozen && !in_coordinates(o, i)) {
+        ctx->kernels->adamw(ctx, w, m, v, e, NULL, grad, p->count, &h);
+        return;
+    }
+    if (!q->frozen) {
         ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, o->moving[i], &h);
         cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
-        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
-    } else {
-        ctx->kernels->adamw(ctx, w, m, v, e, NULL, grad, p->count, &h);
     }
+    if (e)
+        ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
 }
 
 /* Adds what was done with parameter i to an event: weight and both moments are read and written, the gradient read,

@@ -211,7 +211,7 @@ static int use_in_child(cdad_pool *pool, int rounds) {
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
-        alarm(20); /* a hang ends here */
+        alarm(60); /* a hang ends here, and a busy machine is given time */
         const int wrong = run_jobs(pool, rounds);
         cdad_pool_free(pool);
         _exit(wrong != 0);
