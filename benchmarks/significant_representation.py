@@ -117,9 +117,8 @@ def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
     context = _core.random_normal((batch, unet.context_length, unet.context_dim), SEED, 2) if unet.context_dim else None
     weights = {name: (shape[0], int(np.prod(shape[1:]))) for name, shape in params.shapes().items() if len(shape) > 1}
     sides = {"plain": None, "cdad": OWN_SHARE} | ({} if preset == "sd15" else {"whole": 0.75, "torch": 0.25})
-    columns = {d: dict(zip(sides, orthonormal_columns(d, [max(1, int((share or 0) * d)) for share in sides.values()]), strict=True))
-               for d in {d for _, d in weights.values()}}  # fmt: skip
-    rows = {d: {side: np.ascontiguousarray(V.T) for side, V in sides.items()} for d, sides in columns.items()}
+    ranks = {d: [max(1, int((share or 0) * d)) for share in sides.values()] for d in {d for _, d in weights.values()}}
+    rows = {d: dict(zip(sides, (np.ascontiguousarray(V.T) for V in orthonormal_columns(d, ranks[d])), strict=True)) for d in ranks}
 
     def step(side: str) -> Callable[[], Any]:
         for name in params.shapes():  # as the strategy does: what has no features is frozen
@@ -133,7 +132,7 @@ def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
     def torch_projection(_: str) -> Callable[[], Any]:
         import torch
 
-        pairs = [(torch.randn(o, d), torch.from_numpy(columns[d]["torch"])) for o, d in weights.values()]
+        pairs = [(torch.randn(o, d), torch.from_numpy(rows[d]["torch"]).T) for o, d in weights.values()]
 
         def run() -> None:
             for gradient, basis in pairs:

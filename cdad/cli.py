@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, demo, plan, profile, reproduce, weights, info, doctor."""
+"""The command line: cdad train, eval, predict, export, demo, plan, profile, reproduce, weights, info, doctor."""
 
 from __future__ import annotations
 

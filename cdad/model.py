@@ -175,8 +175,8 @@ class ContinualModel:
         """Bytes by purpose, known before anything runs. ``workspace``: in which every network runs, a training step as well as
         the parts of a prediction, one at a time: as much as the largest takes; the CPU has memory behind it only as far as it was
         used. Of training: parameters, their moving average and, while a task's steps run, gradients (where all are held at once),
-        moments (of what the task moves) and update (what projections work in). Of drawing and scoring: condition, autoencoder and, once `features` was used, backbone (their
-        weights). ``strategy``: what it keeps now. `cdad.plan` gives this and more without making a model."""
+        moments (of what the task moves) and update (what projections work in). Of drawing and scoring: condition, autoencoder and,
+        once `features` was used, backbone (their weights). ``strategy``: what it keeps now. `cdad.plan` gives this and more without making a model."""
         found = self._trainer.memory_bytes | {"workspace": self.params.workspace_bytes} | self.autoencoder.memory_bytes
         found["condition"] = sum(sampler.condition_bytes for sampler in self._samplers.compiled)
         if self._features is not None:

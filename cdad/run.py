@@ -101,13 +101,13 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         model = ContinualModel.load(checkpoint, config)
     elif start_from is not None:
         model = ContinualModel.load(start_from, config)
-        if not model.strategy.ready:
-            model.consolidate([dataset[name] for name in model.classes], progress=progress)
     else:
         model = ContinualModel(config)
     learned = [tuple(task["classes"]) for task in model.ledger]
     if learned != [tuple(task) for task in protocol.tasks[: len(learned)]]:
         raise DataError(f"the model has learned {' / '.join('+'.join(task) for task in learned)}, and this protocol is {protocol}")
+    if not resumed and learned and not model.strategy.ready:
+        model.consolidate([dataset[name] for name in model.classes], progress=progress)
     if finished_results(folder, protocol) is None:  # a run that is done keeps its own
         write_atomically(folder / CONFIG, config.to_toml().encode())
     writer = ResultWriter(
@@ -127,7 +127,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
 
     try:
         for k, classes in enumerate(protocol.tasks):
-            if k >= len(model.ledger):
+            begins = k >= len(model.ledger)
+            if begins:
                 tell(f"task {k + 1} of {len(names)}: {', '.join(classes)}")
                 began = time.monotonic()
                 model.fit_task(
@@ -138,7 +139,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
                 )
                 tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}"
                      + _told(model.ledger[-1]))
-            if k + 1 < len(model.ledger) or _tested(writer, k, protocol, dataset) and (folder / "tasks" / f"{k}.safetensors").exists():
+            if k + 1 < len(model.ledger) or not begins and _tested(writer, k, protocol, dataset):
                 continue
             model.save(folder / "tasks" / f"{k}.safetensors")
             _test(model, dataset, protocol, k, writer, folder, progress, tell)
@@ -149,7 +150,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     except TrainingError:  # weights that are to be kept are in the checkpoint before
         raise
     except Exception:
-        if model.progress:  # training that is done is not to be done again
+        if model.progress.get("step"):  # training that is done is not to be done again
             model.save(checkpoint, keep_previous=True)
             tell(f"stopped; the state is kept in {checkpoint}")
         raise

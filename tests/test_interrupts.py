@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -140,6 +141,10 @@ def test_runs_of_the_command_line(root, tmp_path, capsys):
     before = file.read_bytes()
     assert main(["export", str(tmp_path / "run"), str(file)]) == 1
     assert "choose another file" in capsys.readouterr().err and file.read_bytes() == before
+    shutil.copytree(root / "steel", tmp_path / "less" / "steel")  # without the images of what was learned
+    other = ["train", "--data", str(tmp_path / "less"), "--out", str(tmp_path / "other"), "--protocol", "steel", "--strategy", "ewc"]
+    assert main([*other, "--start-from", str(file), *QUICK]) == 1
+    assert "has learned gear / steel" in capsys.readouterr().err
     assert main(["predict", str(file), "x.png", "--threads", "-2"]) == 1
     assert "threads" in capsys.readouterr().err
 
