@@ -8,7 +8,8 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,9 +218,7 @@ class ContinualModel:
         message says that a part was updated: with ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as
         they come).
         """
-        if not self._fitting.acquire(blocking=False):
-            raise RuntimeError("model is training")
-        try:
+        with self._changing():
             classes = as_classes(task, len(self.ledger))
             if self.parallel is not None:
                 begins = [self.config.to_dict(), self._trainer.n_steps, [[c.name, [path.name for path in c.train]] for c in classes]]
@@ -229,6 +228,14 @@ class ContinualModel:
             if checkpoint is not None and os.path.isdir(checkpoint):
                 raise IsADirectoryError(errno.EISDIR, "a checkpoint is a file, and this is a folder", os.fspath(checkpoint))
             self._fit(classes, progress, callback, checkpoint, checkpoint_seconds)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """While what predictions read changes, nothing else of the model begins."""
+        if not self._fitting.acquire(blocking=False):
+            raise RuntimeError("model is training")
+        try:
+            yield
         finally:
             self._fitting.release()
 
@@ -294,15 +301,16 @@ class ContinualModel:
         ValueError: a class that was not learned; CheckpointError: the strategy has to see the training itself ("si");
         RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
         """
-        if self._fitting.locked() or self.progress:
-            raise RuntimeError("model is training")
-        classes = as_classes(task, None)
-        for data in classes:
-            self._check_learned(data.name)
-        if self.strategy.ready and not self.predict_only:
-            raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
-        self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
-        self.predict_only = False
+        with self._changing():
+            if self.progress:
+                raise RuntimeError("model is training")
+            classes = as_classes(task, None)
+            for data in classes:
+                self._check_learned(data.name)
+            if self.strategy.ready and not self.predict_only:
+                raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
+            self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
+            self.predict_only = False
 
     def _latents(self, batches: TrainingBatches | MixedBatches, progress: bool) -> np.ndarray:
         """Latents of the batches' clean images, computed once a task: [n,h,w,C]."""
@@ -396,32 +404,33 @@ class ContinualModel:
         (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs
         `representative_batches`. ``gamma``: instead of the configuration's."""
         c, batches = self.config.continual, self.representative_batches(classes)
-        collector = self._collector(len(batches.paths), c.gamma if gamma is None else gamma)
+        # Samplers of its own: what is predicted meanwhile is none of these classes' features.
+        samplers = Programs(self._samplers.make, self._samplers.batch_size)
+        collector = self._collector(samplers.whole, len(batches.paths), c.gamma if gamma is None else gamma)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
         if sum(size for *_, size in plan.values()) > c.memory << 20:
             log.warning("representations may take more than continual.memory = %d MiB", c.memory)
 
         for batch in tqdm(batches.epoch(0), "representations", len(batches), disable=not progress, leave=False):
-            self._denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step)
+            self._denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step, samplers=samplers)
         return collector.bases(self.bases, c.max_rank_share)
 
-    def _collector(self, images: int, gamma: float) -> _core.Collector:
-        """Streams for the features of so many images."""
+    def _collector(self, sampler: _core.Sampler, images: int, gamma: float) -> _core.Collector:
+        """Streams for the features of so many images, drawn by this sampler."""
         c = self.config.continual
         runs = -(-images // self.config.scoring.batch_size) * self.config.diffusion.evaluations
-        return _core.Collector(self._samplers.whole, c.method, gamma, runs, c.memory << 20)
+        return _core.Collector(sampler, c.method, gamma, runs, c.memory << 20)
 
     def recalibrate(self, classes: Task | ClassData | Sequence[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
         ``classes``: as in `consolidate`. ValueError: a class that was not learned; RuntimeError: the model is training."""
-        if self._fitting.locked():
-            raise RuntimeError("model is training")
-        classes = as_classes(classes, None)
-        for data in classes:
-            self._check_learned(data.name)
-        self.calibrations |= self._calibrate(classes)
+        with self._changing():
+            classes = as_classes(classes, None)
+            for data in classes:
+                self._check_learned(data.name)
+            self.calibrations |= self._calibrate(classes)
 
     def _calibrate(self, classes: Sequence[ClassData]) -> dict[str, Calibration | None]:
         scoring = self.config.scoring
@@ -522,7 +531,9 @@ class ContinualModel:
             pooled = self._pooled = own, Calibration.pool(own)
         return pooled[1]  # the same from one call to the next: it keeps its whitening
 
-    def _denoise(self, images: Array, latents: np.ndarray, noise_seed: int) -> np.ndarray:
+    def _denoise(
+        self, images: Array, latents: np.ndarray, noise_seed: int, samplers: Programs[_core.Sampler] | None = None
+    ) -> np.ndarray:
         d, seed = self.config.diffusion, self.config.seed
         how = {"steps": d.steps, "skip": d.skip}
 
@@ -533,7 +544,7 @@ class ContinualModel:
                 twin = start - 2 * sampler.start(np.zeros_like(z), streams, seed, **how)
             return sampler.denoise(x, start, self.contexts(len(z)), **how, stop=d.stop, twin=twin, weights=self._trainer)
 
-        return self._samplers.run(run, latents, images)
+        return (samplers or self._samplers).run(run, latents, images)
 
     def _drawings(self, images: Array) -> tuple[Array, list[Array]]:
         """x^ = D(E(x)) [N,H,W,3], and x- from each of the noises, on the device where the images lie there."""

@@ -49,8 +49,8 @@ class Plan:
     Parts: ``weights`` and their moving ``average``; ``gradients``, where all are held at once; ``moments`` of what a task moves;
     ``workspace``, in which the networks run one at a time; ``update``, in which projections work; ``condition`` of a batch that is drawn; ``autoencoder`` and
     ``backbone``, their weights; ``data``, decoded images and latents;
-    ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``;
-    ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
+    ``batches`` that are made ahead; ``images`` on their way to be encoded or scored; ``streams`` of features; ``bases``,
+    in ``collecting`` what they take beyond the streams whose place they take; ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
 
     ``workspace``: bytes that each network takes of it (`ContinualModel.workspace_needs`); of a ``step`` nearly all are activations.
     ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step`` and of an ``image``
@@ -130,7 +130,8 @@ def plan(
         "prediction": held | predicting | scored,
     }
     if streams:
-        memory["collecting"] |= {"bases": bases, "solving": _solving(streams)}
+        beyond = max(_held(streams, rank_share), bases) - memory["collecting"]["streams"]
+        memory["collecting"] |= {"bases": max(beyond, 0), "solving": _solving(streams)}
     else:
         del memory["collecting"]
     return Plan(
@@ -153,7 +154,27 @@ def _streams(model: ContinualModel, images: int, classes: int) -> dict[str, tupl
     if not isinstance(model.strategy, CDAD):
         return {}
     c = model.config.continual
-    return model._collector(classes * min(c.images, -(-images // classes)), c.gamma).plan()
+    return model._collector(model._samplers.whole, classes * min(c.images, -(-images // classes)), c.gamma).plan()
+
+
+def _ranks(streams: dict[str, tuple[int, str, int, int]], rank_share: float) -> dict[str, int]:
+    return {name: max(1, min(int(rank_share * d), most)) for name, (d, _, most, _) in streams.items()}
+
+
+def _held(streams: dict[str, tuple[int, str, int, int]], rank_share: float) -> int:
+    """Bytes that streams and bases take together at most: streams are freed as bases are made of them, widest first, side by
+    side."""
+    ranks, threads = _ranks(streams, rank_share), _core.get_threads()
+    held = most = sum(size for *_, size in streams.values())
+    solving: list[int] = []
+    for name, (d, _, _, size) in sorted(streams.items(), key=lambda item: -item[1][0]):
+        held += 4 * d * ranks[name]
+        most = max(most, held)
+        if size:
+            solving.append(size)
+        if len(solving) >= threads:
+            held -= solving.pop(0)
+    return most
 
 
 def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, int]], rank_share: float) -> tuple[int, int]:
@@ -161,7 +182,7 @@ def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, in
     if not streams:
         return 0, 0
     c, whole = model.config.continual, CDAD.moves_everywhere(model.config)
-    ranks = {name: max(1, min(int(rank_share * d), most)) for name, (d, _, most, _) in streams.items()}
+    ranks = _ranks(streams, rank_share)
     # On the planned device nobody reads directions: all weights' are the same untouched memory.
     widest = max(d for d, *_ in streams.values())
     memory = np.empty(widest * widest, np.float32)

@@ -31,14 +31,14 @@ class Programs(Generic[P]):
     def __init__(self, make: Callable[[int], P], batch_size: int):
         self.batch_size = batch_size
         self.whole = make(batch_size)
-        self._make, self._single, self._lock = make, None, threading.Lock()
+        self.make, self._single, self._lock = make, None, threading.Lock()
 
     @property
     def single(self) -> P:
         """The program for one sample."""
         with self._lock:
             if self._single is None:
-                self._single = self.whole if self.batch_size == 1 else self._make(1)
+                self._single = self.whole if self.batch_size == 1 else self.make(1)
         return self._single
 
     @property

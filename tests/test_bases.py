@@ -177,6 +177,44 @@ def test_a_cap_keeps_the_directions_of_most_energy(learned, products, quick):
     assert all(np.array_equal(after[name][0], U) for name, U in kept[0].items() if U.shape[1])
 
 
+def test_weights_that_share_features_keep_bases_of_their_own(learned, products, quick):
+    """q and k read the same features: one basis, unless what they have so far differs."""
+    model, first = learned[0], as_class(tasks(products)[0])
+    q = next(name for name in model.bases if name.endswith("attn1.to_q.weight"))
+    k = q.replace("to_q", "to_k")
+    d = model.bases[q].shape[0]
+
+    def bases(old):
+        collector = model._collector(model._samplers.whole, 1, 0.9)
+        assert collector.plan()[k][3] == 0 < collector.plan()[q][3]
+        batch = next(model.representative_batches([first]).epoch(0))
+        model._denoise(batch.perturbed, model.autoencoder.encode(batch.image), 0)
+        return collector.bases(old)
+
+    old = np.linalg.qr(np.random.default_rng(0).normal(size=(d, 2)))[0].astype(np.float32)
+    for given in ({}, {q: old, k: old}):
+        found = bases(given)
+        assert np.array_equal(found[q][0], found[k][0]) and found[q][1:] == found[k][1:]
+        found[q][0][0, 0] += 1  # the arrays are not shared
+        assert not np.array_equal(found[q][0], found[k][0])
+    for given in ({q: old}, {k: old}, {q: old, k: old[:, :1].copy()}, {q: old, k: -old}):
+        found = bases(given)
+        for name in (q, k):
+            U = given.get(name, np.empty((d, 0), np.float32))
+            assert np.array_equal(found[name][0][:, : U.shape[1]], U)
+        assert not np.array_equal(found[q][0], found[k][0])
+
+
+def test_a_collector_gives_its_bases_once(learned):
+    model = learned[0]
+    collector = model._collector(model._samplers.whole, 1, 0.9)
+    with pytest.raises(ValueError, match=r"is \[\d+, rank\]"):
+        collector.bases({next(iter(model.bases)): np.zeros((1, 1), np.float32)})
+    collector.bases({})  # a failure has taken nothing
+    with pytest.raises(ValueError, match="already"):
+        collector.bases({})
+
+
 def test_a_cap_on_a_weighted_basis_tells_its_cost(learned, products, quick):
     model = ContinualModel(quick.updated({"continual.method": "incremental"}))
     model.fit_task(tasks(products)[0], progress=False)

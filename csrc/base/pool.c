@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/forked.h"
 #include "base/memory.h"
 
 #define SPIN_ROUNDS 500 /* some 20 microseconds */
@@ -24,8 +25,8 @@ typedef struct worker {
 } worker;
 
 struct cdad_pool {
+    cdad_forked forked; /* its first member */
     int threads;
-    cdad_pool *prev, *next_pool; /* among all pools */
     pthread_mutex_t callers;     /* one job at a time */
     pthread_mutex_t lock;        /* guards what follows */
     pthread_cond_t wake, finished;
@@ -41,12 +42,6 @@ struct cdad_pool {
 
 static _Thread_local int inside_task; /* a nested call runs in place */
 
-/* All pools, for the child after a fork: threads do not survive it, and locks may have been held or waited
- * on. */
-static pthread_mutex_t pools_lock = PTHREAD_MUTEX_INITIALIZER;
-static cdad_pool *pools;
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-
 static void init_locks(cdad_pool *pool) {
     pthread_mutex_init(&pool->callers, NULL);
     pthread_mutex_init(&pool->lock, NULL);
@@ -54,17 +49,13 @@ static void init_locks(cdad_pool *pool) {
     pthread_cond_init(&pool->finished, NULL);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&pools_lock); }
-static void after_fork(void) { pthread_mutex_unlock(&pools_lock); }
-static void after_fork_in_child(void) {
-    pthread_mutex_init(&pools_lock, NULL);
-    for (cdad_pool *pool = pools; pool; pool = pool->next_pool) {
-        init_locks(pool);
-        pool->n_started = 0;
-        atomic_store(&pool->idle, 0);
-    }
+/* Of a child of a fork: its locks may have been held or waited on. */
+static void renew(cdad_forked *forked) {
+    cdad_pool *pool = (cdad_pool *)forked;
+    init_locks(pool);
+    pool->n_started = 0;
+    atomic_store(&pool->idle, 0);
 }
-static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
 
 static void run_tasks(cdad_pool *pool, int number) {
     inside_task = 1;
@@ -163,13 +154,8 @@ cdad_status cdad_pool_new(cdad_pool **out, int threads, cdad_error *err) {
     }
     pool->threads = threads;
     init_locks(pool);
-    pthread_once(&fork_once, watch_forks);
-    pthread_mutex_lock(&pools_lock);
-    pool->next_pool = pools;
-    if (pools)
-        pools->prev = pool;
-    pools = pool;
-    pthread_mutex_unlock(&pools_lock);
+    pool->forked.renew = renew;
+    cdad_forked_watch(&pool->forked);
     *out = pool;
     return CDAD_OK;
 }
@@ -177,11 +163,7 @@ cdad_status cdad_pool_new(cdad_pool **out, int threads, cdad_error *err) {
 void cdad_pool_free(cdad_pool *pool) {
     if (!pool)
         return;
-    pthread_mutex_lock(&pools_lock);
-    *(pool->prev ? &pool->prev->next_pool : &pools) = pool->next_pool;
-    if (pool->next_pool)
-        pool->next_pool->prev = pool->prev;
-    pthread_mutex_unlock(&pools_lock);
+    cdad_forked_unwatch(&pool->forked);
     pthread_mutex_lock(&pool->lock);
     pool->stop = 1;
     pthread_cond_broadcast(&pool->wake);

@@ -325,27 +325,25 @@ done:
 cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double lost,
                               double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
                               double *energy, cdad_error *err) {
-    cdad_context alone = *ctx;
     cdad_status status;
     double *G = NULL;
     const double total = sum_squares(A, n * d) + lost;
     int found = 0;
-    alone.poll = NULL; /* others solve on the pool */
     *U = NULL;
     CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
                  "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
     if (cdad_leading_applies(min64(n, d - k_old), gamma)) {
         const cdad_leading_of of = {.A = A, .n = n, .d = d, .total = total};
         if (k_old > 0)
-            CDAD_TRY(cdad_factor_check_basis(&alone, U_old, d, k_old, err));
-        CDAD_TRY(cdad_leading_basis(&alone, of, gamma, U_old, k_old, most, &found, U, k, energy, err));
+            CDAD_TRY(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
+        CDAD_TRY(cdad_leading_basis(ctx, of, gamma, U_old, k_old, most, &found, U, k, energy, err));
         if (found)
             return CDAD_OK;
     }
     if (n <= d)
-        return basis_by_rows(&alone, A, n, d, total, gamma, U_old, k_old, most, U, k, energy, err);
+        return basis_by_rows(ctx, A, n, d, total, gamma, U_old, k_old, most, U, k, energy, err);
     CDAD_TRY_DONE(alloc_doubles(&G, d, d, err));
-    CDAD_TRY_DONE(cdad_factor_gram(&alone, A, n, d, G, err));
+    CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, G, err));
     CDAD_TRY_DONE(cdad_basis_extend(G, d, total, CDAD_FACTOR_NOISE, gamma, U_old, k_old, most, U, k, energy, err));
 done:
     cdad_free(G);

@@ -186,15 +186,13 @@ static cdad_status leading_basis(const cdad_stream *s, const cdad_context *ctx, 
     cdad_status status;
     const int64_t d = s->plan.d;
     cdad_leading_of of = {.d = d, .total = cdad_gram_trace(&s->gram)};
-    cdad_context alone = *ctx;
     float *G = NULL;
-    alone.poll = NULL; /* others solve on the pool */
     if (k_old > 0)
-        CDAD_TRY_DONE(cdad_factor_check_basis(&alone, U_old, d, k_old, err));
+        CDAD_TRY_DONE(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&G, d * d * (int64_t)sizeof *G, err));
     cdad_gram_expand_narrow(&s->gram, G);
     of.A = G;
-    CDAD_TRY_DONE(cdad_leading_basis(&alone, of, s->plan.gamma, U_old, k_old, d, found, U, k, energy, err));
+    CDAD_TRY_DONE(cdad_leading_basis(ctx, of, s->plan.gamma, U_old, k_old, d, found, U, k, energy, err));
 done:
     cdad_free(G);
     return status;

@@ -7,7 +7,7 @@
  * isvd.h). CDAD_STREAM_AUTO is one of the first three (see plan.h).
  *
  * A stream is not locked: one thread at a time. Only cdad_stream_add and cdad_stream_merge use ctx's pool, so
- * that the bases of several streams may be solved side by side by its tasks. Factorisations do not poll.
+ * that the bases of several streams may be solved side by side by its tasks, whose ctx then polls from all of them.
  * Features of different tasks go into different streams: the basis of the earlier tasks is given to
  * cdad_stream_basis. */
 #ifndef CDAD_CONTINUAL_STREAM_H

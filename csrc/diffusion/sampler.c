@@ -71,6 +71,7 @@ cdad_status cdad_sampler_new(cdad_sampler **out, const cdad_denoiser_config *c, 
                              const cdad_context *ctx, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_sampler *s = NULL;
+    const int64_t known = params->n;
     *out = NULL;
     CDAD_FAIL_IF(n < 1, err, CDAD_INVALID, "a batch has at least one sample");
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&s, sizeof *s, err));
@@ -87,6 +88,8 @@ cdad_status cdad_sampler_new(cdad_sampler **out, const cdad_denoiser_config *c, 
     *out = s;
     s = NULL;
 done:
+    if (status != CDAD_OK)
+        cdad_params_forget(params, known);
     cdad_sampler_free(s);
     return status;
 }
@@ -192,6 +195,8 @@ cdad_status cdad_sampler_denoise(cdad_sampler *s, const cdad_context *ctx, float
     const cdad_sampling *how = &sampling;
     if (is_unguided(s, context, given->uncond))
         sampling.uncond = NULL;
+    CDAD_FAIL_IF(!given->uncond && given->guidance != 1, err, CDAD_INVALID, "guidance by %g wants an unconditional context",
+                 given->guidance);
     CDAD_TRY(check_sampling(how, err));
     CDAD_TRY(cdad_ddim_timesteps(&s->config.schedule, how->steps, timesteps, err));
     CDAD_TRY(bind_weights(s, how->weights, err));

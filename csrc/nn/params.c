@@ -48,6 +48,13 @@ cdad_status cdad_params_register(cdad_params *p, const char *name, cdad_shape sh
     return CDAD_OK;
 }
 
+void cdad_params_forget(cdad_params *p, int64_t n) {
+    while (!p->values && p->n > n) {
+        cdad_free(p->items[--p->n].name);
+        p->total = p->items[p->n].offset;
+    }
+}
+
 static void initialise(const cdad_param *item, float *w, uint64_t seed) {
     const uint64_t stream = cdad_stream_of_name(item->name);
     const float scale = item->init.scale;

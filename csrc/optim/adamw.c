@@ -35,9 +35,9 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     cdad_status status = CDAD_OK;
     cdad_optimizer *o = NULL;
     *out = NULL;
-    CDAD_FAIL_IF(!(config->lr >= 0) || !(config->beta1 >= 0 && config->beta1 < 1) ||
+    CDAD_FAIL_IF(!(config->lr >= 0 && isfinite(config->lr)) || !(config->beta1 >= 0 && config->beta1 < 1) ||
                      !(config->beta2 >= 0 && config->beta2 < 1) || !(config->eps > 0) ||
-                     !(config->weight_decay >= 0) || !(config->clip_norm >= 0) ||
+                     !(config->weight_decay >= 0 && isfinite(config->weight_decay)) || !(config->clip_norm >= 0) ||
                      !(config->ema_decay >= 0 && config->ema_decay < 1),
                  err, CDAD_INVALID,
                  "AdamW wants lr >= 0, betas and ema_decay in [0,1), eps > 0, weight_decay and clip_norm >= 0");

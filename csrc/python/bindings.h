@@ -13,7 +13,10 @@
 #endif
 #include <numpy/arrayobject.h>
 
+#include <semaphore.h>
+
 #include "base/context.h"
+#include "base/forked.h"
 #include "base/memory.h"
 #include "base/shared.h"
 #include "continual/plan.h"
@@ -49,15 +52,19 @@ PyObject *cdad_py_shape_tuple(const cdad_shape *s); /* and back */
 
 static inline float *cdad_py_data(PyArrayObject *a) { return a ? (float *)PyArray_DATA(a) : NULL; }
 
-/* A lock for one stateful object: taken with the GIL released. */
-typedef PyThread_type_lock cdad_py_lock;
-static inline void cdad_py_lock_take(cdad_py_lock lock) {
-    if (!PyThread_acquire_lock(lock, NOWAIT_LOCK)) {
-        Py_BEGIN_ALLOW_THREADS
-        PyThread_acquire_lock(lock, WAIT_LOCK);
-        Py_END_ALLOW_THREADS
-    }
-}
+/* A lock for one stateful object (py_lock.c). It survives forks: the child's is free, unless the forking thread has it. */
+typedef struct cdad_py_lock {
+    cdad_forked forked;
+    sem_t free;
+    _Atomic unsigned long holder; /* the thread that has it, or 0 */
+} cdad_py_lock;
+void cdad_py_lock_init(cdad_py_lock *lock);
+void cdad_py_lock_destroy(cdad_py_lock *lock);
+/* Waits with the GIL released. -1 with an exception: this thread has it already (Python's signal handlers run within a call that
+ * polls), or a signal's handler raised. */
+int cdad_py_lock_take(cdad_py_lock *lock);
+void cdad_py_lock_give(cdad_py_lock *lock);
+static inline int cdad_py_lock_is_mine(const cdad_py_lock *lock) { return lock->holder == PyThread_get_thread_ident(); }
 
 /* A stream's method by its name in Python (py_stream.c), and back; -1 with an exception. */
 int cdad_py_stream_method(const char *name);
@@ -69,19 +76,7 @@ typedef struct cdad_py_workspace {
     Py_ssize_t stores; /* that use it */
     cdad_workspace memory;
     cdad_py_lock lock;
-    _Atomic unsigned long holder; /* the thread that has the lock, or 0 */
 } cdad_py_workspace;
-
-static inline void cdad_py_workspace_take(cdad_py_workspace *w) {
-    cdad_py_lock_take(w->lock);
-    w->holder = PyThread_get_thread_ident();
-}
-static inline void cdad_py_workspace_give(cdad_py_workspace *w) {
-    w->holder = 0;
-    PyThread_release_lock(w->lock);
-}
-/* Whether this thread has the lock already: Python's signal handlers run within a call that polls. */
-static inline int cdad_py_workspace_is_mine(const cdad_py_workspace *w) { return w->holder == PyThread_get_thread_ident(); }
 
 /* The parameter store type (py_params.c). */
 typedef struct cdad_py_params {

@@ -132,7 +132,10 @@ static PyObject *graph_op(PyObject *o, PyObject *args, PyObject *kwargs) {
         const double x = PyFloat_AsDouble(value);
         if (x == -1.0 && PyErr_Occurred())
             return NULL;
-        if (cdad_attr_set(op, attrs, PyUnicode_AsUTF8(key), x, &err) != CDAD_OK)
+        const char *attr = PyUnicode_AsUTF8(key);
+        if (!attr)
+            return NULL;
+        if (cdad_attr_set(op, attrs, attr, x, &err) != CDAD_OK)
             return cdad_py_raise(&err);
     }
     if (cdad_graph_add(self->g, op, (int)n, in, attrs, out, &err) != CDAD_OK)
@@ -195,10 +198,10 @@ static PyObject *graph_compile(PyObject *o, PyObject *args, PyObject *kwargs) {
     if (!p)
         return NULL;
     p->graph = (py_graph *)Py_NewRef(o);
-    p->lock = PyThread_allocate_lock();
+    cdad_py_lock_init(&p->lock);
     p->outputs = PyMem_Malloc((size_t)(most + 1) * sizeof *p->outputs);
     cdad_error err = {0};
-    if (!p->lock || !p->outputs) {
+    if (!p->outputs) {
         PyErr_NoMemory();
         goto fail;
     }
@@ -224,8 +227,7 @@ static void program_dealloc(PyObject *o) {
     PyTypeObject *type = Py_TYPE(o);
     cdad_program_free(self->program);
     PyMem_Free(self->outputs);
-    if (self->lock)
-        PyThread_free_lock(self->lock);
+    cdad_py_lock_destroy(&self->lock);
     Py_XDECREF(self->graph);
     type->tp_free(o);
     Py_DECREF(type);
@@ -271,9 +273,10 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
     if (!PyDict_Check(feeds))
         return PyErr_Format(PyExc_TypeError, "run() wants a dict of arrays by value");
     PyObject *held = PyList_New(0), *result = NULL;
-    if (!held)
+    if (!held || cdad_py_lock_take(&self->lock) < 0) {
+        Py_XDECREF(held);
         return NULL;
-    cdad_py_lock_take(self->lock);
+    }
     unbind(self);
     PyObject *key, *value;
     int on_device = 0;
@@ -304,7 +307,7 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
         PyList_SetItem(result, i, a);
     }
 done:
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     Py_DECREF(held);
     return result;
 }

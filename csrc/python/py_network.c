@@ -222,6 +222,7 @@ static int build(py_network *self, const char *kind, distance_kind how, int tf32
     cdad_error err = {0};
     cdad_builder b;
     const network_fn fn = find_kind(kind);
+    const int64_t known = self->params->params->n;
     if (!fn)
         return -1;
     if (cdad_graph_new(&self->graph, &err) != CDAD_OK)
@@ -229,19 +230,22 @@ static int build(py_network *self, const char *kind, distance_kind how, int tf32
     cdad_builder_init(&b, self->graph, self->params->params, &err);
     b.precision = tf32 ? CDAD_TFLOAT32 : CDAD_FLOAT32;
     if ((how == NO_DISTANCE ? fn(&b, &self->spec) : distance(&b, &self->spec, fn, how)) < 0)
-        return -1;
+        goto fail;
     if (b.status != CDAD_OK)
         goto raise;
     const cdad_context ctx = cdad_py_context(self->params->params->device);
     const cdad_program_options options = {.workspace = self->params->params->workspace};
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        goto fail;
     const cdad_status status =
         cdad_program_new(&self->program, self->graph, self->spec.n_out, self->spec.out, &options, &ctx, &err);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     if (status == CDAD_OK)
         return 0;
 raise:
     cdad_py_raise(&err);
+fail:
+    cdad_params_forget(self->params->params, known);
     return -1;
 }
 
@@ -289,7 +293,8 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
             goto done;
         on_device |= inputs[i].on_device;
     }
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        goto done;
     const cdad_context ctx = cdad_py_context(device);
     cdad_status status = CDAD_OK;
     Py_BEGIN_ALLOW_THREADS
@@ -314,7 +319,7 @@ static PyObject *network_run(PyObject *o, PyObject *args) {
         }
         PyTuple_SetItem(result, j, a);
     }
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
 done:
     for (int i = 0; i < s->n_in; i++)
         Py_XDECREF(inputs[i].held);

@@ -17,24 +17,21 @@ static void workspace_release(cdad_py_workspace *w) {
     if (!w || --w->stores > 0)
         return;
     cdad_workspace_clear(&w->memory);
-    if (w->lock)
-        PyThread_free_lock(w->lock);
+    cdad_py_lock_destroy(&w->lock);
     PyMem_Free(w);
 }
 
 /* A new one, of one store; NULL with an exception. */
 static cdad_py_workspace *workspace_new(cdad_device *device) {
     cdad_py_workspace *w = PyMem_Calloc(1, sizeof *w);
-    if (w) {
-        w->stores = 1;
-        w->memory.device = device;
-        w->lock = PyThread_allocate_lock();
+    if (!w) {
+        PyErr_NoMemory();
+        return NULL;
     }
-    if (w && w->lock)
-        return w;
-    workspace_release(w);
-    PyErr_NoMemory();
-    return NULL;
+    w->stores = 1;
+    w->memory.device = device;
+    cdad_py_lock_init(&w->lock);
+    return w;
 }
 
 static PyObject *params_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {

@@ -11,7 +11,7 @@ typedef struct py_sampler {
     cdad_sampler *sampler;
     cdad_denoiser_config config;
     int64_t n;
-    int tapped; /* a collector or a recorder is attached */
+    PyObject *attached; /* a collector or a recorder, borrowed, or NULL */
 } py_sampler;
 
 typedef struct py_collector {
@@ -54,9 +54,10 @@ static PyObject *sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         goto fail;
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
-    cdad_py_workspace_take(store->workspace);
+    if (cdad_py_lock_take(&store->workspace->lock) < 0)
+        goto fail;
     const cdad_status status = cdad_sampler_new(&self->sampler, &self->config, store->params, n, &ctx, &err);
-    cdad_py_workspace_give(store->workspace);
+    cdad_py_lock_give(&store->workspace->lock);
     if (status == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
@@ -89,7 +90,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
     const cdad_denoiser_config *c = &self->config;
     PyObject *image_arg, *start_arg, *context_arg = Py_None, *uncond_arg = Py_None, *weights_arg = Py_None,
              *twin_arg = Py_None;
-    PyObject *out = NULL, *xs = NULL, *x0s = NULL, *result = NULL;
+    PyObject *out = NULL, *xs = NULL, *x0s = NULL, *result = NULL, *attached;
     PyArrayObject *start = NULL, *context = NULL, *uncond = NULL, *weights = NULL,
                   *twin = NULL;
     long long steps = 10, skip = 0, stop = 0;
@@ -157,14 +158,17 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
                                .uncond = cdad_py_data(uncond),
                                .weights = block};
     cdad_status status;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        goto done;
+    attached = Py_XNewRef(self->attached); /* not to be freed meanwhile */
     const cdad_context ctx = cdad_py_context(device);
     Py_BEGIN_ALLOW_THREADS
     status = cdad_sampler_denoise(self->sampler, &ctx, cdad_py_data((PyArrayObject *)out), image.data,
                                   cdad_py_data(start), cdad_py_data(twin), cdad_py_data(context), &how, want_trace ? keep_step : NULL, &t,
                                   &err);
     Py_END_ALLOW_THREADS
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
+    Py_XDECREF(attached);
     if (status != CDAD_OK)
         cdad_py_raise(&err);
     else
@@ -229,12 +233,33 @@ static PyObject *sampler_flops(PyObject *o, void *unused) {
     return Py_BuildValue("(dd)", condition, unet);
 }
 
+/* What taps a sampler is attached to it while no network runs, and as long as it lives: a run holds what is attached. 0, or -1
+ * with an exception; the lock is taken then. */
+static int begin_attaching(const py_sampler *s) {
+    if (cdad_py_lock_take(&s->params->workspace->lock) < 0)
+        return -1;
+    if (!s->attached)
+        return 0;
+    cdad_py_lock_give(&s->params->workspace->lock);
+    PyErr_SetString(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
+    return -1;
+}
+
+static void end_attaching(py_sampler *s, PyObject *attached) {
+    s->attached = attached;
+    cdad_py_lock_give(&s->params->workspace->lock);
+}
+
+static void detach(py_sampler *s, const PyObject *o) {
+    if (s && s->attached == o)
+        s->attached = NULL;
+}
+
 static void collector_dealloc(PyObject *o) {
     py_collector *self = (py_collector *)o;
     PyTypeObject *type = Py_TYPE(o);
     cdad_collector_free(self->collector);
-    if (self->sampler && self->collector)
-        self->sampler->tapped = 0;
+    detach(self->sampler, o);
     Py_XDECREF(self->sampler);
     type->tp_free(o);
     Py_DECREF(type);
@@ -254,20 +279,22 @@ static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (method < 0)
         return NULL;
     py_sampler *s = (py_sampler *)sampler;
-    if (s->tapped)
-        return PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
     py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
     self->sampler = (py_sampler *)Py_NewRef(sampler);
+    if (begin_attaching(s) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
     const cdad_collecting how = {.method = (cdad_stream_method)method, .gamma = gamma, .runs = runs, .memory = memory};
     cdad_error err = {0};
-    if (cdad_collector_new(&self->collector, s->sampler, s->params->params, &how, &err) != CDAD_OK) {
-        Py_DECREF(self);
-        return cdad_py_raise(&err);
-    }
-    s->tapped = 1;
-    return (PyObject *)self;
+    const cdad_status status = cdad_collector_new(&self->collector, s->sampler, s->params->params, &how, &err);
+    end_attaching(s, status == CDAD_OK ? (PyObject *)self : NULL);
+    if (status == CDAD_OK)
+        return (PyObject *)self;
+    Py_DECREF(self);
+    return cdad_py_raise(&err);
 }
 
 static PyObject *collector_plan(PyObject *o, PyObject *unused) {
@@ -352,12 +379,15 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
         goto done;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_workspace_take(self->sampler->params->workspace);
+    if (cdad_py_lock_take(&self->sampler->params->workspace->lock) < 0)
+        goto done;
     const cdad_context ctx = cdad_py_context(NULL); /* streams are the host's */
     Py_BEGIN_ALLOW_THREADS
     status = cdad_collector_bases(self->collector, &ctx, old, max_share, out, &err);
     Py_END_ALLOW_THREADS
-    cdad_py_workspace_give(self->sampler->params->workspace);
+    if (cdad_collector_ended(self->collector))
+        detach(self->sampler, o);
+    cdad_py_lock_give(&self->sampler->params->workspace->lock);
     result = status == CDAD_OK ? bases_dict(p, out) : cdad_py_raise(&err);
     for (int64_t i = 0; i < p->n; i++)
         cdad_free(out[i].U);
@@ -372,8 +402,7 @@ static void recorder_dealloc(PyObject *o) {
     py_recorder *self = (py_recorder *)o;
     PyTypeObject *type = Py_TYPE(o);
     cdad_recorder_free(self->recorder);
-    if (self->sampler && self->recorder)
-        self->sampler->tapped = 0;
+    detach(self->sampler, o);
     Py_XDECREF(self->names);
     Py_XDECREF(self->sampler);
     type->tp_free(o);
@@ -388,8 +417,6 @@ static PyObject *recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
         return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
     py_sampler *s = (py_sampler *)sampler;
-    if (s->tapped)
-        return PyErr_Format(PyExc_ValueError, "a Collector or Recorder is attached to this sampler already");
     PyObject *names = PySequence_Tuple(names_arg);
     if (!names)
         return NULL;
@@ -414,10 +441,14 @@ static PyObject *recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         goto done;
     self->sampler = (py_sampler *)Py_NewRef(sampler);
     self->names = Py_NewRef(names);
+    if (begin_attaching(s) < 0) {
+        Py_CLEAR(self);
+        goto done;
+    }
     cdad_error err = {0};
-    if (cdad_recorder_new(&self->recorder, s->sampler, s->params->params, chosen, n, &err) == CDAD_OK) {
-        s->tapped = 1;
-    } else {
+    const cdad_status status = cdad_recorder_new(&self->recorder, s->sampler, s->params->params, chosen, n, &err);
+    end_attaching(s, status == CDAD_OK ? (PyObject *)self : NULL);
+    if (status != CDAD_OK) {
         Py_CLEAR(self);
         cdad_py_raise(&err);
     }
@@ -431,7 +462,10 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
     (void)unused;
     py_recorder *self = (py_recorder *)o;
     PyObject *dict = PyDict_New();
-    cdad_py_workspace_take(self->sampler->params->workspace);
+    if (dict && cdad_py_lock_take(&self->sampler->params->workspace->lock) < 0)
+        Py_CLEAR(dict);
+    if (!dict)
+        return NULL;
     for (Py_ssize_t i = 0; dict && i < PyTuple_GET_SIZE(self->names); i++) {
         int64_t rows, d;
         const float *data = cdad_recorder_rows(self->recorder, i, &rows, &d);
@@ -445,7 +479,7 @@ static PyObject *recorder_take(PyObject *o, PyObject *unused) {
     }
     if (dict)
         cdad_recorder_clear(self->recorder);
-    cdad_py_workspace_give(self->sampler->params->workspace);
+    cdad_py_lock_give(&self->sampler->params->workspace->lock);
     return dict;
 }
 
@@ -485,7 +519,8 @@ static PyMethodDef collector_methods[] = {
     {"bases", (PyCFunction)(void (*)(void))collector_bases, METH_VARARGS | METH_KEYWORDS,
      "bases($self, old, max_share=1.0)\n--\n\n{weight: (U [d, rank], share of energy kept, share lost to max_share)} "
      "after the earlier tasks' bases `old` {weight: U} (paper, Eq. 6); a rank stays within max_share * d where the old "
-     "one does. The GIL is released."},
+     "one does. Features are given back as bases are made of them: it can be called once, and nothing is collected any "
+     "more. The GIL is released."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot collector_slots[] = {
     {Py_tp_new, collector_new},

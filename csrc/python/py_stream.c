@@ -47,11 +47,7 @@ static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     py_stream *self = (py_stream *)PyType_GenericAlloc(type, 0);
     if (!self)
         return NULL;
-    self->lock = PyThread_allocate_lock();
-    if (!self->lock) {
-        Py_DECREF(self);
-        return PyErr_NoMemory();
-    }
+    cdad_py_lock_init(&self->lock);
     if (cdad_stream_open(&self->stream, &plan, &err) != CDAD_OK) {
         Py_DECREF(self);
         return cdad_py_raise(&err);
@@ -63,8 +59,7 @@ static void stream_dealloc(PyObject *o) {
     PyTypeObject *type = Py_TYPE(o);
     py_stream *self = (py_stream *)o;
     cdad_stream_free(self->stream);
-    if (self->lock)
-        PyThread_free_lock(self->lock);
+    cdad_py_lock_destroy(&self->lock);
     type->tp_free(o);
     Py_DECREF(type);
 }
@@ -90,11 +85,12 @@ static PyObject *add(py_stream *self, cdad_device *device, const float *X, int64
     const cdad_mat mat = {.data = X, .rs = cdad_stream_width(self->stream), .cs = 1};
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0)
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cdad_stream_add(self->stream, &ctx, mat, rows, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     Py_RETURN_NONE;
@@ -141,14 +137,17 @@ static PyObject *stream_basis(PyObject *o, PyObject *args, PyObject *kwargs) {
     double energy;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0) {
+        Py_XDECREF(old);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     status = cdad_stream_settle(self->stream, &err);
     if (status == CDAD_OK)
         status = cdad_stream_basis(self->stream, &ctx, cdad_py_data(old), old ? PyArray_DIM(old, 1) : 0, &U, &shape.dim[1],
                                    &energy, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     Py_XDECREF(old);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
@@ -164,13 +163,14 @@ static PyObject *stream_singular_values(PyObject *o, PyObject *unused) {
     float *values;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0)
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
     status = cdad_stream_settle(self->stream, &err);
     if (status == CDAD_OK)
         status = cdad_stream_singular_values(self->stream, &ctx, &values, &shape.dim[0], &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     return cdad_py_taken_floats(&shape, values);
@@ -186,8 +186,12 @@ static PyObject *stream_merge(PyObject *o, PyObject *arg) {
     const cdad_context ctx = cdad_py_context(NULL);
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(first->lock); /* by address: merges in both directions do not wait for each other */
-    cdad_py_lock_take(second->lock);
+    if (cdad_py_lock_take(&first->lock) < 0) /* by address: merges in both directions do not wait for each other */
+        return NULL;
+    if (cdad_py_lock_take(&second->lock) < 0) {
+        cdad_py_lock_give(&first->lock);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     status = cdad_stream_settle(self->stream, &err);
     if (status == CDAD_OK)
@@ -195,8 +199,8 @@ static PyObject *stream_merge(PyObject *o, PyObject *arg) {
     if (status == CDAD_OK)
         status = cdad_stream_merge(self->stream, &ctx, other->stream, &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(second->lock);
-    PyThread_release_lock(first->lock);
+    cdad_py_lock_give(&second->lock);
+    cdad_py_lock_give(&first->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     Py_RETURN_NONE;
@@ -208,7 +212,8 @@ static PyObject *stream_state(PyObject *o, PyObject *unused) {
     int64_t n;
     cdad_error err = {0};
     PyObject *array = NULL;
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0)
+        return NULL;
     cdad_status status = cdad_stream_settle(self->stream, &err);
     if (status == CDAD_OK)
         status = cdad_stream_state_size(self->stream, &n, &err);
@@ -222,7 +227,7 @@ static PyObject *stream_state(PyObject *o, PyObject *unused) {
         cdad_stream_state_get(self->stream, state);
         Py_END_ALLOW_THREADS
     }
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     return status == CDAD_OK ? array : cdad_py_raise(&err);
 }
 
@@ -235,11 +240,14 @@ static PyObject *stream_load_state(PyObject *o, PyObject *arg) {
         return NULL;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0) {
+        Py_DECREF(state);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     status = cdad_stream_state_set(self->stream, PyArray_DATA(state), PyArray_SIZE(state), &err);
     Py_END_ALLOW_THREADS
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     Py_DECREF(state);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
@@ -254,9 +262,10 @@ static PyObject *stream_get_d(PyObject *o, void *unused) {
 static PyObject *stream_get_rows(PyObject *o, void *unused) {
     (void)unused;
     py_stream *self = (py_stream *)o;
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0)
+        return NULL;
     const long long rows = cdad_stream_rows(self->stream);
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     return PyLong_FromLongLong(rows);
 }
 
@@ -291,10 +300,11 @@ static PyObject *stream_get_energy(PyObject *o, void *unused) {
     (void)unused;
     py_stream *self = (py_stream *)o;
     cdad_error err = {0};
-    cdad_py_lock_take(self->lock);
+    if (cdad_py_lock_take(&self->lock) < 0)
+        return NULL;
     const cdad_status status = cdad_stream_settle(self->stream, &err);
     const cdad_stream_energy energy = cdad_stream_energies(self->stream);
-    PyThread_release_lock(self->lock);
+    cdad_py_lock_give(&self->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     return Py_BuildValue("(ddd)", energy.total, energy.lost, energy.spectral);

@@ -83,10 +83,11 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     cdad_error err = {0};
     const cdad_context ctx = cdad_py_context(store->params->device);
     const cdad_batching batching = {n, accumulate, recompute, shard, shards};
-    cdad_py_workspace_take(store->workspace);
+    if (cdad_py_lock_take(&store->workspace->lock) < 0)
+        goto fail;
     const cdad_status status = cdad_trainer_new(&self->trainer, &self->config, store->params, &batching,
                                                 optimizer == Py_None ? NULL : &oc, seed, &ctx, &err);
-    cdad_py_workspace_give(store->workspace);
+    cdad_py_lock_give(&store->workspace->lock);
     if (status == CDAD_OK)
         return (PyObject *)self;
     cdad_py_raise(&err);
@@ -138,7 +139,10 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0) {
+        release_arrays(&a);
+        return NULL;
+    }
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     adding sum = {.trainer = self, .all_reduce = all_reduce};
     cdad_trainer_share(self->trainer, all_reduce == Py_None ? NULL : add_up, &sum);
@@ -149,7 +153,7 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
         status = cdad_py_trainer_give_back(self, CDAD_LENT_PATH, self->path, &err);
     Py_END_ALLOW_THREADS
     cdad_trainer_share(self->trainer, NULL, NULL);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     release_arrays(&a);
     return status == CDAD_OK ? Py_BuildValue("dddd", r.loss, r.loss_cdm, r.loss_amn, r.grad_norm)
                              : cdad_py_raise(&err);
@@ -166,11 +170,14 @@ static PyObject *trainer_drawn(PyObject *o, PyObject *unused) {
         return NULL;
     const float *noise;
     const int64_t *t;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0) {
+        Py_DECREF(timesteps);
+        return NULL;
+    }
     cdad_trainer_drawn(self->trainer, &noise, &t);
     PyObject *noises = cdad_py_new_floats(&z, noise);
     memcpy(PyArray_DATA((PyArrayObject *)timesteps), t, (size_t)n * sizeof *t);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     if (!noises)
         Py_CLEAR(timesteps);
     return noises ? Py_BuildValue("NN", noises, timesteps) : NULL;
@@ -240,15 +247,18 @@ static PyObject *trainer_gradients(PyObject *o, PyObject *args, PyObject *kwargs
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_workspace_take(self->params->workspace);
+    PyObject *grads = NULL;
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        goto done;
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_gradients(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                     cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
                                     PyArray_DATA(d.t), &r, &err);
     Py_END_ALLOW_THREADS
-    PyObject *grads = status == CDAD_OK ? gradient_dict(self) : cdad_py_raise(&err);
-    cdad_py_workspace_give(self->params->workspace);
+    grads = status == CDAD_OK ? gradient_dict(self) : cdad_py_raise(&err);
+    cdad_py_lock_give(&self->params->workspace->lock);
+done:
     release_draws(&d);
     release_arrays(&a);
     return grads ? Py_BuildValue("dddN", r.loss, r.loss_cdm, r.loss_amn, grads) : NULL;
@@ -270,7 +280,9 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     cdad_error err = {0};
     cdad_step_result r;
     cdad_status status;
-    cdad_py_workspace_take(self->params->workspace);
+    PyObject *objective = NULL;
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        goto done;
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     float *lent;
     Py_BEGIN_ALLOW_THREADS
@@ -282,10 +294,12 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     if (status == CDAD_OK)
         status = cdad_py_trainer_give_back(self, CDAD_LENT_SUMS, block, &err);
     Py_END_ALLOW_THREADS
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
+    objective = status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
+done:
     release_draws(&d);
     release_arrays(&a);
-    return status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
+    return objective;
 }
 
 int cdad_py_is_trainer(PyObject *o) { return Py_TYPE(o) == (PyTypeObject *)trainer_type; }
@@ -330,37 +344,35 @@ static PyObject *trainer_reset(PyObject *o, PyObject *unused) {
     (void)unused;
     py_trainer *self = (py_trainer *)o;
     cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
-    if (!opt)
+    if (!opt || cdad_py_lock_take(&self->params->workspace->lock) < 0)
         return NULL;
-    cdad_py_workspace_take(self->params->workspace);
     cdad_optimizer_reset(opt);
-    cdad_py_workspace_give(self->params->workspace);
     const cdad_params *const p = self->params->params;
-    for (int64_t i = 0; i < p->n; i++) /* directions that were lent; blocks stay */
-        if (PyDict_GetItemString(self->borrowed, p->items[i].name) && PyDict_DelItemString(self->borrowed, p->items[i].name) < 0)
-            return NULL;
-    return Py_NewRef(Py_None);
+    int failed = 0;
+    for (int64_t i = 0; i < p->n && !failed; i++) /* directions that were lent; blocks stay */
+        failed = PyDict_GetItemString(self->borrowed, p->items[i].name) && PyDict_DelItemString(self->borrowed, p->items[i].name) < 0;
+    cdad_py_lock_give(&self->params->workspace->lock);
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
-/* Plans a step of what moves now; 0, or -1 with an exception. */
-static int prepare(const py_trainer *self) {
+typedef PyObject *(*ask_fn)(const py_trainer *self);
+
+/* What `ask` says of a step of what moves now. */
+static PyObject *ask_planned(PyObject *o, ask_fn ask) {
+    const py_trainer *self = (py_trainer *)o;
+    cdad_py_lock *const lock = &self->params->workspace->lock;
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
     cdad_error err = {0};
-    if (cdad_py_workspace_is_mine(self->params->workspace)) /* within a step, which has planned it */
-        return 0;
-    cdad_py_workspace_take(self->params->workspace);
-    const cdad_status status = cdad_trainer_prepare(self->trainer, &ctx, &err);
-    cdad_py_workspace_give(self->params->workspace);
-    if (status != CDAD_OK)
-        cdad_py_raise(&err);
-    return status == CDAD_OK ? 0 : -1;
+    if (cdad_py_lock_is_mine(lock)) /* within a step, which has planned it */
+        return ask(self);
+    if (cdad_py_lock_take(lock) < 0)
+        return NULL;
+    PyObject *told = cdad_trainer_prepare(self->trainer, &ctx, &err) == CDAD_OK ? ask(self) : cdad_py_raise(&err);
+    cdad_py_lock_give(lock);
+    return told;
 }
 
-static PyObject *trainer_memory(PyObject *o, void *unused) {
-    (void)unused;
-    const py_trainer *self = (py_trainer *)o;
-    if (prepare(self) < 0)
-        return NULL;
+static PyObject *memory_of(const py_trainer *self) {
     const cdad_trainer *t = self->trainer;
     const cdad_optimizer *opt = cdad_trainer_optimizer(t);
     const long long block = (long long)self->params->params->total * (long long)sizeof(float);
@@ -375,14 +387,22 @@ static PyObject *trainer_memory(PyObject *o, void *unused) {
                          opt ? (long long)cdad_optimizer_moment_bytes(opt) : 0LL, "average", opt && opt->ema ? block : 0LL);
 }
 
+static PyObject *arena_of(const py_trainer *self) { return PyLong_FromLongLong((long long)cdad_trainer_arena_bytes(self->trainer)); }
+static PyObject *flops_of(const py_trainer *self) { return PyFloat_FromDouble(cdad_trainer_flops(self->trainer)); }
+
+static PyObject *trainer_memory(PyObject *o, void *unused) {
+    (void)unused;
+    return ask_planned(o, memory_of);
+}
+
 static PyObject *trainer_arena(PyObject *o, void *unused) {
     (void)unused;
-    return prepare((py_trainer *)o) < 0 ? NULL : PyLong_FromLongLong((long long)cdad_trainer_arena_bytes(((py_trainer *)o)->trainer));
+    return ask_planned(o, arena_of);
 }
 
 static PyObject *trainer_flops(PyObject *o, void *unused) {
     (void)unused;
-    return prepare((py_trainer *)o) < 0 ? NULL : PyFloat_FromDouble(cdad_trainer_flops(((py_trainer *)o)->trainer));
+    return ask_planned(o, flops_of);
 }
 
 static PyMethodDef trainer_methods[] = {

@@ -69,7 +69,8 @@ PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs
         return PyErr_Format(PyExc_ValueError, "the strength of a penalty is at least 0");
     cdad_error err = {0};
     float *lent, *lent_anchor;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        return NULL;
     cdad_optimizer_penalize(opt, NULL, NULL, 0);
     const int kept = keep_block(self, "the importance", importance) == 0 && keep_block(self, "the anchor", anchor) == 0;
     cdad_status status = kept ? cdad_py_trainer_lend(self, CDAD_LENT_IMPORTANCE, weight, &lent, &err) : CDAD_OK;
@@ -77,7 +78,7 @@ PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs
         status = cdad_py_trainer_lend(self, CDAD_LENT_ANCHOR, to, &lent_anchor, &err);
     if (kept && status == CDAD_OK)
         cdad_optimizer_penalize(opt, lent, lent_anchor, strength);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     return kept ? Py_NewRef(Py_None) : NULL;
@@ -91,7 +92,8 @@ PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *path) {
         return NULL;
     cdad_error err = {0};
     float *lent;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        return NULL;
     cdad_optimizer_follow(opt, NULL);
     self->path = NULL;
     const int kept = keep_block(self, "the path", path) == 0;
@@ -100,7 +102,7 @@ PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *path) {
         cdad_optimizer_follow(opt, lent);
         self->path = block;
     }
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     return kept ? Py_NewRef(Py_None) : NULL;
@@ -119,7 +121,8 @@ PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
         return NULL;
     if (!(strength >= 0))
         return PyErr_Format(PyExc_ValueError, "the strength of a teacher is at least 0");
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        return NULL;
     cdad_status status = cdad_trainer_teach(self->trainer, NULL, 0, &err);
     const int kept = keep_block(self, "the teacher", weights) == 0;
     float *lent;
@@ -127,7 +130,7 @@ PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
         status = cdad_py_trainer_lend(self, CDAD_LENT_TEACHER, block, &lent, &err);
     if (status == CDAD_OK && kept)
         status = cdad_trainer_teach(self->trainer, lent, strength, &err);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     return kept ? Py_NewRef(Py_None) : NULL;
@@ -154,7 +157,10 @@ static PyObject *treat(py_trainer *self, const char *name, PyArrayObject *U, int
     const int64_t rank = U ? PyArray_DIM(U, !confine) : 0;
     cdad_error err = {0};
     cdad_status status;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0) {
+        Py_XDECREF(U);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     status = confine ? cdad_optimizer_confine(opt, name, cdad_py_data(U), rank, &err)
                      : cdad_optimizer_protect(opt, name, frozen, cdad_py_data(U), rank, &err);
@@ -164,7 +170,7 @@ static PyObject *treat(py_trainer *self, const char *name, PyArrayObject *U, int
         kept = PyDict_SetItemString(self->borrowed, name, U ? (PyObject *)U : Py_None);
     if (kept < 0) /* nobody keeps them alive: they go again, which cannot fail */
         (void)!cdad_optimizer_protect(opt, name, frozen, NULL, 0, &err);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     Py_XDECREF(U);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
@@ -256,9 +262,9 @@ PyObject *cdad_py_trainer_block(PyObject *o, PyObject *arg) {
     if (find_block(self, arg, &b) < 0)
         return NULL;
     /* Weights and average stay where they are. A signal's handler that saves within a step finds the step's moments. */
-    const int takes = b.moment && !cdad_py_workspace_is_mine(self->params->workspace);
-    if (takes)
-        cdad_py_workspace_take(self->params->workspace);
+    const int takes = b.moment && !cdad_py_lock_is_mine(&self->params->workspace->lock);
+    if (takes && cdad_py_lock_take(&self->params->workspace->lock) < 0)
+        return NULL;
     const cdad_status status = reach_block(self, &b, &data, &err);
     if (status == CDAD_OK) {
         if (b.moment) {
@@ -269,7 +275,7 @@ PyObject *cdad_py_trainer_block(PyObject *o, PyObject *arg) {
         n = block_length(self, &b, format);
     }
     if (takes)
-        cdad_py_workspace_give(self->params->workspace);
+        cdad_py_lock_give(&self->params->workspace->lock);
     PyObject *a = status == CDAD_OK ? show_block(self, moment_types[format], n, data, memory) : cdad_py_raise(&err);
     cdad_shared_drop(memory);
     return a;
@@ -293,7 +299,10 @@ PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
     PyArrayObject *a = (PyArrayObject *)PyArray_FROMANY(values, moment_types[format], 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
     if (!a)
         return NULL;
-    cdad_py_workspace_take(self->params->workspace);
+    if (cdad_py_lock_take(&self->params->workspace->lock) < 0) {
+        Py_DECREF(a);
+        return NULL;
+    }
     cdad_status status = reach_block(self, &b, &data, &err);
     const npy_intp n = status == CDAD_OK ? block_length(self, &b, format) : 0;
     if (status == CDAD_OK && PyArray_SIZE(a) != n)
@@ -302,7 +311,7 @@ PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
     if (status == CDAD_OK && PyArray_DATA(a) != data)
         status = b.moment ? cdad_moment_set(b.moment, format, PyArray_DATA(a), &err)
                           : cdad_device_upload(cdad_py_trainer_device(self), data, PyArray_DATA(a), (int64_t)PyArray_NBYTES(a), &err);
-    cdad_py_workspace_give(self->params->workspace);
+    cdad_py_lock_give(&self->params->workspace->lock);
     Py_DECREF(a);
     return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
 }

@@ -2,6 +2,7 @@
 #include "train/collector.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -21,20 +22,34 @@ struct cdad_collector {
     const cdad_params *params;
     weight_tap *taps;
     int64_t n;
+    int ended; /* the taps are removed and the streams freed */
 };
 
-void cdad_collector_free(cdad_collector *c) {
-    if (!c)
-        return;
+static void free_stream(weight_tap *tap) {
+    cdad_stream_free(tap->stream);
+    tap->stream = NULL;
+}
+
+static void end(cdad_collector *c) {
     for (int64_t i = 0; i < c->n; i++) {
         const cdad_status ignored =
             cdad_sampler_tap(c->sampler, c->params->items[c->taps[i].param].name, NULL, NULL, 0, NULL);
         (void)ignored; /* it can only fail for a name that the sampler does not know */
-        cdad_stream_free(c->taps[i].stream);
+        free_stream(&c->taps[i]);
     }
+    c->ended = 1;
+}
+
+void cdad_collector_free(cdad_collector *c) {
+    if (!c)
+        return;
+    if (!c->ended)
+        end(c);
     cdad_free(c->taps);
     cdad_free(c);
 }
+
+int cdad_collector_ended(const cdad_collector *c) { return c->ended; }
 
 static cdad_status open_stream(weight_tap *tap, cdad_error *err) {
     return tap->stream ? CDAD_OK : cdad_stream_open(&tap->stream, &tap->plan, err);
@@ -172,12 +187,27 @@ typedef struct solve_job {
     const cdad_weight_basis *old;
     cdad_weight_basis *out;
     double max_share;
-    const int64_t *order; /* taps, widest first */
+    const int64_t *order; /* taps with a stream, widest first */
     cdad_error *errors;   /* [n] */
+    atomic_int stopped;   /* by the caller's poll: a signal is told once */
 } solve_job;
 
+/* The poll of one of the pool's threads. */
+typedef struct solve_poll {
+    solve_job *job;
+    int asks; /* it is the caller's thread */
+} solve_poll;
+
+static int is_stopped(void *arg) {
+    const solve_poll *p = arg;
+    const cdad_context *ctx = p->job->ctx;
+    if (p->asks && !atomic_load(&p->job->stopped) && ctx->poll && ctx->poll(ctx->poll_arg))
+        atomic_store(&p->job->stopped, 1);
+    return atomic_load(&p->job->stopped);
+}
+
 /* Cuts the newest directions, which stand by falling energy, off a basis of more than `most`. */
-static cdad_status cap(const solve_job *job, const cdad_stream *stream, cdad_weight_basis *b, int64_t most,
+static cdad_status cap(const cdad_context *ctx, const cdad_stream *stream, cdad_weight_basis *b, int64_t most,
                        cdad_error *err) {
     const double all = b->energy;
     float *U = NULL;
@@ -189,26 +219,58 @@ static cdad_status cap(const solve_job *job, const cdad_stream *stream, cdad_wei
     cdad_free(b->U);
     b->U = U;
     b->k = most;
-    CDAD_TRY(cdad_stream_share(stream, job->ctx, U, most, &b->energy, err));
+    CDAD_TRY(cdad_stream_share(stream, ctx, U, most, &b->energy, err));
     b->capped = all > b->energy ? all - b->energy : 0;
     return CDAD_OK;
 }
 
-static void solve(void *arg, int64_t task, int worker) {
-    const solve_job *job = arg;
-    (void)worker;
-    const int64_t i = job->order[task];
-    const weight_tap *tap = &job->c->taps[i];
+static cdad_status solve_one(const solve_job *job, const cdad_context *ctx, const weight_tap *tap, const cdad_stream *stream,
+                             cdad_error *err) {
     const cdad_weight_basis *old = &job->old[tap->param];
     cdad_weight_basis *out = &job->out[tap->param];
     const int64_t k_old = old->U ? old->k : 0, share = (int64_t)(job->max_share * (double)tap->d);
     const int64_t most = share < 1 ? 1 : share;
-    cdad_error *err = &job->errors[i];
     out->d = tap->d;
-    const cdad_stream *stream = tap->twin >= 0 ? job->c->taps[tap->twin].stream : tap->stream;
-    err->status = cdad_stream_basis(stream, job->ctx, old->U, k_old, &out->U, &out->k, &out->energy, err);
-    if (err->status == CDAD_OK)
-        err->status = cap(job, stream, out, most > k_old ? most : k_old, err);
+    CDAD_TRY(cdad_stream_basis(stream, ctx, old->U, k_old, &out->U, &out->k, &out->energy, err));
+    return cap(ctx, stream, out, most > k_old ? most : k_old, err);
+}
+
+/* Whether two weights that read the same features have the same basis so far, as they do unless one was given another. */
+static int same_basis(const cdad_weight_basis *a, const cdad_weight_basis *b) {
+    if (!a->U || !b->U)
+        return !a->U && !b->U;
+    return a->k == b->k && memcmp(a->U, b->U, (size_t)(a->d * a->k) * sizeof *a->U) == 0;
+}
+
+static cdad_status copy_basis(cdad_weight_basis *to, const cdad_weight_basis *from, cdad_error *err) {
+    float *U;
+    CDAD_TRY(cdad_alloc((void **)&U, from->d * from->k * (int64_t)sizeof *U, err));
+    memcpy(U, from->U, (size_t)(from->d * from->k) * sizeof *U);
+    *to = *from;
+    to->U = U;
+    return CDAD_OK;
+}
+
+/* The bases of all weights that read a stream's features; the stream is freed then, as bases of many weights take as much
+ * memory as their streams. */
+static void solve(void *arg, int64_t task, int worker) {
+    solve_job *job = arg;
+    const int64_t first = job->order[task];
+    weight_tap *taps = job->c->taps;
+    solve_poll poll = {.job = job, .asks = worker == 0};
+    cdad_context ctx = *job->ctx;
+    ctx.poll = is_stopped;
+    ctx.poll_arg = &poll;
+    for (int64_t i = first; i < job->c->n; i++) {
+        cdad_error *err = &job->errors[i];
+        const int64_t a = taps[first].param, b = taps[i].param;
+        if (i != first && taps[i].twin != first)
+            continue;
+        err->status = i != first && job->out[a].U && same_basis(&job->old[a], &job->old[b])
+                          ? copy_basis(&job->out[b], &job->out[a], err)
+                          : solve_one(job, &ctx, &taps[i], taps[first].stream, err);
+    }
+    free_stream(&taps[first]);
 }
 
 cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, const cdad_weight_basis *old,
@@ -216,7 +278,9 @@ cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, con
     cdad_status status = CDAD_OK;
     cdad_error *errors = NULL;
     int64_t *order = NULL;
+    int64_t n = 0;
     memset(out, 0, (size_t)c->params->n * sizeof *out);
+    CDAD_FAIL_IF(c->ended, err, CDAD_INVALID, "collector: bases have been made of its features already");
     CDAD_FAIL_IF(!(max_share > 0 && max_share <= 1), err, CDAD_INVALID, "a basis is capped at a share of 0 < share <= 1");
     for (int64_t i = 0; i < c->n; i++)
         if (c->taps[i].twin < 0) {
@@ -226,14 +290,17 @@ cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, con
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&errors, c->n * (int64_t)sizeof *errors, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&order, c->n * (int64_t)sizeof *order, err));
     for (int64_t i = 0; i < c->n; i++) { /* insertion sort: a few hundred weights */
-        int64_t at = i;
+        if (c->taps[i].twin >= 0)
+            continue;
+        int64_t at = n++;
         for (; at > 0 && c->taps[order[at - 1]].d < c->taps[i].d; at--)
             order[at] = order[at - 1];
         order[at] = i;
     }
     solve_job job = {.c = c, .ctx = ctx, .old = old, .out = out, .max_share = max_share, .order = order,
                      .errors = errors};
-    cdad_pool_run(ctx->pool, c->n, solve, &job);
+    cdad_pool_run(ctx->pool, n, solve, &job);
+    end(c);
     for (int64_t i = 0; i < c->n; i++)
         if (errors[i].status != CDAD_OK) {
             status = cdad_fail(err, errors[i].status, "%s: %s", c->params->items[c->taps[i].param].name,

@@ -22,6 +22,7 @@ typedef struct cdad_collecting {
 CDAD_MUST_USE cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, const cdad_params *params,
                                              const cdad_collecting *how, cdad_error *err);
 void cdad_collector_free(cdad_collector *c); /* NULL is allowed; removes the taps */
+int cdad_collector_ended(const cdad_collector *c); /* bases have been made: it has no taps any more */
 
 /* How a parameter's features are accumulated; bytes are 0 where an earlier parameter's stream is shared. NULL: it has
  * none. */
@@ -37,7 +38,8 @@ typedef struct cdad_weight_basis {
 
 /* old [params->n]: the bases of the earlier tasks (U NULL: none); out [params->n]: the joint bases (Eq. 6),
  * solved side by side on the pool. No basis grows beyond max_share of its width, in (0, 1], and at least one direction:
- * of the new ones those with the most energy stay; the old all do. */
+ * of the new ones those with the most energy stay; the old all do. A stream is freed as soon as its bases are made, and
+ * the taps are removed: nothing is collected any more, and a second call fails. */
 CDAD_MUST_USE cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx,
                                                const cdad_weight_basis *old, double max_share,
                                                cdad_weight_basis *out, cdad_error *err);

@@ -251,7 +251,7 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     cdad_graph *shapes = NULL;
     cdad_training_graph values;
     cdad_builder b;
-    const int64_t n = batching->n, parts = batching->accumulate;
+    const int64_t n = batching->n, parts = batching->accumulate, known = params->n;
     *out = NULL;
     CDAD_FAIL_IF(n < 1, err, CDAD_INVALID, "a batch has at least one sample");
     CDAD_FAIL_IF(parts < 1 || n % parts, err, CDAD_INVALID, "a batch of %lld cannot be cut into %lld equal parts",
@@ -288,6 +288,8 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     *out = t;
     t = NULL;
 done:
+    if (status != CDAD_OK)
+        cdad_params_forget(params, known);
     cdad_graph_free(shapes);
     cdad_trainer_free(t);
     return status;
@@ -472,6 +474,7 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
                               cdad_step_result *result, cdad_error *err) {
     const cdad_denoiser_config *c = &t->config;
     CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer takes no steps");
+    CDAD_FAIL_IF(!(lr_scale >= 0 && isfinite(lr_scale)), err, CDAD_INVALID, "lr_scale is %g; 0 or more, and finite, is wanted", lr_scale);
     CDAD_FAIL_IF(t->batching.shards > 1 && !t->sum, err, CDAD_INVALID, "nothing adds up the gradients of the batch's shards");
     const int64_t per = c->latent_h * c->latent_w * c->unet.in_channels;
     const int64_t n = t->batching.n; /* samples drawn before this process's of this step: */
