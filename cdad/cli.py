@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import __version__, _core
 from .atomic import write_atomically
 from .checkpoint import FORMAT
@@ -23,6 +25,7 @@ from .config import PAPER_RECIPE, PRESETS, Config, preset
 from .config_checks import STRATEGIES
 from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
+from .errors import ImageError
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .planning import Plan, plan
@@ -30,7 +33,7 @@ from .profile import profile_prediction, profile_training
 from .protocols import PROTOCOLS, protocol
 from .reproduce import TABLES, describe_tables, execute, prepare
 from .reproduce import describe as describe_reproduction
-from .results import compare_summaries, format_table
+from .results import compare_summaries, format_table, to_json
 from .run import CHECKPOINT, read_config, run_or_resume, run_protocol
 from .weights import Collection
 from .weights.hub import PUBLISHED, pull
@@ -114,10 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume-previous", action="store_true", help="the same from the checkpoint before a damaged one")
     train.add_argument("--start-from", help="a checkpoint that has learned the first task(s) of this protocol")
     train.add_argument("--quiet", action="store_true", help="no progress bars")
+    train.add_argument("--no-masks", action="store_true", help="defective test images may lack masks: no measures of pixels then")
 
     evaluation = command("eval", _eval, "Test a trained model on a data set.")
     evaluation.add_argument("model", help="a run's folder or a checkpoint")
-    evaluation.add_argument("--data", required=True)
+    evaluation.add_argument("--data", required=True, help="folder in MVTec or VisA layout")
+    evaluation.add_argument("--no-masks", action="store_true", help="defective images may lack masks: no measures of pixels then")
     evaluation.add_argument("--classes", nargs="*", help="default: all that the model has learned")
     evaluation.add_argument("--out", help="folder for metrics.json and contact sheets")
 
@@ -133,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "Learn synthetic products, and compare CDAD with plain fine-tuning.")
     demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures")
-    demo.add_argument("--quick", action="store_true", help="a minute's version that shows the plumbing only")
+    demo.add_argument("--quick", action="store_true", help="a version of one to three minutes that shows the plumbing only")
 
     planning = command("plan", _plan, "Say what a run would take, without running it: memory, a checkpoint's size, time.")
     planning.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -209,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
 def _config(arguments: argparse.Namespace) -> Config:
     if arguments.resume and arguments.config is None and (Path(arguments.out) / "config.toml").exists():
         config = read_config(arguments.out)
+        if arguments.preset not in (None, config.preset):
+            raise ValueError(f"--preset {arguments.preset}: the run that goes on has the preset {config.preset}")
     else:
         if arguments.config and arguments.preset:
             raise ValueError("--config and --preset: one of them is wanted, as a TOML file names its preset itself")
@@ -238,7 +245,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, object]:
 def _train(arguments: argparse.Namespace) -> int:
     arguments.resume |= arguments.resume_previous
     config = _config(arguments)
-    dataset = open_dataset(arguments.data)
+    dataset = open_dataset(arguments.data, require_masks=not arguments.no_masks)
     chosen = protocol(arguments.protocol, list(dataset))
     began = time.monotonic()
     results = run_protocol(
@@ -256,6 +263,8 @@ def _train(arguments: argparse.Namespace) -> int:
     rows = [{"measure": name, "A- (%)": 100 * v["average"], "FM (%)": 100 * v["forgetting"]} for name, v in summary.items()]
     if results.matrix.n_learned:
         print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
+        if absent := results.matrix.undefined():
+            print(f"-: not defined, as tests of {', '.join(absent)} lack normal or defective images, or masks")
     else:
         print("nothing was measured: no class has test images")
     print(f"{time.monotonic() - began:.0f} s; peak memory {_peak_mebibytes()} MiB; everything is in {arguments.out}")
@@ -275,14 +284,14 @@ def _checkpoint(path: str) -> Path:
 
 def _eval(arguments: argparse.Namespace) -> int:
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
-    results = evaluate(model, open_dataset(arguments.data), arguments.classes or None)
+    results = evaluate(model, open_dataset(arguments.data, require_masks=not arguments.no_masks), arguments.classes or None)
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
     if arguments.out:
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
-        record = {name: r.measures for name, r in results.items()}
-        (out / "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+        record = to_json({name: r.measures for name, r in results.items()})
+        write_atomically(out / "metrics.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         for name, result in results.items():
             write_contact_sheet(result, out / f"{name}.png")
     return 0
@@ -295,21 +304,44 @@ def _predict(arguments: argparse.Namespace) -> int:
     from .plots import overlay, shared_range
 
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
-    size = model.config.image_size
-    prediction = model.predict(arguments.images, arguments.class_name)
+    size, chunk = model.config.image_size, 4 * model.config.scoring.batch_size
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "score"])
-    for path, score in zip(arguments.images, prediction.scores, strict=True):
-        writer.writerow([path, f"{score:.6g}"])
+    maps: dict[int, np.ndarray] = {}
+    failed = 0
+
+    def score(first: int, paths: list[str]) -> None:
+        """Rows of these images; what cannot be read has none of its own, and costs the others nothing."""
+        nonlocal failed
+        try:
+            prediction = model.predict(paths, arguments.class_name)
+        except (ImageError, OSError) as error:
+            if len(paths) > 1:
+                for i, path in enumerate(paths):
+                    score(first + i, [path])
+                return
+            failed += 1
+            print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
+            writer.writerow([paths[0], ""])
+            return
+        for i, path in enumerate(paths):
+            writer.writerow([path, f"{prediction.scores[i]:.6g}"])
+            if arguments.out:
+                maps[first + i] = prediction.maps[i].copy()
+        sys.stdout.flush()
+
+    for first in range(0, len(arguments.images), chunk):
+        score(first, arguments.images[first : first + chunk])
     if arguments.out:
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
-        low, high = shared_range(prediction.maps)
-        for i, path in enumerate(arguments.images):
-            image = load_images([path], size)[0]
-            picture = overlay(image, prediction.maps[i], vmin=low, vmax=high)
+        if maps:
+            low, high = shared_range(np.stack(list(maps.values())))
+        for i, found in maps.items():
+            path = arguments.images[i]
+            picture = overlay(load_images([path], size)[0], found, vmin=low, vmax=high)
             Image.fromarray(picture).save(out / f"{i:04d}_{Path(path).stem}_map.png")
-    return 0
+    return 1 if failed else 0
 
 
 def _export(arguments: argparse.Namespace) -> int:

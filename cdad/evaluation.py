@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from .plots import SheetRow, contact_sheet
 
 @dataclass(frozen=True)
 class ClassEvaluation:
-    """One class's test: ``measures`` (see `cdad.metrics.MEASURES`), and what they were computed from. Masks are
-    uint8 0/1 [N,H,W] at the model's image size."""
+    """One class's test: ``measures`` (see `cdad.metrics.MEASURES`; of pixels nan where a defective image has no mask), and what
+    they were computed from. Masks are uint8 0/1 [N,H,W] at the model's image size, all 0 where there is none."""
 
     name: str
     measures: dict[str, float]
@@ -37,13 +37,15 @@ def evaluate_class(model: ContinualModel, data: ClassData, *, progress: bool = F
         raise TypeError(f"one class is tested, ClassData as open_dataset() gives them, not {type(data).__name__}")
     _check_tested(data)
     size = model.config.image_size
-    pairs = [read_sample(sample, size=size) for sample in data.test]
+    unmasked = [sample.label == 1 and sample.mask_path is None for sample in data.test]
+    pairs = [read_sample(replace(sample, label=0) if bare else sample, size=size) for sample, bare in zip(data.test, unmasked, strict=True)]
     images = np.stack([image for image, _ in pairs])
     masks = np.stack([mask for _, mask in pairs])
     labels = np.array([sample.label for sample in data.test])
     known = data.name if data.name in model.classes else None
     prediction = model.predict(images, known, progress=progress)
-    measures = evaluate_scores(labels, prediction.scores, masks, prediction.maps)
+    pixels = (None, None) if any(unmasked) else (masks, prediction.maps)
+    measures = evaluate_scores(labels, prediction.scores, *pixels)
     return ClassEvaluation(data.name, measures, data.test, images, masks, prediction)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ from . import _core
 from .autoencoder import Autoencoder, stack_images
 from .checkpoint import Checkpoint
 from .config import Config, preset
-from .data import MixedBatches, TrainingBatches, ahead, load_images, read_image
+from .data import MixedBatches, TrainingBatches, ahead, load_images
 from .data.inputs import as_classes, as_images
 from .data.records import ClassData, spread
 from .device_arrays import Array
 from .errors import CheckpointError, DataError
+from .exclusion import Exclusion
 from .features import FeatureDistance
 from .model_files import restore, save_model
 from .parallel import DataParallel
@@ -123,7 +124,7 @@ class ContinualModel:
         self.progress: dict[str, Any] = {}
         self._steps_before = 0  # the trainer's steps when the task began
         self.predict_only = False  # without what learning needs: see `load`
-        self._fitting = threading.Lock()
+        self._use = Exclusion()
 
     def _start_from_files(self) -> None:
         """Start from the files that the configuration names, where it names any."""
@@ -218,37 +219,34 @@ class ContinualModel:
         message says that a part was updated: with ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as
         they come).
         """
-        with self._changing():
+        with self._use.changing():
             classes = as_classes(task, len(self.ledger))
             if self.parallel is not None:
                 begins = [self.config.to_dict(), self._trainer.n_steps, [[c.name, [path.name for path in c.train]] for c in classes]]
                 self.parallel.check(begins, self.params.device)
                 if self.parallel.rank > 0:
                     progress, checkpoint = False, None
-            if checkpoint is not None and os.path.isdir(checkpoint):
-                raise IsADirectoryError(errno.EISDIR, "a checkpoint is a file, and this is a folder", os.fspath(checkpoint))
+            if checkpoint is not None:
+                _check_writable(checkpoint)
             self._fit(classes, progress, callback, checkpoint, checkpoint_seconds)
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """While what predictions read changes, nothing else of the model begins."""
-        if not self._fitting.acquire(blocking=False):
-            raise RuntimeError("model is training")
-        try:
-            yield
-        finally:
-            self._fitting.release()
-
     def _fit(self, classes, progress, callback, checkpoint, checkpoint_seconds) -> None:
-        names = [c.name for c in classes]
+        names, images = [c.name for c in classes], _digest(classes)
         for name in names:
             if name in self.classes:
                 raise DataError(f"class {name!r} was learned before; a task brings new classes")
-        if self.progress and self.progress["classes"] != names and self.progress["step"] == 0:
-            self.progress = {}  # that task was given up before it began
+        if self.progress and self.progress["step"] == 0:  # that task was given up before it began
+            if self.progress["classes"] != names or self.progress.get("images", images) != images:
+                self.progress = {}
         if self.progress and self.progress["classes"] != names:
             raise CheckpointError(
-                f"the checkpoint is in the middle of the task {self.progress['classes']}, not of {names}"
+                f"the model is in the middle of the task {self.progress['classes']}, not of {names}: finish that one first, or load a "
+                "file that was saved before it"
+            )
+        if self.progress and self.progress.get("images", images) != images:
+            raise CheckpointError(
+                f"the model is in the middle of the task {names}, which began with images of other names: finish it with these, or "
+                "load a file that was saved before it"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
         if self.predict_only:
@@ -267,10 +265,11 @@ class ContinualModel:
         if not self.progress:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
-            self.progress, self._steps_before = {"classes": names, "step": 0, "seconds": 0.0}, self._trainer.n_steps
+            self.progress = {"classes": names, "images": images, "step": 0, "seconds": 0.0}
+            self._steps_before = self._trainer.n_steps
         self.strategy.before_task(self, classes, index, self.progress["step"], progress)
         if self.parallel is not None:  # gradients in coordinates of other directions are no summands
-            kept = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in self.strategy.tensors().items()}
+            kept = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in self.strategy.agreed().items()}
             self.parallel.check(kept, self.params.device)
         latents = self._latents(batches, progress)
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
@@ -293,20 +292,23 @@ class ContinualModel:
             self.save(checkpoint, keep_previous=True)
 
     def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
-        """Take what the strategy keeps of a task (bases, importances, stored images) from the normal images of classes
+        """Take what the strategy keeps (bases, importances, stored images) from the normal images of all classes
         that the model learned under another strategy: several strategies can go on from one first task. Or of what a model
         that was loaded to predict has learned.
 
         ``task``: as in `fit_task`, but for paths alone, which do not tell the class.
-        ValueError: a class that was not learned; CheckpointError: the strategy has to see the training itself ("si");
+        ValueError: a class that was not learned, or one that was and is missing; CheckpointError: the strategy has to see the
+        training itself ("si");
         RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
         """
-        with self._changing():
+        with self._use.changing():
             if self.progress:
-                raise RuntimeError("model is training")
+                raise RuntimeError("model is in the middle of a task: finish it by fit_task, or load a file saved before it")
             classes = as_classes(task, None)
             for data in classes:
                 self._check_learned(data.name)
+            if absent := [name for name in self.classes if name not in {data.name for data in classes}]:
+                raise ValueError(f"what is learned is taken from all of it at once: the images of {', '.join(absent)} are missing")
             if self.strategy.ready and not self.predict_only:
                 raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
             self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
@@ -426,7 +428,7 @@ class ContinualModel:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
         ``classes``: as in `consolidate`. ValueError: a class that was not learned; RuntimeError: the model is training."""
-        with self._changing():
+        with self._use.changing():
             classes = as_classes(classes, None)
             for data in classes:
                 self._check_learned(data.name)
@@ -463,11 +465,14 @@ class ContinualModel:
         ``images``: paths or one path, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size, or
         a list of [H,W,3]. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read
         there. N is 1 for one path and for [H,W,3]. TypeError: neither paths nor arrays; ValueError: arrays of another size.
-        ``class_name``: the product, if known: its calibration is used, else the mean of all classes'. A sample's
-        result depends on (image, model, seed) alone, not on what it is predicted with; on a GPU, within rounding.
+        ``class_name``: the product, if known: its calibration is used, else the mean of all classes'; ValueError where it was not
+        learned. RuntimeError: nothing was learned yet, or the model is training. A sample's result depends on (image, class_name,
+        model, seed) alone, not on what it is predicted with; by another instruction set, or on a GPU, within rounding.
         """
-        if self._fitting.locked():
-            raise RuntimeError("model is training")
+        with self._use.reading():
+            return self._predict(images, class_name, progress)
+
+    def _predict(self, images, class_name: str | None, progress: bool) -> Prediction:
         if not self.ledger:
             raise RuntimeError("the model has learned no task yet")
         if class_name is not None:
@@ -566,10 +571,21 @@ class ContinualModel:
 
     # ---- files --------------------------------------------------------------------------------------------
 
+    def __reduce__(self):
+        """Copies and pickles are of what `save` writes: a copy learns on apart from this model. TypeError: trained by several
+        processes, which meet in what cannot be copied."""
+        if self.parallel is not None:
+            raise TypeError("a model that several processes train is not copied: save() it, and load() the file")
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "model.safetensors")
+            self.save(path)
+            return _unpickled, (path.read_bytes(), self.params.device)
+
     def save(self, path: str | os.PathLike, *, keep_previous: bool = False) -> None:
         """Write everything in one atomic file: weights, what the strategy keeps, ledger, and within a task the optimiser's
         moments and the place in it. ``keep_previous``: the file that it replaces is kept beside it (`previous_of`).
-        OSError: nothing was changed."""
+        OSError: nothing was changed; RuntimeError: another thread trains the model."""
+        self._use.check_saving()
         save_model(self, path, keep_previous=keep_previous)
 
     @classmethod
@@ -602,6 +618,30 @@ class ContinualModel:
         return model
 
 
+def _unpickled(content: bytes, device: str) -> ContinualModel:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.safetensors")
+        path.write_bytes(content)
+        return ContinualModel.load(path, device=device)
+
+
+def _check_writable(path: str | os.PathLike) -> None:
+    """OSError for what cannot be a checkpoint, before anything is trained for it."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "a checkpoint is a file, and this is a folder", os.fspath(path))
+    folder = os.path.dirname(os.fspath(path)) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "there is no folder for the checkpoint", os.fspath(path))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "the checkpoint's folder cannot be written", os.fspath(path))
+
+
+def _digest(classes: Sequence[ClassData]) -> int:
+    """Of the names of a task's images, wherever they lie: a task goes on with those that it began with."""
+    names = [[data.name, [path.name for path in data.train]] for data in classes]
+    return zlib.crc32(json.dumps(names).encode())
+
+
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:
     """Linear warm-up over ``warmup`` steps, then 1, then a cosine to zero over the last ``decay`` share of steps."""
     scale = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
@@ -623,4 +663,4 @@ def describe_plan(plan: dict[str, tuple[int, str, int, int]]) -> str:
     return format_table(rows, digits=1, title=f"{sum(row['MiB'] for row in rows):.1f} MiB at most")
 
 
-__all__ = ["ContinualModel", "Prediction", "StepReport", "read_image"]
+__all__ = ["ContinualModel", "Prediction", "StepReport"]

@@ -127,10 +127,18 @@ class TaskMatrix:
                        "forgetting": forgetting(values[:n, :n]) if n > 1 else math.nan}
                 for name, values in self._values.items()}
 
+    def undefined(self) -> list[str]:
+        """The tasks that leave A- or FM of some measure undefined: an entry of theirs is missing."""
+        n = self.n_learned
+        missing = np.zeros(n, bool)
+        for values in self._values.values():
+            missing |= np.isnan(values[:n, :n]).any(axis=0, where=np.tri(n, dtype=bool))
+        return [task for task, absent in zip(self.tasks[:n], missing, strict=True) if absent]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: ``{"tasks": [...], "measures": {name: rows}}``, nan as None."""
         return {"tasks": list(self.tasks),
-                "measures": {name: _to_json(values.tolist()) for name, values in self._values.items()}}
+                "measures": {name: to_json(values.tolist()) for name, values in self._values.items()}}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> TaskMatrix:
@@ -194,9 +202,9 @@ class ResultWriter:
         self.folder = Path(folder)
         self.tasks = tuple(tasks)
         self.measures = tuple(measures)
-        self._config = _to_json({} if config is None else config)
-        self._protocol = _to_json({} if protocol is None else protocol)
-        self._environment = _to_json({} if environment is None else environment)
+        self._config = to_json({} if config is None else config)
+        self._protocol = to_json({} if protocol is None else protocol)
+        self._environment = to_json({} if environment is None else environment)
         self._results: dict[tuple[int, int, str], ClassResult] = {}
         path = self.folder / CSV_NAME
         if resume and path.exists():
@@ -285,7 +293,7 @@ def write_json(path: str | os.PathLike, run: RunResults, environment: Mapping[st
     record = {"schema": SCHEMA, "version": SCHEMA_VERSION, "config": run.config, "protocol": run.protocol,
               "environment": environment or {},
               "task_matrix": run.matrix.to_dict(), "summary": run.summary()}
-    text = json.dumps(_to_json(record), indent=2, allow_nan=False)
+    text = json.dumps(to_json(record), indent=2, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 
 
@@ -367,7 +375,7 @@ def _read_text(path: str | os.PathLike) -> str:
         raise FormatError("not UTF-8", path, error.start) from error
 
 
-def _to_json(value: Any, where: str = "") -> Any:
+def to_json(value: Any, where: str = "") -> Any:
     """Plain JSON values of a record; nan is None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -382,9 +390,9 @@ def _to_json(value: Any, where: str = "") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {str(key): _to_json(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+        return {str(key): to_json(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise TypeError(f"{where or 'value'} of type {type(value).__name__} cannot be written as JSON")
 
 

@@ -59,10 +59,11 @@ def run_protocol(
     """Train and test ``protocol``'s tasks in order; return the results that the folder holds too.
 
     ``resume``: go on with the folder's checkpoint, or, with ``previous``, with the one before it, which takes its place.
-    ``start_from``: the checkpoint of another run that has learned this protocol's first task: strategies share it, and take
+    ``start_from``: the checkpoint of another run that has learned this protocol's first tasks: strategies share it, and take
     what they keep of it from its images. ``callback``: told of each training step.
 
-    DataError: a class is missing, or the folder holds another run and ``resume`` is not asked for; CheckpointError: the
+    DataError: a class is missing, or the folder holds another run and ``resume`` is not asked for; ValueError: it was run with
+    another configuration; CheckpointError: the
     checkpoint is damaged, and whether the one before it is kept; RuntimeError: another process works on this run.
     """
     missing = [name for name in protocol.classes if name not in dataset]
@@ -92,6 +93,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     resumed = holds_run(folder)
     if resumed and not resume:
         raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
+    check_same_run(config, folder)
     (folder / "tasks").mkdir(exist_ok=True)
     names = ["+".join(task) for task in protocol.tasks]
     if resumed and previous:
@@ -167,7 +169,7 @@ def run_or_resume(
     """The results of a run that `run_protocol` (``how``: its other arguments) begins, goes on with or, where the folder
     holds all of them, needs not do again. ValueError: the folder's run has another configuration."""
     folder = Path(folder)
-    check_same_run(config, folder)
+    check_same_run(config, folder)  # of a finished run, too
     if (results := finished_results(folder, protocol)) is not None:
         return results
     return run_protocol(config, dataset, protocol, folder, resume=holds_run(folder), **how)

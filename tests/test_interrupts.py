@@ -132,7 +132,9 @@ def test_runs_of_the_command_line(root, tmp_path, capsys):
     kept = (tmp_path / "run" / "config.toml").read_text()
     for arguments, message in (
         (["--protocol", "steel/gear"], "has learned gear / steel"),
-        (["--protocol", "gear/steel", "--set", "unet.model_channels=64"], "do not fit"),
+        (["--protocol", "gear/steel", "--set", "unet.model_channels=64"], "unet.model_channels = 32, not 64"),
+        (["--protocol", "gear/steel", "--seed", "7"], "another configuration (seed = 0, not 7)"),
+        (["--protocol", "gear/steel", "--preset", "small"], "the run that goes on has the preset tiny"),
     ):
         assert main([*run, "--resume", "--quiet", *arguments]) == 1
         assert message in capsys.readouterr().err and (tmp_path / "run" / "config.toml").read_text() == kept

@@ -130,7 +130,7 @@ def _detect_layout(root: Path) -> str:
 def _parts_of_a_product(folders: list[Path]) -> list[str]:
     """Which folders' names, should there be any, say that together they are one product: a good one beside others, one of defects,
     or one of a split."""
-    plain = {f.name: "".join(c for c in f.name.casefold() if c not in " -_.") for f in folders}
+    plain = {f.name: _plain(f.name) for f in folders}
     good = [name for name, text in plain.items() if text in _GOOD]
     others = [name for name, text in plain.items() if text in _BAD or text in _SPLITS]
     if good and len(folders) > 1:
@@ -159,6 +159,11 @@ def _class_names(root: Path, layout: str) -> tuple[str, ...]:
     return tuple(check_name(name, f"a folder in {str(root)!r}") for name in names)
 
 
+def _plain(name: str) -> str:
+    """A folder's name in small letters, without what stands between words."""
+    return "".join(c for c in name.casefold() if c not in " -_.")
+
+
 def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
     if layout == "mvtec":
         return _load_mvtec(root / name, name, require_masks)
@@ -177,8 +182,10 @@ def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
 def _load_mvtec(folder: Path, name: str, require_masks: bool) -> ClassData:
     train = require_normal(name, list_images(folder / "train" / "good"), folder / "train" / "good")
     test: list[Sample] = []
+    if stray := list_images(folder / "test"):
+        raise DataError(f"class {name!r}: {stray[0]} lies in no folder of test/, which says by its name whether it is good")
     for tested in list_folders(folder / "test"):
-        if tested.name == "good":
+        if _plain(tested.name) in _GOOD:
             test += [Sample(path, name, 0, "good", None) for path in list_images(tested)]
         else:
             masks = folder / "ground_truth" / tested.name

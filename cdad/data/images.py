@@ -10,7 +10,8 @@ stored                                 read as
 1-bit, 8-bit grey                      three equal channels, divided by 255
 palette, alpha, colour-key             RGBA, composited over black, divided by 255
 RGB, CMYK, YCbCr, LAB (8 bit)          Pillow's RGB, divided by 255; colour profiles are not applied
-16-bit grey, RGB, RGBA                 divided by 65535, never clipped or cut to 8 bits; alpha over black
+16-bit grey, RGB, RGBA                 divided by 65535, never clipped or cut to 8 bits; alpha over black; as TIFF only
+                                       interleaved, and with black as 0
 32-bit float grey                      as it stands where all values lie in [0, 1], otherwise refused
 other (32-bit integers, ...)           refused: they have no defined white
 =====================================  ==================================================================
@@ -41,6 +42,8 @@ MAX_SIDE = 65_535
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
+
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG = 258, 262, 277, 284  # of TIFF
 
 # EXIF orientation (tag 0x0112) -> how the stored array is turned upright.
 _ORIENTATION_TAG = 0x0112
@@ -175,6 +178,7 @@ def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]
                 raise LimitError(f"image is {width}x{height} pixels, the limit is {max_pixels}", path)
             lossy = image.format in _LOSSY
             layout = str(image.tile)  # before load(), which clears it
+            _check_deep_tiff(image)
             image.load()
             if ";16" in layout and image.mode in ("RGB", "RGBA", "LA"):
                 # Pillow keeps only the high byte of 16-bit colours.
@@ -192,6 +196,17 @@ def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]
     except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles over, in any number of lines
         raise ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}", path) from error
     return _UPRIGHT.get(orientation, np.asarray)(pixels), lossy
+
+
+def _check_deep_tiff(image: Image.Image) -> None:
+    """Refuse what decoders read as other colours: more than 8 bits in planes one after the other, or with white as 0."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or max(tags.get(_BITS_TAG, (1,))) <= 8:
+        return
+    if tags.get(_PLANES_TAG, 1) == 2 and tags.get(_SAMPLES_TAG, 1) > 1:
+        raise ValueError("a TIFF of more than 8 bits has its colours in planes one after the other: store it interleaved")
+    if tags.get(_PHOTOMETRIC_TAG, 1) == 0:
+        raise ValueError("a TIFF of more than 8 bits has white as 0 (MinIsWhite): store it with black as 0")
 
 
 def _pixels_of(image: Image.Image) -> np.ndarray:

@@ -65,6 +65,10 @@ class Strategy:
         """What a checkpoint keeps as JSON."""
         return {}
 
+    def agreed(self) -> Mapping[str, np.ndarray]:
+        """Of `tensors`, what all processes of a `DataParallel` have to hold alike."""
+        return self.tensors()
+
     def restore(self, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Take over what `tensors` and `state` of the same strategy gave."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .base import Strategy
 class Joint(Strategy):
     """Each task trains on all images so far: the upper bound. Old classes are calibrated again, too. The images are
     read from where they were; a checkpoint keeps their paths."""
+
+    _PATHS = "strategy/joint/paths"
 
     def __init__(self, config):
         super().__init__(config)
@@ -34,11 +36,18 @@ class Joint(Strategy):
         self.old = self.old | {data.name: [str(path) for path in data.train] for data in classes}
         return {}
 
-    def state(self) -> dict[str, Any]:
-        return {"classes": list(self.old.items())}  # pairs: JSON's keys are sorted when a checkpoint is written
+    def tensors(self):  # a file's header has no room for many paths
+        text = json.dumps(list(self.old.items())).encode()
+        return {self._PATHS: np.frombuffer(text, np.uint8)} if self.old else {}
+
+    def agreed(self):
+        return {}  # each process may have its images elsewhere
 
     def restore(self, tensors, state) -> None:
-        self.old = dict(state["classes"])
+        if self._PATHS in tensors:
+            self.old = dict(json.loads(tensors[self._PATHS].tobytes()))
+        else:
+            self.old = dict(state.get("classes", []))  # as files of version 0.1 hold them
 
 
 class Replay(Strategy):
