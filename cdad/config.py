@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .config_checks import check
 
 
@@ -361,6 +363,8 @@ class Config:
         ``{"training": {"lr": 1e-4}}``, changes the keys that it names."""
         tree = self.to_dict()
         for key, value in changes.items():
+            if isinstance(value, np.generic):  # of a sweep
+                value = value.item()
             *sections, last = key.split(".")
             node = tree
             for name in sections:

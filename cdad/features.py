@@ -10,6 +10,7 @@ import numpy as np
 
 from . import _core
 from .autoencoder import Autoencoder
+from .config import Config
 from .device_arrays import Array, Scaling, join
 from .programs import Programs
 from .weights import load_part
@@ -87,6 +88,13 @@ class FeatureDistance:
     def widths(self) -> tuple[int, ...]:
         """Channels of each layer."""
         return tuple(shape[-1] for shape in self._features.output_shapes)
+
+    @classmethod
+    def of(cls, config: Config, autoencoder: Autoencoder, *, load: bool = True) -> FeatureDistance:
+        """What a configuration's scores are made of."""
+        scoring = config.scoring
+        distance = scoring.distance if scoring.calibrate else "euclidean"  # whitening is a calibration's
+        return cls(scoring.backbone, autoencoder, config.image_size, scoring.batch_size, distance, scoring.weights, load=load)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight of the backbone (conv weights [O,R,S,C], depthwise [R,S,C])."""

@@ -93,6 +93,8 @@ class ContinualModel:
         parallel: DataParallel | None = None,
         _load_weights: bool = True,
     ):
+        if not isinstance(config, Config | str):
+            raise TypeError(f"a Config or a preset's name is wanted, not {type(config).__name__}: preset(name).updated(changes)")
         self.config = preset(config) if isinstance(config, str) else config
         self.parallel = parallel
         c = self.config
@@ -160,16 +162,7 @@ class ContinualModel:
     def features(self) -> FeatureDistance:
         """The backbone of the scores; its ``name`` says which features are used."""
         if self._features is None:
-            c = self.config
-            self._features = FeatureDistance(
-                c.scoring.backbone,
-                self.autoencoder,
-                c.image_size,
-                c.scoring.batch_size,
-                c.scoring.distance if c.scoring.calibrate else "euclidean",
-                c.scoring.weights,
-                load=self.params.device != "planned",
-            )
+            self._features = FeatureDistance.of(self.config, self.autoencoder, load=self.params.device != "planned")
         return self._features
 
     @property

@@ -101,17 +101,22 @@ def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Pr
     autoencoder = Autoencoder(config.autoencoder, config.image_size, batch, load=False, tf32=config.tf32, beside=params)
     sampler = _core.Sampler(params, config.denoiser(), batch)
     params.allocate(seed)
-    features = FeatureDistance(config.scoring.backbone, autoencoder, config.image_size, batch, load=False)
+    features = FeatureDistance.of(config, autoencoder, load=False)
+    scoring = config.scoring
+    whitening = [np.eye(C, dtype=np.float32) for C in features.widths] if scoring.calibrate and scoring.distance == "mahalanobis" else []
     _, images, context = _inputs(config, batch, seed)
     how = {"steps": d.steps, "skip": d.skip}
 
     def predict() -> None:
         latents = autoencoder.encode(images)
-        start, twin = sampler.start(latents, np.arange(batch), seed, **how), None
-        if d.stop and d.mirrored:
-            twin = start - 2 * sampler.start(np.zeros_like(latents), np.arange(batch), seed, **how)
-        drawn = sampler.denoise(images, start, context, **how, stop=d.stop, twin=twin)
-        features(autoencoder.decode(latents), autoencoder.decode(drawn))
+        reference = autoencoder.decode(latents)
+        for noise in range(scoring.noise_seeds):
+            streams = np.full(batch, noise)
+            start, twin = sampler.start(latents, streams, seed, **how), None
+            if d.stop and d.mirrored:
+                twin = start - 2 * sampler.start(np.zeros_like(latents), streams, seed, **how)
+            drawn = sampler.denoise(images, start, context, **how, stop=d.stop, twin=twin)
+            features(reference, autoencoder.decode(drawn), whitening)
 
     planned = {"parameters": params.memory_bytes, "workspace": params.workspace_bytes, "condition": sampler.condition_bytes}
     planned |= autoencoder.memory_bytes | features.memory_bytes

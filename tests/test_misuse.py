@@ -84,6 +84,16 @@ def test_many_paths_of_joint_training_are_kept(first_checkpoint, quick_config, t
     assert list(ContinualModel.load(tmp_path / "joint.safetensors").strategy.old.items()) == list(model.strategy.old.items())
 
 
+def test_configurations_of_a_sweep(quick_config):
+    """NumPy's numbers are numbers; what is no configuration is told."""
+    swept = quick_config.updated({"training.steps": np.arange(3)[2], "training.lr": np.float32(0.5), "continual.gamma": np.float64(0.75)})
+    assert (swept.training.steps, swept.training.lr, swept.continual.gamma) == (2, 0.5, 0.75)
+    assert json.loads(json.dumps(swept.to_dict())) == swept.to_dict()
+    for given in ({"training": {"steps": 3}}, None):
+        with pytest.raises(TypeError, match="a Config or a preset's name is wanted"):
+            ContinualModel(given)
+
+
 # ---- threads and copies -------------------------------------------------------------------------------------
 
 
