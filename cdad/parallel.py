@@ -17,10 +17,11 @@ from . import _core
 class DataParallel:
     """Process ``rank`` of ``world_size`` that make the same calls with the same configuration and data, on equal machines.
 
-    ``all_reduce(block)`` is called once a training step: it adds up the block, all gradients as float32 [n], over the processes,
-    in place; and twice a task with 32 numbers, by which processes that begin unequal, or keep other bases, are noticed. On the host it
-    is an array; on a device a `DeviceArray`, and the sum may be queued on CUDA's default stream. With
-    torch.distributed, by gloo or NCCL (with mpi4py: ``block[:] = comm.allreduce(np.asarray(block))``):
+    ``all_reduce(block)`` is called once a training step: it adds up the block, the gradients of all that the task moves as float32
+    [n], over the processes, in place; and twice a task with 32 numbers, by which processes that begin unequal, or keep other bases,
+    are noticed. On the host it is an array; on a device a `DeviceArray`, and the sum may be queued on CUDA's default stream. With
+    torch.distributed's gloo, with which it is tested (NCCL and mpi4py, ``block[:] = comm.allreduce(np.asarray(block))``, take the same
+    call, and have not been run):
 
     >>> def all_reduce(block):                                                     # doctest: +SKIP
     ...     torch.distributed.all_reduce(torch.from_dlpack(block))

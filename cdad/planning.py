@@ -116,9 +116,9 @@ def plan(
     scoring = {"workspace": max(needs.values()), "condition": parts["condition"], "backbone": parts["backbone"]}
     predicting = scoring | {"workspace": max(size for name, size in needs.items() if name != "step")}
     after = held | {"data": _data(config, images)}
-    training = after | {"gradients": parts["gradients"], "workspace": max(needs["step"], needs["encode"])}
+    training = after | {"workspace": max(needs["step"], needs["encode"])}
     training |= {"batches": _batches(config), "images": _encoded_arrays(config)}
-    first, second = ({part: told[part] for part in ("moments", "update")} for told in (parts, model.memory_bytes))
+    first, second = ({part: told[part] for part in ("moments", "update", "gradients")} for told in (parts, model.memory_bytes))
     second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
     scored = {"images": _prediction_arrays(model)}

@@ -301,3 +301,37 @@ def test_processes_meet_by_torch_distributed(products, quick_config, tmp_path):
     alone = ContinualModel(config, device="cpu")
     alone.fit_task({"cdad": images}, progress=False)
     assert told[0] == told[1] and json.loads(told[0]) == pytest.approx(float(abs(alone._trainer.block("weights")).sum()), rel=1e-5)
+
+
+def test_gradients_of_what_moves_alone_are_held_and_summed(quick_config, samples):
+    latent, image = (array[:2] for array in samples)
+    params, sizes = _core.Params(), []
+    trainer = _core.Trainer(params, quick_config.denoiser(), 2, quick_config.optimizer(), 0, share=(0, 2))
+
+    def step():
+        trainer.step(latent, image, image, all_reduce=lambda block: sizes.append(len(np.asarray(block))))
+        assert trainer.memory_bytes["gradients"] == 4 * sizes[-1]
+
+    step()
+    assert sizes[-1] == trainer.block("weights").size
+    before = {name: params[name].copy() for name in params.shapes()}
+    for name, shape in params.shapes().items():
+        d = int(np.prod(shape[1:]))
+        if len(shape) < 2 or d < 8:
+            trainer.protect(name, frozen=True)
+        else:
+            trainer.confine(name, np.eye(d, dtype=np.float32)[: d // 8])
+    step()
+    assert sizes[-1] < 0.7 * sizes[0]
+    moved = {name for name, w in before.items() if not np.array_equal(params[name], w)}
+    assert len(moved) > 20  # others have no gradient yet, behind layers that begin with zeros
+    for name in moved:
+        change = (params[name] - before[name]).reshape(len(before[name]), -1)
+        assert not change[:, change.shape[1] // 8 :].any()
+    whole = trainer.gradients(latent, image, image, np.zeros_like(latent), [3, 5])[3]  # all of them again, and then fewer
+    assert {name: g.shape for name, g in whole.items()} == params.shapes() and whole["unet.out.2.bias"].any()
+    step()
+    assert sizes[-1] == sizes[1]
+    trainer.reset()
+    step()
+    assert sizes[-1] == sizes[0]

@@ -72,6 +72,7 @@ void cdad_optimizer_reset(cdad_optimizer *o) {
     cdad_shared_drop(o->gradients);
     o->gradients = NULL;
     o->grads = NULL;
+    o->held = 0;
     cdad_device_free(o->params->device, o->scratch);
     o->scratch = NULL;
     o->scratch_bytes = 0;
@@ -82,12 +83,20 @@ void cdad_optimizer_reset(cdad_optimizer *o) {
     o->age = 0;
 }
 
-cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err) {
-    if (o->grads)
+cdad_status cdad_optimizer_block(cdad_optimizer *o, int64_t n, cdad_error *err) {
+    if (o->grads && o->held == n)
         return CDAD_OK;
-    CDAD_TRY(cdad_shared_new(&o->gradients, o->params->device, o->params->total * (int64_t)sizeof(float), err));
+    cdad_shared_drop(o->gradients);
+    o->gradients = NULL;
+    o->grads = NULL;
+    CDAD_TRY(cdad_shared_new(&o->gradients, o->params->device, n * (int64_t)sizeof(float), err));
     o->grads = cdad_shared_data(o->gradients);
+    o->held = n;
     return CDAD_OK;
+}
+
+float *cdad_optimizer_gradient(const cdad_optimizer *o, int64_t i) {
+    return o->grads + (o->places ? o->places[i] : o->params->items[i].offset);
 }
 
 static cdad_moment_format second_format(const cdad_optimizer *o) {
@@ -430,13 +439,14 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     for (int64_t i = 0; i < params->n; i++) {
         if (o->protection[i].frozen)
             continue;
-        float *grad = o->grads + params->items[i].offset;
+        float *grad = cdad_optimizer_gradient(o, i);
         CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
     }
     CDAD_TRY(take_norm(o, grad_norm, err));
     const cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
     for (int64_t i = 0; i < params->n; i++) {
-        move(o, ctx, i, o->grads + params->items[i].offset, o->grads + params->items[i].offset, h);
+        float *grad = o->protection[i].frozen ? NULL : cdad_optimizer_gradient(o, i);
+        move(o, ctx, i, grad, grad, h);
         count_work(o, i, &event);
     }
     CDAD_TRY(cdad_device_check(ctx->device, ctx->profile != NULL, err));

@@ -40,8 +40,11 @@ typedef struct cdad_optimizer {
     const cdad_params *params;
     cdad_moment m, v;            /* the first moment and the second: cdad_optimizer_moments */
     float *ema;                  /* a block in the layout of params->values, or NULL */
-    float *grads;                /* likewise, or NULL: cdad_optimizer_block */
+    float *grads;                /* all gradients at once, or NULL: cdad_optimizer_block */
     cdad_shared *gradients;      /* what holds them */
+    int64_t held;                /* numbers that it holds */
+    const int64_t *places;       /* [params->n] where the block has each one's gradient; NULL: where params->values has the parameter;
+                                  * borrowed */
     cdad_protection *protection; /* [params->n] */
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
     const unsigned char *given;  /* [params->n] whose gradients come as such coordinates, or NULL: none; borrowed */
@@ -80,8 +83,10 @@ void cdad_optimizer_reset(cdad_optimizer *o);
 /* The moments of what is protected now: zeros at first, and of parameters whose protection has changed how many numbers move since.
  * Steps do it themselves. A failure leaves them as they were. */
 CDAD_MUST_USE cdad_status cdad_optimizer_moments(cdad_optimizer *o, cdad_error *err);
-/* The block that holds all gradients at once, zeros at first. */
-CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, cdad_error *err);
+/* The block that holds all gradients at once, `n` numbers, zeros at first; what it held is lost where n changes. */
+CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, int64_t n, cdad_error *err);
+/* Where it holds that of parameter i. */
+float *cdad_optimizer_gradient(const cdad_optimizer *o, int64_t i);
 
 /* The directions [*rank,d] in whose coordinates AdamW works for parameter i, where the parameters lie, or NULL: in none. */
 const float *cdad_optimizer_directions(const cdad_optimizer *o, int64_t i, int64_t *rank);

@@ -186,10 +186,10 @@ static PyObject *trainer_drawn(PyObject *o, PyObject *unused) {
 /* {name: gradient} copied from the optimiser's block. */
 static PyObject *gradient_dict(const py_trainer *self) {
     const cdad_params *p = self->params->params;
-    const float *grads = cdad_trainer_optimizer(self->trainer)->grads;
+    const cdad_optimizer *opt = cdad_trainer_optimizer(self->trainer);
     PyObject *dict = PyDict_New();
     for (int64_t i = 0; dict && i < p->n; i++) {
-        PyObject *a = cdad_py_download(cdad_py_trainer_device(self), &p->items[i].shape, NPY_FLOAT32, grads + p->items[i].offset, 1);
+        PyObject *a = cdad_py_download(cdad_py_trainer_device(self), &p->items[i].shape, NPY_FLOAT32, cdad_optimizer_gradient(opt, i), 1);
         if (!a || PyDict_SetItemString(dict, p->items[i].name, a) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(a);
@@ -383,7 +383,7 @@ static PyObject *memory_of(const py_trainer *self) {
         return cdad_py_raise(&err);
     return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L}", "workspace", (long long)cdad_trainer_workspace_bytes(t), "update",
                          (long long)(cdad_trainer_taught_bytes(t) + scratch), "parameters", block, "gradients",
-                         cdad_trainer_holds_gradients(t) ? block : 0LL, "moments",
+                         (long long)cdad_trainer_gradient_bytes(t), "moments",
                          opt ? (long long)cdad_optimizer_moment_bytes(opt) : 0LL, "average", opt && opt->ema ? block : 0LL);
 }
 
@@ -410,8 +410,8 @@ static PyMethodDef trainer_methods[] = {
      "step($self, latent, image, perturbed, context=None, lr_scale=1.0, all_reduce=None)\n--\n\nOne training step; returns (loss, "
      "L_CDM, L_amn, gradient norm). The GIL is released. TrainingError where something is not finite: weights are "
      "then as before, unless the message says that a part was updated (gradients that are neither clipped nor accumulated "
-     "are used as they come). all_reduce(block), of a trainer with `share`: adds up the float32 gradients of all parameters over the "
-     "processes, in place: an array, or on a device a DeviceArray, whose sum is there when it returns or queued on the default stream. "
+     "are used as they come). all_reduce(block), of a trainer with `share`: adds up the float32 gradients of what moves over the "
+     "processes, in place, in coordinates where they are made so: an array, or on a device a DeviceArray, whose sum is there when it returns or queued on the default stream. "
      "It may not use the trainer, nor what runs in its parameters' workspace."},
     {"drawn", trainer_drawn, METH_NOARGS,
      "drawn($self, /)\n--\n\nWhat the last step drew, as gradients() takes it: noise float32 [N,h,w,c] and timesteps int64 [N]; zeros "

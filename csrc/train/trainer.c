@@ -20,6 +20,8 @@ typedef struct step_plan {
     int written;           /* they go straight into the optimiser's block */
     int64_t *ranks;        /* [params->n] of the directions, 0: none; FROZEN: no gradient */
     unsigned char *given;  /* [params->n] whose gradients come in coordinates */
+    int64_t *places;       /* [params->n] where a block of all gradients has each one's; nothing of what is frozen */
+    int64_t held;          /* numbers of that block */
 } step_plan;
 
 enum { FROZEN = -1 };
@@ -54,6 +56,7 @@ static void free_plan(step_plan *p) {
     cdad_free(p->along);
     cdad_free(p->ranks);
     cdad_free(p->given);
+    cdad_free(p->places);
     *p = (step_plan){0};
 }
 
@@ -94,6 +97,10 @@ int64_t cdad_trainer_taught_bytes(const cdad_trainer *t) {
     return c->distills ? samples(t) * c->latent_h * c->latent_w * c->unet.out_channels * (int64_t)sizeof(float) : 0;
 }
 
+int64_t cdad_trainer_gradient_bytes(const cdad_trainer *t) {
+    return cdad_trainer_holds_gradients(t) ? t->plan.held * (int64_t)sizeof(float) : 0;
+}
+
 double cdad_trainer_flops(const cdad_trainer *t) {
     return (double)t->batching.accumulate * cdad_program_flops(t->plan.program);
 }
@@ -101,11 +108,6 @@ double cdad_trainer_flops(const cdad_trainer *t) {
 void cdad_trainer_drawn(const cdad_trainer *t, const float **noise, const int64_t **timesteps) {
     *noise = t->noise;
     *timesteps = t->timesteps;
-}
-
-/* Where the optimiser's block holds the gradient of parameter i. */
-static float *gradient_block(const cdad_trainer *t, int64_t i) {
-    return t->optimizer->grads + t->params->items[i].offset;
 }
 
 /* Parts whose gradients are added up: each is its mean's share of the whole batch's. */
@@ -159,6 +161,12 @@ static cdad_status add_gradients(const cdad_trainer *t, step_plan *p, cdad_value
         p->given[p->handed[j]] = !cdad_shape_equal(cdad_graph_shape(g, p->grads[j]), &item->shape);
         if (!p->given[p->handed[j]])
             p->along[j] = CDAD_NONE;
+        p->places[p->handed[j]] = cdad_shape_count(cdad_graph_shape(g, p->grads[j]));
+    }
+    for (int64_t i = 0; i < t->params->n; i++) { /* from sizes to places, aligned as parameters are: whole gradients lie like these */
+        const int64_t size = p->places[i];
+        p->places[i] = p->held;
+        p->held += cdad_align_up(size * (int64_t)sizeof(float)) / (int64_t)sizeof(float);
     }
     return CDAD_OK;
 }
@@ -214,13 +222,16 @@ static cdad_status plan(cdad_trainer *t, int within, const cdad_context *ctx, cd
     CDAD_TRY_DONE(cdad_alloc((void **)&made.grads, n * (int64_t)sizeof *made.grads, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&made.along, n * (int64_t)sizeof *made.along, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&made.given, n, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&made.places, n * (int64_t)sizeof *made.places, err));
     CDAD_TRY_DONE(add_gradients(t, &made, wanted, err));
     CDAD_TRY_DONE(plan_program(t, &made, wanted, ctx, err));
     free_plan(&t->plan);
     t->plan = made;
     made = (step_plan){0};
-    if (t->optimizer)
+    if (t->optimizer) {
         t->optimizer->given = t->plan.given;
+        t->optimizer->places = t->plan.places;
+    }
 done:
     cdad_free(wanted);
     free_plan(&made);
@@ -238,7 +249,7 @@ static cdad_status bind_gradients(cdad_trainer *t, cdad_error *err) {
         if (p->along[j] != CDAD_NONE)
             CDAD_TRY(cdad_program_bind(p->program, p->along[j], cdad_optimizer_directions(t->optimizer, i, &rank), err));
         if (p->written)
-            CDAD_TRY(cdad_program_bind(p->program, p->grads[j], gradient_block(t, i), err));
+            CDAD_TRY(cdad_program_bind(p->program, p->grads[j], cdad_optimizer_gradient(t->optimizer, i), err));
     }
     return CDAD_OK;
 }
@@ -388,7 +399,7 @@ static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *la
 static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
     const int64_t n = cdad_shape_count(cdad_graph_shape(t->plan.graph, t->plan.grads[i]));
-    float *sum = gradient_block(t, t->plan.handed[i]);
+    float *sum = cdad_optimizer_gradient(t->optimizer, t->plan.handed[i]);
     if (t->part == 0)
         return cdad_device_copy(ctx->device, sum, grad, n * (int64_t)sizeof *grad, err);
     ctx->kernels->add_to(ctx, sum, NULL, grad, n, 0.0f);
@@ -399,8 +410,8 @@ cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, con
                                    const float *perturbed, const float *context, const float *noise,
                                    const int64_t *timesteps, cdad_step_result *result, cdad_error *err) {
     CDAD_FAIL_IF(!t->optimizer, err, CDAD_INVALID, "a trainer without an optimizer has no room for gradients");
-    CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
     CDAD_TRY(plan(t, 0, ctx, err));
+    CDAD_TRY(cdad_optimizer_block(t->optimizer, t->plan.held, err));
     CDAD_TRY(bind_gradients(t, err));
     return run(t, ctx, latent, image, perturbed, context, noise, timesteps, keep_gradient, result, err);
 }
@@ -457,12 +468,13 @@ static cdad_status add_shards(cdad_trainer *t, const cdad_context *ctx, cdad_sta
     if (t->batching.shards == 1 || (ran != CDAD_OK && ran != CDAD_NOT_FINITE))
         return ran;
     if (ran == CDAD_OK)
-        return t->sum(t->sum_arg, t->optimizer->grads, t->params->total, err);
-    cdad_status status = CDAD_OK; /* each parameter: some are frozen, and not looked at */
-    for (int64_t i = 0; i < t->params->n && status == CDAD_OK; i++)
-        status = cdad_device_upload(ctx->device, gradient_block(t, i), &no_number, sizeof no_number, &other);
+        return t->sum(t->sum_arg, t->optimizer->grads, t->plan.held, err);
+    cdad_status status = CDAD_OK;
+    if (t->plan.n > 0)
+        status = cdad_device_upload(ctx->device, cdad_optimizer_gradient(t->optimizer, t->plan.handed[0]), &no_number, sizeof no_number,
+                                    &other);
     if (status == CDAD_OK)
-        status = t->sum(t->sum_arg, t->optimizer->grads, t->params->total, &other);
+        status = t->sum(t->sum_arg, t->optimizer->grads, t->plan.held, &other);
     if (status == CDAD_OK)
         return ran;
     *err = other;
@@ -488,10 +500,10 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         t->timesteps[i] = low + cdad_random_below(c->schedule.num_train_timesteps - low, t->seed, time_stream, first + i);
     }
     cdad_random_normal(t->noise, n * per, t->seed, noise_stream, first * per);
-    CDAD_TRY(cdad_optimizer_moments(t->optimizer, err)); /* what may lack memory comes before what other processes wait for */
+    CDAD_TRY(plan(t, 1, ctx, err)); /* what may lack memory comes before what other processes wait for */
+    CDAD_TRY(cdad_optimizer_moments(t->optimizer, err));
     if (cdad_trainer_holds_gradients(t))
-        CDAD_TRY(cdad_optimizer_block(t->optimizer, err));
-    CDAD_TRY(plan(t, 1, ctx, err));
+        CDAD_TRY(cdad_optimizer_block(t->optimizer, t->plan.held, err));
     CDAD_TRY(bind_gradients(t, err));
     if (cdad_trainer_holds_gradients(t)) {
         const cdad_status ran = run(t, ctx, latent, image, perturbed, context, t->noise, t->timesteps, keep_gradient, result, err);
