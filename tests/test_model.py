@@ -243,7 +243,8 @@ def test_training_s_bits_do_not_depend_on_threads(products, quick_config):
 
 
 def test_an_increment_leaves_old_features_alone(first, products):
-    """X_old dW = 0 to rounding under AdamW, and what has no basis is frozen (paper, Eq. 7 and 8)."""
+    """X_old U U^T dW = 0 to rounding under AdamW: what a basis U holds of old inputs meets unchanged weights. What has no basis
+    is frozen (paper, Eq. 7 and 8)."""
     before, bases = weights(first), dict(first.bases)
     first.fit_task([products["steel"]], progress=False)
     moved = {"narrow": 0, "wide": 0}

@@ -21,8 +21,8 @@ class CDAD(Strategy):
     features (biases, norms) are frozen on incremental tasks.
 
     Of what the bases leave free, a new task gets the directions that its own features take, up to a share ``free_gamma`` of
-    their energy: some hundredths of the width, in whose coordinates AdamW works. In the others the new features have next to
-    nothing, and a step there would move what the old ones have left in them."""
+    their energy, in whose coordinates AdamW works: at gamma 0.99, 16 to 20 % of the width on real products. In the others the
+    new features have next to nothing, and a step there would move what the old ones have left in them."""
 
     def __init__(self, config):
         super().__init__(config)
