@@ -1,4 +1,4 @@
-"""The command line: cdad train, eval, predict, export, demo, plan, profile, reproduce, weights, info, doctor."""
+"""The command line: cdad train, eval, predict, threshold, export, demo, plan, profile, reproduce, weights, info, doctor."""
 
 from __future__ import annotations
 
@@ -131,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     predict.add_argument("--class", dest="class_name", help="the product, if known")
     predict.add_argument("--out", help="folder for pictures")
+
+    threshold = command("threshold", _threshold, "Measure above which score a class's images are anomalous, and keep it in the model.")
+    threshold.add_argument("model", help="a run's folder or a checkpoint: it is written again")
+    threshold.add_argument("images", nargs="+", metavar="IMAGE", help="normal images that it was not trained on")
+    threshold.add_argument("--class", dest="class_name", required=True, help="the product")
+    threshold.add_argument("--quantile", type=float, default=1.0, help="of their scores (default: 1, the highest)")
 
     export = command("export", _export, "Write a model for predictions alone: a smaller file, without what only learning needs.")
     export.add_argument("model", help="a run's folder or a checkpoint")
@@ -306,7 +312,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
     size, chunk = model.config.image_size, 4 * model.config.scoring.batch_size
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "score"])
+    decides = arguments.class_name in model.thresholds
+    writer.writerow(["image", "score", "anomalous"] if decides else ["image", "score"])
     maps: dict[int, np.ndarray] = {}
     failed = 0
 
@@ -322,10 +329,11 @@ def _predict(arguments: argparse.Namespace) -> int:
                 return
             failed += 1
             print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
-            writer.writerow([paths[0], ""])
+            writer.writerow([paths[0], "", ""] if decides else [paths[0], ""])
             return
         for i, path in enumerate(paths):
-            writer.writerow([path, f"{prediction.scores[i]:.6g}"])
+            row = [path, f"{prediction.scores[i]:.6g}"]
+            writer.writerow([*row, int(prediction.anomalous[i])] if decides else row)
             if arguments.out:
                 maps[first + i] = prediction.maps[i].copy()
         sys.stdout.flush()
@@ -342,6 +350,15 @@ def _predict(arguments: argparse.Namespace) -> int:
             picture = overlay(load_images([path], size)[0], found, vmin=low, vmax=high)
             Image.fromarray(picture).save(out / f"{i:04d}_{Path(path).stem}_map.png")
     return 1 if failed else 0
+
+
+def _threshold(arguments: argparse.Namespace) -> int:
+    path = _checkpoint(arguments.model)
+    model = ContinualModel.load(path)
+    value = model.set_threshold(arguments.class_name, arguments.images, quantile=arguments.quantile)
+    model.save(path)
+    print(f"{arguments.class_name}: {value:.6g}, of {len(arguments.images)} images")
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ from .results import format_table
 from .scoring import Calibration, image_scores, score_maps, whitening
 from .strategies import make_strategy
 from .text import empty_prompt_context
+from .thresholds import Threshold
 from .weights import load_part
 
 log = logging.getLogger("cdad")
@@ -48,11 +49,19 @@ Task = Mapping[str, Sequence[str | os.PathLike]]
 @dataclass(frozen=True)
 class Prediction:
     """``scores`` float32 [N], higher is more anomalous; ``maps`` float32 [N,H,W]; ``reconstructions`` float32
-    [N,H,W,3] in [0,1], the normal image that the model draws instead."""
+    [N,H,W,3] in [0,1], the normal image that the model draws instead; ``threshold``: the class's, where it was told and has one."""
 
     scores: np.ndarray
     maps: np.ndarray
     reconstructions: np.ndarray
+    threshold: float | None = None
+
+    @property
+    def anomalous(self) -> np.ndarray:
+        """bool [N]: scores above the threshold. ValueError: there is none."""
+        if self.threshold is None:
+            raise ValueError("there is no threshold: set_threshold() measures a class's, and predict() is told the class")
+        return self.scores > self.threshold
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ class ContinualModel:
             self._start_from_files()
         self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
         self.calibrations: dict[str, Calibration] = {}
+        self.thresholds: dict[str, Threshold] = {}
         self._pooled: tuple[tuple[Calibration, ...], Calibration] | None = None
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
@@ -487,7 +497,8 @@ class ContinualModel:
         n = len(images)
         if n == 0:
             empty = np.zeros((0, size, size), np.float32)
-            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
+            drawn = np.zeros((0, size, size, 3), np.float32)
+            return Prediction(np.zeros(0, np.float32), empty, drawn, self._threshold(class_name))
         maps, reconstructions, calibration = [], [], self._calibration(class_name)
         starts = range(0, n, chunk)
 
@@ -508,7 +519,26 @@ class ContinualModel:
             reconstructions.append(np.asarray(drawn[0]))
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
-        return Prediction(scores, joined, np.concatenate(reconstructions))
+        return Prediction(scores, joined, np.concatenate(reconstructions), self._threshold(class_name))
+
+    def set_threshold(self, class_name: str, images: Any, *, quantile: float = 1.0, progress: bool = False) -> float:
+        """Measure above which score an image of this class counts as anomalous: `Prediction.anomalous`. A model's files keep it.
+
+        ``images``: normal ones, as for `predict`, that the class was not trained on: trained ones score lower than new ones.
+        ``quantile``: of their scores, in (0, 1]; 1: the highest, above which lies about one new normal image in n + 1.
+        Tasks that are learned later move scores a little, and `predict` warns then: measure again. Errors as in `predict`; ValueError:
+        no images, or another quantile."""
+        scores = self.predict(images, class_name, progress=progress).scores
+        threshold = Threshold.of(scores, quantile, len(self.ledger))
+        self.thresholds = self.thresholds | {class_name: threshold}
+        return threshold.value
+
+    def _threshold(self, class_name: str | None) -> float | None:
+        threshold = None if class_name is None else self.thresholds.get(class_name)
+        if threshold is not None and threshold.tasks != len(self.ledger):
+            log.warning("the threshold of %s was measured after %d of %d tasks: set_threshold() measures it again", class_name,
+                        threshold.tasks, len(self.ledger))  # fmt: skip
+        return threshold and threshold.value
 
     def _check_learned(self, class_name: str) -> None:
         if class_name not in self.classes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import Checkpoint, save_checkpoint
 from .errors import CheckpointError, FormatError
 from .scoring import Calibration
+from .thresholds import Threshold
 from .weights import fill
 from .weights.loading import Piece
 from .weights.tensor_file import DTYPES
@@ -42,6 +43,7 @@ def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous:
         "ledger": model.ledger,
         "progress": progress,
         "predict_only": model.predict_only,
+        "thresholds": {name: threshold.to_dict() for name, threshold in model.thresholds.items()},
         "strategy": {"name": model.config.continual.strategy} | model.strategy.state(),
         "steps": model._trainer.n_steps,
         "age": model._trainer.age,
@@ -103,6 +105,7 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
     for name in model.classes:
         parts = {key: piece.read() for key, piece in section(f"calibration/{name}/").items()}
         model.calibrations[name] = Calibration.from_tensors(parts) if parts else None
+    model.thresholds = {name: Threshold.from_dict(of) for name, of in state.get("thresholds", {}).items() if name in model.classes}
     # What a later task moves is its strategy's: under another one its moments begin anew.
     _restore_optimizer(model, checkpoint, bool(model.progress) and (goes_on or not model.ledger))
     model._steps_before = model._trainer.n_steps - step

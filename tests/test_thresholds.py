@@ -1,0 +1,93 @@
+"""Decisions: a threshold a class, from held-out normal images, kept with the model."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from cdad import ContinualModel
+from cdad.cli import main
+from cdad.errors import CheckpointError
+from cdad.thresholds import Threshold
+
+
+@pytest.fixture
+def model(first_checkpoint):
+    return ContinualModel.load(first_checkpoint)
+
+
+def paths(data, label):
+    return [sample.path for sample in data.test if sample.label == label]
+
+
+def test_the_quantile_of_normal_scores():
+    scores = np.array([3.0, 1.0, 2.0, 10.0], np.float32)
+    assert Threshold.of(scores, 1.0, 2) == Threshold(10.0, 1.0, 4, 2)
+    assert Threshold.of(scores, 0.5, 1).value == 3.0  # the higher of the two in the middle
+    for given, quantile, message in ((scores, 0.0, "0 < quantile"), (scores, 1.1, "0 < quantile"), (scores[:0], 1.0, "there are none")):
+        with pytest.raises(ValueError, match=message):
+            Threshold.of(given, quantile, 1)
+
+
+def test_decisions_are_kept(model, products, tmp_path):
+    good, bad = paths(products["gear"], 0), paths(products["gear"], 1)
+    with pytest.raises(ValueError, match="there is no threshold"):
+        model.predict(bad, "gear").anomalous  # noqa: B018
+    value = model.set_threshold("gear", good)
+    assert value == model.predict(good, "gear").scores.max()
+    lower = model.set_threshold("gear", good, quantile=0.25)
+    assert lower == np.quantile(model.predict(good, "gear").scores, 0.25, method="higher") < value
+    model.set_threshold("gear", good)
+    model.save(tmp_path / "model.safetensors")
+    for other in (model, ContinualModel.load(tmp_path / "model.safetensors"), copy.copy(model),
+                  ContinualModel.load(tmp_path / "model.safetensors", predict_only=True)):  # fmt: skip
+        found = other.predict(good + bad, "gear")
+        assert found.threshold == value and not found.anomalous[: len(good)].any()
+        assert np.array_equal(found.anomalous, found.scores > value)
+        assert other.predict(good).threshold is None and other.predict(good, "cloth").threshold is None
+    with pytest.raises(ValueError, match="was not learned"):
+        model.set_threshold("steel", good)
+
+
+def test_a_later_task_makes_it_old(model, products, caplog):
+    good = paths(products["gear"], 0)
+    model.set_threshold("gear", good)
+    model.predict(good, "gear")
+    assert not caplog.records
+    model.fit_task([products["steel"]], progress=False)
+    caplog.clear()
+    assert model.predict(good, "gear").threshold is not None
+    assert "measured after 1 of 2 tasks" in caplog.text
+    caplog.clear()
+    model.set_threshold("gear", good)
+    caplog.clear()
+    model.predict(good, "gear")
+    assert not caplog.records
+
+
+def test_a_damaged_threshold(model, products, tmp_path, monkeypatch):
+    model.thresholds = {"gear": Threshold(1.0, 1.0, 3, 1)}
+    monkeypatch.setattr(Threshold, "to_dict", lambda self: {"value": "much"})
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="do(es)? not fit together"):
+        ContinualModel.load(tmp_path / "model.safetensors")
+
+
+def test_commands(first_checkpoint, products, tmp_path, capsys):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(first_checkpoint.read_bytes())
+    good, bad = (list(map(str, paths(products["gear"], label))) for label in (0, 1))
+    assert main(["predict", str(file), *good, "--class", "gear"]) == 0
+    assert capsys.readouterr().out.startswith("image,score\n")
+    assert main(["threshold", str(file), *good, "--class", "gear"]) == 0
+    value = float(capsys.readouterr().out.split()[1].rstrip(","))
+    assert main(["predict", str(file), *good, *bad, str(tmp_path / "none.png"), "--class", "gear"]) == 1
+    rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["image", "score", "anomalous"] and rows[-1][1:] == ["", ""]
+    assert all(row[2] == str(int(float(row[1]) > value)) for row in rows[1:-1])
+    assert [row[2] for row in rows[1 : 1 + len(good)]] == ["0"] * len(good)
+    assert main(["threshold", str(file), *good, "--class", "gear", "--quantile", "2"]) == 1
+    assert "0 < quantile" in capsys.readouterr().err
+    assert ContinualModel.load(file).thresholds["gear"].quantile == 1.0
