@@ -186,3 +186,16 @@ def test_command(capsys):
     assert 0 < record["seconds"]["step"] < 5 and 0 < record["seconds"]["image"] < 5
     assert main(["plan", "--preset", "tiny", "--batch", "0"]) == 1
     assert "training.batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("isa", _core.build_info()["isas"])
+def test_plans_are_of_the_kernels_that_run(isa):
+    config = preset("tiny").updated({"scoring.backbone": "autoencoder"})
+    now = _core.build_info()["isa"]
+    _core.set_isa(isa)
+    try:
+        model = ContinualModel(config, device="cpu")
+        model.features  # noqa: B018 - its networks are made now
+        assert cdad.plan(config).workspace == model.workspace_needs
+    finally:
+        _core.set_isa(now)

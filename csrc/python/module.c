@@ -31,7 +31,8 @@ static int poll_signals(void *arg) {
 }
 
 cdad_context cdad_py_context(cdad_device *device) {
-    return (cdad_context){.pool = pools[threads_now], .kernels = device ? device->kernels : kernels_now,
+    const int own = device && !device->is_planned; /* what is planned is a run here, with the scratch of its kernels */
+    return (cdad_context){.pool = pools[threads_now], .kernels = own ? device->kernels : kernels_now,
                           .device = device, .host_kernels = kernels_now, .poll = poll_signals,
                           .profile = cdad_profile_is_on(profile) ? profile : NULL};
 }
