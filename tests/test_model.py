@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -323,6 +326,19 @@ def test_predictions_in_several_threads_are_the_same(first, images):
     for worker in workers:
         worker.join()
     assert len(found) == 3 and all(np.array_equal(maps, wanted) for maps in found)
+
+
+def test_learning_and_predicting_import_no_torch(products, tmp_path):
+    (tmp_path / "torch.py").touch()  # so that an attempt to import it shows, whether it is installed or not
+    code = """import sys; import cdad
+model = cdad.ContinualModel(cdad.preset("tiny").updated({"training.steps": 1, "scoring.calibration_images": 2}))
+model.fit_task({"gear": sys.argv[1:]}, progress=False)
+model.predict(sys.argv[1:2], "gear")
+print("torch" in sys.modules)"""
+    command = [sys.executable, "-c", code, *map(str, products["gear"].train[:3])]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_training_s_bits_do_not_depend_on_threads(products, quick_config):
