@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-C_TREE := $(shell find csrc -name '*.[ch]')
+C_TREE := $(shell find csrc -type f)
 
 .PHONY: help demo test clean
 .DELETE_ON_ERROR:
@@ -22,7 +22,7 @@ test: $(VENV)/.cdad-test
 	$(BIN)/pytest
 
 clean:
-	rm -rf build dist *.egg-info cdad/_core*.so cdad/_libs $(VENV)/.cdad-*
+	rm -rf build dist *.egg-info cdad/_core*.so cdad/_cuda*.so cdad/_libs $(VENV)/.cdad-*
 	find cdad tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

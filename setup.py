@@ -5,7 +5,7 @@ their source and every header. Environment:
 
 - ``CC``, ``CFLAGS``, ``LDFLAGS``: the compiler (gcc or clang) and further flags.
 - ``CDAD_BLAS``: ``scipy-openblas32`` (default; copied into the package), ``system``, or an OpenBLAS' prefix.
-- ``CDAD_CUDA``: whether the CUDA backend is built: ``auto`` (default: where nvcc is found), ``0`` or ``1``.
+- ``CDAD_CUDA``: whether the CUDA backend is built: ``auto`` (default: where a new enough nvcc is found), ``0`` or ``1``.
 - ``CDAD_CUDA_ARCHS``: the GPUs it is built for, oldest first (default: ``80 90 100``; newer ones translate it as they load it).
 - ``CDAD_WERROR=1``: warnings are errors.
 - ``CDAD_SANITIZE``: sanitizers, such as ``address,undefined``.
@@ -62,12 +62,46 @@ if X86:
 
 # The GPUs that csrc/kernels/cuda is compiled for, and code that newer ones translate when they load it.
 CUDA_ARCHS = os.environ.get("CDAD_CUDA_ARCHS", "80 90 100").split()
+# The first CUDA that knows a generation of them; every nvcc of C++17 knows older ones.
+FIRST_CUDA = {"86": (11, 1), "89": (11, 8), "90": (11, 8), "100": (12, 8), "103": (12, 9), "120": (12, 8)}
 NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow")
 
 # OpenBLAS releases whose matrix products are wrong or race on some processors.
 BAD_OPENBLAS = range(28, 31)  # 0.3.x
 # Debian's OpenBLAS has no LAPACKE within; a call tells (an address would be folded away).
 LAPACKE_PROBE = "LAPACKE_ssyevd(LAPACK_COL_MAJOR, 'N', 'U', 0, NULL, 1, NULL)"
+
+
+def choose_nvcc() -> str | None:
+    """The nvcc to build with; None: CUDA is left out. PlatformError: CDAD_CUDA=1, and there is none, or one that is too old."""
+    choice = os.environ.get("CDAD_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        raise OptionError(f"CDAD_CUDA={choice}: auto, 0 or 1 expected")
+    nvcc = find_nvcc() if choice != "0" else None
+    missing = "there is no nvcc in PATH, CUDA_HOME or /usr/local/cuda" if nvcc is None else too_old(nvcc)
+    if choice == "1" and missing:
+        raise PlatformError(f"CDAD_CUDA=1: {missing}")
+    if nvcc and missing:
+        print(f"cdad: CUDA is left out: {missing}", file=sys.stderr, flush=True)
+    return None if missing else nvcc
+
+
+def too_old(nvcc: str) -> str:
+    """What is wrong with an nvcc for the GPUs asked for; "" where nothing is."""
+    try:
+        release = re.search(r"release (\d+)\.(\d+)", run([nvcc, "--version"], CompileError))
+    except CompileError as e:
+        return str(e)
+    if not release:
+        return f"{nvcc} --version tells no release"
+    wanted = max((FIRST_CUDA.get(n.rstrip("af"), (11, 0)) for n in CUDA_ARCHS), default=(11, 0))
+    if tuple(map(int, release.groups())) >= wanted:
+        return ""
+    gpus = ", ".join(f"sm_{n}" for n in CUDA_ARCHS)
+    return (
+        f"{nvcc} is of CUDA {release[1]}.{release[2]}, and {gpus} want {wanted[0]}.{wanted[1]} or newer "
+        "(CDAD_CUDA_ARCHS chooses others)"
+    )
 
 
 def find_nvcc() -> str | None:
@@ -170,12 +204,7 @@ class Toolchain:
     def __init__(self, sanitize: str = "") -> None:
         if sys.platform != "linux":
             raise PlatformError(f"cdad builds on Linux only, not on {sys.platform}")
-        cuda = os.environ.get("CDAD_CUDA", "auto")
-        if cuda not in ("auto", "0", "1"):
-            raise OptionError(f"CDAD_CUDA={cuda}: auto, 0 or 1 expected")
-        self.nvcc = find_nvcc() if cuda != "0" else None
-        if cuda == "1" and not self.nvcc:
-            raise PlatformError("CDAD_CUDA=1: there is no nvcc in PATH, CUDA_HOME or /usr/local/cuda")
+        self.nvcc = choose_nvcc()
         self.cc = environ_flags("CC") or shlex.split(shutil.which("gcc") or shutil.which("clang") or "cc")
         self.compiler = run([*self.cc, "--version"], CompileError).splitlines()[0]
         self.sanitize = os.environ.get("CDAD_SANITIZE", "") or sanitize

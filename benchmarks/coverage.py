@@ -20,6 +20,9 @@ import numpy as np
 import cdad
 from cdad.results import format_table
 
+sys.path.insert(0, str(Path(__file__).parent))
+import evidence  # noqa: E402
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,9 +50,9 @@ def main() -> int:
             rows.append({"images a class": images, "gamma": str(gamma), "mean": np.mean(outside), "median": np.median(outside),
                          "90 %": np.quantile(outside, 0.9), "maximum": np.max(outside), "rank share": rank})  # fmt: skip
             first = rows[0]["mean"]
-            records.append({"name": f"unprotected_energy_{images}_{gamma}", "value": np.mean(outside), "unit": "share",
-                            "peer": f"{arguments.images[0]} images, gamma {arguments.gamma[0]}", "peer_value": first,
-                            "ratio": first / np.mean(outside), "command": " ".join(["python", *sys.argv])})  # fmt: skip
+            peer = f"{arguments.images[0]} images, gamma {arguments.gamma[0]}"
+            share, name = float(np.mean(outside)), f"unprotected_energy_{images}_{gamma}"
+            records.append(evidence.record(name, share, "share", peer, first, first / share))
     print(format_table(rows, digits=5, title="\nShare of the energy of unseen normal images' features outside of the bases:"))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(records, indent=1) + "\n")

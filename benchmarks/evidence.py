@@ -1,7 +1,8 @@
-"""What the scripts of the paper's own evidence share: feature matrices, real and made up, and pictures."""
+"""What the scripts of the paper's own evidence share: feature matrices, real and made up, pictures, and records, which others write too."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -97,6 +98,6 @@ def better(value: float, peer: float) -> float | None:
 
 
 def record(name: str, value: float, unit: str, peer: str, peer_value: float, ratio: float | None) -> dict[str, Any]:
-    command = " ".join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.argv])
     return {"name": name, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value, "ratio": ratio,
             "command": command}  # fmt: skip

@@ -37,6 +37,7 @@ from cdad.metrics import MEASURES
 from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
+import evidence  # noqa: E402
 import runs  # noqa: E402
 
 TUNED = {
@@ -210,15 +211,15 @@ def _table(name: str, summaries: dict[str, list[dict]], seeds: list[int]) -> str
 def _records(name: str, summaries: dict[str, list[dict]]) -> list[dict]:
     if "finetune" not in summaries:
         return []
-    command, records = " ".join(["python", *sys.argv]), []
+    records = []
     for strategy, seeds in summaries.items():
         for measure in MEASURES if strategy != "finetune" else ():
             for kind in ("average", "forgetting"):
                 value, peer = (float(_percent(s, measure, kind).mean()) for s in (seeds, summaries["finetune"]))
                 better = (value, peer) if kind == "average" else (peer, value)
                 ratio = better[0] / better[1] if min(better) > 0 else None  # forgetting may be below zero
-                records.append({"name": f"{name}_{strategy}_{measure}_{kind}", "value": value, "unit": "percent",
-                                "peer": "fine-tuning", "peer_value": peer, "ratio": ratio, "command": command})  # fmt: skip
+                title = f"{name}_{strategy}_{measure}_{kind}"
+                records.append(evidence.record(title, value, "percent", "fine-tuning", peer, ratio))
     return records
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -27,6 +26,9 @@ from cdad.autoencoder import Autoencoder
 from cdad.data import TrainingBatches, load_images, write_dataset
 from cdad.model import learning_rate_scale
 from cdad.results import format_table
+
+sys.path.insert(0, str(Path(__file__).parent))
+import evidence  # noqa: E402
 
 # The key that is changed, and its values: the first is what the others are compared with.
 KINDS = {
@@ -74,10 +76,8 @@ def main() -> int:
     print("a step: " + ", ".join(f"{kind} {medians[kind]:.1f} ms" for kind in kinds)
           + f" ({_core.get_threads()} threads, {_core.build_info()['isa']})")  # fmt: skip
     if arguments.json:
-        command = shlex.join(["python", *sys.argv])
         records = [
-            {"name": f"{NAMES[arguments.of][kind]}_{name}", "value": value[kind], "unit": unit, "peer": wide,
-             "peer_value": value[wide], "ratio": value[wide] / value[kind], "command": command}
+            evidence.record(f"{NAMES[arguments.of][kind]}_{name}", value[kind], unit, wide, value[wide], value[wide] / value[kind])
             for kind in narrow
             for name, unit, value in (
                 ("train_step", "ms", medians), ("final_loss", "L_CDM", {k: float(windows[k][-1]) for k in kinds}))

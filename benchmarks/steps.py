@@ -28,6 +28,9 @@ from cdad.data import spread
 from cdad.results import format_table
 from cdad.run import CHECKPOINT
 
+sys.path.insert(0, str(Path(__file__).parent))
+import evidence  # noqa: E402
+
 MEASURES = ("image_auroc", "pixel_auroc", "pixel_aupro")
 PEER = "10 steps"
 SETTINGS = {PEER: {"diffusion.steps": 10, "diffusion.stop": 0}}
@@ -121,7 +124,7 @@ def timed(model: cdad.ContinualModel, configs: dict[str, cdad.Config], images, r
 
 def records(found: dict[str, np.ndarray], times: dict[str, float]) -> list[dict]:
     """One a setting and measure."""
-    command, result = " ".join(["python", *sys.argv]), []
+    result = []
     for name in SETTINGS:
         key = name.replace(",", "").replace(" ", "_")
         values = {measure: (found[name][:, :, i].mean(), found[PEER][:, :, i].mean(), "percent")
@@ -129,8 +132,7 @@ def records(found: dict[str, np.ndarray], times: dict[str, float]) -> list[dict]
         values["time"] = (times[name], times[PEER], "ms an image")
         for measure, (value, peer, unit) in values.items():
             ratio = peer / value if measure == "time" else value / peer
-            result.append({"name": f"sampler_{key}_{measure}", "value": value, "unit": unit, "peer": PEER,
-                           "peer_value": peer, "ratio": ratio, "command": command})  # fmt: skip
+            result.append(evidence.record(f"sampler_{key}_{measure}", value, unit, PEER, peer, ratio))
     return result
 
 

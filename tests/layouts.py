@@ -28,6 +28,19 @@ def load_checkpoint(path):
         return {n: checkpoint.read(n) for n in checkpoint.tensors}, checkpoint.state
 
 
+def to_original(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The core's tensors as the originals have them: conv weights OIHW, and q, k and v of the masked network packed."""
+    result = {}
+    for title, array in tensors.items():
+        split = re.fullmatch(r"(.*\.self_attn\.)([qkv])_proj\.(weight|bias)", title)
+        if not split:
+            result[title] = np.ascontiguousarray(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array)
+        elif split[2] == "q":
+            parts = [tensors[f"{split[1]}{part}_proj.{split[3]}"] for part in "qkv"]
+            result[f"{split[1]}in_proj_{split[3]}"] = np.concatenate(parts)
+    return result
+
+
 def torch_zip(path, state, wrap=lambda state: state):
     """What torch.save writes, here without PyTorch: {name: array}, and an object made around it."""
     entries, tensors = {"archive/data.pkl": b"", "archive/byteorder": b"little"}, {}

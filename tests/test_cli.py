@@ -114,6 +114,8 @@ def test_finetuning_starts_from_the_same_first_task(root, run_folder, tmp_path):
     rows = list(csv.DictReader(open(out / "metrics.csv", newline="")))
     others = list(csv.DictReader(open(run_folder / "metrics.csv", newline="")))
     assert rows[0] == others[0]
+    trained = [row["task"] for row in csv.DictReader(open(out / "loss.csv", newline=""))]
+    assert trained == ["1"] * 3, "the first task is the other run's"
 
 
 def test_eval_and_predict(root, run_folder, tmp_path, capsys):
@@ -154,9 +156,14 @@ def test_a_corrupt_training_image_loses_nothing(root, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(root / "gear", data / "gear")
     bad = sorted((data / "gear" / "train" / "good").iterdir())[3]
-    bad.write_bytes(bad.read_bytes()[:200])
-    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]) == 1
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:200])
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *QUICK]
+    assert main(train) == 1
     assert bad.name in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    bad.write_bytes(whole)
+    assert main(train) == 0
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -230,8 +230,7 @@ def test_limits_are_the_core_s(changes, monkeypatch):
     monkeypatch.setattr(cdad.config, "check", lambda config: None)
     unchecked = preset("tiny").updated(changes)
     with pytest.raises(ValueError):
-        model = ContinualModel(unchecked, device="planned", _load_weights=False)
-        assert model.autoencoder.programs[0].whole is None  # it is compiled where it is asked for
+        ContinualModel(unchecked, device="planned", _load_weights=False)
 
 
 def test_a_table_changes_the_keys_that_it_names():

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import to_original
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from cdad import _core
-from cdad.weights.names import denoiser_from_original, denoiser_to_original, to_channels_last
+from cdad.weights import load_part
 
 SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 GOLDEN = SHARED / "golden"
@@ -35,7 +36,7 @@ def image_in_unit(array: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, dict[str, np.ndarray]]:
-    return {part: load_file(GOLDEN / f"cdad_tiny_{part}.safetensors") for part in ("weights", "io", "grads", "ddim")}
+    return {part: load_file(GOLDEN / f"cdad_tiny_{part}.safetensors") for part in ("io", "grads", "ddim")}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +97,11 @@ def optimizer() -> dict:
 
 
 @pytest.fixture(scope="module")
-def trainer(golden, config, optimizer):
+def trainer(config, optimizer):
     params = _core.Params()
     trainer = _core.Trainer(params, config, 2, optimizer, 0)
-    weights = denoiser_from_original(golden["weights"])
-    assert set(weights) == set(params.shapes())
-    for name in weights:
-        params[name] = weights[name]
+    for part in ("unet", "amn"):
+        load_part(params, GOLDEN / "cdad_tiny_weights.safetensors", part)
     return params, trainer
 
 
@@ -127,7 +126,7 @@ def test_losses(golden, step):
 
 
 def test_every_gradient(golden, step):
-    found = denoiser_to_original(step[3])
+    found = to_original(step[3])
     wanted = {k.removeprefix("grad."): v for k, v in golden["grads"].items()}
     assert set(found) == set(wanted)
     largest = max(float(np.linalg.norm(v)) for v in wanted.values())
@@ -167,17 +166,15 @@ def test_the_whole_ddim_path(golden, trainer, config):
         assert relative(x0s[i], nhwc(ddim[f"x0_step{i + 1}"])) < TOLERANCE, i
 
 
-def test_kl_autoencoder():
+def test_kl_autoencoder(tmp_path):
     tensors = load_file(GOLDEN / "vae_tiny_vae.safetensors")
     config = {"ch": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 1, "z_channels": 4, "norm_groups": 32}
     params = _core.Params()
     encode = _core.Network(params, "vae_encode", config, 2, (64, 64))
     decode = _core.Network(params, "vae_decode", config, 2, (8, 8))
     params.allocate(0)
-    weights = {k: to_channels_last(k, v) for k, v in tensors.items() if not k.startswith("io.")}
-    assert set(weights) == set(params.shapes())
-    for name in weights:
-        params[name] = weights[name]
+    save_file({name: array for name, array in tensors.items() if not name.startswith("io.")}, tmp_path / "vae.safetensors")
+    load_part(params, tmp_path / "vae.safetensors", "vae")
     (moments,) = encode.run(nhwc(tensors["io.image"]))
     assert relative(moments, nhwc(tensors["io.moments"])) < TOLERANCE
     assert relative(moments[..., :4], nhwc(tensors["io.mean"])) < TOLERANCE

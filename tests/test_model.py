@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import sys
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +15,8 @@ from bits import assert_same
 
 from cdad import CheckpointError, ContinualModel, DataError, ImageError, TrainingError, _core
 from cdad.data import load_images
+from cdad.scoring import score_maps
+from cdad.strategies.importance import draw
 
 FIRST, SECOND = ("gear", "cloth"), ("steel",)
 
@@ -34,6 +41,101 @@ def test_the_loss_falls(products, quick_config):
     losses = []
     model.fit_task([products["gear"]], progress=False, callback=lambda r: losses.append(r.loss))
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+class Recording:
+    """A trainer that keeps the scales of the learning rate which its steps are given."""
+
+    def __init__(self, trainer):
+        self.trainer, self.scales = trainer, []
+
+    def step(self, *arguments, **how):
+        self.scales.append(how["lr_scale"])
+        return self.trainer.step(*arguments, **how)
+
+    def __getattr__(self, name):
+        return getattr(self.trainer, name)
+
+
+def test_steps_take_the_learning_rate_of_their_place(first_checkpoint, quick_config, products):
+    """A warm-up, then 1, then a cosine; in units of the first task's rate."""
+    changes = {"training.increment_lr": 0.25 * quick_config.training.lr, "training.warmup": 2, "training.decay": 0.5,
+               "training.increment_steps": 8, "continual.strategy": "finetune"}  # fmt: skip
+    model = ContinualModel.load(first_checkpoint, quick_config.updated(changes))
+    trainer, told = model._trainer, []
+    model._trainer = recording = Recording(trainer)
+
+    def callback(report):
+        told.append(report.lr_scale)
+        if report.step + 1 == report.steps:
+            model._trainer = trainer
+
+    model.fit_task([products["steel"]], progress=False, callback=callback)
+    wanted = [0.5, 1, 1, 1, *(0.5 + 0.5 * math.cos(math.pi * k / 4) for k in range(4))]
+    assert told == recording.scales == pytest.approx([0.25 * scale for scale in wanted], rel=1e-12)
+
+
+def test_a_step_moves_by_the_scaled_learning_rate(quick_config):
+    config, rng = quick_config.updated({"training.batch_size": 1}), np.random.default_rng(0)
+    latent, image = rng.standard_normal((1, 8, 8, 16), np.float32), rng.random((1, 64, 64, 3), np.float32)
+    moved = []
+    for scale in (1.0, 0.25):
+        trainer = ContinualModel(config)._trainer
+        before = trainer.block("weights").astype(np.float64)
+        trainer.step(latent, image, image, lr_scale=scale)
+        moved.append(trainer.block("weights") - before)
+    assert np.linalg.norm(moved[1] - 0.25 * moved[0]) < 1e-3 * np.linalg.norm(moved[1])
+
+
+def test_a_focus_draws_the_timesteps_that_the_sampler_visits(quick_config):
+    rng = np.random.default_rng(0)
+    for focus in (0.0, 1.0):
+        config = quick_config.updated({"training.timestep_focus": focus, "training.batch_size": 16})
+        model, low = ContinualModel(config), config.lowest_sampled_timestep
+        latent, image = rng.standard_normal((16, 8, 8, 16), np.float32), rng.random((16, 64, 64, 3), np.float32)
+        model._trainer.step(latent, image, image)
+        assert 100 < low < config.diffusion.num_train_timesteps - 100
+        for timesteps in (model._trainer.drawn()[1], draw(config, (200, 8, 8, 16), 0, 0)[1]):
+            assert (timesteps.min() >= low) == (focus == 1.0) and timesteps.max() < config.diffusion.num_train_timesteps
+
+
+def test_predictions_are_the_moving_average_s(first, first_checkpoint, quick_config, images):
+    averaged = ContinualModel.load(first_checkpoint, quick_config.updated({"training.ema_decay": 0.9}))
+    before = first.predict(images).maps
+    first._trainer.set_block("weights", first._trainer.block("weights") * np.float32(0.9))
+    averaged._trainer.set_block("ema", first._trainer.block("weights"))
+    wanted = first.predict(images).maps
+    assert_same(averaged.predict(images).maps, wanted)
+    assert np.abs(wanted - before).max() > 0.01 * before.max()
+
+
+def test_maps_are_the_mean_of_those_of_each_noise(first_checkpoint, quick_config, images):
+    model = ContinualModel.load(first_checkpoint, quick_config.updated({"scoring.noise_seeds": 2}))
+    reference, drawn = model._drawings(images)
+    assert len(drawn) == 2 and not np.array_equal(*drawn)
+    calibration = model.calibrations["gear"]
+    one, two = (model._distances(reference, [x], calibration.whitening) for x in drawn)
+    wanted = score_maps((one + two) / 2, calibration, model.config.scoring, model.config.image_size)
+    assert np.allclose(model.predict(images, "gear").maps, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_skipped_steps_are_not_drawn(first_checkpoint, quick_config, images):
+    """The drawing starts later, from less noise, and the U-Net runs so many times less."""
+    count, drawn = {}, {}
+    for skip in (0, 1):
+        config = quick_config.updated({"diffusion.stop": 0, "diffusion.skip": skip})
+        model = ContinualModel.load(first_checkpoint, config)
+        batch = images[: config.scoring.batch_size]
+        latents = model.autoencoder.encode(batch)
+        _core.profile_start()
+        try:
+            drawn[skip] = model._denoise(batch, latents, 0)
+        finally:
+            calls = Counter(event[1] for event in _core.profile_stop())
+        (count[skip],) = {n for weight, n in calls.items() if weight.startswith("unet.")}
+    assert count == {0: config.diffusion.steps, 1: config.diffusion.steps - 1}
+    kept = [np.linalg.norm(drawn[skip] - latents) for skip in (0, 1)]
+    assert kept[1] < 0.9 * kept[0]
 
 
 def test_products_in_bfloat16(products, quick_config, images, tmp_path):
@@ -224,6 +326,19 @@ def test_predictions_in_several_threads_are_the_same(first, images):
     for worker in workers:
         worker.join()
     assert len(found) == 3 and all(np.array_equal(maps, wanted) for maps in found)
+
+
+def test_learning_and_predicting_import_no_torch(products, tmp_path):
+    (tmp_path / "torch.py").touch()  # so that an attempt to import it shows, whether it is installed or not
+    code = """import sys; import cdad
+model = cdad.ContinualModel(cdad.preset("tiny").updated({"training.steps": 1, "scoring.calibration_images": 2}))
+model.fit_task({"gear": sys.argv[1:]}, progress=False)
+model.predict(sys.argv[1:2], "gear")
+print("torch" in sys.modules)"""
+    command = [sys.executable, "-c", code, *map(str, products["gear"].train[:3])]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_training_s_bits_do_not_depend_on_threads(products, quick_config):

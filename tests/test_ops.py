@@ -541,6 +541,17 @@ print([m for m in (0, 2, 4) if np.array_equal(run(), run(winograd=m))])"""
     assert done.stdout == f"[{same_as}]\n"
 
 
+def test_kernels_and_threads_are_chosen_by_the_environment():
+    def told(**variables):
+        code = "from cdad import _core; print(_core.build_info()['isa'], _core.get_threads())"
+        return subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
+
+    for threads in ("2", "3"):
+        assert told(CDAD_CPU_ISA="portable", CDAD_NUM_THREADS=threads).stdout == f"portable {threads}\n"
+    for name, wrong in (("CDAD_CPU_ISA", "sse9"), ("CDAD_NUM_THREADS", "0"), ("CDAD_NUM_THREADS", "2x")):
+        assert f"ImportError: {name}={wrong}: " in told(**{name: wrong}).stderr
+
+
 def test_stop_gradient_ends_gradients():
     graph = _core.Graph()
     x = graph.input("x", (2, 3))

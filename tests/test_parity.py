@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,17 @@ def test_models_compute_what_others_do(case):
     assert rows
     for row in rows:
         assert row.error < row.bound, row
+
+
+def test_rows_are_written_as_records(tmp_path, monkeypatch):
+    rows = [parity.Row("U-Net", "v", "losses", error, "PyTorch 1.0", 3e-5) for error in (1e-5, 0.0, 1e-3)]
+    monkeypatch.setattr(parity, "CASES", [parity.Case(lambda: iter(rows), "made up")])
+    monkeypatch.setattr(sys, "argv", ["parity.py", "--json", "rows.json"])
+    assert parity.main(["--json", str(tmp_path / "rows.json")]) == 1
+    records = json.loads((tmp_path / "rows.json").read_text())
+    assert records[0] == {"name": "U-Net, v: losses", "value": 1e-5, "unit": "relative error", "peer": "PyTorch 1.0",
+                          "peer_value": 3e-5, "ratio": pytest.approx(3), "command": "python parity.py --json rows.json"}  # fmt: skip
+    assert [record["ratio"] for record in records[1:]] == [None, pytest.approx(0.03)]
 
 
 @pytest.mark.skipif(os.environ.get("CDAD_SLOW") != "1", reason="sd15 takes 14 GiB and minutes: CDAD_SLOW=1 runs it")

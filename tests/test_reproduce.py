@@ -20,7 +20,7 @@ from cdad.data import write_dataset
 from cdad.protocols import MVTEC_CLASSES, VISA_CLASSES
 from cdad.reproduce import TABLES, _Pace, duration, prepare
 from cdad.results import read_json
-from cdad.weights import denoiser_to_original, from_channels_last, load_tensors
+from cdad.weights import load_tensors
 
 TINY = {
     "image_size": 32,
@@ -84,9 +84,9 @@ def models():
     config = preset("tiny").updated({key: value for key, value in TINY.items() if key != "scoring.backbone"})
     params, vae = _core.Params(), Autoencoder(config.autoencoder, 32, 1, load=False).params
     _core.Sampler(params, config.denoiser(), 1)
-    original = denoiser_to_original(layouts.random_tensors(params.shapes()))
+    original = layouts.to_original(layouts.random_tensors(params.shapes()))
     unet = {name.removeprefix("unet."): array for name, array in original.items() if name.startswith("unet.")}
-    autoencoder = {name: from_channels_last(name, array) for name, array in layouts.random_tensors(vae.shapes()).items()}
+    autoencoder = layouts.to_original(layouts.random_tensors(vae.shapes()))
     found = {"unet": unet, "vae": autoencoder, "clip_text": layouts.random_tensors(layouts.clip_shapes())}
     found["resnet"] = layouts.resnet_tensors(blocks=(2, 2, 2, 2), bottleneck=False, width=64)
     return {family: small(tensors) for family, tensors in found.items()}

@@ -68,3 +68,19 @@ def test_contexts_that_differ_anywhere_run_it_twice(sampler, given, place):
     guided, *count = runs(sampler, **given, uncond=uncond, guidance=9.0)
     assert count == [1, 2 * STEPS]
     assert not np.array_equal(guided[place[0]], runs(sampler, **given)[0][place[0]])
+
+
+def test_skipped_steps_start_from_less_noise(sampler, given):
+    """a z + sqrt(1 - a^2) noise, of the same noise; without a skip a is 0, as the last timestep is noise alone."""
+    z, streams = given["start"], np.arange(BATCH)
+    noise = sampler.start(z, streams, 5, steps=STEPS)
+    assert np.array_equal(noise, sampler.start(np.zeros_like(z), streams, 5, steps=STEPS))
+    shares = []
+    for skip in range(1, STEPS):
+        part = sampler.start(np.zeros_like(z), streams, 5, steps=STEPS, skip=skip)
+        whole = sampler.start(z, streams, 5, steps=STEPS, skip=skip)
+        a = float(np.vdot(whole - part, z) / np.vdot(z, z))
+        assert np.allclose(part, np.sqrt(1 - a * a) * noise, atol=1e-4) and np.allclose(whole, part + a * z, atol=1e-5)
+        assert runs(sampler, **given, skip=skip)[1:] == (1, STEPS - skip)
+        shares.append(a)
+    assert 0 < shares[0] < shares[1] < 1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from cdad import CheckpointError, ContinualModel, _core
 from cdad.config_checks import STRATEGIES
 from cdad.data import MixedBatches, TrainingBatches, read_pixels, spread
-from cdad.strategies.importance import mean_magnitudes, path_importance, penalty
+from cdad.strategies import CDAD, EWC, MAS, SI, ControlNet, Distill, Joint, Replay, Strategy, make_strategy
+from cdad.strategies.importance import draw, mean_magnitudes, path_importance, penalty
 
 FIRST, SECOND = ("gear", "cloth"), ("steel",)
 BETA1 = 0.9
@@ -113,6 +116,47 @@ def test_mean_magnitudes_take_each_image_once(first, products):
     assert np.array_equal(both, again) and both.min() >= 0 and both.max() > 0
     one = mean_magnitudes(first, [products["gear"]], "loss", squares=True)
     assert not np.allclose(both, one)
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "magnitude"), [("ewc", "loss", np.square), ("mas", "output", np.abs)], ids=["ewc", "mas"]
+)
+def test_importances_are_means_over_samples(first_checkpoint, quick_config, products, name, objective, magnitude):
+    """EWC's of the loss's squared gradient, MAS's of the output's absolute one, each sample with draws of its own."""
+    model = ContinualModel.load(first_checkpoint, quick_config.updated({"continual.strategy": name}))
+    classes, c = [products[n] for n in FIRST], model.config
+    trainer = trainer_of(model, 1, optimizer_of(model, 0.0), objective=objective)
+    samples = list(model.representative_batches(classes).resized(1).epoch(0))
+    wanted = {n: np.zeros(shape) for n, shape in model.params.shapes().items()}
+    for i, batch in enumerate(samples):
+        latent = model.autoencoder.encode(batch.image)
+        noise, timesteps = draw(c, latent.shape, c.seed + 104_729 * (1 + len(model.ledger)), i)
+        gradients = trainer.gradients(latent, batch.image, batch.perturbed, noise, timesteps)[3]
+        for n, gradient in gradients.items():
+            wanted[n] += magnitude(gradient.astype(np.float64)) / len(samples)
+    assert len(samples) == len(FIRST) * c.continual.images
+    found = model.strategy.measure(model, classes, False)
+    assert np.allclose(found, block_of(model, wanted), rtol=1e-5, atol=0) and found.any()
+
+
+@pytest.mark.parametrize(("name", "pull"), [("ewc", 1.0), ("mas", 2.0), ("si", 2.0)])
+def test_importances_decay_and_are_pulled_by(quick_config, monkeypatch, name, pull):
+    """Online EWC's decayed sum; and the papers' penalties in units of half of the weighted square: SI's and MAS's have no 1/2."""
+    strategy = make_strategy(quick_config.updated({"continual.importance_decay": 0.5, "continual.strength": 3.0,
+                                                   "continual.strategy": name}).continual)  # fmt: skip
+    rng = np.random.default_rng(0)
+    weights, old, new = rng.random((3, 10), np.float32)
+    told = []
+    trainer = SimpleNamespace(block=lambda _: weights, penalize=lambda *how: told.append(how), follow=lambda path: None)
+    model = SimpleNamespace(_trainer=trainer)
+    strategy.importance, strategy.anchor = old.copy(), weights + 1
+    monkeypatch.setattr(strategy, "measure", lambda *_: new.copy())
+    strategy.before_task(model, [], 1, 0, False)
+    ((importance, anchor, strength),) = told
+    assert np.array_equal(importance, old) and np.array_equal(anchor, weights + 1) and strength == 3.0 * pull
+    report = strategy.after_task(model, [], False)
+    assert report["penalty"] == pytest.approx(3.0 * pull / 2 * old.sum(), rel=1e-5)
+    assert np.allclose(strategy.importance, new + 0.5 * old, rtol=1e-6) and np.array_equal(strategy.anchor, weights)
 
 
 def test_a_penalty_adds_its_gradient(first):
@@ -477,7 +521,13 @@ def test_refusals_name_the_key(quick_config, changes, message):
         quick_config.updated(changes)
 
 
+CLASSES = {
+    "cdad": CDAD, "finetune": Strategy, "joint": Joint, "replay": Replay, "ewc": EWC, "si": SI, "mas": MAS, "distill": Distill,
+    "without_amn": CDAD, "without_cdm": Strategy, "controlnet": ControlNet,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_name_makes_a_strategy(quick_config, name):
+def test_every_name_makes_its_strategy(quick_config, name):
     model = ContinualModel(quick_config.updated({"continual.strategy": name}))
-    assert model.memory_bytes["strategy"] == 0
+    assert type(model.strategy) is CLASSES[name] and model.memory_bytes["strategy"] == 0

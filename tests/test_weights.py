@@ -22,7 +22,7 @@ from cdad.checkpoint import FORMAT, Checkpoint, _digest, save_checkpoint
 from cdad.cli import main
 from cdad.config import AutoencoderConfig
 from cdad.errors import CheckpointError, FormatError, LimitError
-from cdad.weights import Collection, denoiser_to_original, from_channels_last, load_part
+from cdad.weights import Collection, load_part
 from cdad.weights.hub import PUBLISHED
 from cdad.weights.report import convert
 
@@ -74,13 +74,13 @@ def autoencoder():
 def truth():
     """{family: {original name: array in the originals' layout}}"""
     core = layouts.random_tensors(denoiser().shapes())
-    original = denoiser_to_original(core)
+    original = layouts.to_original(core)
     unet = {n.removeprefix("unet."): a for n, a in original.items() if n.startswith("unet.")}
     vae = layouts.random_tensors(autoencoder().shapes())
     return {
         "unet": unet,
         "amn": {n.removeprefix("amn."): a for n, a in original.items() if n.startswith("amn.")},
-        "vae": {n: from_channels_last(n, a) for n, a in vae.items()},
+        "vae": layouts.to_original(vae),
         "clip_text": layouts.random_tensors(layouts.clip_shapes()),
         "controlnet": layouts.random_tensors(layouts.controlnet_shapes({n: a.shape for n, a in unet.items()})),
     }
@@ -109,9 +109,9 @@ def check(family, truth, path, scale=1.0, dtype=np.float32, **how):
     load_part(store, path, family, **how)
     scope = {"unet": "unet.", "amn": "amn.", "controlnet": "control."}.get(family, "")
     titles = [title for title in store.shapes() if title.startswith(scope)]
-    found = denoiser_to_original({t: store[t] for t in titles}) if family in ("unet", "amn") else None
-    if found is None:
-        found = {t: from_channels_last(t, store[t]) for t in titles}
+    found = {t: store[t] for t in titles}
+    if family != "clip_text":  # whose q, k and v are apart in the originals too
+        found = layouts.to_original(found)
     assert found.keys() == {scope + title for title in truth[family]}
     for title, array in truth[family].items():
         expected = (np.float32(scale) * array).astype(dtype).astype(np.float32)
@@ -277,7 +277,7 @@ def test_tiny_autoencoders(tmp_path, capsys):
     tensors = layouts.random_tensors(Autoencoder(config, 64, 1, load=False).params.shapes())
     paths = {side: tmp_path / f"{side}.safetensors" for side in ("encoder", "decoder")}
     for side, path in paths.items():
-        save_file({n.removeprefix(f"{side}."): from_channels_last(n, a) for n, a in tensors.items() if n.startswith(side)}, path)
+        save_file(layouts.to_original({n.removeprefix(f"{side}."): a for n, a in tensors.items() if n.startswith(side)}), path)
         assert main(["weights", "inspect", str(path)]) == 0
         found = capsys.readouterr().out
         assert f"tiny autoencoder's {side} (8 channels, 5 latent channels, f8, pooled branches)" in found and "unknown" not in found
@@ -525,12 +525,12 @@ def test_pull(tmp_path, truth, monkeypatch, capsys):
 def test_a_model_starts_from_files(tmp_path):
     config = preset("tiny").updated({"training.ema_decay": 0.9})
     shapes = ContinualModel(config).params.shapes()
-    original = denoiser_to_original(layouts.random_tensors(shapes))
+    original = layouts.to_original(layouts.random_tensors(shapes))
     path = tmp_path / "sd.safetensors"
     roots = {"unet": "model.diffusion_model", "amn": "control_model"}
     save_file({".".join((roots[n.split(".")[0]], n.split(".", 1)[1])): a for n, a in original.items()}, path)
     model = ContinualModel(config.updated({"unet.weights": str(path), "amn.weights": str(path)}))
-    found = denoiser_to_original({title: model.params[title] for title in shapes})
+    found = layouts.to_original({title: model.params[title] for title in shapes})
     for title, array in original.items():
         np.testing.assert_array_equal(found[title], array, err_msg=title)
     np.testing.assert_array_equal(model._trainer.block("ema"), model._trainer.block("weights"))

@@ -11,7 +11,6 @@ from ..errors import FormatError
 from .batch_norm import folded
 from .families import FAMILIES, Part
 from .loading import Piece
-from .names import PACKED
 from .tensor_file import TensorFile, TensorInfo
 
 # What the core's names of a family begin with.
@@ -26,6 +25,8 @@ SCOPES = {
     "tiny_encoder": "encoder.",
     "tiny_decoder": "decoder.",
 }
+# A masked network's packed projection is three weights of the core, whose q and k read other features than its v.
+_PACKED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)")
 # Products over channels that the originals keep as 1x1 convolutions and diffusers as matrices.
 _ONE_BY_ONE = re.compile(r".*\.(mid\.attn_1\.(q|k|v|proj_out)|proj_(in|out))\.weight")
 
@@ -49,7 +50,7 @@ def part_pieces(part: Part, file: TensorFile, *, ema: bool = False) -> dict[str,
     scope = SCOPES[part.family]
     for name, source in names.items():
         info = file.tensors[source]
-        packed = PACKED.match(name) if part.family == "amn" else None
+        packed = _PACKED.fullmatch(name) if part.family == "amn" else None
         if packed is None:
             pieces[scope + name] = _plain(name, source, info, file)
         elif info.shape[0] % 3:

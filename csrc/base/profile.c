@@ -29,14 +29,6 @@ cdad_status cdad_profile_new(cdad_profile **out, cdad_error *err) {
     return CDAD_OK;
 }
 
-void cdad_profile_free(cdad_profile *p) {
-    if (!p)
-        return;
-    pthread_mutex_destroy(&p->lock);
-    cdad_free(p->events);
-    cdad_free(p);
-}
-
 static cdad_status append(cdad_profile *p, const cdad_event *event, cdad_error *err) {
     if (!atomic_load(&p->on)) /* switched off since the work began */
         return CDAD_OK;

@@ -21,7 +21,6 @@ typedef struct cdad_event {
 double cdad_clock(void);
 
 CDAD_MUST_USE cdad_status cdad_profile_new(cdad_profile **out, cdad_error *err);
-void cdad_profile_free(cdad_profile *p); /* NULL is allowed */
 
 /* Any thread may add; events of one thread come in their order. */
 CDAD_MUST_USE cdad_status cdad_profile_add(cdad_profile *p, const cdad_event *event, cdad_error *err);

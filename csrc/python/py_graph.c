@@ -322,11 +322,6 @@ static PyObject *program_recorded(PyObject *o, void *unused) {
     return PyBool_FromLong(cdad_program_is_recorded(((py_program *)o)->program));
 }
 
-static PyObject *program_scratch_bytes(PyObject *o, void *unused) {
-    (void)unused;
-    return PyLong_FromLongLong(cdad_program_scratch_bytes(((py_program *)o)->program));
-}
-
 static PyMethodDef graph_methods[] = {
     {"input", graph_input, METH_VARARGS, "input($self, name, shape, /)\n--\n\nAn input value; returns its id."},
     {"param", graph_param, METH_VARARGS, "param($self, name, shape, /)\n--\n\nA parameter value; returns its id."},
@@ -357,7 +352,6 @@ static PyMethodDef program_methods[] = {
 
 static PyGetSetDef program_getset[] = {
     {"arena_bytes", program_arena_bytes, NULL, "Peak bytes of the values, known before the run.", NULL},
-    {"scratch_bytes", program_scratch_bytes, NULL, "Bytes of the kernels' scratch.", NULL},
     {"recorded", program_recorded, NULL, "Whether runs on its device are replayed from a recording by now.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 

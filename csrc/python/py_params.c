@@ -161,8 +161,6 @@ static PyObject *params_device_array(PyObject *o, PyObject *key) {
     return cdad_py_device_array(o, p->device, &p->items[i].shape, p->values + p->items[i].offset);
 }
 
-static Py_ssize_t params_length(PyObject *o) { return (Py_ssize_t)((cdad_py_params *)o)->params->n; }
-
 static PyObject *params_allocated(PyObject *o, void *unused) {
     (void)unused;
     return PyBool_FromLong(((cdad_py_params *)o)->params->values != NULL);
@@ -209,7 +207,6 @@ static PyType_Slot params_slots[] = {
     {Py_tp_getset, params_getset},
     {Py_mp_subscript, params_getitem},
     {Py_mp_ass_subscript, params_setitem},
-    {Py_mp_length, params_length},
     {Py_tp_doc, "Params(device=None, beside=None)\n--\n\nThe parameters of a model: registered while networks are built, then "
                 "allocated once, on the device (None: get_device()) on which the networks then run. params[name] = array "
                 "sets one; params[name] is a writable float32 view on the CPU, a read-only copy elsewhere; conv weights are "
