@@ -380,6 +380,24 @@ def test_a_group_s_first_value_may_stand_apart():
         assert_same(new[0], old[2])
 
 
+@pytest.mark.parametrize("op, shape, attrs", [
+    ("layer_norm", (3, 1280), {}),
+    ("layer_norm", (70, 83), {}),
+    ("group_norm", (2, 9, 7, 96), {"groups": 8}),
+    ("group_norm", (2, 16, 16, 30), {"groups": 5}),
+])  # fmt: skip
+def test_a_norm_of_equal_values_is_beta(op, shape, attrs, isa):
+    """Not what is rounded of their mean, times 1 / sqrt(eps)."""
+    gamma, beta = np.random.default_rng(0).standard_normal((2, shape[-1])).astype(np.float32)
+    arrays = [np.full(shape, 10.3, np.float32), gamma, beta]
+    case = Case(op, tuple(a.shape for a in arrays), attrs)
+    (y, mean, rstd), (_, dgamma, _) = run_case(case, arrays, target_of(case, shape))
+    assert_same(y, np.broadcast_to(beta, shape).copy())
+    assert np.all(mean == np.float32(10.3))
+    assert np.allclose(rstd, 1e-5**-0.5, rtol=1e-6)
+    assert not dgamma.any()
+
+
 X = (2, 4, 4, 6)
 BAD = (
     ("linear", ((2, 7), (5, 6)), {}, "7 features, weight wants 6"),
