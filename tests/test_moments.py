@@ -134,12 +134,20 @@ def test_going_on_in_the_middle_of_a_task_gives_the_same_bits(products, quick_co
     assert all(np.array_equal(got[name], block) for name, block in want.items()) and want["m"].any()
 
 
-@pytest.mark.skipif(not ON_HOST.exists() or os.path.exists("/dev/nvidiactl"), reason="build_cuda_on_host was not run")
-def test_a_step_by_cuda_s_kernels():
-    """Of a denoiser so small that its step takes seconds: three of its weights are in 8 bit."""
+by_cuda_s_kernels = pytest.mark.skipif(not ON_HOST.exists() or os.path.exists("/dev/nvidiactl"), reason="build_cuda_on_host was not run")
+
+
+def smallest(moments: str, clip_norm: float) -> Config:
+    """A denoiser so small that its step takes seconds with CUDA's kernels built for the CPU."""
     shape = {"image_size": 8, "unet.model_channels": 16, "unet.channel_mult": [1], "unet.attention_resolutions": []}
     shape |= {"autoencoder.latent_channels": 4, "amn.hidden": [8] * 7, "amn.n_layers": 1, "amn.num_heads": 1}
-    config = preset("tiny").updated(shape | {"amn.dim_feedforward": 16, "training.moments": "8bit", "training.clip_norm": 0.0})
+    return preset("tiny").updated(shape | {"amn.dim_feedforward": 16, "training.moments": moments, "training.clip_norm": clip_norm})
+
+
+@by_cuda_s_kernels
+def test_a_step_by_cuda_s_kernels():
+    """Three of the weights are in 8 bit."""
+    config = smallest("8bit", 0.0)
     c, rng = config.denoiser(), np.random.default_rng(0)
     latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
     image, told = rng.random((1, *c["image_size"], 3), np.float32), {}
@@ -165,6 +173,27 @@ def test_a_step_by_cuda_s_kernels():
         far, most = np.abs(found[0] - found[1]), np.abs(found[0]).max()  # by a bin, where rounding crosses its edge
         assert far.max() < 0.02 * most and np.mean(far > 1e-5 * (np.abs(found[0]) + 0.1 * most)) < 1e-3, name
     assert np.allclose(told["cpu"]["weights"], told["cuda"]["weights"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=by_cuda_s_kernels)])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_they_are_no_denormals(moments, device):
+    """Which a processor takes many times as long for, step after step. Gradients clipped to a norm of 1e-36 would leave them."""
+    config = smallest(moments, 1e-36)
+    c, rng = config.denoiser(), np.random.default_rng(0)
+    try:
+        trainer = _core.Trainer(_core.Params(device), c, 1, config.optimizer(), 0)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    trainer.set_block("v", np.full(trainer.block("v").shape, 1.1755e-38, np.float32))
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer.step(latent, image, image)
+    m, v = np.array(trainer.block("m")), np.array(trainer.block("v"))
+    values = (m.astype(np.uint32) << 16).view(np.float32) if m.dtype == np.uint16 else m
+    tiny = np.finfo(np.float32).tiny
+    assert values.any() and not np.any((values != 0) & (np.abs(values) < tiny))
+    assert np.mean(v == 0) > 0.5 and not np.any((v != 0) & (v < tiny))
 
 
 def test_they_are_there_while_steps_run(products, quick_config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -378,6 +379,37 @@ def test_a_group_s_first_value_may_stand_apart():
         assert_same(new[rest], old[rest])
     for new, old in zip(statistics(apart[2:3]), (mean, rstd)):
         assert_same(new[0], old[2])
+
+
+@pytest.mark.parametrize("op, shape, attrs", [
+    ("layer_norm", (3, 1280), {}),
+    ("layer_norm", (70, 83), {}),
+    ("group_norm", (2, 9, 7, 96), {"groups": 8}),
+    ("group_norm", (2, 16, 16, 30), {"groups": 5}),
+])  # fmt: skip
+def test_a_norm_of_equal_values_is_beta(op, shape, attrs, isa):
+    """Not what is rounded of their mean, times 1 / sqrt(eps)."""
+    gamma, beta = np.random.default_rng(0).standard_normal((2, shape[-1])).astype(np.float32)
+    arrays = [np.full(shape, 10.3, np.float32), gamma, beta]
+    case = Case(op, tuple(a.shape for a in arrays), attrs)
+    (y, mean, rstd), (_, dgamma, _) = run_case(case, arrays, target_of(case, shape))
+    assert_same(y, np.broadcast_to(beta, shape).copy())
+    assert np.all(mean == np.float32(10.3))
+    assert np.allclose(rstd, 1e-5**-0.5, rtol=1e-6)
+    assert not dgamma.any()
+
+
+def test_a_stride_beyond_the_image():
+    """The gradient takes as many steps as it has pixels, not as many as the square of the stride."""
+    w = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
+    attrs = {"height": 3, "width": 5, "stride": 20_000} | SAME
+    case = Case("conv2d_grad_input", ((1, 1, 1, 2), w.shape), attrs)
+    began = time.process_time()
+    dx = run_case(case, [np.ones((1, 1, 1, 2), np.float32), w])[0][0]
+    assert time.process_time() - began < 1
+    want = np.zeros((1, 3, 5, 4), np.float32)
+    want[0, :2, :2] = w.sum(0)[1:, 1:]
+    assert_close(dx, want, 1e-6)
 
 
 X = (2, 4, 4, 6)

@@ -190,6 +190,11 @@ static phase phase_w(const cdad_attr *attr, const cdad_shape *w, int64_t first) 
     return phase_of(first, attr[WIDTH].i, w->dim[2], attr[CDAD_STRIDE].i, attr[CDAD_PAD_L].i);
 }
 
+/* Those that have pixels: of a stride beyond the image most have none. */
+static int64_t phase_count(const cdad_attr *attr, int extent) {
+    return attr[CDAD_STRIDE].i < attr[extent].i ? attr[CDAD_STRIDE].i : attr[extent].i;
+}
+
 /* Scratch holds the turned weight, then what the narrow convolution wants, or a phase's pixels (where there is more
  * than one phase) and what the product wants. */
 static int64_t turned_bytes(const cdad_shape *w) {
@@ -217,14 +222,13 @@ static int turned_winograd(const cdad_kernels *kernels, const cdad_attr *attr, c
 
 static int64_t scratch_grad_input(const cdad_infer *args, const struct cdad_kernels *kernels, int threads) {
     const cdad_shape *dy = &args->in[0], *w = &args->in[1];
-    const int64_t stride = args->attr[CDAD_STRIDE].i;
     int64_t most = 0;
     cdad_unfold u;
     const int m = turned_winograd(kernels, args->attr, dy, w, &u);
     if (m)
         return kernels->winograd_scratch(&u, w->dim[3], m, threads);
-    for (int64_t a = 0; a < stride; a++)
-        for (int64_t b = 0; b < stride; b++) {
+    for (int64_t a = 0; a < phase_count(args->attr, HEIGHT); a++)
+        for (int64_t b = 0; b < phase_count(args->attr, WIDTH); b++) {
             const phase h = phase_h(args->attr, w, a), v = phase_w(args->attr, w, b);
             const int64_t C = w->dim[3];
             u = phase_unfold(dy, h, v);
@@ -298,12 +302,9 @@ static cdad_status run_grad_input(const cdad_context *ctx, const cdad_call *call
         ctx->kernels->winograd(ctx, call->out[0], call->in[0], turned, -3 * C, -C, &with, &u, C, m, call->scratch);
         return CDAD_OK;
     }
-    for (int64_t a = 0; a < call->attr[CDAD_STRIDE].i; a++)
-        for (int64_t b = 0; b < call->attr[CDAD_STRIDE].i; b++) {
-            const phase h = phase_h(call->attr, w, a), v = phase_w(call->attr, w, b);
-            if (h.n * v.n > 0)
-                CDAD_TRY(run_phase(ctx, call, h, v, err));
-        }
+    for (int64_t a = 0; a < phase_count(call->attr, HEIGHT); a++)
+        for (int64_t b = 0; b < phase_count(call->attr, WIDTH); b++)
+            CDAD_TRY(run_phase(ctx, call, phase_h(call->attr, w, a), phase_w(call->attr, w, b), err));
     if (call->attr[CDAD_STRIDE].i > 1) /* several phases: what one product adds at its end is added at theirs */
         finish_phases(ctx, call);
     return CDAD_OK;

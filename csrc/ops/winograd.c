@@ -15,7 +15,7 @@ typedef struct costs {
 
 static const costs forward = {.pixel = 20.0, .weight = 3.0, .narrow = 256, .is_narrow = cdad_narrow_choose};
 static const costs gradient = {.pixel = 40.0, .weight = 16.0, /* transformed once */
-                               .narrow = 1024, .is_narrow = cdad_narrow_choose_grad_weight};
+                               .narrow = 768, .is_narrow = cdad_narrow_choose_grad_weight};
 
 static int disabled;
 

@@ -120,7 +120,8 @@ static void test_table(void) {
     check_case((cdad_unfold){2, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1}, 7);
     check_case((cdad_unfold){3, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2}, 33);
     check_case((cdad_unfold){1, 6, 9, 130, 5, 9, 3, 3, 1, 0, 2, 1}, 40);
-    check_case((cdad_unfold){2, 20, 20, 1200, 20, 20, 3, 3, 1, 1, 1, 1}, 150);
+    check_case((cdad_unfold){2, 40, 37, 140, 40, 37, 3, 3, 1, 1, 1, 1}, 40); /* strips of several panels, two blocks */
+    check_case((cdad_unfold){2, 20, 20, 1200, 20, 20, 3, 3, 1, 1, 1, 1}, 150); /* groups and chunks */
 }
 
 int cdad_test_winograd(void) { return on_every_table(test_table); }

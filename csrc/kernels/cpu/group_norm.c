@@ -161,46 +161,65 @@ static void group_statistics(const group_job *j, const part *p, float *mean, flo
     }
 }
 
-/* y = x * a + b by channels, then SiLU. */
-V_INLINE void normalize(int n, int silu, float *y, const float *x, const float *a, const float *b, int64_t rows,
-                        int64_t C, int64_t lanes) {
-    vf scale[2], shift[2];
+/* The numbers of a block of channels: xhat gamma + beta = (x - mean) * slope + beta. With beta - mean * slope in one
+ * number, what that rounds away would stay where x is the mean. */
+typedef struct block_params {
+    float mean[BLOCK], slope[BLOCK], beta[BLOCK];
+} block_params;
+
+static void lay_out(const group_job *j, const part *p, int64_t c, int64_t w, block_params *b) {
+    int64_t group = p->n * j->G + p->g0 + c / p->per, of_it = c % p->per;
+    if (w < BLOCK)
+        memset(b, 0, sizeof *b);
+    for (int64_t k = 0; k < w; k++, of_it++) {
+        const int64_t channel = p->c0 + c + k;
+        if (of_it == p->per) {
+            of_it = 0;
+            group++;
+        }
+        b->mean[k] = j->mean[group];
+        b->slope[k] = j->rstd[group] * j->gamma[channel];
+        b->beta[k] = j->beta[channel];
+    }
+}
+
+/* y by channels, then SiLU. */
+V_INLINE void normalize(int n, int silu, float *y, const float *x, const float *mean, const float *slope, const float *beta,
+                        int64_t rows, int64_t C, int64_t lanes) {
+    vf m[2], a[2], b[2];
     V_UNROLL for (int i = 0; i < n; i++) {
-        scale[i] = v_load(a + i * VL);
-        shift[i] = v_load(b + i * VL);
+        m[i] = v_load(mean + i * VL);
+        a[i] = v_load(slope + i * VL);
+        b[i] = v_load(beta + i * VL);
     }
     for (int64_t r = 0; r < rows; r++)
         V_UNROLL for (int i = 0; i < n; i++) {
-            const vf v = load(x + r * C, n, i, lanes) * scale[i] + shift[i];
+            const vf v = (load(x + r * C, n, i, lanes) - m[i]) * a[i] + b[i];
             store(y + r * C, silu ? v * v_sigmoid(v) : v, n, i, lanes);
         }
 }
 
-V_INLINE void normalize_block(int silu, const group_job *j, int64_t at, const float *a, const float *b, int64_t w) {
+V_INLINE void normalize_block(int silu, const group_job *j, int64_t at, const block_params *b, int64_t w) {
     for (int64_t r = 0; r < j->HW; r += ROWS) {
         const int64_t from = at + r * j->C, rows = min64(ROWS, j->HW - r);
-        EACH_VECTORS(w, normalize(n, silu, j->y + from + k, j->x + from + k, a + k, b + k, rows, j->C, lanes))
+        EACH_VECTORS(w, normalize(n, silu, j->y + from + k, j->x + from + k, b->mean + k, b->slope + k, b->beta + k, rows,
+                                  j->C, lanes))
     }
 }
 
 static void group_norm_task(void *arg, int64_t task, int worker) {
     const group_job *j = arg;
     const part p = part_of(j, task);
-    float *mean = j->mean + p.n * j->G + p.g0, *rstd = j->rstd + p.n * j->G + p.g0;
     (void)worker;
-    group_statistics(j, &p, mean, rstd);
+    group_statistics(j, &p, j->mean + p.n * j->G + p.g0, j->rstd + p.n * j->G + p.g0);
     for (int64_t c = 0; c < p.w; c += BLOCK) {
-        float a[BLOCK] = {0}, b[BLOCK] = {0};
         const int64_t w = min64(BLOCK, p.w - c);
-        for (int64_t k = 0; k < w; k++) {
-            const int64_t g = (c + k) / p.per;
-            a[k] = rstd[g] * j->gamma[p.c0 + c + k];
-            b[k] = j->beta[p.c0 + c + k] - mean[g] * a[k];
-        }
+        block_params b;
+        lay_out(j, &p, c, w, &b);
         if (j->silu)
-            normalize_block(1, j, p.at + c, a, b, w);
+            normalize_block(1, j, p.at + c, &b, w);
         else
-            normalize_block(0, j, p.at + c, a, b, w);
+            normalize_block(0, j, p.at + c, &b, w);
     }
 }
 
@@ -222,21 +241,6 @@ void CDAD_K(group_norm)(const cdad_context *ctx, float *y, float *mean, float *r
                    .eps = eps,
                    .silu = silu};
     cdad_pool_run(ctx->pool, group_tasks(&j), group_norm_task, &j);
-}
-
-/* The numbers of a block of channels: xhat gamma + beta = (x - mean) * slope + beta. */
-typedef struct block_params {
-    float mean[BLOCK], slope[BLOCK], beta[BLOCK];
-} block_params;
-
-static void lay_out(const group_job *j, const part *p, int64_t c, int64_t w, block_params *b) {
-    memset(b, 0, sizeof *b);
-    for (int64_t k = 0; k < w; k++) {
-        const int64_t channel = p->c0 + c + k, group = p->n * j->G + p->g0 + (c + k) / p->per;
-        b->mean[k] = j->mean[group];
-        b->slope[k] = j->rstd[group] * j->gamma[channel];
-        b->beta[k] = j->beta[channel];
-    }
 }
 
 /* s1[k] += sum over rows of dy', s2[k] += of dy' * (x - mean). With SiLU, dy' goes to `out`; without, dy' is dy. */

@@ -23,18 +23,23 @@ static void layer_norm_task(void *arg, int64_t task, int worker) {
     const layer_job *j = arg;
     const float *gamma = j->gamma, *beta = j->beta;
     const int64_t C = j->C;
+    const double inverse = 1.0 / (double)C;
     (void)worker;
     for (int64_t r = task * ROWS; r < min64(j->n, (task + 1) * ROWS); r++) {
         const float *x = j->x + r * C;
         float *y = j->y + r * C;
-        vf s = {0}, q = {0};
+        vf s = {0}, l = {0}, q = {0};
         V_EACH(0, C, s += LOAD(x);)
-        const float mean = v_sum(s) / (float)C;
+        const float near = v_sum(s) / (float)C;
         V_EACH(0, C, {
-            const vf d = m < VL ? v_first_n(LOAD(x) - mean, m) : LOAD(x) - mean;
+            const vf d = m < VL ? v_first_n(LOAD(x) - near, m) : LOAD(x) - near;
+            l += d;
             q += d * d;
         })
-        const float rstd = (float)(1.0 / sqrt((double)v_sum(q) / (double)C + (double)j->eps));
+        /* A sum of floats leaves some of the mean, which may be more than the values' spread. */
+        const double left = (double)v_sum(l) * inverse, variance = (double)v_sum(q) * inverse - left * left;
+        const float mean = (float)((double)near + left);
+        const float rstd = (float)(1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + (double)j->eps));
         j->mean[r] = mean;
         j->rstd[r] = rstd;
         if (gamma)

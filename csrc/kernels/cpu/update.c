@@ -1,4 +1,5 @@
 /* The optimiser's kernels. */
+#include <float.h>
 #include <math.h>
 
 #include "kernels/bfloat16.h"
@@ -49,6 +50,10 @@ static void round_to_bf16(uint16_t *restrict to, const float *restrict from, int
         to[i] = cdad_to_bf16(from[i]);
 }
 
+/* Of a moment that decays, without denormals: 0.9 times the last of them rounds to itself, so that it would stay one, and every
+ * step of its vector take 15 to 20 times as long. */
+static inline float decayed(float moment) { return fabsf(moment) < FLT_MIN ? 0.0f : moment; }
+
 /* One pass over a tile. The biases are factors that no element divides by:
  * (m / bias1) / (sqrt(v / bias2) + eps) = m * root / bias1 / (sqrt(v) + eps * root), root = sqrt(bias2). */
 V_INLINE void update_tile(int give, int average, float *restrict w, float *restrict m, float *restrict v,
@@ -58,8 +63,8 @@ V_INLINE void update_tile(int give, int average, float *restrict w, float *restr
     const float beta1 = h->beta1, beta2 = h->beta2, grad_scale = h->grad_scale, decay = -h->lr * h->weight_decay;
     for (int64_t i = 0; i < n; i++) {
         const float scaled = g[i] * grad_scale;
-        m[i] = beta1 * m[i] + rest1 * scaled;
-        v[i] = beta2 * v[i] + rest2 * (scaled * scaled);
+        m[i] = decayed(beta1 * m[i] + rest1 * scaled);
+        v[i] = decayed(beta2 * v[i] + rest2 * (scaled * scaled));
         const float d = rate * (m[i] / (sqrtf(v[i]) + eps)) + decay * w[i];
         if (give)
             du[i] = d;

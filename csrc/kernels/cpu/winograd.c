@@ -3,10 +3,12 @@
  * for 9 m^2.
  *
  * The sums over channels are the matrix product's own tiles, over panels that the transforms write: A's lanes are
- * tiles of pixels, B's are output channels, one product for each of the (m+2)^2 places. Weights are transformed by
- * groups of output channels, images by chunks of tiles, each as large as stays in cache; where there are so few tiles
- * that a weight meets them all at once, it is transformed just before. A tile's result is one chain of operations on
- * its own pixels, so its bits depend neither on the groups nor on the batch. */
+ * tiles of pixels, B's are output channels, one product for each of the (m+2)^2 places. Where all weights, transformed,
+ * stay in a second-level cache, a task transforms a strip of pixels there and multiplies it by all of them. Wider layers
+ * would read their weights again for every strip: these are transformed by groups of output channels, images by chunks of
+ * tiles, each as large as stays in the last cache; where there are so few tiles that a weight meets them all at once, it
+ * is transformed just before. A tile's result is one chain of operations on its own pixels, so its bits depend neither
+ * on these ways nor on the batch. */
 #include <stddef.h>
 
 #include "base/memory.h"
@@ -19,6 +21,9 @@ enum {
     WINO_STRIP = 4,           /* panels of tiles that share a weight's panel while it is in cache */
     GROUP_BYTES = 24 << 20,   /* of transformed weights at once, unless one panel takes more */
     CHUNK_BYTES = 8 << 20,    /* of transformed pixels at once, likewise */
+    NEAR_BYTES = 5 << 19,     /* of weights that strips of pixels meet all at once, */
+    STRIP_BYTES = 1 << 19,    /* and of such a strip, unless one panel takes more */
+    STRIPS = 8                /* there are at least so many of these, for threads to share, where there are panels */
 };
 
 typedef struct wino_job {
@@ -30,13 +35,14 @@ typedef struct wino_job {
     int64_t blocks;             /* of WINO_KC channels */
     int64_t group, chunk;       /* columns and panels at once */
     int fused;                  /* weights are transformed where they are used; `weights` is not there */
+    int near;                   /* a task is a strip of pixels, for all weights; `pixels` is not there */
     int64_t first_column, first_panel, n_columns, n_panels, strip, strips; /* now */
     const float *x;
     cdad_epilogue with;
     cdad_mat w;                 /* element (c, o) of tap (0, 0); the other taps are tap_r, tap_s further */
     int64_t tap_r, tap_s;
     float *y, *weights, *pixels, *own;
-    int64_t own_size;           /* floats */
+    int64_t own_size, own_work; /* floats; before the strip's pixels, where `near` */
 } wino_job;
 
 static const float zeros[WINO_KC];
@@ -104,16 +110,15 @@ static void weights_task(void *arg, int64_t task, int worker) {
 
 /* ---- pixels: [panel][block][place][channel][GEMM_MR] -------------------------------------------------------- */
 
-static float *pixel_panel(const wino_job *j, int64_t panel, int64_t block, int64_t place) {
-    return j->pixels + (panel * j->u.C + block * WINO_KC) * j->n * j->n * GEMM_MR + place * block_length(j, block) * GEMM_MR;
+/* Of `panels`, the first panel's place. */
+static float *pixel_panel(const wino_job *j, float *panels, int64_t panel, int64_t block, int64_t place) {
+    return panels + (panel * j->u.C + block * WINO_KC) * j->n * j->n * GEMM_MR + place * block_length(j, block) * GEMM_MR;
 }
 
-static void pixels_task(void *arg, int64_t task, int worker) {
-    const wino_job *j = arg;
-    const int64_t panel = task / j->blocks, block = task % j->blocks, kc = block_length(j, block), n = j->n;
-    const int64_t first = (j->first_panel + panel) * GEMM_MR, count = min_i(GEMM_MR, j->tiles - first);
-    float *rows = j->own + worker * j->own_size; /* [place][tile][channel] */
-    const int64_t stride = place_stride(GEMM_MR * kc);
+/* The panel `to` of panels, of the tiles from `first` on. */
+static void transform_panel(const wino_job *j, float *panels, int64_t to, int64_t first, int64_t block, float *rows) {
+    const int64_t kc = block_length(j, block), n = j->n, count = min_i(GEMM_MR, j->tiles - first);
+    const int64_t stride = place_stride(GEMM_MR * kc); /* rows: [place][tile][channel] */
     for (int64_t i = 0; i < count; i++) {
         const float *from[WINO_PLACES];
         tile_pixels(from, &j->u, j->x + block * WINO_KC, (int)j->m, first + i, zeros);
@@ -124,8 +129,14 @@ static void pixels_task(void *arg, int64_t task, int worker) {
     }
     for (int64_t place = 0; place < n * n; place++) {
         const cdad_mat A = {.data = rows + place * stride, .rs = kc, .cs = 1};
-        CDAD_K(gemm_pack_a)(pixel_panel(j, panel, block, place), &A, 0, count, 0, kc);
+        CDAD_K(gemm_pack_a)(pixel_panel(j, panels, to, block, place), &A, 0, count, 0, kc);
     }
+}
+
+static void pixels_task(void *arg, int64_t task, int worker) {
+    const wino_job *j = arg;
+    const int64_t panel = task / j->blocks;
+    transform_panel(j, j->pixels, panel, (j->first_panel + panel) * GEMM_MR, task % j->blocks, j->own + worker * j->own_size);
 }
 
 /* ---- products and results ----------------------------------------------------------------------------------- */
@@ -164,13 +175,11 @@ INLINE void transform_result(int m, const wino_job *j, int64_t tile, const float
             CDAD_K(activate)(j->y + ((image * P + p) * Q + q) * j->O + o, cols, j->with.act);
 }
 
-static void multiply_task(void *arg, int64_t task, int worker) {
-    const wino_job *j = arg;
-    const int64_t column = task / j->strips, places = j->n * j->n;
-    const int64_t p0 = task % j->strips * j->strip, p1 = min_i(j->n_panels, p0 + j->strip);
-    const int64_t o = (j->first_column + column) * GEMM_NR, cols = min_i(GEMM_NR, j->O - o);
+/* The results of a column, for the strip's panels p0 .. p1-1; `pixels` begins with the panel `origin`. */
+static void multiply_strip(const wino_job *j, int64_t column, float *pixels, int64_t origin, int64_t p0, int64_t p1, float *own) {
+    const int64_t places = j->n * j->n, o = (j->first_column + column) * GEMM_NR, cols = min_i(GEMM_NR, j->O - o);
     const int64_t size = GEMM_MR * GEMM_NR, stride = place_stride(WINO_STRIP * size);
-    float *sums = j->own + worker * j->own_size; /* [place][panel of the strip][GEMM_MR][GEMM_NR] */
+    float *sums = own; /* [place][panel of the strip][GEMM_MR][GEMM_NR] */
     float *fresh = sums + places * stride, *taps = fresh + places * weight_stride(j, 0);
     for (int64_t block = 0; block < j->blocks; block++) {
         const int64_t kc = block_length(j, block);
@@ -182,22 +191,38 @@ static void multiply_task(void *arg, int64_t task, int worker) {
             transform_block(j, fresh, taps, o, block);
         for (int64_t place = 0; place < places; place++, gemm_fetch(&ahead, lines))
             for (int64_t p = p0; p < p1; p++) {
-                const int64_t rows = min_i(GEMM_MR, j->tiles - (j->first_panel + p) * GEMM_MR);
+                const int64_t rows = min_i(GEMM_MR, j->tiles - p * GEMM_MR);
                 float *sum = sums + place * stride + (p - p0) * size;
-                CDAD_K(gemm_tile)(kc, pixel_panel(j, p, block, place), b + place * b_stride, rows, GEMM_NR, sum,
+                CDAD_K(gemm_tile)(kc, pixel_panel(j, pixels, p - origin, block, place), b + place * b_stride, rows, GEMM_NR, sum,
                                   GEMM_NR, block > 0 ? sum : NULL, NULL, NULL);
             }
     }
-    for (int64_t p = p0; p < p1; p++) {
-        const int64_t first = (j->first_panel + p) * GEMM_MR;
-        for (int64_t i = 0; i < min_i(GEMM_MR, j->tiles - first); i++) {
+    for (int64_t p = p0; p < p1; p++)
+        for (int64_t i = 0; i < min_i(GEMM_MR, j->tiles - p * GEMM_MR); i++) {
             const float *z = sums + (p - p0) * size + i * GEMM_NR;
             if (j->m == 2)
-                transform_result(2, j, first + i, z, stride, o, cols);
+                transform_result(2, j, p * GEMM_MR + i, z, stride, o, cols);
             else
-                transform_result(4, j, first + i, z, stride, o, cols);
+                transform_result(4, j, p * GEMM_MR + i, z, stride, o, cols);
         }
-    }
+}
+
+static void multiply_task(void *arg, int64_t task, int worker) {
+    const wino_job *j = arg;
+    const int64_t p0 = task % j->strips * j->strip, p1 = min_i(j->n_panels, p0 + j->strip);
+    multiply_strip(j, task / j->strips, j->pixels, j->first_panel, j->first_panel + p0, j->first_panel + p1,
+                   j->own + worker * j->own_size);
+}
+
+static void near_task(void *arg, int64_t task, int worker) {
+    const wino_job *j = arg;
+    const int64_t p0 = task * j->strip, p1 = min_i(j->panels, p0 + j->strip);
+    float *own = j->own + worker * j->own_size, *pixels = own + j->own_work;
+    for (int64_t p = p0; p < p1; p++)
+        for (int64_t block = 0; block < j->blocks; block++)
+            transform_panel(j, pixels, p - p0, p * GEMM_MR, block, own);
+    for (int64_t column = 0; column < j->columns; column++)
+        multiply_strip(j, column, pixels, p0, p0, p1, own);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------------------ */
@@ -213,18 +238,27 @@ static wino_job make_job(const cdad_unfold *u, int64_t O, int m) {
     j.blocks = ceil_div(u->C, WINO_KC);
     j.fused = j.panels <= WINO_STRIP;
     j.group = j.fused ? j.columns : min_i(j.columns, max_i(1, GROUP_BYTES / bytes_of(places * u->C * GEMM_NR)));
+    j.near = !j.fused && bytes_of(places * u->C * j.columns * GEMM_NR) <= NEAR_BYTES;
+    if (j.near) {
+        const int64_t fit = min_i(WINO_STRIP, STRIP_BYTES / bytes_of(places * u->C * GEMM_MR));
+        j.strip = max_i(1, min_i(fit, j.panels / STRIPS));
+        j.strips = ceil_div(j.panels, j.strip);
+    }
     j.chunk = j.fused ? j.panels : min_i(j.panels, max_i(1, CHUNK_BYTES / bytes_of(places * u->C * GEMM_MR)));
     const int64_t kc = min_i(WINO_KC, u->C), sums = places * place_stride(WINO_STRIP * GEMM_MR * GEMM_NR);
     const int64_t taps = 9 * kc * GEMM_NR, fresh = places * weight_stride(&j, 0);
-    j.own_size = max_i(places * place_stride(GEMM_MR * kc), j.fused ? sums + fresh + taps : max_i(sums, taps));
-    j.own_size = bytes_of(j.own_size) / (int64_t)sizeof(float);
+    j.own_work = max_i(places * place_stride(GEMM_MR * kc), j.fused ? sums + fresh + taps : max_i(sums, taps));
+    j.own_work = bytes_of(j.own_work) / (int64_t)sizeof(float);
+    j.own_size = j.own_work + (j.near ? bytes_of(j.strip * places * u->C * GEMM_MR) / (int64_t)sizeof(float) : 0);
     return j;
 }
 
 static int64_t weight_bytes(const wino_job *j) {
     return j->fused ? 0 : bytes_of(j->group * j->u.C * j->n * j->n * GEMM_NR);
 }
-static int64_t pixel_bytes(const wino_job *j) { return bytes_of(j->chunk * j->u.C * j->n * j->n * GEMM_MR); }
+static int64_t pixel_bytes(const wino_job *j) {
+    return j->near ? 0 : bytes_of(j->chunk * j->u.C * j->n * j->n * GEMM_MR);
+}
 
 int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads) {
     const wino_job j = make_job(u, O, m);
@@ -244,6 +278,12 @@ void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_ma
     j.weights = (float *)memory;
     j.pixels = (float *)(memory + weight_bytes(&j));
     j.own = (float *)(memory + weight_bytes(&j) + pixel_bytes(&j));
+    if (j.near) {
+        j.n_columns = j.columns;
+        cdad_pool_run(ctx->pool, j.columns * j.blocks, weights_task, &j);
+        cdad_pool_run(ctx->pool, j.strips, near_task, &j);
+        return;
+    }
     const int whole = j.chunk == j.panels; /* then pixels are transformed once for all groups of weights */
     for (j.first_column = 0; j.first_column < j.columns; j.first_column += j.group) {
         j.n_columns = min_i(j.group, j.columns - j.first_column);

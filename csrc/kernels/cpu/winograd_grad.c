@@ -4,7 +4,7 @@
  * Each of the (m+2)^2 places is a matrix product of its own, output channels by channels, summed over tiles: A's lanes
  * are output channels, B's are channels. A piece of dw is made of all its places at once, while they are in cache. The
  * tiles of the batch are taken by chunks as large as stay in cache, whose results are added in order: chunks depend on
- * the shape alone. */
+ * the shape alone. That is the second-level cache, but for wide layers: each chunk reads and writes all of dw. */
 #include <stddef.h>
 
 #include "base/memory.h"
@@ -13,10 +13,12 @@
 #include "kernels/cpu/winograd.h"
 
 enum {
-    CHUNK_BYTES = 24 << 20, /* of transformed pixels and gradients at once */
-    GROUP = 16,             /* tiles of a task of the transforms; chunks are multiples of it */
-    LANES = 48,             /* output channels of such a task: whole vectors and whole panels, for every VL */
-    STRIP = 4               /* panels of output channels that share one of channels while it is in cache */
+    CHUNK_BYTES = 1 << 20,       /* of transformed pixels and gradients at once, */
+    CHUNK_BYTES_WIDE = 24 << 20, /* and with more input times output channels than this: */
+    WIDE = 16384,
+    GROUP = 16,                  /* tiles of a task of the transforms; chunks are multiples of it */
+    LANES = 48,                  /* output channels of such a task: whole vectors and whole panels, for every VL */
+    STRIP = 4                    /* panels of output channels that share one of channels while it is in cache */
 };
 
 typedef struct job {
@@ -169,7 +171,8 @@ static job make_job(const cdad_unfold *u, int64_t O, int m) {
     j.rows = ceil_div(O, GEMM_MR);
     j.columns = ceil_div(u->C, GEMM_NR);
     const int64_t bytes = j.places * (j.rows * GEMM_MR + j.columns * GEMM_NR) * (int64_t)sizeof(float); /* of a tile */
-    j.chunk = min_i(j.tiles, max_i(1, CHUNK_BYTES / (bytes * GROUP)) * GROUP);
+    const int64_t most = u->C * O > WIDE ? CHUNK_BYTES_WIDE : CHUNK_BYTES;
+    j.chunk = min_i(j.tiles, max_i(1, most / (bytes * GROUP)) * GROUP);
     j.own_size = bytes_of(max_i(j.places * LANES, j.places * place_stride(STRIP * GEMM_MR * GEMM_NR))) / (int64_t)sizeof(float);
     return j;
 }

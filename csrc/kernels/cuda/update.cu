@@ -1,4 +1,6 @@
 /* The optimiser's kernels: one pass over memory each. */
+#include <float.h>
+
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/warp.h"
@@ -11,13 +13,16 @@ __device__ static float pulled(float g, float w, const cdad_pull &p, int64_t i) 
     return p.importance ? g + p.strength * (p.importance[i] * (w - p.anchor[i])) : g;
 }
 
+/* As kernels/cpu/update.c has it: moments are no denormals. */
+__device__ static float decayed(float moment) { return fabsf(moment) < FLT_MIN ? 0.0f : moment; }
+
 /* AdamW's step of element i, which is `weight`, has the gradient `given`, and whose moments are m and v. The biases are factors that no
  * element divides by: kernels/cpu/update.c. */
 __device__ static void step(float *w, float weight, float &m, float &v, float *e, float *du, float given, int64_t i, const cdad_adamw &h,
                             float rate, float eps) {
     const float scaled = pulled(given, weight, h.pull, i) * h.grad_scale;
-    m = h.beta1 * m + (1.0f - h.beta1) * scaled;
-    v = h.beta2 * v + (1.0f - h.beta2) * (scaled * scaled);
+    m = decayed(h.beta1 * m + (1.0f - h.beta1) * scaled);
+    v = decayed(h.beta2 * v + (1.0f - h.beta2) * (scaled * scaled));
     const float d = rate * (m / (sqrtf(v) + eps)) - h.lr * h.weight_decay * weight;
     if (h.path)
         h.path[i] -= given * d;
