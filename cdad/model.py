@@ -310,10 +310,10 @@ class ContinualModel:
             classes = as_classes(task, None)
             for data in classes:
                 self._check_learned(data.name)
-            if absent := [name for name in self.classes if name not in {data.name for data in classes}]:
-                raise ValueError(f"what is learned is taken from all of it at once: the images of {', '.join(absent)} are missing")
             if self.strategy.ready and not self.predict_only:
                 raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
+            if absent := [name for name in self.classes if name not in {data.name for data in classes}]:
+                raise ValueError(f"what is learned is taken from all of it at once: the images of {', '.join(absent)} are missing")
             self.ledger[-1] |= self.strategy.after_task(self, classes, progress)
             self.predict_only = False
 
