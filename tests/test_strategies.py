@@ -501,7 +501,7 @@ def test_consolidating_is_what_learning_would_have_kept(started, first, si_check
         model = ContinualModel.load(si_checkpoint, quick_config.updated({"continual.strategy": "mas"}))
         model.config = quick_config.updated({"continual.strategy": "si"})
         model.strategy = started("si").strategy.__class__(model.config.continual)
-        model.consolidate([products["gear"]])
+        model.consolidate([products[n] for n in FIRST])
 
 
 @pytest.mark.parametrize(
