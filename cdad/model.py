@@ -473,7 +473,8 @@ class ContinualModel:
         model, seed) alone, not on what it is predicted with; by another instruction set, or on a GPU, within rounding.
         """
         with self._use.reading():
-            return self._predict(images, class_name, progress)
+            found = self._predict(images, class_name, progress)
+        return replace(found, threshold=self._threshold(class_name))
 
     def _predict(self, images, class_name: str | None, progress: bool) -> Prediction:
         if not self.ledger:
@@ -497,8 +498,7 @@ class ContinualModel:
         n = len(images)
         if n == 0:
             empty = np.zeros((0, size, size), np.float32)
-            drawn = np.zeros((0, size, size, 3), np.float32)
-            return Prediction(np.zeros(0, np.float32), empty, drawn, self._threshold(class_name))
+            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
         maps, reconstructions, calibration = [], [], self._calibration(class_name)
         starts = range(0, n, chunk)
 
@@ -519,7 +519,7 @@ class ContinualModel:
             reconstructions.append(np.asarray(drawn[0]))
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
-        return Prediction(scores, joined, np.concatenate(reconstructions), self._threshold(class_name))
+        return Prediction(scores, joined, np.concatenate(reconstructions))
 
     def set_threshold(self, class_name: str, images: Any, *, quantile: float = 1.0, progress: bool = False) -> float:
         """Measure above which score an image of this class counts as anomalous: `Prediction.anomalous`. A model's files keep it.
@@ -528,7 +528,9 @@ class ContinualModel:
         ``quantile``: of their scores, in (0, 1]; 1: the highest, above which lies about one new normal image in n + 1.
         Tasks that are learned later move scores a little, and `predict` warns then: measure again. Errors as in `predict`; ValueError:
         no images, or another quantile."""
-        scores = self.predict(images, class_name, progress=progress).scores
+        self._check_learned(class_name)
+        with self._use.reading():
+            scores = self._predict(images, class_name, progress).scores
         threshold = Threshold.of(scores, quantile, len(self.ledger))
         self.thresholds = self.thresholds | {class_name: threshold}
         return threshold.value

@@ -47,8 +47,9 @@ def test_decisions_are_kept(model, products, tmp_path):
         assert found.threshold == value and not found.anomalous[: len(good)].any()
         assert np.array_equal(found.anomalous, found.scores > value)
         assert other.predict(good).threshold is None and other.predict(good, "cloth").threshold is None
-    with pytest.raises(ValueError, match="was not learned"):
-        model.set_threshold("steel", good)
+    for name in ("steel", None):
+        with pytest.raises(ValueError, match="was not learned"):
+            model.set_threshold(name, good)
 
 
 def test_a_later_task_makes_it_old(model, products, caplog):
@@ -62,7 +63,6 @@ def test_a_later_task_makes_it_old(model, products, caplog):
     assert "measured after 1 of 2 tasks" in caplog.text
     caplog.clear()
     model.set_threshold("gear", good)
-    caplog.clear()
     model.predict(good, "gear")
     assert not caplog.records
 
