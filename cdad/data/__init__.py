@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .ahead import ahead
-from .datasets import LAYOUTS, list_classes, load_class, open_dataset, read_sample
+from .datasets import LAYOUTS, list_classes, open_dataset, read_sample
 from .images import check_mask, load_images, read_image, read_mask, resize_image, resize_mask
 from .light import relight
 from .loader import Batch, MixedBatches, TrainingBatches, read_pixels
@@ -25,7 +25,6 @@ __all__ = [
     "check_classes",
     "check_mask",
     "list_classes",
-    "load_class",
     "load_images",
     "open_dataset",
     "perturb",

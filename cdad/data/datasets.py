@@ -27,7 +27,7 @@ import numpy as np
 
 from ..errors import DataError
 from .images import Size, check_mask, read_image, read_mask, resize_image, resize_mask
-from .records import ClassData, Dataset, Sample, check_classes, check_name, list_folders, list_images, require_normal
+from .records import ClassData, Dataset, Sample, check_name, list_folders, list_images, require_normal
 from .visa_split import VISA_SPLIT, read_visa_split
 
 LAYOUTS = ("mvtec", "visa", "folder")
@@ -58,19 +58,6 @@ def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks
     if _has_visa_split(root, layout):
         return Dataset(read_visa_split(root, require_masks))
     return Dataset(_load(root, layout, name, require_masks) for name in _class_names(root, layout))
-
-
-def load_class(
-    root: str | os.PathLike, name: str, layout: str = "auto", *, require_masks: bool = True
-) -> ClassData:
-    """The class ``name`` of the data set at ``root``; the others need not be whole. See `open_dataset`."""
-    root, layout = _resolve_layout(root, layout)
-    if _has_visa_split(root, layout):
-        dataset = open_dataset(root, layout, require_masks=require_masks)
-        check_classes([name], dataset)
-        return dataset[name]
-    check_classes([name], _class_names(root, layout))
-    return _load(root, layout, name, require_masks)
 
 
 def list_classes(root: str | os.PathLike, layout: str = "auto") -> tuple[str, ...]:
