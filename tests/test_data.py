@@ -151,13 +151,6 @@ class TestReadImage:
             data.check_mask(image, upright)
             assert upright.sum() == 18
 
-    def test_grey_mode_is_luma(self, tmp_path):
-        pixels = random_image()
-        image = read_image(save(tmp_path / "a.png", pixels), mode="grey")
-        assert np.allclose(image, (pixels @ (0.299, 0.587, 0.114) / 255)[..., None], atol=1e-5)
-        with pytest.raises(ValueError, match="mode is 'bgr'"):
-            read_image(tmp_path / "a.png", mode="bgr")
-
     def test_resizing(self, tmp_path):
         pixels = random_image(40, 48)
         path = save(tmp_path / "a.png", pixels)

@@ -61,23 +61,19 @@ Size = int | tuple[int, int]
 
 
 def read_image(
-    path: str | os.PathLike, *, size: Size | None = None, mode: str = "rgb", max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike, *, size: Size | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
     """Read one image as float32 [H,W,3] with values in [0, 1].
 
-    ``size`` (an int for a square, or (height, width)) resizes it as `resize_image` does. ``mode`` is "rgb",
-    or "grey" for three equal channels of ITU-R 601 luma. ``max_pixels`` bounds width x height of the file.
+    ``size`` (an int for a square, or (height, width)) resizes it as `resize_image` does.
+    ``max_pixels`` bounds width x height of the file.
 
     Raises FileNotFoundError for a missing file, LimitError for one beyond the limits and ImageError, which
     names the path, for one that is not a regular file or cannot be decoded whole; TypeError for bytes and integers.
     """
-    if mode not in ("rgb", "grey"):
-        raise ValueError(f"mode is {mode!r}, expected 'rgb' or 'grey'")
     image = _to_unit_float(_decode(path, max_pixels)[0], path)
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    elif mode == "grey":
-        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return image if size is None else resize_image(image, size)
 
 
