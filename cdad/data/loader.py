@@ -123,16 +123,14 @@ class TrainingBatches:
         other._part = self._part[samples.start : samples.stop]
         return other
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of ``epoch`` in order, from ``start_step`` on.
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of ``epoch`` in order.
 
         All images come in an order drawn from (seed, epoch). Where the last batch is short it is filled from
         the order's beginning, so every batch has ``batch_size`` samples. What a worker raises is raised here,
         at its batch. Leaving early ends the workers after the batches they are at.
         """
-        if not 0 <= start_step <= len(self):
-            raise ValueError(f"start_step is {start_step}, expected 0..{len(self)}")
-        return self._run((epoch, step) for step in range(start_step, len(self)))
+        return self._run((epoch, step) for step in range(len(self)))
 
     def steps(self, first: int, last: int) -> Iterator[Batch]:
         """Yield the batches of the steps ``first`` to ``last`` - 1, counted through all epochs: those of `epoch` 0, 1
