@@ -11,6 +11,7 @@ from hostile import archive, call, name, program, storage, tensor
 from safetensors.numpy import save_file
 
 from cdad.checkpoint import Checkpoint
+from cdad.weights import open_tensors
 
 KINDS = {"<f4": "FloatStorage", "<f2": "HalfStorage", "<f8": "DoubleStorage", "<i8": "LongStorage"}
 
@@ -20,6 +21,12 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[st
     return {
         n: np.random.default_rng([seed, zlib.crc32(n.encode())]).standard_normal(shape, np.float32) for n, shape in shapes.items()
     }
+
+
+def load_tensors(path):
+    """{name: array} of a weight file."""
+    with open_tensors(path) as file:
+        return {n: file.read(n) for n in file.tensors}
 
 
 def load_checkpoint(path):

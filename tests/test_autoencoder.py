@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bits import assert_same
+from layouts import load_tensors
 
 from cdad.autoencoder import Autoencoder
 from cdad.config import AutoencoderConfig
@@ -15,7 +16,6 @@ from cdad.data import load_images, render
 from cdad.errors import FormatError
 from cdad.features import FeatureDistance
 from cdad.scoring import whitening
-from cdad.weights import load_tensors
 from cdad.weights.efficientnet import find_efficientnet_lite0
 
 SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))

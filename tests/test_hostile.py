@@ -13,9 +13,10 @@ from pathlib import Path
 
 import hostile
 import pytest
+from layouts import load_tensors
 
 from cdad.errors import FormatError
-from cdad.weights import load_tensors, open_tensors
+from cdad.weights import open_tensors
 
 # What a refusal may take here; the aim is 0.1 s and 64 MB, and machines are shared.
 SECONDS, BYTES = 2.0, 256e6

@@ -20,7 +20,6 @@ from cdad.data import write_dataset
 from cdad.protocols import MVTEC_CLASSES, VISA_CLASSES
 from cdad.reproduce import TABLES, _Pace, duration, prepare
 from cdad.results import read_json
-from cdad.weights import load_tensors
 
 TINY = {
     "image_size": 32,
@@ -133,7 +132,7 @@ def measures(folder):
 
 
 def same_weights(path, other):
-    ours, theirs = ({n: a for n, a in load_tensors(p).items() if n.startswith("model/")} for p in (path, other))
+    ours, theirs = ({n: a for n, a in layouts.load_tensors(p).items() if n.startswith("model/")} for p in (path, other))
     assert ours.keys() == theirs.keys() != set()
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)

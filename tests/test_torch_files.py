@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 from hostile import GOOD, Raw, call, legacy, name, saved, tensor
+from layouts import load_tensors
 
 from cdad import _core
 from cdad.autoencoder import Autoencoder
 from cdad.config import AutoencoderConfig
 from cdad.errors import FormatError, LimitError
 from cdad.features import FeatureDistance
-from cdad.weights import load_part, load_tensors, pickle_vm
+from cdad.weights import load_part, pickle_vm
 from cdad.weights.efficientnet import LITE0_MEAN, LITE0_STD, find_efficientnet_lite0, installed_efficientnet_lite0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
 from .safetensors_file import SafetensorsFile, is_safetensors
 from .tensor_file import TensorFile, open_regular
 from .torch_files import open_torch
@@ -27,9 +25,3 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
     except BaseException:
         file.close()
         raise
-
-
-def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All tensors of a weight file by name; see `open_tensors`."""
-    with open_tensors(path) as file:
-        return {name: file.read(name) for name in file.tensors}
