@@ -48,14 +48,6 @@ done:
     return status;
 }
 
-cdad_status cdad_stream_new(cdad_stream **out, int64_t d, cdad_stream_method method, double gamma,
-                            cdad_error *err) {
-    cdad_stream_plan plan;
-    *out = NULL;
-    CDAD_TRY(cdad_stream_plan_make(&plan, d, method, gamma, NULL, err));
-    return cdad_stream_open(out, &plan, err);
-}
-
 void cdad_stream_free(cdad_stream *s) {
     if (!s)
         return;

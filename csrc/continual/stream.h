@@ -20,10 +20,6 @@ typedef struct cdad_stream cdad_stream;
 
 /* *out is NULL on failure. The plan is one of cdad_stream_plan_make or cdad_stream_plans_fit. */
 CDAD_MUST_USE cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cdad_error *err);
-/* The same by a plan without hints: d, width of the feature vectors, 1 to 32768 (CDAD_SHAPE); gamma, share of the
- * energy to keep, in (0, 1] (CDAD_INVALID). */
-CDAD_MUST_USE cdad_status cdad_stream_new(cdad_stream **out, int64_t d, cdad_stream_method method,
-                                          double gamma, cdad_error *err);
 void cdad_stream_free(cdad_stream *s); /* NULL is allowed */
 
 const cdad_stream_plan *cdad_stream_planned(const cdad_stream *s);

@@ -34,8 +34,10 @@ static inline float *low_rank(int64_t rows, int64_t d, int64_t rank, float decay
 static inline cdad_mat dense(const float *X, int64_t d) { return (cdad_mat){.data = X, .rs = d, .cs = 1}; }
 
 static inline cdad_stream *new_stream(int64_t d, cdad_stream_method method, double gamma) {
+    cdad_stream_plan plan;
     cdad_stream *s;
-    CHECK_OK(cdad_stream_new(&s, d, method, gamma, err));
+    CHECK_OK(cdad_stream_plan_make(&plan, d, method, gamma, NULL, err));
+    CHECK_OK(cdad_stream_open(&s, &plan, err));
     return s;
 }
 

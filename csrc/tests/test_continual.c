@@ -314,17 +314,15 @@ static void test_edges(const cdad_context *ctx) {
 static void test_refusals(const cdad_context *ctx) {
     enum { D = 8, ROWS = 20 };
     float *X = normal(ROWS * D, 70), *U = NULL;
-    cdad_stream *s = new_stream(D, CDAD_STREAM_EXACT, 0.9), *other = NULL,
-                *kept = new_stream(D, CDAD_STREAM_EXACT, 0.9);
+    cdad_stream *s = new_stream(D, CDAD_STREAM_EXACT, 0.9), *kept = new_stream(D, CDAD_STREAM_EXACT, 0.9);
     int64_t k, n;
     double energy;
-    CHECK_FAILS(CDAD_SHAPE, "width 0", cdad_stream_new(&other, 0, CDAD_STREAM_EXACT, 0.9, err));
-    CHECK_FAILS(CDAD_SHAPE, "width 40000", cdad_stream_new(&other, 40000, CDAD_STREAM_EXACT, 0.9, err));
-    CHECK_FAILS(CDAD_INVALID, "gamma is 0", cdad_stream_new(&other, D, CDAD_STREAM_EXACT, 0, err));
-    CHECK_FAILS(CDAD_INVALID, "gamma is 1.5", cdad_stream_new(&other, D, CDAD_STREAM_EXACT, 1.5, err));
-    CHECK_FAILS(CDAD_INVALID, "gamma is nan", cdad_stream_new(&other, D, CDAD_STREAM_EXACT, NAN, err));
-    CHECK_FAILS(CDAD_INVALID, "method 5", cdad_stream_new(&other, D, (cdad_stream_method)5, 0.9, err));
-    CHECK(other == NULL, "a stream that was refused");
+    cdad_stream_plan plan;
+    CHECK_FAILS(CDAD_SHAPE, "width 0", cdad_stream_plan_make(&plan, 0, CDAD_STREAM_EXACT, 0.9, NULL, err));
+    CHECK_FAILS(CDAD_SHAPE, "width 40000", cdad_stream_plan_make(&plan, 40000, CDAD_STREAM_EXACT, 0.9, NULL, err));
+    CHECK_FAILS(CDAD_INVALID, "gamma is 0", cdad_stream_plan_make(&plan, D, CDAD_STREAM_EXACT, 0, NULL, err));
+    CHECK_FAILS(CDAD_INVALID, "gamma is 1.5", cdad_stream_plan_make(&plan, D, CDAD_STREAM_EXACT, 1.5, NULL, err));
+    CHECK_FAILS(CDAD_INVALID, "gamma is nan", cdad_stream_plan_make(&plan, D, CDAD_STREAM_EXACT, NAN, NULL, err));
 
     CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), ROWS, err));
     CHECK_OK(cdad_stream_add(kept, ctx, dense(X, D), ROWS, err));
@@ -467,7 +465,7 @@ static void test_no_memory(const cdad_context *ctx) {
         CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), ROWS / 10, err));
         CHECK_OK(cdad_stream_add(kept, ctx, dense(X, D), ROWS / 10, err));
         CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &old, &k_old, &energy, err));
-        EACH_ALLOCATION_FAILS(cdad_stream_new(&other, D, method, 0.9, NULL), other == NULL);
+        EACH_ALLOCATION_FAILS(cdad_stream_open(&other, cdad_stream_planned(s), NULL), other == NULL);
         cdad_stream_free(other);
         EACH_ALLOCATION_FAILS(cdad_stream_add(s, ctx, strided, ROWS, NULL), same_state(s, kept, 0));
         EACH_ALLOCATION_FAILS(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, NULL), U == NULL);
