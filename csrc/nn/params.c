@@ -107,11 +107,6 @@ cdad_status cdad_params_allocate(cdad_params *p, uint64_t seed, cdad_error *err)
     return CDAD_OK;
 }
 
-cdad_status cdad_params_read(const cdad_params *p, int64_t i, float *to, cdad_error *err) {
-    return cdad_device_download(p->device, to, p->values + p->items[i].offset,
-                                p->items[i].count * (int64_t)sizeof(float), err);
-}
-
 cdad_status cdad_params_write(cdad_params *p, int64_t i, const float *from, cdad_error *err) {
     float *to = p->values + p->items[i].offset;
     return to == from ? CDAD_OK

@@ -49,8 +49,7 @@ void cdad_params_forget(cdad_params *p, int64_t n);
 /* Allocates the block and fills it by each parameter's rule; a value depends on (seed, name, index) only. */
 CDAD_MUST_USE cdad_status cdad_params_allocate(cdad_params *p, uint64_t seed, cdad_error *err);
 
-/* Copies parameter i to or from the host. */
-CDAD_MUST_USE cdad_status cdad_params_read(const cdad_params *p, int64_t i, float *to, cdad_error *err);
+/* Copies parameter i from the host. */
 CDAD_MUST_USE cdad_status cdad_params_write(cdad_params *p, int64_t i, const float *from, cdad_error *err);
 
 /* Binds every PARAM value that the program uses to base + offset of the parameter of its name, where base has
