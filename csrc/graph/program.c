@@ -378,7 +378,6 @@ cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_erro
 }
 
 int64_t cdad_program_arena_bytes(const cdad_program *p) { return p->arena_bytes; }
-int64_t cdad_program_scratch_bytes(const cdad_program *p) { return p->scratch_bytes; }
 int64_t cdad_program_workspace_bytes(const cdad_program *p) { return cdad_align_up(p->arena_bytes) + p->scratch_bytes; }
 
 double cdad_program_flops(const cdad_program *p) {
@@ -393,5 +392,3 @@ double cdad_program_flops(const cdad_program *p) {
 }
 
 int cdad_program_is_recorded(const cdad_program *p) { return p->last.made != NULL; }
-
-int64_t cdad_program_nodes(const cdad_program *p) { return p->n_steps; }

@@ -59,15 +59,13 @@ void cdad_program_hand_to(cdad_program *p, cdad_handover_fn fn, void *arg);
 
 CDAD_MUST_USE cdad_status cdad_program_run(cdad_program *p, const cdad_context *ctx, cdad_error *err);
 
-/* Peak bytes of the arena and of scratch, known before the run, and what both take of the workspace. */
+/* Peak bytes of the arena, known before the run, and what it takes of the workspace with scratch. */
 int64_t cdad_program_arena_bytes(const cdad_program *p);
-int64_t cdad_program_scratch_bytes(const cdad_program *p);
 int64_t cdad_program_workspace_bytes(const cdad_program *p);
 /* Floating-point operations of the products of a run, those of convolutions counted as direct sums. */
 double cdad_program_flops(const cdad_program *p);
 /* Whether the last run was replayed from a recording of an earlier one: on a device that can, from the second run with everything
  * in its place on. */
 int cdad_program_is_recorded(const cdad_program *p);
-int64_t cdad_program_nodes(const cdad_program *p);
 
 #endif

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "graph/places.h"
 #include "graph_check.h"
 
 int cdad_test_graph(void);
@@ -304,7 +305,7 @@ static int64_t steps_of(const cdad_graph *g, const cdad_context *ctx, int64_t n_
     cdad_program *p = NULL;
     check_program(g, ctx, ctx, n_outputs, outputs, 0, "fused");
     CHECK_OK(cdad_program_new(&p, g, n_outputs, outputs, NULL, ctx, err));
-    const int64_t steps = p ? cdad_program_nodes(p) : -1;
+    const int64_t steps = p ? p->n_steps : -1;
     cdad_program_free(p);
     return steps;
 }
@@ -358,7 +359,7 @@ static void test_binding(const cdad_context *ctx) {
     CHECK(!p, "a program in spite of an error");
     const cdad_program_options options = {.n_external = 1, .external = outputs};
     CHECK_OK(cdad_program_new(&p, g, 4, outputs, &options, ctx, err));
-    CHECK(cdad_program_nodes(p) == 4, "%" PRId64 " nodes; 4 are needed", cdad_program_nodes(p));
+    CHECK(p->n_steps == 4, "%" PRId64 " nodes; 4 are needed", p->n_steps);
     CHECK(cdad_program_uses(p, y) && !cdad_program_uses(p, idle) && !cdad_program_uses(p, -1) &&
               !cdad_program_uses(p, 99),
           "what the program uses");
@@ -578,10 +579,10 @@ static void test_no_memory(const cdad_context *ctx, const cdad_context *other) {
     CHECK_OK(cdad_program_run(p, ctx, err));
     float kept[12];
     memcpy(kept, cdad_program_data(p, y), sizeof kept);
-    const int64_t before = cdad_program_scratch_bytes(p);
+    const int64_t before = cdad_program_workspace_bytes(p);
     EACH_ALLOCATION_FAILS(cdad_program_run(p, other, err), !cdad_program_data(p, y));
-    CHECK(same(kept, cdad_program_data(p, y), 12) && cdad_program_scratch_bytes(p) > before, "%" PRId64 " bytes",
-          cdad_program_scratch_bytes(p));
+    CHECK(same(kept, cdad_program_data(p, y), 12) && cdad_program_workspace_bytes(p) > before, "%" PRId64 " bytes",
+          cdad_program_workspace_bytes(p));
     cdad_program_free(p);
     cdad_graph_free(g);
 }
