@@ -17,7 +17,8 @@ def shapes(*networks: tuple) -> dict[str, tuple[int, ...]]:
     params = _core.Params()
     for kind, config, size in networks:
         _core.Network(params, kind, config, 1, size)
-    assert not params.allocated
+    with pytest.raises(ValueError, match="not allocated"):
+        params[next(iter(params.shapes()))]
     return params.shapes()
 
 

@@ -161,11 +161,6 @@ static PyObject *params_device_array(PyObject *o, PyObject *key) {
     return cdad_py_device_array(o, p->device, &p->items[i].shape, p->values + p->items[i].offset);
 }
 
-static PyObject *params_allocated(PyObject *o, void *unused) {
-    (void)unused;
-    return PyBool_FromLong(((cdad_py_params *)o)->params->values != NULL);
-}
-
 static PyObject *params_memory(PyObject *o, void *unused) {
     (void)unused;
     return PyLong_FromLongLong((long long)((cdad_py_params *)o)->params->total * (long long)sizeof(float));
@@ -197,7 +192,6 @@ static PyGetSetDef params_getset[] = {
     {"memory_bytes", params_memory, NULL, "Bytes of all parameters.", NULL},
     {"workspace_bytes", params_workspace, NULL,
      "Bytes of the memory in which its networks run, one at a time: what the largest of them takes.", NULL},
-    {"allocated", params_allocated, NULL, "Whether the parameters have memory.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot params_slots[] = {
