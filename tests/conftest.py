@@ -11,9 +11,15 @@ FIRST, SECOND = ("gear", "cloth"), ("steel",)
 
 
 @pytest.fixture(scope="session")
-def products(tmp_path_factory):
+def root(tmp_path_factory):
+    """The folder of `products`."""
     root = tmp_path_factory.mktemp("products")
     write_dataset(root, classes=[*FIRST, *SECOND], size=64, n_train=12, n_good=4, n_defect=2, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def products(root):
     return open_dataset(root)
 
 
@@ -39,3 +45,9 @@ def first_checkpoint(products, quick_config, tmp_path_factory):
     model = ContinualModel(quick_config)
     model.fit_task([products[name] for name in FIRST], progress=False, checkpoint=path)
     return path
+
+
+@pytest.fixture
+def model(first_checkpoint):
+    """It has learned its first task, and is the test's own."""
+    return ContinualModel.load(first_checkpoint)

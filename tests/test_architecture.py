@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LAYERS = re.findall(r"^    csrc/(\w+)/ ", (ROOT / "docs/ARCHITECTURE.md").read_text("utf-8"), re.MULTILINE)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bits import assert_same
 from layouts import load_tensors
+from paths import REAL, SHARED, needs_real_images
 
 from cdad.autoencoder import Autoencoder
 from cdad.config import AutoencoderConfig
@@ -18,7 +18,6 @@ from cdad.features import FeatureDistance
 from cdad.scoring import whitening
 from cdad.weights.efficientnet import find_efficientnet_lite0
 
-SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TAEF2 = tuple(str(SHARED / "weights" / f"taef2_{side}.safetensors") for side in ("encoder", "decoder"))
 needs_weights = pytest.mark.skipif(not Path(TAEF2[0]).exists(), reason="no taef2 weights in shared/weights")
 
@@ -98,9 +97,9 @@ def test_taef2_agrees_with_plain_torch():
 
 
 @needs_weights
-@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no real images in shared/data")
+@needs_real_images
 def test_taef2_redraws_real_photographs():
-    paths = [next((SHARED / "data" / name / "train" / "good").iterdir()) for name in ("bottle", "pill", "screw")]
+    paths = [next((REAL / name / "train" / "good").iterdir()) for name in ("bottle", "pill", "screw")]
     images = load_images(paths, 128)
     autoencoder = Autoencoder(AutoencoderConfig(kind="tiny", weights=TAEF2), 128, 3)
     assert psnr(autoencoder.decode(autoencoder.encode(images)), images) > 30

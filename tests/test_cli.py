@@ -29,11 +29,6 @@ PROTOCOL = "gear,cloth/steel"
 
 
 @pytest.fixture(scope="session")
-def root(products):
-    return products["gear"].train[0].parents[3]
-
-
-@pytest.fixture(scope="session")
 def run_folder(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "run"
     assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out), *QUICK]) == 0

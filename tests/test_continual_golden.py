@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import golden_file
 
 from cdad._core import Stream
 from cdad.errors import TrainingError
 
-SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-GOLDEN = SHARED / "golden" / "cdad_tiny_isvd.safetensors"
 GAMMAS = (0.9, 0.99, 0.999)
 
 
 @pytest.fixture(scope="module")
 def golden():
     """{layer: {name: array}}; feature matrices M are [d, columns]."""
-    if not GOLDEN.exists():
-        pytest.skip(f"golden values are not here: {GOLDEN}")
+    path = golden_file("cdad_tiny_isvd")
     safetensors_numpy = pytest.importorskip("safetensors.numpy")
     layers = {}
-    for key, value in safetensors_numpy.load_file(GOLDEN).items():
+    for key, value in safetensors_numpy.load_file(path).items():
         layer, name = key.rsplit("/", 1)
         layers.setdefault(layer, {})[name] = value
     return layers

@@ -13,14 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from paths import REAL, needs_real_images
 from PIL import Image
 
 from cdad import data
 from cdad.data import ClassData, Dataset, TrainingBatches, open_dataset, perturb, perturbation_rng, read_image
 from cdad.errors import DataError, ImageError, LimitError
-
-SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
-REAL = SHARED / "data"
 
 
 def random_image(height=40, width=48, seed=0, channels=3):
@@ -894,7 +892,7 @@ def test_load_images(classes):
             data.load_images(wrong, 8)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="real images (CDAD_SHARED/data) are not present")
+@needs_real_images
 class TestRealData:
     def test_counts(self):
         dataset = open_dataset(REAL)

@@ -7,18 +7,18 @@ import dataclasses
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from bits import learn
 from conftest import SECOND
+from paths import ROOT
 from test_ops import CASES, DIFFERENTIABLE, SAME, Case, assert_close, difference_gradients, pads, run_case, target_of
 
 from cdad import ContinualModel, TrainingError, _core, preset
 from cdad.cli import main
 
-ON_HOST = Path(__file__).resolve().parents[1] / "build/ctests/cuda_on_host.so"
+ON_HOST = ROOT / "build/ctests/cuda_on_host.so"
 if not os.path.exists("/dev/nvidiactl") and ON_HOST.exists():
     os.environ.setdefault("CDAD_CUDA_LIBRARY", str(ON_HOST))  # read when "cuda" is first opened
 

@@ -6,15 +6,14 @@ import re
 import shlex
 import shutil
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import cdad
 from cdad import cli
 from cdad.data import write_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = {f.name for f in fields(cdad.Config) if is_dataclass(getattr(cdad.preset("tiny"), f.name))}
 

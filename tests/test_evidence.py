@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from paths import ROOT
 
 from cdad import ContinualModel, _core
 from cdad.results import read_json
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 DRAWS = importlib.util.find_spec("matplotlib") is not None
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module
 
 
@@ -168,8 +168,7 @@ def test_values_of_a_projection(script):
     assert found["error"] ** 2 == pytest.approx(1 - found["energy"], rel=1e-4)
 
 
-def test_projected_values_of_a_model(quick, first_checkpoint, products, capsys):
-    root = products["gear"].train[0].parents[3]
+def test_projected_values_of_a_model(quick, first_checkpoint, root, capsys):
     how = ["--model", str(first_checkpoint), "--data", str(root)]
     records, printed = quick("projected_values", *how, "--layer", "unet.time_embed.2.weight")
     assert 0 <= records["projection_error_one_SVD"]["value"] ** 2 <= 0.02 + 1e-4

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "forgetting.py"
+from paths import benchmark
 
 
 @pytest.fixture(scope="module")
 def forgetting():
-    spec = importlib.util.spec_from_file_location("forgetting", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("forgetting")
 
 
 def test_a_quick_run(forgetting, tmp_path, capsys, monkeypatch):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from layouts import to_original
+from paths import golden_file
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from cdad import _core
 from cdad.weights import load_part
 
-SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-GOLDEN = SHARED / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden values at {GOLDEN}")
 TOLERANCE = 1e-4
 
 
@@ -36,12 +32,12 @@ def image_in_unit(array: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, dict[str, np.ndarray]]:
-    return {part: load_file(GOLDEN / f"cdad_tiny_{part}.safetensors") for part in ("io", "grads", "ddim")}
+    return {part: load_file(golden_file(f"cdad_tiny_{part}")) for part in ("io", "grads", "ddim")}
 
 
 @pytest.fixture(scope="module")
 def config() -> dict:
-    with safe_open(GOLDEN / "cdad_tiny_weights.safetensors", "numpy") as file:
+    with safe_open(golden_file("cdad_tiny_weights"), "numpy") as file:
         meta = {k: json.loads(v) for k, v in file.metadata().items()}
     return {
         "image_size": [128, 128],
@@ -101,7 +97,7 @@ def trainer(config, optimizer):
     params = _core.Params()
     trainer = _core.Trainer(params, config, 2, optimizer, 0)
     for part in ("unet", "amn"):
-        load_part(params, GOLDEN / "cdad_tiny_weights.safetensors", part)
+        load_part(params, golden_file("cdad_tiny_weights"), part)
     return params, trainer
 
 
@@ -167,7 +163,7 @@ def test_the_whole_ddim_path(golden, trainer, config):
 
 
 def test_kl_autoencoder(tmp_path):
-    tensors = load_file(GOLDEN / "vae_tiny_vae.safetensors")
+    tensors = load_file(golden_file("vae_tiny_vae"))
     config = {"ch": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 1, "z_channels": 4, "norm_groups": 32}
     params = _core.Params()
     encode = _core.Network(params, "vae_encode", config, 2, (64, 64))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FIRST
 from PIL import Image
 
 from cdad import ContinualModel, DataError, ImageError, evaluate
@@ -16,7 +17,6 @@ from cdad.data import ClassData, Dataset, load_images
 from cdad.data.inputs import as_classes
 from cdad.evaluation import evaluate_class
 
-FIRST, SECOND = ("gear", "cloth"), ("steel",)
 HERE = Path("a.png")
 
 

@@ -142,11 +142,6 @@ def test_a_task_of_another_strategy_is_loaded_without_its_moments(first_checkpoi
         ContinualModel.load(path, model.config.updated({"continual.free_gamma": 1.0}))
 
 
-@pytest.fixture
-def root(products):
-    return products["gear"].train[0].parents[3]
-
-
 QUICK = ["--preset", "tiny", "--quiet", "--set", "training.steps=2", "--set", "training.increment_steps=2", "--set", "scoring.calibration_images=2"]
 
 

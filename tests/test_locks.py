@@ -15,11 +15,6 @@ from cdad.model import as_classes
 
 
 @pytest.fixture
-def model(first_checkpoint):
-    return ContinualModel.load(first_checkpoint)
-
-
-@pytest.fixture
 def busy():
     """Starts functions that are called again and again, each in a thread of its own, until the test is over."""
     stop, threads, failures = threading.Event(), [], []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import golden_file
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cdad import _core, metrics
-
-SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def brute_force_aupro(masks, maps, limit):
@@ -103,11 +100,8 @@ def test_aupro_interpolates_at_the_limit():
 
 
 def test_golden_values():
-    path = SHARED / "golden" / "rand_metrics.safetensors"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not available; set CDAD_SHARED to the folder that holds golden/")
     from safetensors.numpy import load_file
-    golden = load_file(path)
+    golden = load_file(golden_file("rand_metrics"))
     measured = metrics.evaluate_scores(*(golden[key] for key in ("labels", "image_scores", "masks", "maps")))
     measured["aupro_03"] = measured.pop("pixel_aupro")
     measured["average_last"] = metrics.average_last(golden["task_matrix"])

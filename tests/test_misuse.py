@@ -20,11 +20,6 @@ from cdad.exclusion import Exclusion
 from cdad.results import TaskMatrix
 
 
-@pytest.fixture
-def model(first_checkpoint):
-    return ContinualModel.load(first_checkpoint)
-
-
 def same(a, b, images):
     return np.array_equal(a.predict(images).scores, b.predict(images).scores)
 
@@ -198,8 +193,7 @@ def test_copies_are_models_of_their_own(model, products):
 
 
 @pytest.fixture
-def unmasked(products, tmp_path):
-    root = products["gear"].train[0].parents[3]
+def unmasked(root, tmp_path):
     for name in ("gear", "cloth"):
         shutil.copytree(root / name, tmp_path / "data" / name)
     shutil.rmtree(tmp_path / "data" / "gear" / "ground_truth")

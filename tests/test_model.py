@@ -12,13 +12,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from bits import assert_same
+from conftest import FIRST, SECOND
 
 from cdad import CheckpointError, ContinualModel, DataError, ImageError, TrainingError, _core
 from cdad.data import load_images
 from cdad.scoring import score_maps
 from cdad.strategies.importance import draw
 
-FIRST, SECOND = ("gear", "cloth"), ("steel",)
 
 
 def weights(model: ContinualModel) -> dict[str, np.ndarray]:

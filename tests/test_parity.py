@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import benchmark
 from safetensors.numpy import save_file
 
 from cdad.autoencoder import Autoencoder
@@ -19,17 +18,7 @@ from cdad.features import FeatureDistance
 from cdad.weights.resnet import RESNETS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "parity.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("parity", SCRIPT)
-    module = sys.modules["parity"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-parity = load()
+parity = benchmark("parity")
 
 
 @pytest.mark.parametrize("case", parity.CASES, ids=lambda case: case.name)

@@ -54,11 +54,6 @@ def measured(config: dict, root, what: str):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def root(products):
-    return products["gear"].train[0].parents[3]
-
-
 def test_memory_of_training_is_as_planned(root, products):
     training, whole, bases = measured(QUICK, root, "train")
     found = cdad.plan(preset("small").updated(QUICK), images=len(products["gear"].train))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 
 import pytest
+from paths import REAL, needs_real_images
 
 from cdad.data import PRODUCTS, list_classes
 from cdad.errors import DataError
 from cdad.protocols import PROTOCOLS, Protocol, protocol
-
-SHARED = Path(os.environ.get("CDAD_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
 
 MVTEC_BASE = "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw".split()
 MVTEC_REST = "tile toothbrush transistor wood zipper".split()
@@ -113,7 +110,7 @@ def test_classes_are_held_against_the_data():
         protocol("botle", ["bottle", "pill"])
 
 
-@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="real images (CDAD_SHARED/data) are not present")
+@needs_real_images
 @pytest.mark.parametrize("name", ["real-5", "real-12", "real-6x1"])
 def test_real_protocols_fit_the_real_data(name):
-    assert protocol(name, list_classes(SHARED / "data")).name == name
+    assert protocol(name, list_classes(REAL)).name == name

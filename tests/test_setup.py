@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 errors = pytest.importorskip("setuptools.errors")
-SETUP = Path(__file__).resolve().parents[1] / "setup.py"
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def choose(tmp_path, monkeypatch):
             nvcc.chmod(0o755)
         for name, value in (("CDAD_CUDA", choice), ("CDAD_CUDA_ARCHS", archs)):
             monkeypatch.setenv(name, value)
-        spec = importlib.util.spec_from_file_location("cdad_setup", SETUP)
+        spec = importlib.util.spec_from_file_location("cdad_setup", ROOT / "setup.py")
         setup = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, setup)
         spec.loader.exec_module(setup)

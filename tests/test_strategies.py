@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import FIRST
 
 from cdad import CheckpointError, ContinualModel, _core
 from cdad.config_checks import STRATEGIES
@@ -13,7 +14,6 @@ from cdad.data import MixedBatches, TrainingBatches, read_pixels, spread
 from cdad.strategies import CDAD, EWC, MAS, SI, ControlNet, Distill, Joint, Replay, Strategy, make_strategy
 from cdad.strategies.importance import draw, mean_magnitudes, path_importance, penalty
 
-FIRST, SECOND = ("gear", "cloth"), ("steel",)
 BETA1 = 0.9
 
 

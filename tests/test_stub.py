@@ -1,11 +1,12 @@
 """The type stub of the compiled core names what the core has, and nothing else."""
 
 import ast
-from pathlib import Path
+
+from paths import ROOT
 
 from cdad import _core
 
-STUB = ast.parse((Path(__file__).parent.parent / "cdad" / "_core.pyi").read_text())
+STUB = ast.parse((ROOT / "cdad" / "_core.pyi").read_text())
 
 
 def names(body: list[ast.stmt]) -> set[str]:

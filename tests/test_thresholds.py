@@ -13,11 +13,6 @@ from cdad.errors import CheckpointError
 from cdad.thresholds import Threshold
 
 
-@pytest.fixture
-def model(first_checkpoint):
-    return ContinualModel.load(first_checkpoint)
-
-
 def paths(data, label):
     return [sample.path for sample in data.test if sample.label == label]
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import benchmark
 
 from cdad.weights.efficientnet import find_efficientnet_lite0
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TOLERANCE = 2e-5
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-peer, speed = load("torch_models"), load("run")
+peer, speed = benchmark("torch_models"), benchmark("run")
 
 
 def to_core(tensor) -> np.ndarray:
