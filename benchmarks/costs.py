@@ -24,6 +24,7 @@ from cdad import _core
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
+import memory  # noqa: E402
 
 STREAMS = ("isvd", "exact", "auto")  # methods of `cdad._core.Stream`
 
@@ -93,20 +94,14 @@ def _ways() -> dict[str, Callable[[Blocks, float], np.ndarray]]:
     return {"svd": whole, "published": published} | streams
 
 
-def _resident(field: str) -> int:
-    """Bytes in memory: "VmRSS" now, "VmHWM" at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def _measured(method: str, path: str, d: int, n: int, gamma: float, threads: int) -> dict[str, Any]:
     make, blocks = _ways()[method], Blocks(path, d, n)
     _core.set_threads(threads)
     make(Blocks(path, 8, 2, rows=64), gamma)  # what a first call sets up is not the method's
-    before, began = _resident("VmRSS"), time.process_time()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    before, began = memory.held(), time.process_time()
+    memory.forget_peak()
     U = make(blocks, gamma)
-    seconds, grown = time.process_time() - began - blocks.reading, _resident("VmHWM") - before
+    seconds, grown = time.process_time() - began - blocks.reading, memory.peak() - before
     inside = everything = 0.0
     for X in blocks:
         inside += float(np.sum(np.square(X @ U), dtype=np.float64))

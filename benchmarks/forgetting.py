@@ -24,7 +24,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import resource
 import sys
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
+import memory  # noqa: E402
 import runs  # noqa: E402
 
 TUNED = {
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         text.append(_table(name, summaries, a.seeds))
         records += _records(name, summaries)
         print(text[-1], flush=True)
-    info, peak = cdad.build_info(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    info, peak = cdad.build_info(), memory.peak() >> 20
     print(f"peak {peak} MiB; {platform.processor() or platform.machine()}, {info['threads']} threads, {info['isa']}, "
           f"Python {platform.python_version()}")
     if text:

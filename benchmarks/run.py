@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -29,16 +28,15 @@ import cdad
 from cdad import _core, metrics
 from cdad.results import format_table
 
+sys.path.insert(0, str(Path(__file__).parent))
+import memory  # noqa: E402
+
 SEED = 0
 
 
 def torch_models():
     """PyTorch and the peers' models; imported by the peers' processes only."""
     import torch
-
-    here = str(Path(__file__).parent)
-    if here not in sys.path:  # once: torch.compile compiles again where sys.path has changed
-        sys.path.insert(0, here)
     import torch_models as models
 
     return torch, models
@@ -310,7 +308,7 @@ def measure(name: str, side: str, threads: int, seconds: float) -> dict[str, Any
         began = time.perf_counter()
         run()
         times.append((time.perf_counter() - began) / share)
-    return {"times": times, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {"times": times, "peak": memory.peak()}
 
 
 def spawn(name: str, side: str, arguments: argparse.Namespace) -> dict[str, Any]:
