@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 
 import cdad
-from cdad import _core
+from cdad import _core, process_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
-import memory  # noqa: E402
 
 STREAMS = ("isvd", "exact", "auto")  # methods of `cdad._core.Stream`
 
@@ -98,10 +97,10 @@ def _measured(method: str, path: str, d: int, n: int, gamma: float, threads: int
     make, blocks = _ways()[method], Blocks(path, d, n)
     _core.set_threads(threads)
     make(Blocks(path, 8, 2, rows=64), gamma)  # what a first call sets up is not the method's
-    before, began = memory.held(), time.process_time()
-    memory.forget_peak()
+    before, began = process_memory.held(), time.process_time()
+    process_memory.forget_peak()
     U = make(blocks, gamma)
-    seconds, grown = time.process_time() - began - blocks.reading, memory.peak() - before
+    seconds, grown = time.process_time() - began - blocks.reading, process_memory.peak() - before
     inside = everything = 0.0
     for X in blocks:
         inside += float(np.sum(np.square(X @ U), dtype=np.float64))

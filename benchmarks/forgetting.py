@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 import cdad
+from cdad import process_memory
 from cdad.atomic import write_atomically
 from cdad.config_checks import STRATEGIES
 from cdad.metrics import MEASURES
@@ -37,7 +38,6 @@ from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 import evidence  # noqa: E402
-import memory  # noqa: E402
 import runs  # noqa: E402
 
 TUNED = {
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         text.append(_table(name, summaries, a.seeds))
         records += _records(name, summaries)
         print(text[-1], flush=True)
-    info, peak = cdad.build_info(), memory.peak() >> 20
+    info, peak = cdad.build_info(), process_memory.peak() >> 20
     print(f"peak {peak} MiB; {platform.processor() or platform.machine()}, {info['threads']} threads, {info['isa']}, "
           f"Python {platform.python_version()}")
     if text:

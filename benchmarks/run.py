@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 
 import cdad
-from cdad import _core, metrics
+from cdad import _core, metrics, process_memory
 from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
-import memory  # noqa: E402
 
 SEED = 0
 
@@ -308,7 +307,7 @@ def measure(name: str, side: str, threads: int, seconds: float) -> dict[str, Any
         began = time.perf_counter()
         run()
         times.append((time.perf_counter() - began) / share)
-    return {"times": times, "peak": memory.peak()}
+    return {"times": times, "peak": process_memory.peak()}
 
 
 def spawn(name: str, side: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -28,12 +28,11 @@ import numpy as np
 import scipy.fft
 
 import cdad
-from cdad import _core
+from cdad import _core, process_memory
 from cdad.planning import OWN_SHARE
 from cdad.results import format_table
 
 sys.path.insert(0, str(Path(__file__).parent))
-import memory  # noqa: E402
 
 SEED, GAMMA, BLOCKS = 0, 0.999, 10
 # width: feature vectors in all. The last three are a Stable-Diffusion U-Net's 3x3 convolutions of 320, 640, 1280 channels.
@@ -102,7 +101,7 @@ def memory_worker(blocks: int) -> dict[str, Any]:
     for i in range(blocks):
         for stream, three in zip(streams, data, strict=True):
             stream.add(three[i % 3])
-    return {"peak": memory.peak()}
+    return {"peak": process_memory.peak()}
 
 
 def projection_worker(preset: str, repeats: int) -> dict[str, Any]:

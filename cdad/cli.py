@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, _core
+from . import __version__, _core, process_memory
 from .atomic import write_atomically
 from .checkpoint import FORMAT
 from .checkpoint_report import describe_checkpoint, format_checkpoint
@@ -273,14 +273,8 @@ def _train(arguments: argparse.Namespace) -> int:
             print(f"-: not defined, as tests of {', '.join(absent)} lack normal or defective images, or masks")
     else:
         print("nothing was measured: no class has test images")
-    print(f"{time.monotonic() - began:.0f} s; peak memory {_peak_mebibytes()} MiB; everything is in {arguments.out}")
+    print(f"{time.monotonic() - began:.0f} s; peak memory {process_memory.peak() >> 20} MiB; everything is in {arguments.out}")
     return 0
-
-
-def _peak_mebibytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _checkpoint(path: str) -> Path:

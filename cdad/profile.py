@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, process_memory
 from .autoencoder import Autoencoder
 from .config import Config
 from .features import FeatureDistance
@@ -81,7 +80,7 @@ class Profile:
 
 def profile_training(config: Config, *, repeats: int = 5, seed: int = 0) -> Profile:
     """One training step of the configuration's batch, on random images; the weights are those of a new model."""
-    before = _resident()
+    before = process_memory.held()
     params = _core.Params()
     batch = config.training.batch_size
     trainer = _core.Trainer(params, config.denoiser(), batch, config.optimizer(), seed, **config.batching())
@@ -95,7 +94,7 @@ def profile_training(config: Config, *, repeats: int = 5, seed: int = 0) -> Prof
 
 def profile_prediction(config: Config, *, repeats: int = 5, seed: int = 0) -> Profile:
     """From a batch of images to feature distances, with random weights of the configuration's networks."""
-    before = _resident()
+    before = process_memory.held()
     batch, d = config.scoring.batch_size, config.diffusion
     params = _core.Params()
     autoencoder = Autoencoder(config.autoencoder, config.image_size, batch, load=False, tf32=config.tf32, beside=params)
@@ -146,7 +145,7 @@ def _profile(run: Callable[[], None], repeats: int, planned: dict[str, int], bef
             walls.append(time.perf_counter() - began)
         finally:
             recorded.append(_core.profile_stop())
-    measured = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    measured = process_memory.peak() - before
     return Profile(
         statistics.median(walls),
         _sum(recorded, lambda op, weight, shape: op),
@@ -184,9 +183,3 @@ def _time(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
-
-
-def _resident() -> int:
-    """Bytes of memory that the process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -19,12 +19,8 @@ FIRST, SECOND = "gear", "steel"
 GROWTH = """
 import json, sys
 import numpy as np
-from cdad import Config, _core
+from cdad import Config, _core, process_memory
 from cdad.profile import _inputs
-
-def status(key):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key))
 
 def train(config):
     batch = config.training.batch_size
@@ -35,9 +31,9 @@ def train(config):
     return trainer.memory_bytes | {"arena": trainer.arena_bytes}
 
 train(Config.from_dict(json.loads(sys.argv[1])))
-before = status("VmRSS")
+before = process_memory.held()
 planned = train(Config.from_dict(json.loads(sys.argv[2])))
-print(json.dumps([status("VmHWM") - before, planned]))
+print(json.dumps([process_memory.peak() - before, planned]))
 """
 
 

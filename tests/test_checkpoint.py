@@ -19,7 +19,7 @@ from layouts import load_checkpoint
 from safetensors.numpy import load_file, save_file
 
 import cdad
-from cdad import atomic
+from cdad import atomic, process_memory
 from cdad.checkpoint import Checkpoint, previous_of, save_checkpoint
 from cdad.errors import CheckpointError
 
@@ -388,27 +388,23 @@ def test_writers_wait_for_each_other(path):
 
 def measured(path: str, load: bool) -> None:
     """Print how much more memory than before saving or loading takes at most, and the model's bytes; in a process of its own."""
-
-    def status(key: str) -> int:
-        return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))
-
     cdad.set_device("cpu")  # whose memory this is of
     config = cdad.preset("small").updated({"unet.model_channels": 96})
     if load:
-        before = status("VmRSS")
+        before = process_memory.held()
         model = cdad.ContinualModel.load(path)
     else:
         model = cdad.ContinualModel(config)
         model.progress, model._trainer.age = {"classes": ["a"], "step": 1, "seconds": 0.0}, 1
         for name in ("m", "v"):
             model._trainer.block(name)[:] = 1
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before = process_memory.held()
+        process_memory.forget_peak()
         model.save(path)
     assert model._trainer.block("v").min() == model._trainer.block("m").max() == 1
     memory = model.memory_bytes
     held = sum(memory[part] for part in ("parameters", "gradients", "moments"))
-    print(status("VmHWM") - before, held, max(model.params[n].nbytes for n in model.params.shapes()))
+    print(process_memory.peak() - before, held, max(model.params[n].nbytes for n in model.params.shapes()))
 
 
 def test_saving_and_loading_hold_no_second_copy(tmp_path):

@@ -23,15 +23,12 @@ QUICK = {
 
 # Prints bytes that the process grew by up to the last training step, and until a task and a prediction are done.
 RUN = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 import cdad
-from cdad.profile import _resident
+from cdad.process_memory import held, peak
 config, root = cdad.preset("small").updated(json.loads(sys.argv[1])), sys.argv[2]
 data = cdad.open_dataset(root)["gear"]
-# Not ru_maxrss, which knows the parent's peak too.
-peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-before, grown = _resident(), lambda: peak() - before
+before, grown = held(), lambda: peak() - before
 told = []
 model = cdad.ContinualModel(config)
 if sys.argv[3] == "train":
@@ -72,14 +69,14 @@ def test_memory_of_sampling_and_scoring_is_as_planned(root):
 
 def test_the_published_size_is_planned_without_its_memory():
     code = """
-import re, time
+import time
 import cdad
-peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+from cdad.process_memory import peak
 began, before = time.process_time(), peak()
 plan = cdad.plan("sd15")
 assert plan.batch_size == 12 and plan.memory["training"]["weights"] > 3 << 30
 assert "gradients" not in plan.memory["training"]  # they are used one by one
-print(time.process_time() - began, (peak() - before) / 1024)
+print(time.process_time() - began, (peak() - before) / 2**20)
 """
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
