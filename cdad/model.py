@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +18,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import _core
-from .autoencoder import Autoencoder, stack_images
+from .autoencoder import Autoencoder
 from .checkpoint import Checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images
-from .data.inputs import as_classes, as_images
+from .data.ahead import chunked
+from .data.inputs import ImageLike, as_classes, as_images
 from .data.records import ClassData, spread
 from .device_arrays import Array
 from .errors import CheckpointError, DataError
@@ -356,10 +357,11 @@ class ContinualModel:
                     self.save(checkpoint, keep_previous=True)
                     saved = time.monotonic()
 
-    def denoising_error(self, paths: str | os.PathLike | Iterable[str | os.PathLike]) -> float:
+    def denoising_error(self, images: ImageLike | Iterable[ImageLike]) -> float:
         """The mean squared error of images' latents as predicted at the sampler's first timestep, each under its own
-        condition. Where that is noise alone and the prediction is v, it is L_CDM there. DataError: no images."""
-        images = load_images(paths, self.config.image_size)
+        condition. Where that is noise alone and the prediction is v, it is L_CDM there. ``images``: of the host, as for `predict`.
+        DataError: no images."""
+        images = load_images(images, self.config.image_size)
         if not len(images):
             raise DataError("there are no images to denoise")
         latents = self.autoencoder.encode(images)
@@ -458,16 +460,19 @@ class ContinualModel:
 
     def predict(
         self,
-        images: np.ndarray | _core.DeviceArray | str | os.PathLike | Iterable[str | os.PathLike] | Iterable[np.ndarray],
+        images: ImageLike | _core.DeviceArray | Iterable[ImageLike | _core.DeviceArray],
         class_name: str | None = None,
         *,
         progress: bool = False,
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths or one path, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size, or
-        a list of [H,W,3]. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read
-        there. N is 1 for one path and for [H,W,3]. TypeError: neither paths nor arrays; ValueError: arrays of another size.
+        ``images``: paths, PIL images and arrays [H,W,3] (uint8, or float in [0,1]; of grey [H,W] or [H,W,1]) of any sizes, in any
+        collection, or one of them, or an array [N,H,W,3]. An array or PIL image gives what a file of the same pixels gives, bit for
+        bit: it is turned as its EXIF orientation says, and resized to the model's image size, which ``maps`` have. They are read
+        chunk after chunk, an iterator's too. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or
+        JAX array) is read there, and has the model's size. TypeError: something else; ValueError: an array of another shape, or on
+        a device of another size; ImageError: an image that cannot be read.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'; ValueError where it was not
         learned. RuntimeError: nothing was learned yet, or the model is training. A sample's result depends on (image, class_name,
         model, seed) alone, not on what it is predicted with; by another instruction set, or on a GPU, within rounding.
@@ -485,38 +490,32 @@ class ContinualModel:
         # On a GPU everything goes on there; other devices give the CPU's bits, whose way is by the host. Its memory is short.
         size, chunk = self.config.image_size, (1 if on_gpu else 4) * self.config.scoring.batch_size
         there = _core.as_device_array(images)
-        if there is not None:
-            images = there
-        elif hasattr(images, "__dlpack__"):
-            images = np.asarray(images)
-        if not isinstance(images, np.ndarray | _core.DeviceArray) or isinstance(images, np.ndarray) and images.dtype.kind in "OSU":
-            images = as_images(images, size)
-        elif len(images.shape) == 3:
-            images = images.reshape((1, *images.shape))
-        elif len(images.shape) == 0:
-            raise ValueError(f"images are one number; [N,{size},{size},3] is wanted")
-        n = len(images)
-        if n == 0:
-            empty = np.zeros((0, size, size), np.float32)
-            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
+        if there is None:
+            sources = as_images(images, device_size=size)
+            parts = chunked(sources, chunk)
+        else:
+            sources = there.reshape((1, *there.shape)) if len(there.shape) == 3 else there
+            if sources.shape[1:] != (size, size, 3):
+                raise ValueError(
+                    f"images on {there.device} have the shape {list(there.shape)}; [N,{size},{size},3] is wanted, as images of other "
+                    "sizes are resized on the host"
+                )
+            parts = (sources[start : start + chunk] for start in range(0, len(sources), chunk))
+        total = -(-len(sources) // chunk) if isinstance(sources, Sized) else None
         maps, reconstructions, calibration = [], [], self._calibration(class_name)
-        starts = range(0, n, chunk)
 
-        def read(start: int) -> np.ndarray | _core.DeviceArray:
-            part = images[start : start + chunk]
-            if not isinstance(part, list):
-                array = stack_images(part, size)
-            elif isinstance(part[0], Path):
-                array = load_images(part, size)
-            else:  # each on its own: of another type, one has another white
-                array = np.concatenate([stack_images(np.asarray(image)[None], size) for image in part])
+        def read(part: list | _core.DeviceArray) -> np.ndarray | _core.DeviceArray:
+            array = load_images(part, size) if isinstance(part, list) else part
             return _core.DeviceArray(array, self.params.device) if on_gpu and isinstance(array, np.ndarray) else array
 
-        for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
+        for array in tqdm(ahead(read, parts), "predict", total, disable=not progress, leave=False):
             reference, drawn = self._drawings(array)
             distances = self._distances(reference, drawn, calibration.whitening if calibration else ())
             maps.append(score_maps(distances, calibration, self.config.scoring, size))
             reconstructions.append(np.asarray(drawn[0]))
+        if not maps:
+            empty = np.zeros((0, size, size), np.float32)
+            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
         return Prediction(scores, joined, np.concatenate(reconstructions))

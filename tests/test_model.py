@@ -498,11 +498,11 @@ def test_clear_errors(first, products, images, tmp_path):
         first.fit_task({"gone": [tmp_path / "none.png"]}, progress=False)
     with pytest.raises(ValueError, match="pipe.*not learned"):
         first.predict(images, "pipe")
-    with pytest.raises(ValueError, match="64,64,3"):
-        first.predict(images[:, :32])
+    with pytest.raises(ValueError, match=r"image 0 has the shape \[64, 64, 4\]; \[H,W,3\] is wanted"):
+        first.predict(np.zeros((1, 64, 64, 4), np.uint8))
     with pytest.raises(TypeError, match="int64"):
         first.predict(images.astype(np.int64))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ImageError, match=r"image 0: float pixels lie in \[nan, nan\], expected \[0, 1\]"):
         first.predict(np.full_like(images, np.nan))
     with pytest.raises(RuntimeError, match="no task"):
         ContinualModel(first.config).predict(images)

@@ -17,6 +17,15 @@ MAX_NAME_BYTES = 200
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
+@dataclass(frozen=True, eq=False)
+class MemoryImage:
+    """An image that was handed over itself, not its path, and is read like a file's: an array (uint8, or float in [0,1]; [H,W,3],
+    or [H,W] and [H,W,1] of grey) or a PIL image, never written; ``name``: what errors call it."""
+
+    content: Any
+    name: str
+
+
 @dataclass(frozen=True)
 class Sample:
     """One test image: ``label`` 0 is normal, 1 anomalous; ``defect`` is "good" for normal images."""
