@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import time
 import zlib
@@ -44,6 +45,9 @@ log = logging.getLogger("cdad")
 # Above this, another image's condition serves a model as well as the image's own.
 _IGNORED = 0.98
 
+# Characters of a line of what a model says of itself.
+_LINE = 200
+
 Task = Mapping[str, Sequence[str | os.PathLike]]
 
 
@@ -63,6 +67,14 @@ class Prediction:
         if self.threshold is None:
             raise ValueError("there is no threshold: set_threshold() measures a class's, and predict() is told the class")
         return self.scores > self.threshold
+
+    def __repr__(self) -> str:
+        text = f"{len(self.scores)} images, maps {list(self.maps.shape)}"
+        if len(self.scores):
+            text += f", scores {self.scores.min():.4g} to {self.scores.max():.4g}"
+        if self.threshold is not None:
+            text += f", {self.anomalous.sum()} above the threshold {self.threshold:.4g}"
+        return f"Prediction({text})"
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,18 @@ class ContinualModel:
         return None if self.context is None else np.broadcast_to(self.context, (n, *self.context.shape))
 
     # ---- what is known ------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        c, progress = self.config, self.progress
+        millions = sum(map(math.prod, self.params.shapes().values())) / 1e6
+        text = f"{c.preset}, {c.image_size} pixels, {millions:.3g} M parameters, strategy {c.continual.strategy}, on {self.params.device}"
+        tasks = " / ".join(", ".join(task["classes"]) for task in self.ledger)
+        lines = [f"{len(self.ledger)} task{'s' * (len(self.ledger) != 1)} learned{': ' * bool(tasks)}{tasks}"]
+        if progress:
+            lines.append(f"within task {len(self.ledger) + 1}: {', '.join(progress['classes'])}, {progress['step']} steps done")
+        if self.predict_only:
+            lines.append("for predictions alone")
+        return "\n  ".join([f"ContinualModel({text})", *(line if len(line) <= _LINE else line[: _LINE - 3] + "..." for line in lines)])
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -487,6 +488,40 @@ def test_a_nan_in_a_batch_changes_nothing(first, products):
         first._trainer.step(latent, image, image)
     assert all(np.array_equal(first.params[name], before[name]) for name in before)
     first.fit_task([products["steel"]], progress=False)
+
+
+def test_what_a_model_says_of_itself(first_checkpoint, products, quick_config):
+    def lines(model):
+        return repr(model).split("\n  ")
+
+    model = ContinualModel.load(first_checkpoint)
+    millions = sum(model.params[name].size for name in model.params.shapes()) / 1e6
+    (what, learned) = lines(model)
+    assert what == f"ContinualModel(tiny, 64 pixels, {millions:.3g} M parameters, strategy cdad, on cpu)"
+    assert learned == "1 task learned: gear, cloth"
+
+    def stop(report):
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_task([products["steel"]], progress=False, callback=stop)
+    assert lines(model)[1:] == ["1 task learned: gear, cloth", "within task 2: steel, 3 steps done"]
+    model.fit_task([products["steel"]], progress=False)
+    assert lines(model)[1:] == ["2 tasks learned: gear, cloth / steel"]
+    assert lines(ContinualModel(quick_config, device="emulated")) == [what.replace("cpu", "emulated"), "0 tasks learned"]
+    assert lines(ContinualModel.load(first_checkpoint, predict_only=True))[2:] == ["for predictions alone"]
+    model.ledger[0]["classes"] = ["n" * 200] * 9
+    assert [len(line) for line in lines(model)[1:]] == [200]
+
+
+def test_what_a_prediction_says_of_itself(first, images):
+    found = first.predict(images)
+    low, high = found.scores.min(), found.scores.max()
+    n = len(images)
+    assert repr(found) == f"Prediction({n} images, maps [{n}, 64, 64], scores {low:.4g} to {high:.4g})"
+    assert repr(replace(found, threshold=float(low))).endswith(f"{high:.4g}, {n - 1} above the threshold {low:.4g})")
+    assert repr(first.predict(images[:0])) == "Prediction(0 images, maps [0, 64, 64])"
 
 
 def test_clear_errors(first, products, images, tmp_path):
