@@ -266,7 +266,8 @@ def _train(arguments: argparse.Namespace) -> int:
         tell=lambda text: print(text, flush=True),
     )
     summary = results.summary()
-    rows = [{"measure": name, "A- (%)": 100 * v["average"], "FM (%)": 100 * v["forgetting"]} for name, v in summary.items()]
+    columns = {"A- (%)": "average", "FM (%)": "forgetting", "BWT (%)": "backward_transfer"}
+    rows = [{"measure": name} | {column: 100 * v[kind] for column, kind in columns.items()} for name, v in summary.items()]
     if results.matrix.n_learned:
         print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
         if absent := results.matrix.undefined():
