@@ -24,8 +24,9 @@ from .checkpoint import Checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images
 from .data.ahead import chunked
-from .data.inputs import ImageLike, as_classes, as_images
-from .data.records import ClassData, spread
+from .data.images import source_key
+from .data.inputs import as_classes, as_images
+from .data.records import ClassData, ImageLike, MemoryImage, spread
 from .device_arrays import Array
 from .errors import CheckpointError, DataError
 from .exclusion import Exclusion
@@ -48,7 +49,7 @@ _IGNORED = 0.98
 # Characters of a line of what a model says of itself.
 _LINE = 200
 
-Task = Mapping[str, Sequence[str | os.PathLike]]
+Task = Mapping[str, Iterable[ImageLike]]
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ class ContinualModel:
 
     def fit_task(
         self,
-        task: Task | ClassData | Sequence[ClassData] | Sequence[str | os.PathLike],
+        task: Task | ClassData | Iterable[ClassData] | Iterable[ImageLike],
         *,
         progress: bool = True,
         callback: Callable[[StepReport], None] | None = None,
@@ -240,26 +241,30 @@ class ContinualModel:
     ) -> None:
         """Learn the next task from normal images alone.
 
-        ``task``: {class: image paths}, `ClassData`, a list of them, a `Dataset`, or the paths of one class. ``checkpoint``: a
-        file that is written every ``checkpoint_seconds`` and at the end, the one before it being kept beside it (`previous_of`);
-        after a load, the same call goes on where it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
-        is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step, unless the
-        message says that a part was updated: with ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as
-        they come).
+        ``task``: {class: images}, `ClassData`, a list of them, a `Dataset`, or the images of one class. Images are paths, arrays
+        [N,H,W,3], or lists of paths, arrays and PIL images as `predict` takes them, which train to the bits of the same files and
+        are not to change meanwhile. ``checkpoint``: a file that is written every ``checkpoint_seconds`` and at the end, the one
+        before it being kept beside it (`previous_of`); after a load, the same call goes on where it stood, to the same bits: with
+        files of the same names, wherever they lie, or the same pixels in memory. DataError: a class without images or learned
+        before, or images in memory for "joint"; ImageError: a file that is no image; TrainingError: a loss or gradient that is
+        not finite (weights are as before that step, unless the message says that a part was updated: with
+        ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as they come).
         """
         with self._use.changing():
             classes = as_classes(task, len(self.ledger))
+            # What its images are known by: a task goes on with those that it began with, and in all processes with the same.
+            keys = [[data.name, [source_key(source) for source in data.train]] for data in classes]
             if self.parallel is not None:
-                begins = [self.config.to_dict(), self._trainer.n_steps, [[c.name, [path.name for path in c.train]] for c in classes]]
-                self.parallel.check(begins, self.params.device)
+                self.parallel.check([self.config.to_dict(), self._trainer.n_steps, keys], self.params.device)
                 if self.parallel.rank > 0:
                     progress, checkpoint = False, None
             if checkpoint is not None:
                 _check_writable(checkpoint)
-            self._fit(classes, progress, callback, checkpoint, checkpoint_seconds)
+            self._fit(classes, zlib.crc32(json.dumps(keys).encode()), progress, callback, checkpoint, checkpoint_seconds)
 
-    def _fit(self, classes, progress, callback, checkpoint, checkpoint_seconds) -> None:
-        names, images = [c.name for c in classes], _digest(classes)
+    def _fit(self, classes, images: int, progress, callback, checkpoint, checkpoint_seconds) -> None:
+        """``images``: a checksum of what the task's images are known by."""
+        names = [c.name for c in classes]
         for name in names:
             if name in self.classes:
                 raise DataError(f"class {name!r} was learned before; a task brings new classes")
@@ -273,8 +278,8 @@ class ContinualModel:
             )
         if self.progress and self.progress.get("images", images) != images:
             raise CheckpointError(
-                f"the model is in the middle of the task {names}, which began with images of other names: finish it with these, or "
-                "load a file that was saved before it"
+                f"the model is in the middle of the task {names}, which began with images of other names or, in memory, other "
+                "pixels: finish it with these, or load a file that was saved before it"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
         if self.predict_only:
@@ -292,7 +297,7 @@ class ContinualModel:
         steps = t.task_steps(index, len(trained), sum(len(data.train) for data in trained))
         if not self.progress:
             if index == 0:
-                self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
+                self.autoencoder.measure(load_images(batches.sources[:: max(1, len(batches.sources) // 256)], config.image_size))
             self.progress = {"classes": names, "images": images, "step": 0, "seconds": 0.0}
             self._steps_before = self._trainer.n_steps
         self.strategy.before_task(self, classes, index, self.progress["step"], progress)
@@ -304,7 +309,7 @@ class ContinualModel:
         self._trainer.reset()  # the memory of its moments, for what follows
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
         if config.condition != "none":
-            ratio = self._condition_ratio(batches.paths)
+            ratio = self._condition_ratio(batches.sources)
             entry["condition_ratio"] = round(ratio, 4)
             if ratio > _IGNORED:
                 log.warning(
@@ -319,12 +324,12 @@ class ContinualModel:
         if checkpoint is not None:
             self.save(checkpoint, keep_previous=True)
 
-    def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
+    def consolidate(self, task: Task | ClassData | Iterable[ClassData], *, progress: bool = True) -> None:
         """Take what the strategy keeps (bases, importances, stored images) from the normal images of all classes
         that the model learned under another strategy: several strategies can go on from one first task. Or of what a model
         that was loaded to predict has learned.
 
-        ``task``: as in `fit_task`, but for paths alone, which do not tell the class.
+        ``task``: as in `fit_task`, but for images alone, which do not tell the class.
         ValueError: a class that was not learned, or one that was and is missing; CheckpointError: the strategy has to see the
         training itself ("si");
         RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
@@ -401,10 +406,10 @@ class ContinualModel:
         x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
         return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
 
-    def _condition_ratio(self, paths: Sequence[Path]) -> float:
+    def _condition_ratio(self, sources: Sequence[Path | MemoryImage]) -> float:
         """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
         batch = self.config.scoring.batch_size
-        chosen = spread(paths, batch)
+        chosen = spread(sources, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)
         own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
@@ -437,7 +442,7 @@ class ContinualModel:
         c, batches = self.config.continual, self.representative_batches(classes)
         # Samplers of its own: what is predicted meanwhile is none of these classes' features.
         samplers = Programs(self._samplers.make, self._samplers.batch_size)
-        collector = self._collector(samplers.whole, len(batches.paths), c.gamma if gamma is None else gamma)
+        collector = self._collector(samplers.whole, len(batches.sources), c.gamma if gamma is None else gamma)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
         if sum(size for *_, size in plan.values()) > c.memory << 20:
@@ -453,7 +458,7 @@ class ContinualModel:
         runs = -(-images // self.config.scoring.batch_size) * self.config.diffusion.evaluations
         return _core.Collector(sampler, c.method, gamma, runs, c.memory << 20)
 
-    def recalibrate(self, classes: Task | ClassData | Sequence[ClassData]) -> None:
+    def recalibrate(self, classes: Task | ClassData | Iterable[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
         ``classes``: as in `consolidate`. ValueError: a class that was not learned; RuntimeError: the model is training."""
@@ -682,12 +687,6 @@ def _check_writable(path: str | os.PathLike) -> None:
         raise FileNotFoundError(errno.ENOENT, "there is no folder for the checkpoint", os.fspath(path))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, "the checkpoint's folder cannot be written", os.fspath(path))
-
-
-def _digest(classes: Sequence[ClassData]) -> int:
-    """Of the names of a task's images, wherever they lie: a task goes on with those that it began with."""
-    names = [[data.name, [path.name for path in data.train]] for data in classes]
-    return zlib.crc32(json.dumps(names).encode())
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:

@@ -679,7 +679,7 @@ class TestTrainingBatches:
             assert batch.image.shape == batch.perturbed.shape == (4, 32, 32, 3)
             assert batch.image.dtype == batch.perturbed.dtype == np.float32
             for i, j in enumerate(batch.index):
-                assert np.abs(batch.image[i] - read_image(loader.paths[j], size=32)).max() <= 0.5 / 255 + 1e-6
+                assert np.abs(batch.image[i] - read_image(loader.sources[j], size=32)).max() <= 0.5 / 255 + 1e-6
 
     def test_the_order_depends_on_seed_and_epoch(self, classes):
         def order(seed, epoch):
@@ -803,10 +803,10 @@ class TestTrainingBatches:
 
     def test_paths_make_one_class_and_a_single_image_is_enough(self, classes):
         loader = make_loader([str(p) for p in classes[0].train])
-        assert loader.paths == classes[0].train
-        assert make_loader(classes[1]).paths == classes[1].train
-        assert make_loader(Dataset(classes)).paths == (*classes[1].train, *classes[0].train)
-        assert make_loader(set(classes[0].train)).paths == classes[0].train == make_loader(iter(classes[0].train)).paths
+        assert loader.sources == classes[0].train
+        assert make_loader(classes[1]).sources == classes[1].train
+        assert make_loader(Dataset(classes)).sources == (*classes[1].train, *classes[0].train)
+        assert make_loader(set(classes[0].train)).sources == classes[0].train == make_loader(iter(classes[0].train)).sources
         alone = next(make_loader(classes[0].train[:1], perturb_share=1).epoch(0))
         assert alone.index.tolist() == [0, 0, 0, 0] and (alone.image != alone.perturbed).any()
 
@@ -889,7 +889,7 @@ class TestTrainingBatches:
             make_loader([classes[0], "a.png"])
         with pytest.raises(TypeError, match="not the one path 'a.png'; open_dataset"):
             make_loader("a.png")
-        with pytest.raises(TypeError, match=r"task\[1\] is bytes b'b.png'"):
+        with pytest.raises(TypeError, match=r"image 1 is bytes b'b.png'"):
             make_loader(["a.png", b"b.png"])
         with pytest.raises(ValueError, match="start_step is 4, expected 0..3"):
             make_loader(classes).epoch(0, start_step=4)

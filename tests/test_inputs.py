@@ -110,15 +110,18 @@ def test_forms_of_a_task(products):
         ({"gear": b"x.png"}, "class 'gear'.*not bytes b'x.png'"),
         ({"gear": None}, "class 'gear'.*not None"),
         ({"gear": {"a": 1}}, "class 'gear'.*dict"),
-        ({"gear": [3]}, r"class 'gear'\[0\] is int 3; a path"),
-        ({"gear": ["a.png", b"b.png"]}, r"class 'gear'\[1\] is bytes b'b.png'"),
-        ([b"x.png"], r"task\[0\] is bytes"),
+        ({"gear": [3]}, "^class 'gear', image 0 is int 3; a path .* an array or a PIL image is wanted"),
+        ({"gear": ["a.png", b"b.png"]}, "^class 'gear', image 1 is bytes b'b.png'"),
+        ([b"x.png"], "^image 0 is bytes"),
         (b"x.png", "not bytes b'x.png'"),
         (3, "not int 3"),
         (None, "not None"),
-        ([["a.png"]], r"task\[0\] is of the type list"),
+        ([["a.png"]], "^image 0 is of the type list"),
         ([ClassData("gear", (HERE,), ()), "a.png"], "mixed"),
-        (np.zeros((2, 8, 8, 3), np.float32), r"task\[0\] is of the type ndarray"),
+        ([np.zeros((8, 8, 3)), ClassData("gear", (HERE,), ())], "classes and images are mixed"),
+        ({"gear": Image.new("RGB", (8, 8))}, "class 'gear': a list of images is wanted, not of the type Image"),
+        ({"gear": [HERE, np.zeros((8, 8, 3), np.int32)]}, "^class 'gear', image 1 is of int32; uint8, or float32"),
+        ({"gear": DeviceArray(np.zeros((2, 8, 8, 3), np.float32), "emulated")}, "^class 'gear', image 0 lies on emulated"),
     ],
 )
 def test_what_is_no_task(first, task, message):
@@ -135,6 +138,13 @@ def test_tasks_without_anything(first):
             first.fit_task(task, progress=False)
     with pytest.raises(ValueError, match="empty path"):
         first.fit_task([""], progress=False)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (5, 8, 8), (8, 8), (8, 8, 1), (), (1, 5, 8, 8, 3)])
+def test_an_array_that_is_no_stack_of_images(first, shape):
+    for use in (first.fit_task, first.consolidate, first.recalibrate):
+        with pytest.raises(ValueError, match=r"^class 'gear': (an array of the shape|one number).*; \[N,H,W,3\] is wanted, of grey images"):
+            use({"gear": np.zeros(shape, np.uint8)})
 
 
 def test_recalibrating_and_consolidating_by_name(products, first_checkpoint):

@@ -583,7 +583,7 @@ def test_memory_is_known_before_the_run(first):
 def test_samples_are_lit_and_perturbed_as_the_configuration_says(quick_config, products, light):
     model = ContinualModel(quick_config.updated({"training.light": light, "training.perturb_share": 1.0}))
     batches = model.representative_batches([products["gear"]])
-    originals = np.stack([batches.clean(i, i + 1)[0] for i in range(0, batches.n_images, batches.n_images // len(batches.paths))])
+    originals = np.stack([batches.clean(i, i + 1)[0] for i in range(0, batches.n_images, batches.n_images // len(batches.sources))])
     seen = list(batches.epoch(0))
     lit = [not any(np.array_equal(x, original) for original in originals) for b in seen for x in b.image]
     assert any(lit) if light else not any(lit)

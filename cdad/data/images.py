@@ -29,16 +29,18 @@ import io
 import os
 import stat
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, LimitError
-from .inputs import ImageLike, as_images, check_path
-from .records import MemoryImage
+from .inputs import as_images, check_path
+from .records import ImageLike, MemoryImage
 
 MAX_PIXELS = 64_000_000
 """Default limit of width x height of an image."""
@@ -48,7 +50,7 @@ MAX_SIDE = 65_535
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
-_FILES = threading.Lock()  # of the files behind images that Pillow has opened: several threads may read one
+_PILLOW = threading.Lock()  # images that are handed over are decoded, and the files behind them read, by one thread at a time
 
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG = 258, 262, 277, 284  # of TIFF
 
@@ -89,6 +91,15 @@ def read_image(
     elif mode == "grey":
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return image if size is None else resize_image(image, size)
+
+
+def source_key(source: Path | MemoryImage) -> str | list:
+    """What an image is known by wherever it lies, as JSON: of a path the file's name; of an image in memory shape, type and checksum
+    of its pixels. Errors as in `read_image`."""
+    if not isinstance(source, MemoryImage):
+        return source.name
+    pixels = _held_pixels(source, MAX_PIXELS)
+    return [*pixels.shape, str(pixels.dtype), zlib.crc32(np.ascontiguousarray(pixels))]
 
 
 def read_mask(
@@ -184,10 +195,11 @@ def _held_pixels(source: MemoryImage, max_pixels: int) -> np.ndarray:
         array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
         return array if array.dtype == np.uint8 else np.ascontiguousarray(array, np.float32)
     with _told(source.name):
-        content = _file_behind(image)
-        if content is not None:
-            return _decode(content, source.name, max_pixels)[0]
-        return _upright_pixels(image, None, source.name, max_pixels)
+        with _PILLOW:
+            content = _file_behind(image)
+            if content is None:
+                return _upright_pixels(image, None, source.name, max_pixels)
+        return _decode(content, source.name, max_pixels)[0]
 
 
 def _file_behind(image: Image.Image) -> bytes | None:
@@ -195,11 +207,10 @@ def _file_behind(image: Image.Image) -> bytes | None:
     file = getattr(image, "fp", None)
     if file is None or not image.tile or image.format not in _FORMATS or image.tell() != 0:
         return None
-    with _FILES:
-        place = file.tell()
-        file.seek(0)
-        content = file.read()
-        file.seek(place)  # where Pillow goes on from
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)  # where Pillow goes on from
     return content
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from ..errors import DataError
 
@@ -15,6 +19,9 @@ MAX_NAME_BYTES = 200
 """Of a class's name in UTF-8: a file that is named after it has room for more."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +46,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class ClassData:
-    """One class (product): normal images to train on, and samples to test on (none in layout "folder")."""
+    """One class (product): normal images to train on, which may lie in memory (`ImageLike`), and samples to test on (none in layout
+    "folder"), which are files."""
 
     name: str
-    train: tuple[Path, ...]
+    train: tuple[ImageLike | MemoryImage, ...]
     test: tuple[Sample, ...]
 
 
