@@ -18,6 +18,9 @@ from ..errors import DataError
 MAX_NAME_BYTES = 200
 """Of a class's name in UTF-8: a file that is named after it has room for more."""
 
+GOOD = {"good", "ok", "normal", "pass", "passed", "sound", "nondefective", "defectfree"}
+"""What normal images are called, by `plain_name`."""
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -114,6 +117,11 @@ def check_name(name: Any, where: str = "") -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise DataError(f"class {shown} has a name of {len(name.encode())} bytes, the limit is {MAX_NAME_BYTES}{where}")
     return name
+
+
+def plain_name(name: str) -> str:
+    """In small letters, without what stands between words."""
+    return "".join(c for c in name.casefold() if c not in " -_.")
 
 
 def is_image_name(name: str) -> bool:
