@@ -94,7 +94,7 @@ def train(configs: dict[str, cdad.Config], classes: list, steps: int) -> tuple[d
     batches = TrainingBatches(
         classes, image_size=config.image_size, batch_size=t.batch_size, seed=config.seed, perturb_share=t.perturb_share
     )
-    images = load_images(batches.paths, config.image_size)
+    images = load_images(batches.sources, config.image_size)
     autoencoder.measure(images)
     latents = autoencoder.encode(images)
     trainers = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -146,22 +146,3 @@ class Autoencoder:
 
     def _run(self, programs: Programs[_core.Network], arrays: np.ndarray, after=lambda x: x) -> np.ndarray:
         return programs.run(lambda network, x: after(network.run(x)[0]), arrays)
-
-
-def stack_images(images: Sequence[np.ndarray] | Array, size: int) -> np.ndarray | Array:
-    """Images as float32 [N,size,size,3] in [0,1]: from such an array, or uint8 images of that size. Values that lie on a
-    device are not looked at."""
-    array = images if isinstance(images, _core.DeviceArray) else np.asarray(images)
-    if array.shape[1:] != (size, size, 3):
-        raise ValueError(f"images of shape {list(array.shape)}; [N,{size},{size},3] is wanted")
-    if isinstance(array, _core.DeviceArray):
-        return array
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255.0
-    if array.dtype.kind != "f" or array.dtype.itemsize < 4:
-        raise TypeError(f"images of {array.dtype}; uint8 or float32 is wanted")
-    if not np.isfinite(array).all():
-        raise ValueError("images hold values that are not finite")
-    if array.size and (array.min() < 0 or array.max() > 1):
-        raise ValueError("float images have values in [0,1]")
-    return np.ascontiguousarray(array, np.float32)

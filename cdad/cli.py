@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", _train, "Train a protocol's tasks one after the other and test after each.")
-    train.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or of normal images")
+    train.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or of normal images; or a table of images, *.csv")
     train.add_argument("--out", required=True, help="the run's folder")
     train.add_argument("--protocol", default="each", help=f"a name ({', '.join(PROTOCOLS)}), 'each', or a,b/c/d")
     train.add_argument("--preset", choices=list(PRESETS), help="default: small")
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluation = command("eval", _eval, "Test a trained model on a data set.")
     evaluation.add_argument("model", help="a run's folder or a checkpoint")
-    evaluation.add_argument("--data", required=True, help="folder in MVTec or VisA layout")
+    evaluation.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or a table of images, *.csv")
     evaluation.add_argument("--no-masks", action="store_true", help="defective images may lack masks: no measures of pixels then")
     evaluation.add_argument("--classes", nargs="*", help="default: all that the model has learned")
     evaluation.add_argument("--out", help="folder for metrics.json and contact sheets")
@@ -266,7 +266,8 @@ def _train(arguments: argparse.Namespace) -> int:
         tell=lambda text: print(text, flush=True),
     )
     summary = results.summary()
-    rows = [{"measure": name, "A- (%)": 100 * v["average"], "FM (%)": 100 * v["forgetting"]} for name, v in summary.items()]
+    columns = {"A- (%)": "average", "FM (%)": "forgetting", "BWT (%)": "backward_transfer"}
+    rows = [{"measure": name} | {column: 100 * v[kind] for column, kind in columns.items()} for name, v in summary.items()]
     if results.matrix.n_learned:
         print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
         if absent := results.matrix.undefined():

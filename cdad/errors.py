@@ -12,7 +12,7 @@ import os
 class FormatError(ValueError):
     """A file is not what it claims to be: truncated, corrupt, hostile or of an unknown format.
 
-    Attributes: ``path`` (str or None), ``offset`` (byte offset in the file, or None), ``reason``.
+    Attributes: ``path`` (str or None; of an image in memory what it is called), ``offset`` (byte offset in the file, or None), ``reason``.
     """
 
     def __init__(self, reason: str, path: str | os.PathLike | None = None, offset: int | None = None):

@@ -2,7 +2,8 @@
 
 Image and pixel level: area under the ROC curve (AUROC), average precision (AP; the paper's "AUPR") and area
 under the per-region overlap curve (AUPRO). All are exact: every distinct score is a threshold, and one ranking
-of the scores serves all of them. Over tasks: the average after the last task and the forgetting measure.
+of the scores serves all of them. Over tasks: the average after the last task, the forgetting measure and backward
+transfer.
 
 A measure that is not defined, because only one class is present, is nan with a ``RuntimeWarning``.
 """
@@ -163,6 +164,30 @@ def forgetting(task_matrix: ArrayLike) -> float:
     learned = np.tri(n_old, dtype=bool)  # R[b, i] counts from b = i on
     best = np.where(learned, matrix[:-1, :-1], -np.inf).max(axis=0)
     return float((best - matrix[-1, :-1]).mean())
+
+
+def backward_transfer(task_matrix: ArrayLike) -> float:
+    """Backward transfer (Lopez-Paz & Ranzato, NeurIPS 2017, Eq. 3), what later tasks did to the old ones since each was learned.
+
+    BWT = mean over tasks i < N of R[N, i] - R[i, i]. Below zero where they were forgotten; -FM wherever each old task was at its
+    best just after it was learned, else above it. Their forward transfer (Eq. 4) needs tests on tasks that are not learned yet,
+    R[i-1, i], which runs do not make.
+
+    Args:
+        task_matrix: R [N,N] as in :func:`average_last`.
+
+    Returns:
+        The measure in the unit of R; nan where an entry that it needs is nan; nan with a ``RuntimeWarning``
+        for a single task.
+
+    Raises:
+        ValueError: the matrix is not square or is empty.
+    """
+    matrix = square_task_matrix(task_matrix)
+    if len(matrix) == 1:
+        warnings.warn("backward transfer is undefined with a single task", RuntimeWarning, stacklevel=2)
+        return float("nan")
+    return float((matrix[-1, :-1] - matrix.diagonal()[:-1]).mean())
 
 
 def evaluate_scores(labels: ArrayLike, scores: ArrayLike, masks: ArrayLike | None = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +19,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from . import _core
-from .autoencoder import Autoencoder, stack_images
+from .autoencoder import Autoencoder
 from .checkpoint import Checkpoint
 from .config import Config, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images
+from .data.ahead import chunked
+from .data.images import source_key
 from .data.inputs import as_classes, as_images
-from .data.records import ClassData, spread
+from .data.records import ClassData, ImageLike, MemoryImage, spread
 from .device_arrays import Array
 from .errors import CheckpointError, DataError
 from .exclusion import Exclusion
@@ -43,7 +46,10 @@ log = logging.getLogger("cdad")
 # Above this, another image's condition serves a model as well as the image's own.
 _IGNORED = 0.98
 
-Task = Mapping[str, Sequence[str | os.PathLike]]
+# Characters of a line of what a model says of itself.
+_LINE = 200
+
+Task = Mapping[str, Iterable[ImageLike]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,14 @@ class Prediction:
         if self.threshold is None:
             raise ValueError("there is no threshold: set_threshold() measures a class's, and predict() is told the class")
         return self.scores > self.threshold
+
+    def __repr__(self) -> str:
+        text = f"{len(self.scores)} images, maps {list(self.maps.shape)}"
+        if len(self.scores):
+            text += f", scores {self.scores.min():.4g} to {self.scores.max():.4g}"
+        if self.threshold is not None:
+            text += f", {self.anomalous.sum()} above the threshold {self.threshold:.4g}"
+        return f"Prediction({text})"
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,18 @@ class ContinualModel:
 
     # ---- what is known ------------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        c, progress = self.config, self.progress
+        millions = sum(map(math.prod, self.params.shapes().values())) / 1e6
+        text = f"{c.preset}, {c.image_size} pixels, {millions:.3g} M parameters, strategy {c.continual.strategy}, on {self.params.device}"
+        tasks = " / ".join(", ".join(task["classes"]) for task in self.ledger)
+        lines = [f"{len(self.ledger)} task{'s' * (len(self.ledger) != 1)} learned{': ' * bool(tasks)}{tasks}"]
+        if progress:
+            lines.append(f"within task {len(self.ledger) + 1}: {', '.join(progress['classes'])}, {progress['step']} steps done")
+        if self.predict_only:
+            lines.append("for predictions alone")
+        return "\n  ".join([f"ContinualModel({text})", *(line if len(line) <= _LINE else line[: _LINE - 3] + "..." for line in lines)])
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Every class learned so far, in order."""
@@ -206,7 +232,7 @@ class ContinualModel:
 
     def fit_task(
         self,
-        task: Task | ClassData | Sequence[ClassData] | Sequence[str | os.PathLike],
+        task: Task | ClassData | Iterable[ClassData] | Iterable[ImageLike],
         *,
         progress: bool = True,
         callback: Callable[[StepReport], None] | None = None,
@@ -215,26 +241,30 @@ class ContinualModel:
     ) -> None:
         """Learn the next task from normal images alone.
 
-        ``task``: {class: image paths}, `ClassData`, a list of them, a `Dataset`, or the paths of one class. ``checkpoint``: a
-        file that is written every ``checkpoint_seconds`` and at the end, the one before it being kept beside it (`previous_of`);
-        after a load, the same call goes on where it stood, to the same bits. DataError: a class without images or learned before; ImageError: a file that
-        is no image; TrainingError: a loss or gradient that is not finite (weights are as before that step, unless the
-        message says that a part was updated: with ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as
-        they come).
+        ``task``: {class: images}, `ClassData`, a list of them, a `Dataset`, or the images of one class. Images are paths, arrays
+        [N,H,W,3], or lists of paths, arrays and PIL images as `predict` takes them, which train to the bits of the same files and
+        are not to change meanwhile. ``checkpoint``: a file that is written every ``checkpoint_seconds`` and at the end, the one
+        before it being kept beside it (`previous_of`); after a load, the same call goes on where it stood, to the same bits: with
+        files of the same names, wherever they lie, or the same pixels in memory. DataError: a class without images or learned
+        before, or images in memory for "joint"; ImageError: a file that is no image; TrainingError: a loss or gradient that is
+        not finite (weights are as before that step, unless the message says that a part was updated: with
+        ``training.clip_norm`` 0 and ``training.accumulate`` 1 gradients are used as they come).
         """
         with self._use.changing():
             classes = as_classes(task, len(self.ledger))
+            # What its images are known by: a task goes on with those that it began with, and in all processes with the same.
+            keys = [[data.name, [source_key(source) for source in data.train]] for data in classes]
             if self.parallel is not None:
-                begins = [self.config.to_dict(), self._trainer.n_steps, [[c.name, [path.name for path in c.train]] for c in classes]]
-                self.parallel.check(begins, self.params.device)
+                self.parallel.check([self.config.to_dict(), self._trainer.n_steps, keys], self.params.device)
                 if self.parallel.rank > 0:
                     progress, checkpoint = False, None
             if checkpoint is not None:
                 _check_writable(checkpoint)
-            self._fit(classes, progress, callback, checkpoint, checkpoint_seconds)
+            self._fit(classes, zlib.crc32(json.dumps(keys).encode()), progress, callback, checkpoint, checkpoint_seconds)
 
-    def _fit(self, classes, progress, callback, checkpoint, checkpoint_seconds) -> None:
-        names, images = [c.name for c in classes], _digest(classes)
+    def _fit(self, classes, images: int, progress, callback, checkpoint, checkpoint_seconds) -> None:
+        """``images``: a checksum of what the task's images are known by."""
+        names = [c.name for c in classes]
         for name in names:
             if name in self.classes:
                 raise DataError(f"class {name!r} was learned before; a task brings new classes")
@@ -248,8 +278,8 @@ class ContinualModel:
             )
         if self.progress and self.progress.get("images", images) != images:
             raise CheckpointError(
-                f"the model is in the middle of the task {names}, which began with images of other names: finish it with these, or "
-                "load a file that was saved before it"
+                f"the model is in the middle of the task {names}, which began with images of other names or, in memory, other "
+                "pixels: finish it with these, or load a file that was saved before it"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
         if self.predict_only:
@@ -267,7 +297,7 @@ class ContinualModel:
         steps = t.task_steps(index, len(trained), sum(len(data.train) for data in trained))
         if not self.progress:
             if index == 0:
-                self.autoencoder.measure(load_images(batches.paths[:: max(1, len(batches.paths) // 256)], config.image_size))
+                self.autoencoder.measure(load_images(batches.sources[:: max(1, len(batches.sources) // 256)], config.image_size))
             self.progress = {"classes": names, "images": images, "step": 0, "seconds": 0.0}
             self._steps_before = self._trainer.n_steps
         self.strategy.before_task(self, classes, index, self.progress["step"], progress)
@@ -279,7 +309,7 @@ class ContinualModel:
         self._trainer.reset()  # the memory of its moments, for what follows
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
         if config.condition != "none":
-            ratio = self._condition_ratio(batches.paths)
+            ratio = self._condition_ratio(batches.sources)
             entry["condition_ratio"] = round(ratio, 4)
             if ratio > _IGNORED:
                 log.warning(
@@ -294,12 +324,12 @@ class ContinualModel:
         if checkpoint is not None:
             self.save(checkpoint, keep_previous=True)
 
-    def consolidate(self, task: Task | ClassData | Sequence[ClassData], *, progress: bool = True) -> None:
+    def consolidate(self, task: Task | ClassData | Iterable[ClassData], *, progress: bool = True) -> None:
         """Take what the strategy keeps (bases, importances, stored images) from the normal images of all classes
         that the model learned under another strategy: several strategies can go on from one first task. Or of what a model
         that was loaded to predict has learned.
 
-        ``task``: as in `fit_task`, but for paths alone, which do not tell the class.
+        ``task``: as in `fit_task`, but for images alone, which do not tell the class.
         ValueError: a class that was not learned, or one that was and is missing; CheckpointError: the strategy has to see the
         training itself ("si");
         RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
@@ -356,10 +386,11 @@ class ContinualModel:
                     self.save(checkpoint, keep_previous=True)
                     saved = time.monotonic()
 
-    def denoising_error(self, paths: str | os.PathLike | Iterable[str | os.PathLike]) -> float:
+    def denoising_error(self, images: ImageLike | Iterable[ImageLike]) -> float:
         """The mean squared error of images' latents as predicted at the sampler's first timestep, each under its own
-        condition. Where that is noise alone and the prediction is v, it is L_CDM there. DataError: no images."""
-        images = load_images(paths, self.config.image_size)
+        condition. Where that is noise alone and the prediction is v, it is L_CDM there. ``images``: of the host, as for `predict`.
+        DataError: no images."""
+        images = load_images(images, self.config.image_size)
         if not len(images):
             raise DataError("there are no images to denoise")
         latents = self.autoencoder.encode(images)
@@ -375,10 +406,10 @@ class ContinualModel:
         x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
         return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
 
-    def _condition_ratio(self, paths: Sequence[Path]) -> float:
+    def _condition_ratio(self, sources: Sequence[Path | MemoryImage]) -> float:
         """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
         batch = self.config.scoring.batch_size
-        chosen = spread(paths, batch)
+        chosen = spread(sources, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)
         own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
@@ -411,7 +442,7 @@ class ContinualModel:
         c, batches = self.config.continual, self.representative_batches(classes)
         # Samplers of its own: what is predicted meanwhile is none of these classes' features.
         samplers = Programs(self._samplers.make, self._samplers.batch_size)
-        collector = self._collector(samplers.whole, len(batches.paths), c.gamma if gamma is None else gamma)
+        collector = self._collector(samplers.whole, len(batches.sources), c.gamma if gamma is None else gamma)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
         if sum(size for *_, size in plan.values()) > c.memory << 20:
@@ -427,7 +458,7 @@ class ContinualModel:
         runs = -(-images // self.config.scoring.batch_size) * self.config.diffusion.evaluations
         return _core.Collector(sampler, c.method, gamma, runs, c.memory << 20)
 
-    def recalibrate(self, classes: Task | ClassData | Sequence[ClassData]) -> None:
+    def recalibrate(self, classes: Task | ClassData | Iterable[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
         ``classes``: as in `consolidate`. ValueError: a class that was not learned; RuntimeError: the model is training."""
@@ -458,16 +489,19 @@ class ContinualModel:
 
     def predict(
         self,
-        images: np.ndarray | _core.DeviceArray | str | os.PathLike | Iterable[str | os.PathLike] | Iterable[np.ndarray],
+        images: ImageLike | _core.DeviceArray | Iterable[ImageLike | _core.DeviceArray],
         class_name: str | None = None,
         *,
         progress: bool = False,
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths or one path, or an array [N,H,W,3] or [H,W,3] (uint8, or float in [0,1]) of the model's image size, or
-        a list of [H,W,3]. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or JAX array) is read
-        there. N is 1 for one path and for [H,W,3]. TypeError: neither paths nor arrays; ValueError: arrays of another size.
+        ``images``: paths, PIL images and arrays [H,W,3] (uint8, or float in [0,1]; of grey [H,W] or [H,W,1]) of any sizes, in any
+        collection, or one of them, or an array [N,H,W,3]. An array or PIL image gives what a file of the same pixels gives, bit for
+        bit: it is turned as its EXIF orientation says, and resized to the model's image size, which ``maps`` have. They are read
+        chunk after chunk, an iterator's too. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or
+        JAX array) is read there, and has the model's size. TypeError: something else; ValueError: an array of another shape, or on
+        a device of another size; ImageError: an image that cannot be read.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes'; ValueError where it was not
         learned. RuntimeError: nothing was learned yet, or the model is training. A sample's result depends on (image, class_name,
         model, seed) alone, not on what it is predicted with; by another instruction set, or on a GPU, within rounding.
@@ -485,38 +519,32 @@ class ContinualModel:
         # On a GPU everything goes on there; other devices give the CPU's bits, whose way is by the host. Its memory is short.
         size, chunk = self.config.image_size, (1 if on_gpu else 4) * self.config.scoring.batch_size
         there = _core.as_device_array(images)
-        if there is not None:
-            images = there
-        elif hasattr(images, "__dlpack__"):
-            images = np.asarray(images)
-        if not isinstance(images, np.ndarray | _core.DeviceArray) or isinstance(images, np.ndarray) and images.dtype.kind in "OSU":
-            images = as_images(images, size)
-        elif len(images.shape) == 3:
-            images = images.reshape((1, *images.shape))
-        elif len(images.shape) == 0:
-            raise ValueError(f"images are one number; [N,{size},{size},3] is wanted")
-        n = len(images)
-        if n == 0:
-            empty = np.zeros((0, size, size), np.float32)
-            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
+        if there is None:
+            sources = as_images(images, device_size=size)
+            parts = chunked(sources, chunk)
+        else:
+            sources = there.reshape((1, *there.shape)) if len(there.shape) == 3 else there
+            if sources.shape[1:] != (size, size, 3):
+                raise ValueError(
+                    f"images on {there.device} have the shape {list(there.shape)}; [N,{size},{size},3] is wanted, as images of other "
+                    "sizes are resized on the host"
+                )
+            parts = (sources[start : start + chunk] for start in range(0, len(sources), chunk))
+        total = -(-len(sources) // chunk) if isinstance(sources, Sized) else None
         maps, reconstructions, calibration = [], [], self._calibration(class_name)
-        starts = range(0, n, chunk)
 
-        def read(start: int) -> np.ndarray | _core.DeviceArray:
-            part = images[start : start + chunk]
-            if not isinstance(part, list):
-                array = stack_images(part, size)
-            elif isinstance(part[0], Path):
-                array = load_images(part, size)
-            else:  # each on its own: of another type, one has another white
-                array = np.concatenate([stack_images(np.asarray(image)[None], size) for image in part])
+        def read(part: list | _core.DeviceArray) -> np.ndarray | _core.DeviceArray:
+            array = load_images(part, size) if isinstance(part, list) else part
             return _core.DeviceArray(array, self.params.device) if on_gpu and isinstance(array, np.ndarray) else array
 
-        for array in tqdm(ahead(read, starts), "predict", len(starts), disable=not progress, leave=False):
+        for array in tqdm(ahead(read, parts), "predict", total, disable=not progress, leave=False):
             reference, drawn = self._drawings(array)
             distances = self._distances(reference, drawn, calibration.whitening if calibration else ())
             maps.append(score_maps(distances, calibration, self.config.scoring, size))
             reconstructions.append(np.asarray(drawn[0]))
+        if not maps:
+            empty = np.zeros((0, size, size), np.float32)
+            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
         joined = np.concatenate(maps)
         scores = image_scores(joined, self.config.scoring)
         return Prediction(scores, joined, np.concatenate(reconstructions))
@@ -659,12 +687,6 @@ def _check_writable(path: str | os.PathLike) -> None:
         raise FileNotFoundError(errno.ENOENT, "there is no folder for the checkpoint", os.fspath(path))
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, "the checkpoint's folder cannot be written", os.fspath(path))
-
-
-def _digest(classes: Sequence[ClassData]) -> int:
-    """Of the names of a task's images, wherever they lie: a task goes on with those that it began with."""
-    names = [[data.name, [path.name for path in data.train]] for data in classes]
-    return zlib.crc32(json.dumps(names).encode())
 
 
 def learning_rate_scale(step: int, steps: int, warmup: int, decay: float) -> float:

@@ -24,7 +24,7 @@ from .config import PAPER_RECIPE, Config
 from .config_checks import STRATEGIES
 from .data import ClassData, Dataset, list_classes, open_dataset
 from .data.records import list_folders
-from .data.visa_split import VISA_SPLIT
+from .data.split_tables import VISA_SPLIT
 from .errors import DataError
 from .model import StepReport
 from .planning import plan

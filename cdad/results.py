@@ -22,7 +22,7 @@ import numpy as np
 
 from cdad.atomic import write_atomically
 from cdad.errors import FormatError, LimitError
-from cdad.metrics import MEASURES, average_last, forgetting
+from cdad.metrics import MEASURES, average_last, backward_transfer, forgetting
 
 SCHEMA = "cdad.results"
 SCHEMA_VERSION = 1
@@ -118,17 +118,18 @@ class TaskMatrix:
         return int(np.flatnonzero(rows)[-1]) + 1 if rows.any() else 0
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """``{measure: {"average": A-, "forgetting": FM}}`` over the tasks learned so far.
+        """``{measure: {"average": A-, "forgetting": FM, "backward_transfer": BWT}}`` over the tasks learned so far.
 
-        nan where it is not defined: an entry is missing, or FM before the second task.
+        nan where it is not defined: an entry is missing, or FM and BWT before the second task.
         """
         n = self.n_learned
         return {name: {"average": average_last(values[:n, :n]) if n else math.nan,
-                       "forgetting": forgetting(values[:n, :n]) if n > 1 else math.nan}
+                       "forgetting": forgetting(values[:n, :n]) if n > 1 else math.nan,
+                       "backward_transfer": backward_transfer(values[:n, :n]) if n > 1 else math.nan}
                 for name, values in self._values.items()}
 
     def undefined(self) -> list[str]:
-        """The tasks that leave A- or FM of some measure undefined: an entry of theirs is missing."""
+        """The tasks that leave A-, FM or BWT of some measure undefined: an entry of theirs is missing."""
         n = self.n_learned
         missing = np.zeros(n, bool)
         for values in self._values.values():

@@ -6,7 +6,7 @@
     tasks/K.safetensors     the model after task K
     loss.csv                one row a training step
     metrics.csv             one row a tested class after each task
-    results.json            the same, with the task matrix R of every measure, A- and FM
+    results.json            the same, with the task matrix R of every measure, A-, FM and BWT
     sheets/afterK/CLASS.png image, reconstruction, map, mask
     task_matrix.png, loss.png
 """

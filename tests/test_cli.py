@@ -56,7 +56,30 @@ def test_resuming_a_finished_run_changes_nothing(root, run_folder, capsys):
     assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), "--resume", *QUICK]) == 0
     assert (run_folder / "results.json").read_bytes() == before
     assert (run_folder / "loss.csv").read_bytes() == losses
-    assert "A- (%)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "A- (%)" in told and "BWT (%)" in told
+
+
+def test_a_table_says_what_is_trained_and_tested(root, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(root / "gear", folder / "gear")
+    images = [path.relative_to(folder) for path in sorted(folder.glob("gear/train/good/*.png"))]
+    (defective,) = sorted(folder.glob("gear/test/[!g]*/*.png"))[:1]
+    rows = [["wheel", "train", "normal", path] for path in images[:6]] + [["wheel", "test", "good", path] for path in images[6:8]]
+    rows.append(["wheel", "test", defective.parent.name, defective.relative_to(folder)])
+    with open(folder / "split.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["class", "split", "label", "image"], *rows])
+    out, table = str(tmp_path / "run"), str(folder / "split.csv")
+    strategy = ["--strategy", "finetune"]
+    assert main(["train", "--data", table, "--out", out, *QUICK, *strategy]) == 1
+    assert "split.csv, line 10: anomalous image" in capsys.readouterr().err
+    assert main(["train", "--data", table, "--out", out, "--no-masks", *QUICK, *strategy]) == 0
+    assert ContinualModel.load(tmp_path / "run" / "checkpoint.safetensors").classes == ("wheel",)
+    (row,) = csv.DictReader(open(tmp_path / "run" / "metrics.csv", newline=""))
+    assert row["class"] == "wheel" and float(row["image_auroc"]) in (0.0, 0.5, 1.0) and row["pixel_auroc"] == ""
+    capsys.readouterr()
+    assert main(["eval", out, "--data", table, "--no-masks"]) == 0
+    assert "wheel" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_and_the_one_before(root, run_folder, tmp_path, capsys):

@@ -169,7 +169,7 @@ class TestVisa:
             ("candle,test,normal", "3 values, expected 5"),
             ("cashew,test,normal,candle/Data/Images/Normal/0000.JPG,", "'cashew' has no normal training"),
             ("a/b,train,normal,candle/Data/Images/Normal/0000.JPG,", "class 'a/b' has '/' in its name.*1cls.csv, line 6"),
-            ('candle,"test', "not a UTF-8 table"),
+            ('candle,"test', "1cls.csv, line 6: not a UTF-8 table"),
         ],
     )
     def test_faulty_splits(self, tmp_path, row, message):
@@ -184,7 +184,7 @@ class TestVisa:
     def test_faulty_tables(self, tmp_path):
         make_visa(tmp_path, normal=5)
         write_split(tmp_path, header="object,split,label,image")
-        with pytest.raises(DataError, match="no column 'mask'"):
+        with pytest.raises(DataError, match="1cls.csv, line 1: no column 'mask'"):
             open_dataset(tmp_path)
         write_split(tmp_path)
         with pytest.raises(DataError, match="no classes"):
@@ -192,6 +192,101 @@ class TestVisa:
         write_split(tmp_path, "käse", encoding="latin-1")
         with pytest.raises(DataError, match="not a UTF-8 table"):
             open_dataset(tmp_path)
+
+
+TABLE = [
+    "bolt,train,normal,a/1.png,,x",
+    "bolt,train,Normal,a/0.png,,",
+    "nut,train,0,b/0.png,,",
+    "bolt,test,0,a/2.png,,",
+    "bolt,test,scratch,b/1.png,masks/1.png,",
+    "bolt,test,1,b/2.png,masks/2.png,",
+    "nut,test,anomalous,a/3.png,masks/1.png,",
+]
+
+
+class TestTable:
+    @pytest.fixture
+    def root(self, tmp_path):
+        for folder in ("a", "b"):
+            for i in range(5):
+                save(tmp_path / "data" / folder / f"{i}.png", random_image(16, 16, i))
+        for i in (1, 2):
+            save(tmp_path / "data" / "masks" / f"{i}.png", np.eye(16, dtype=np.uint8))
+        return tmp_path / "data"
+
+    @staticmethod
+    def write(root, *rows, header="class,split,label,image,mask,more", encoding="utf-8"):
+        (root / "split.CSV").write_bytes(("\r\n".join([header, *rows]) + "\r\n").encode(encoding))
+        return root / "split.CSV"
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    def test_classes_and_splits(self, root, encoding):
+        path = self.write(root, *TABLE, encoding=encoding)
+        dataset = open_dataset(path)
+        bolt, nut = dataset["bolt"], dataset["nut"]
+        assert list(dataset) == ["bolt", "nut"] == list(data.list_classes(path))
+        assert bolt.train == (root / "a/0.png", root / "a/1.png") and nut.train == (root / "b/0.png",)
+        assert [(s.path.name, s.label, s.defect, s.mask_path) for s in bolt.test] == [
+            ("2.png", 0, "good", None), ("1.png", 1, "scratch", root / "masks/1.png"), ("2.png", 1, "anomaly", root / "masks/2.png"),
+        ]  # fmt: skip
+        assert {s.class_name for s in bolt.test} == {"bolt"} and nut.test[0].defect == "anomaly"
+        assert open_dataset(str(path), "table")["nut"] == nut
+        assert data.read_sample(bolt.test[1])[1].sum() == 16
+
+    def test_without_masks(self, root):
+        path = self.write(root, "bolt,train,0,a/0.png", "bolt,test,cut,a/1.png", header=" class , split,label,image")
+        with pytest.raises(DataError, match="split.CSV, line 3: anomalous image a/1.png of class 'bolt' has no mask"):
+            open_dataset(path)
+        (sample,) = open_dataset(path, require_masks=False)["bolt"].test
+        assert (sample.label, sample.defect, sample.mask_path) == (1, "cut", None)
+
+    @pytest.mark.parametrize(
+        "row,message",
+        [
+            ("bolt,val,0,a/4.png,,", "line 9: class 'bolt', split 'val', label '0'; expected a class, train or test, normal"),
+            *((f"bolt,test,{label},a/4.png,,", f"line 9: .* label '{label}'; expected a class") for label in ("", "False", "2", "0.0", "nan")),
+            (",test,0,a/4.png,,", "line 9: class '', "),
+            ("bolt,train,scratch,a/4.png,,", "line 9: anomalous image a/4.png in the training split of 'bolt'"),
+            ("bolt,train,1,a/4.png,,", "line 9: anomalous image"),
+            ("nut,train,0,a/2.png,,", "line 9: a/2.png stands on line 5 already"),
+            ("bolt,test,0,a/9.png,,", "line 9: 'a/9.png' does not exist in .*data"),
+            ("bolt,test,1,a/4.png,masks/9.png,", "line 9: 'masks/9.png' does not exist"),
+            ("bolt,test,0,split.CSV,,", "line 9: 'split.CSV' is not the path of an image"),
+            ("bolt,test,0,a/4.png,", "line 9: 5 values, expected 6"),
+            ("gear,test,0,a/4.png,,", "class 'gear' has no normal training images in .*split.CSV"),
+            ("a/b,test,0,a/4.png,,", "class 'a/b' has '/' in its name.*split.CSV, line 9"),
+        ],
+    )
+    def test_faulty_rows(self, root, row, message):
+        with pytest.raises(DataError, match=message):
+            open_dataset(self.write(root, *TABLE, row))
+
+    def test_images_elsewhere(self, root):
+        out = save(root.parent / "out.png", random_image())
+        path = self.write(root, *TABLE, "bolt,test,0,../out.png,,", f"nut,train,0,{root.parent / 'absolute.png'},,")
+        with pytest.raises(DataError, match="line 10: '.*absolute.png' does not exist"):
+            open_dataset(path)
+        save(root.parent / "absolute.png", random_image())
+        dataset = open_dataset(path)
+        assert any(sample.path.samefile(out) for sample in dataset["bolt"].test)
+        assert root.parent / "absolute.png" in dataset["nut"].train
+
+    def test_what_is_no_table(self, root, tmp_path):
+        for header, message in (("class,split,label,path", "line 1: no column 'image'"), ("class,class,split,label,image", "two columns")):
+            with pytest.raises(DataError, match=message):
+                open_dataset(self.write(root, header=header))
+        with pytest.raises(DataError, match="no classes in .*split.CSV"):
+            open_dataset(self.write(root))
+        with pytest.raises(DataError, match="a/0.png is no table: a file \\*.csv is wanted, or a folder$"):
+            open_dataset(root / "a" / "0.png")
+        for wrong in (root, root / "none.csv"):
+            with pytest.raises(DataError, match="is no table: a file \\*.csv is wanted$"):
+                open_dataset(wrong, "table")
+        with pytest.raises(DataError, match="none.csv does not exist"):
+            open_dataset(root / "none.csv")
+        with pytest.raises(DataError, match="split.CSV is not a folder"):
+            open_dataset(self.write(root, *TABLE), "mvtec")
 
 
 class TestFolder:

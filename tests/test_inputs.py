@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import weakref
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import FIRST
 from PIL import Image
 
-from cdad import ContinualModel, DataError, ImageError, evaluate
+from cdad import ContinualModel, DataError, DeviceArray, ImageError, LimitError, evaluate
 from cdad.data import ClassData, Dataset, load_images
 from cdad.data.inputs import as_classes
 from cdad.evaluation import evaluate_class
@@ -107,15 +110,19 @@ def test_forms_of_a_task(products):
         ({"gear": b"x.png"}, "class 'gear'.*not bytes b'x.png'"),
         ({"gear": None}, "class 'gear'.*not None"),
         ({"gear": {"a": 1}}, "class 'gear'.*dict"),
-        ({"gear": [3]}, r"class 'gear'\[0\] is int 3; a path"),
-        ({"gear": ["a.png", b"b.png"]}, r"class 'gear'\[1\] is bytes b'b.png'"),
-        ([b"x.png"], r"task\[0\] is bytes"),
+        ({"gear": [3]}, "^class 'gear', image 0 is int 3; a path .* an array or a PIL image is wanted"),
+        ({"gear": ["a.png", b"b.png"]}, "^class 'gear', image 1 is bytes b'b.png'"),
+        ([b"x.png"], "^image 0 is bytes"),
         (b"x.png", "not bytes b'x.png'"),
         (3, "not int 3"),
         (None, "not None"),
-        ([["a.png"]], r"task\[0\] is of the type list"),
+        ([["a.png"]], "^image 0 is of the type list"),
         ([ClassData("gear", (HERE,), ()), "a.png"], "mixed"),
-        (np.zeros((2, 8, 8, 3), np.float32), r"task\[0\] is of the type ndarray"),
+        ([np.zeros((8, 8, 3)), ClassData("gear", (HERE,), ())], "classes and images are mixed"),
+        ({"gear": Image.new("RGB", (8, 8))}, "class 'gear': a list of images is wanted, not of the type Image"),
+        ({"gear": [HERE, np.zeros((8, 8, 3), np.int32)]}, "^class 'gear', image 1 is of int32; uint8, or float32"),
+        ({"gear": DeviceArray(np.zeros((2, 8, 8, 3), np.float32), "emulated")}, "^class 'gear': an array on emulated; images are read"),
+        ({"gear": [DeviceArray(np.zeros((8, 8, 3), np.float32), "emulated")]}, "^class 'gear', image 0 lies on emulated; images are read"),
     ],
 )
 def test_what_is_no_task(first, task, message):
@@ -132,6 +139,13 @@ def test_tasks_without_anything(first):
             first.fit_task(task, progress=False)
     with pytest.raises(ValueError, match="empty path"):
         first.fit_task([""], progress=False)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (5, 8, 8), (8, 8), (8, 8, 1), (), (1, 5, 8, 8, 3)])
+def test_an_array_that_is_no_stack_of_images(first, shape):
+    for use in (first.fit_task, first.consolidate, first.recalibrate):
+        with pytest.raises(ValueError, match=r"^class 'gear': (an array of the shape|one number).*; \[N,H,W,3\] is wanted, of grey images"):
+            use({"gear": np.zeros(shape, np.uint8)})
 
 
 def test_recalibrating_and_consolidating_by_name(products, first_checkpoint):
@@ -193,28 +207,153 @@ def test_a_list_of_arrays(first, paths):
     ("images", "kind", "message"),
     [
         (b"a.png", TypeError, "images: .*not bytes b'a.png'"),
-        ([b"a.png"], TypeError, r"images\[0\] is bytes b'a.png'; a path"),
+        ([b"a.png"], TypeError, r"image 0 is bytes b'a.png'; a path .* is wanted"),
         (3, TypeError, "images: .*not int 3"),
-        ([3], TypeError, r"images\[0\] is int 3"),
+        ([3], TypeError, r"image 0 is int 3; a path \(str or os.PathLike\), an array or a PIL image is wanted"),
         (None, TypeError, "not None"),
         ({"gear": ["a.png"]}, TypeError, "not of the type dict"),
         (ClassData("gear", (HERE,), ()), TypeError, "not of the type ClassData"),
-        ([["a.png"]], TypeError, r"images\[0\] is of the type list"),
-        (Image.new("RGB", (64, 64)), TypeError, "not of the type Image"),
-        ([Image.new("RGB", (64, 64))], TypeError, r"images\[0\] is of the type Image"),
-        ([np.zeros((64, 64, 3)), "a.png"], TypeError, r"images\[0\] is an array and images\[1\] of the type str; one kind"),
-        (["a.png", "b.png", np.zeros((64, 64, 3))], TypeError, r"images\[2\] is an array and images\[0\] of the type str"),
-        ([np.zeros((64, 64, 3)), np.zeros((32, 64, 3))], ValueError, r"images\[1\] has the shape \[32, 64, 3\]; \[64,64,3\] is"),
-        ([np.zeros((1, 64, 64, 3))], ValueError, r"images\[0\] has the shape \[1, 64, 64, 3\]"),
+        ([["a.png"]], TypeError, r"image 0 is of the type list"),
+        ([np.zeros((64, 64, 3)), np.zeros((1, 64, 64, 3))], ValueError, r"image 1 has the shape \[1, 64, 64, 3\]; \[H,W,3\] is wanted"),
+        ([np.zeros((64, 64, 4), np.uint8)], ValueError, r"image 0 has the shape \[64, 64, 4\]; \[H,W,3\] is wanted"),
+        ([np.zeros((0, 64, 3), np.uint8)], ValueError, r"image 0 has the shape \[0, 64, 3\]"),
+        ([np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.uint16)], TypeError, "image 1 is of uint16; uint8, or float32"),
+        (np.zeros((2, 4, 4, 3), np.float16), TypeError, "image 0 is of float16"),
+        (np.zeros((5, 64, 64), np.uint8), ValueError, r"an array of the shape \[5, 64, 64\]; .* of grey images .* a list of \[H,W\]"),
+        (np.zeros((1, 5, 64, 64, 3), np.uint8), ValueError, r"an array of the shape \[1, 5, 64, 64, 3\]"),
+        (np.full((4, 4, 3), 255.0), ImageError, r"image 0: float pixels lie in \[255, 255\], expected \[0, 1\]"),
+        ([np.zeros((4, 4)), np.full((4, 4), -0.1)], ImageError, r"image 1: float pixels lie in \[-0.1"),
+        ([Image.new("I", (4, 4))], ImageError, r"image 0: cannot be decoded: pixel type 'I' is not supported"),
         (np.float32(0) + np.zeros(()), TypeError, "images: "),
         (np.zeros(()).reshape(()), ValueError, "one number"),
-        (np.zeros((64, 64), np.uint8), ValueError, "64,64,3"),
     ],
 )
 def test_what_are_no_images(first, images, kind, message):
     with pytest.raises(kind, match=message) as raised:
         first.predict(images)
     assert "\n" not in str(raised.value)
+
+
+def test_images_in_memory_are_read_as_their_files(tmp_path):
+    """Every kind of file, by Pillow, before and after it is decoded; nothing that is handed over is written."""
+    rng = np.random.default_rng(0)
+    colour, grey = rng.integers(0, 256, (40, 48, 3), np.uint8), rng.integers(0, 256, (40, 48), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures = {
+        "rgb.png": Image.fromarray(colour),
+        "rgb.jpg": Image.fromarray(colour),
+        "rgb.bmp": Image.fromarray(colour),
+        "rgb.webp": Image.fromarray(colour),
+        "rgb.tiff": Image.fromarray(colour),
+        "grey.png": Image.fromarray(grey),
+        "one_bit.png": Image.fromarray(grey > 128),
+        "palette.png": Image.fromarray(colour).quantize(16),
+        "rgba.png": Image.fromarray(rng.integers(0, 256, (40, 48, 4), np.uint8)),
+        "la.png": Image.fromarray(rng.integers(0, 256, (40, 48, 2), np.uint8)),
+        "cmyk.jpg": Image.fromarray(colour).convert("CMYK"),
+        "grey16.png": Image.fromarray(rng.integers(0, 65536, (40, 48)).astype(np.uint16)),
+        "grey16.tiff": Image.fromarray(rng.integers(0, 65536, (40, 48)).astype(np.uint16)),
+        "float.tiff": Image.fromarray(rng.random((40, 48), np.float32)),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    for name in ("rgb.png", "rgb.jpg", "rgb.tiff"):
+        pictures[name].save(tmp_path / f"turned_{name}", exif=turned)
+    (tmp_path / "colour16.png").write_bytes(cv2.imencode(".png", rng.integers(0, 65536, (40, 48, 3)).astype(np.uint16))[1].tobytes())
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 18
+    for size in (32, (24, 100)):
+        wanted = load_images(paths, size)
+        opened = [Image.open(path) for path in paths]
+        for _ in range(2):
+            assert np.array_equal(load_images(opened, size), wanted)
+        assert sum(bool(image.tile) for image in opened) == 17  # of all but WEBP, which Pillow reads at once: none was decoded
+        for i, (path, image) in enumerate(zip(paths, opened, strict=True)):
+            if path.name != "colour16.png":  # of which Pillow keeps the high bytes
+                image.load()
+                assert np.array_equal(load_images(image, size)[0], wanted[i]), path.name
+                assert np.array_equal(load_images([image.copy()], size)[0], wanted[i]), path.name
+        assert opened[paths.index(tmp_path / "turned_rgb.png")].size == (48, 40)
+        for name, array in (("rgb.png", colour), ("grey.png", grey), ("grey.png", grey[..., None]), ("float.tiff", np.asarray(opened[2]))):
+            array.flags.writeable = False
+            place = paths.index(tmp_path / name)
+            for given in (array, array[::-1][::-1], np.asfortranarray(array)):
+                assert np.array_equal(load_images(given, size)[0], wanted[place]), name
+    stack = np.stack([grey, grey[::-1]])
+    assert np.array_equal(load_images(stack[..., None], 32), load_images(list(stack), 32))
+    assert np.array_equal(load_images(colour / np.float64(255), 32), load_images((colour / np.float64(255)).astype(np.float32), 32))
+
+
+def test_an_image_that_pillow_cannot_read_is_named(tmp_path):
+    Image.new("RGB", (48, 40)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as closed:
+        pass
+    (tmp_path / "cut.jpg").write_bytes(b"")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:999])
+    for image in (closed, Image.open(tmp_path / "cut.jpg"), Image.new("1", (8001, 8001))):
+        with pytest.raises((ImageError, LimitError), match="^image 1: "):
+            load_images([tmp_path / "a.png", image], 8)
+
+
+def test_a_frame_that_was_sought_is_that_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
+    with open(tmp_path / "a.tiff", "rb") as file:
+        image = Image.open(file)
+        for frame in (2, 0, 1):
+            image.seek(frame)
+            place = file.tell()
+            assert load_images(image, 8)[0, 0, 0, 0] * 255 == 40 * frame
+            assert frame or file.tell() == place and image.tile
+
+
+def test_predictions_of_images_in_memory(first, tmp_path):
+    rng = np.random.default_rng(1)
+    pixels = [rng.integers(0, 256, size, np.uint8) for size in ((64, 64, 3), (90, 70, 3), (20, 130, 3), (80, 80))]
+    for i, array in enumerate(pixels):
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    files = sorted(tmp_path.iterdir())
+    wanted = first.predict(files, "gear")
+    for given in (pixels, [Image.open(path) for path in files], [files[0], Image.fromarray(pixels[1]), pixels[2], str(files[3])]):
+        found = first.predict(given, "gear")
+        for name in ("scores", "maps", "reconstructions"):
+            assert np.array_equal(getattr(found, name), getattr(wanted, name))
+    for one in (pixels[1], Image.open(files[1])):
+        assert np.array_equal(first.predict(one, "gear").maps, wanted.maps[1:2])
+    assert np.array_equal(first.predict(np.stack([pixels[1]] * 2), "gear").maps, wanted.maps[[1, 1]])
+    model = copy.copy(first)
+    assert model.set_threshold("gear", pixels) == model.set_threshold("gear", map(Image.open, files)) == wanted.scores.max()
+    assert first.denoising_error(pixels) == first.denoising_error(files)
+
+
+def test_images_of_an_iterator_are_not_held(first):
+    """Beside those that are drawn, one chunk is read ahead."""
+    chunk, alive = 4 * first.config.scoring.batch_size, []
+
+    def images():
+        for i in range(4 * chunk):
+            array = np.full((32, 32, 3), i, np.uint8)
+            alive.append(weakref.ref(array))
+            assert sum(ref() is not None for ref in alive) <= 3 * chunk
+            yield array
+
+    found = first.predict(images())
+    assert len(found.scores) == len(alive) == 4 * chunk
+    assert np.array_equal(found.scores, first.predict([np.full((32, 32, 3), i, np.uint8) for i in range(4 * chunk)]).scores)
+
+
+def test_arrays_on_a_device_are_not_resized(first, first_checkpoint):
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    there, model = DeviceArray(images, "emulated"), ContinualModel.load(first_checkpoint, device="emulated")
+    for given in (there, list(map(DeviceArray, images, ["emulated"] * 2))):
+        with pytest.raises(ValueError, match=r"on emulated .* the shape .*32, 32, 3\]; .*64,64,3\] is wanted, as images of other sizes"):
+            model.predict(given)
+    whole = load_images(images, 64)
+    assert np.array_equal(first.predict([DeviceArray(image, "emulated") for image in whole]).maps, first.predict(images).maps)
+    with pytest.raises(TypeError, match="image 0 lies on emulated; images are read from the host here"):
+        first.denoising_error([DeviceArray(whole[0], "emulated")])
 
 
 def test_folders_and_files_without_images_are_named(first, tmp_path, paths):

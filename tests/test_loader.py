@@ -51,7 +51,7 @@ class TestTrainingBatches:
             assert batch.image.shape == batch.perturbed.shape == (4, 32, 32, 3)
             assert batch.image.dtype == batch.perturbed.dtype == np.float32
             for i, j in enumerate(batch.index):
-                assert np.abs(batch.image[i] - read_image(loader.paths[j], size=32)).max() <= 0.5 / 255 + 1e-6
+                assert np.abs(batch.image[i] - read_image(loader.sources[j], size=32)).max() <= 0.5 / 255 + 1e-6
 
     def test_the_order_depends_on_seed_and_epoch(self, classes):
         def order(seed, epoch):
@@ -174,10 +174,10 @@ class TestTrainingBatches:
 
     def test_paths_make_one_class_and_a_single_image_is_enough(self, classes):
         loader = make_loader([str(p) for p in classes[0].train])
-        assert loader.paths == classes[0].train
-        assert make_loader(classes[1]).paths == classes[1].train
-        assert make_loader(Dataset(classes)).paths == (*classes[1].train, *classes[0].train)
-        assert make_loader(set(classes[0].train)).paths == classes[0].train == make_loader(iter(classes[0].train)).paths
+        assert loader.sources == classes[0].train
+        assert make_loader(classes[1]).sources == classes[1].train
+        assert make_loader(Dataset(classes)).sources == (*classes[1].train, *classes[0].train)
+        assert make_loader(set(classes[0].train)).sources == classes[0].train == make_loader(iter(classes[0].train)).sources
         alone = next(make_loader(classes[0].train[:1], perturb_share=1).epoch(0))
         assert alone.index.tolist() == [0, 0, 0, 0] and (alone.image != alone.perturbed).any()
 
@@ -260,7 +260,7 @@ class TestTrainingBatches:
             make_loader([classes[0], "a.png"])
         with pytest.raises(TypeError, match="not the one path 'a.png'; open_dataset"):
             make_loader("a.png")
-        with pytest.raises(TypeError, match=r"task\[1\] is bytes b'b.png'"):
+        with pytest.raises(TypeError, match=r"image 1 is bytes b'b.png'"):
             make_loader(["a.png", b"b.png"])
 
 
@@ -277,6 +277,6 @@ def test_load_images(classes):
         assert np.array_equal(data.load_images(one, (24, 32)), images[3:4])
     for order in (set(classes[0].train), iter(classes[0].train)):
         assert np.array_equal(data.load_images(order, (24, 32)), images)
-    for wrong, message in ((b"a.png", "images.*not bytes b'a.png'"), ([3], r"images\[0\] is int 3"), ({"a": 1}, "dict")):
+    for wrong, message in ((b"a.png", "images.*not bytes b'a.png'"), ([3], "image 0 is int 3"), ({"a": 1}, "dict")):
         with pytest.raises(TypeError, match=message):
             data.load_images(wrong, 8)

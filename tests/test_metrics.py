@@ -118,6 +118,8 @@ def test_task_measures_by_hand():
     assert metrics.average_last(matrix) == pytest.approx((0.85 + 0.82 + 0.70) / 3)
     # task 0: max(0.90, 0.95) - 0.85 = 0.10; task 1: 0.80 - 0.82 = -0.02 (it gained)
     assert metrics.forgetting(matrix) == pytest.approx((0.10 - 0.02) / 2)
+    # task 0: 0.85 - 0.90; task 1: 0.82 - 0.80
+    assert metrics.backward_transfer(matrix) == pytest.approx((-0.05 + 0.02) / 2)
 
 
 def test_forgetting_ignores_what_lies_above_the_diagonal():
@@ -125,16 +127,28 @@ def test_forgetting_ignores_what_lies_above_the_diagonal():
     assert metrics.forgetting(matrix) == pytest.approx(0.04)
 
 
+def test_backward_transfer_is_no_less_than_forgetting_undone():
+    for seed in range(20):
+        matrix = np.random.default_rng(seed).random((4, 4))
+        assert metrics.backward_transfer(matrix) >= -metrics.forgetting(matrix)
+        falling = np.sort(matrix, axis=0)[::-1]
+        assert metrics.backward_transfer(falling) == pytest.approx(-metrics.forgetting(falling))
+
+
 def test_undefined_task_measures_are_nan():
     assert np.isnan(metrics.average_last([[0.9, 0.0], [0.8, np.nan]]))
     assert np.isnan(metrics.forgetting([[np.nan, np.nan], [0.8, 0.9]]))
     with pytest.warns(RuntimeWarning, match="single task"):
         assert np.isnan(metrics.forgetting([[0.9]]))
+    assert np.isnan(metrics.backward_transfer([[np.nan, np.nan], [0.8, 0.9]]))
+    assert metrics.backward_transfer([[0.9, np.nan], [0.8, np.nan]]) == pytest.approx(-0.1)
+    with pytest.warns(RuntimeWarning, match="backward transfer .* single task"):
+        assert np.isnan(metrics.backward_transfer([[0.9]]))
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 3)), np.zeros(3), np.zeros((0, 0))])
 def test_task_matrix_must_be_square(bad):
-    for measure in (metrics.average_last, metrics.forgetting):
+    for measure in (metrics.average_last, metrics.forgetting, metrics.backward_transfer):
         with pytest.raises(ValueError, match="square"):
             measure(bad)
 

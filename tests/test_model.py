@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -489,6 +490,40 @@ def test_a_nan_in_a_batch_changes_nothing(first, products):
     first.fit_task([products["steel"]], progress=False)
 
 
+def test_what_a_model_says_of_itself(first_checkpoint, products, quick_config):
+    def lines(model):
+        return repr(model).split("\n  ")
+
+    model = ContinualModel.load(first_checkpoint)
+    millions = sum(model.params[name].size for name in model.params.shapes()) / 1e6
+    (what, learned) = lines(model)
+    assert what == f"ContinualModel(tiny, 64 pixels, {millions:.3g} M parameters, strategy cdad, on cpu)"
+    assert learned == "1 task learned: gear, cloth"
+
+    def stop(report):
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_task([products["steel"]], progress=False, callback=stop)
+    assert lines(model)[1:] == ["1 task learned: gear, cloth", "within task 2: steel, 3 steps done"]
+    model.fit_task([products["steel"]], progress=False)
+    assert lines(model)[1:] == ["2 tasks learned: gear, cloth / steel"]
+    assert lines(ContinualModel(quick_config, device="emulated")) == [what.replace("cpu", "emulated"), "0 tasks learned"]
+    assert lines(ContinualModel.load(first_checkpoint, predict_only=True))[2:] == ["for predictions alone"]
+    model.ledger[0]["classes"] = ["n" * 200] * 9
+    assert [len(line) for line in lines(model)[1:]] == [200]
+
+
+def test_what_a_prediction_says_of_itself(first, images):
+    found = first.predict(images)
+    low, high = found.scores.min(), found.scores.max()
+    n = len(images)
+    assert repr(found) == f"Prediction({n} images, maps [{n}, 64, 64], scores {low:.4g} to {high:.4g})"
+    assert repr(replace(found, threshold=float(low))).endswith(f"{high:.4g}, {n - 1} above the threshold {low:.4g})")
+    assert repr(first.predict(images[:0])) == "Prediction(0 images, maps [0, 64, 64])"
+
+
 def test_clear_errors(first, products, images, tmp_path):
     with pytest.raises(DataError, match="gear.*before"):
         first.fit_task([products["gear"]], progress=False)
@@ -498,11 +533,11 @@ def test_clear_errors(first, products, images, tmp_path):
         first.fit_task({"gone": [tmp_path / "none.png"]}, progress=False)
     with pytest.raises(ValueError, match="pipe.*not learned"):
         first.predict(images, "pipe")
-    with pytest.raises(ValueError, match="64,64,3"):
-        first.predict(images[:, :32])
+    with pytest.raises(ValueError, match=r"image 0 has the shape \[64, 64, 4\]; \[H,W,3\] is wanted"):
+        first.predict(np.zeros((1, 64, 64, 4), np.uint8))
     with pytest.raises(TypeError, match="int64"):
         first.predict(images.astype(np.int64))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ImageError, match=r"image 0: float pixels lie in \[nan, nan\], expected \[0, 1\]"):
         first.predict(np.full_like(images, np.nan))
     with pytest.raises(RuntimeError, match="no task"):
         ContinualModel(first.config).predict(images)
@@ -548,7 +583,7 @@ def test_memory_is_known_before_the_run(first):
 def test_samples_are_lit_and_perturbed_as_the_configuration_says(quick_config, products, light):
     model = ContinualModel(quick_config.updated({"training.light": light, "training.perturb_share": 1.0}))
     batches = model.representative_batches([products["gear"]])
-    originals = np.stack([batches.clean(i, i + 1)[0] for i in range(0, batches.n_images, batches.n_images // len(batches.paths))])
+    originals = np.stack([batches.clean(i, i + 1)[0] for i in range(0, batches.n_images, batches.n_images // len(batches.sources))])
     seen = list(batches.epoch(0))
     lit = [not any(np.array_equal(x, original) for original in originals) for b in seen for x in b.image]
     assert any(lit) if light else not any(lit)

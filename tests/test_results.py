@@ -41,6 +41,7 @@ def test_summary_by_hand():
     assert summary["image_auroc"]["average"] == pytest.approx((0.85 + 0.82 + 0.70) / 3)
     assert summary["image_auroc"]["forgetting"] == pytest.approx((0.10 - 0.02) / 2)
     assert summary["pixel_auroc"]["forgetting"] == pytest.approx((0.10 - 0.02) / 4)
+    assert summary["pixel_auroc"]["backward_transfer"] == pytest.approx((-0.05 + 0.02) / 4)
 
 
 def test_summary_of_a_run_in_progress():
@@ -48,13 +49,13 @@ def test_summary_of_a_run_in_progress():
     assert matrix.n_learned == 0 and np.isnan(matrix.summary()["image_auroc"]["average"])
     matrix.update(0, 0, {"image_auroc": 0.9})
     assert matrix.summary()["image_auroc"]["average"] == 0.9
-    assert np.isnan(matrix.summary()["image_auroc"]["forgetting"])
+    assert np.isnan(matrix.summary()["image_auroc"]["forgetting"]) and np.isnan(matrix.summary()["image_auroc"]["backward_transfer"])
     matrix.update(1, 1, {"image_auroc": 0.6})
     assert matrix.n_learned == 2
     assert np.isnan(matrix.summary()["image_auroc"]["average"])  # task 0 is not evaluated yet
     matrix.update(1, 0, {"image_auroc": 0.8})
     assert matrix.summary() == {
-        "image_auroc": {"average": pytest.approx(0.7), "forgetting": pytest.approx(0.1)}}
+        "image_auroc": {"average": pytest.approx(0.7), "forgetting": pytest.approx(0.1), "backward_transfer": pytest.approx(-0.1)}}
 
 
 def test_matrix_refuses_what_does_not_fit():
@@ -118,6 +119,12 @@ def test_run_is_written_and_read_back(tmp_path):
     assert record["version"] == results.SCHEMA_VERSION
     assert record["summary"]["image_auroc"]["average"] == run.summary()["image_auroc"]["average"]
     assert record["summary"]["pixel_auroc"]["forgetting"] is None
+    assert record["summary"]["image_auroc"]["backward_transfer"] == run.summary()["image_auroc"]["backward_transfer"]
+    for summary in record["summary"].values():
+        del summary["backward_transfer"]  # as earlier versions wrote it
+    (folder / "results.json").write_text(json.dumps(record))
+    assert results.read_json(folder / "results.json").summary().keys() == run.summary().keys()
+    assert "backward_transfer" in results.read_json(folder / "results.json").summary()["image_auroc"]
 
 
 def test_resume_continues_and_replaces(tmp_path):

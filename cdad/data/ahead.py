@@ -1,4 +1,4 @@
-"""Work made ahead of its consumer on background threads."""
+"""Work made ahead of its consumer on background threads, and cut into chunks."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def ahead(
             yield made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def chunked(items: Iterable[Item], n: int) -> Iterator[list[Item]]:
+    """Lists of ``n`` items, the last of what is left; of an iterator no more is taken than is asked for."""
+    rest = iter(items)
+    while part := list(islice(rest, n)):
+        yield part

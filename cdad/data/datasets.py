@@ -1,6 +1,6 @@
 """Finding the images of anomaly-detection data sets on disk.
 
-Three layouts are known; everything is sorted by name, so that a data set reads the same on every machine.
+Four layouts are known; everything is sorted by name, so that a data set reads the same on every machine.
 A hidden file or one without an image suffix is passed over; an image that is no regular file is an error.
 
 **mvtec** (MVTec AD and many others)::
@@ -12,6 +12,9 @@ A hidden file or one without an image suffix is passed over; an image that is no
 **visa**: with ``split_csv/1cls.csv`` the published split (columns object, split, label, image, mask; paths
 relative to the root); without it ``<class>/Data/Images/{Normal,Anomaly}`` and ``<class>/Data/Masks/Anomaly``,
 where every tenth normal image is kept for the test: the published proportion, not the published split.
+
+**table**: the root is a CSV file, ``*.csv``, with columns class, split (train or test), label, image and, if there are masks, mask;
+others are passed over. A label is normal, 0 or good; anomalous or 1; or a defect's name. Paths are absolute, or relative to the file's folder.
 
 **folder**: normal images only. The root holds the images of one class, named like the root, or each of its
 sub-folders holds those of one class. There is no test. Sub-folders named as the parts of one product's data are (good beside
@@ -27,16 +30,24 @@ import numpy as np
 
 from ..errors import DataError
 from .images import Size, check_mask, read_image, read_mask, resize_image, resize_mask
-from .records import ClassData, Dataset, Sample, check_name, list_folders, list_images, require_normal
-from .visa_split import VISA_SPLIT, read_visa_split
+from .records import (
+    GOOD,
+    ClassData,
+    Dataset,
+    Sample,
+    check_name,
+    list_folders,
+    list_images,
+    plain_name,
+    require_normal,
+)
+from .split_tables import VISA_SPLIT, read_table, read_visa_split
 
-LAYOUTS = ("mvtec", "visa", "folder")
+LAYOUTS = ("mvtec", "visa", "folder", "table")
 
 _VISA_TEST_EVERY = 10
 
-# Folders within one product's data, by their names in small letters without what stands between words. A good one is told from a
-# product by what stands beside it.
-_GOOD = {"good", "ok", "normal", "pass", "passed", "sound", "nondefective", "defectfree"}
+# Folders within one product's data, by `plain_name`; a good one (`GOOD`) is told from a product by what stands beside it.
 _BAD = {"bad", "ng", "nok", "notok", "notgood", "notnormal", "fail", "failed", "faulty", "abnormal", "reject", "rejected", "rejects"}
 _BAD |= {"defect", "defects", "defective", "anomaly", "anomalies", "anomalous", "outlier", "outliers"}
 _SPLITS = {"train", "training", "test", "testing", "val", "validation", "groundtruth"}
@@ -44,17 +55,19 @@ _WANTED = "<class>/train/good/* and, for the test, <class>/test/good/*, <class>/
 
 
 def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks: bool = True) -> Dataset:
-    """List every image of the data set at ``root``; no image is opened.
+    """List every image of the data set at ``root``, a folder or a table; no image is opened.
 
-    ``layout`` is "mvtec", "visa", "folder" or "auto", which looks for them in this order of preference: the
-    VisA split or its Data/Images folders, train folders, images. With ``require_masks=False`` an anomalous
+    ``layout`` is "mvtec", "visa", "folder", "table" or "auto", which takes a file for a table, and looks in a folder in this order
+    of preference: the VisA split or its Data/Images folders, train folders, images. With ``require_masks=False`` an anomalous
     image may lack its mask (its samples serve image scores only).
 
     Raises DataError, naming the class and the folder, for a missing root, no classes, a class without normal
-    training images or with a name that `check_name` refuses, a defect image without a mask, a path that leaves the root, a
-    faulty split, or ("auto") folders such as good and bad, which are parts of one product's data.
+    training images or with a name that `check_name` refuses, a defect image without a mask, a path of VisA's split that leaves the
+    root, a faulty split or table (its line), or ("auto") folders such as good and bad, which are parts of one product's data.
     """
     root, layout = _resolve_layout(root, layout)
+    if layout == "table":
+        return Dataset(read_table(root, require_masks))
     if _has_visa_split(root, layout):
         return Dataset(read_visa_split(root, require_masks))
     return Dataset(_load(root, layout, name, require_masks) for name in _class_names(root, layout))
@@ -63,7 +76,7 @@ def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks
 def list_classes(root: str | os.PathLike, layout: str = "auto") -> tuple[str, ...]:
     """Names of the classes at ``root``, sorted. Raises DataError for a missing root or no classes."""
     root, layout = _resolve_layout(root, layout)
-    if _has_visa_split(root, layout):
+    if layout == "table" or _has_visa_split(root, layout):
         return tuple(open_dataset(root, layout, require_masks=False))
     return _class_names(root, layout)
 
@@ -92,6 +105,10 @@ def _resolve_layout(root: str | os.PathLike, layout: str) -> tuple[Path, str]:
     if layout not in ("auto", *LAYOUTS):
         raise ValueError(f"layout is {layout!r}, expected 'auto' or one of {', '.join(LAYOUTS)}")
     root = Path(root)
+    if layout == "table" or layout == "auto" and root.is_file():
+        if not root.is_file() or root.suffix.lower() != ".csv":
+            raise DataError(f"data set {root} is no table: a file *.csv is wanted" + ", or a folder" * (layout == "auto"))
+        return root, "table"
     if not root.is_dir():
         raise DataError(f"data set folder {root} {'is not a folder' if root.exists() else 'does not exist'}")
     return root, _detect_layout(root) if layout == "auto" else layout
@@ -117,8 +134,8 @@ def _detect_layout(root: Path) -> str:
 def _parts_of_a_product(folders: list[Path]) -> list[str]:
     """Which folders' names, should there be any, say that together they are one product: a good one beside others, one of defects,
     or one of a split."""
-    plain = {f.name: _plain(f.name) for f in folders}
-    good = [name for name, text in plain.items() if text in _GOOD]
+    plain = {f.name: plain_name(f.name) for f in folders}
+    good = [name for name, text in plain.items() if text in GOOD]
     others = [name for name, text in plain.items() if text in _BAD or text in _SPLITS]
     if good and len(folders) > 1:
         return list(plain)[:8]
@@ -146,11 +163,6 @@ def _class_names(root: Path, layout: str) -> tuple[str, ...]:
     return tuple(check_name(name, f"a folder in {str(root)!r}") for name in names)
 
 
-def _plain(name: str) -> str:
-    """A folder's name in small letters, without what stands between words."""
-    return "".join(c for c in name.casefold() if c not in " -_.")
-
-
 def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
     if layout == "mvtec":
         return _load_mvtec(root / name, name, require_masks)
@@ -172,7 +184,7 @@ def _load_mvtec(folder: Path, name: str, require_masks: bool) -> ClassData:
     if stray := list_images(folder / "test"):
         raise DataError(f"class {name!r}: {stray[0]} lies in no folder of test/, which says by its name whether it is good")
     for tested in list_folders(folder / "test"):
-        if _plain(tested.name) in _GOOD:
+        if plain_name(tested.name) in GOOD:
             test += [Sample(path, name, 0, "good", None) for path in list_images(tested)]
         else:
             masks = folder / "ground_truth" / tested.name

@@ -1,4 +1,4 @@
-"""Reading images and masks from files that nobody has checked.
+"""Reading images and masks from files that nobody has checked, and images that lie in memory as the same files would be read.
 
 A file is decoded by what it holds, not by its name; the formats allowed are PNG, JPEG, BMP, TIFF and WEBP,
 and of a file with several frames the first counts. Its header is held against the size limit before a
@@ -17,6 +17,9 @@ other (32-bit integers, ...)           refused: they have no defined white
 =====================================  ==================================================================
 
 The EXIF orientation is applied to images and masks alike.
+
+A PIL image of any format is read by the same table: one that Pillow has opened and not decoded yet from the file behind it, and it
+stays undecoded; of any other the pixels that Pillow holds, which of 16-bit colours are their high bytes alone.
 """
 
 from __future__ import annotations
@@ -25,14 +28,19 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterable, Sequence
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError, LimitError
-from .inputs import as_paths, check_path
+from .inputs import as_images, check_path
+from .records import ImageLike, MemoryImage
 
 MAX_PIXELS = 64_000_000
 """Default limit of width x height of an image."""
@@ -42,6 +50,7 @@ MAX_SIDE = 65_535
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
+_PILLOW = threading.Lock()  # images that are handed over are decoded, and the files behind them read, by one thread at a time
 
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG = 258, 262, 277, 284  # of TIFF
 
@@ -61,20 +70,32 @@ Size = int | tuple[int, int]
 
 
 def read_image(
-    path: str | os.PathLike, *, size: Size | None = None, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike | MemoryImage, *, size: Size | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Read one image as float32 [H,W,3] with values in [0, 1].
+    """Read one image, a file or what `as_images` makes of one in memory, as float32 [H,W,3] with values in [0, 1].
 
     ``size`` (an int for a square, or (height, width)) resizes it as `resize_image` does.
-    ``max_pixels`` bounds width x height of the file.
+    ``max_pixels`` bounds width x height of a file and a PIL image.
 
     Raises FileNotFoundError for a missing file, LimitError for one beyond the limits and ImageError, which
     names the path, for one that is not a regular file or cannot be decoded whole; TypeError for bytes and integers.
     """
-    image = _to_unit_float(_decode(path, max_pixels)[0], path)
+    if isinstance(source, MemoryImage):
+        image = _to_unit_float(_held_pixels(source, max_pixels), source.name)
+    else:
+        image = _to_unit_float(_decode_file(source, max_pixels)[0], source)
     if image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     return image if size is None else resize_image(image, size)
+
+
+def source_key(source: Path | MemoryImage) -> str | list:
+    """What an image is known by wherever it lies, as JSON: of a path the file's name; of an image in memory shape, type and checksum
+    of its pixels. Errors as in `read_image`."""
+    if not isinstance(source, MemoryImage):
+        return source.name
+    pixels = _held_pixels(source, MAX_PIXELS)
+    return [*pixels.shape, str(pixels.dtype), zlib.crc32(np.ascontiguousarray(pixels))]
 
 
 def read_mask(
@@ -86,7 +107,7 @@ def read_mask(
     lossy formats, where black is not kept exactly, every pixel of at least half white. Resized to ``size``
     by the nearest neighbour only, so that a mask never grows. Errors as in `read_image`.
     """
-    pixels, lossy = _decode(path, max_pixels)
+    pixels, lossy = _decode_file(path, max_pixels)
     unit = _to_unit_float(pixels, path)
     value = unit if unit.ndim == 2 else unit.max(axis=2)
     mask = (value >= 0.5 if lossy else value > 0).astype(np.uint8)
@@ -126,14 +147,15 @@ def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def load_images(paths: str | os.PathLike | Iterable[str | os.PathLike], size: Size) -> np.ndarray:
-    """Read images as float32 [N,H,W,3], all resized to ``size``; one path makes N = 1. Errors as in `read_image`."""
+def load_images(images: ImageLike | Iterable[ImageLike], size: Size) -> np.ndarray:
+    """Read images as float32 [N,H,W,3], all resized to ``size``: paths, arrays of the host and PIL images, as `as_images` takes
+    them; one makes N = 1. Errors as in `read_image` and `as_images`."""
     height, width = parse_size(size)
-    paths = as_paths(paths, one=True)
-    images = np.empty((len(paths), height, width, 3), np.float32)
-    for i, path in enumerate(paths):
-        images[i] = read_image(path, size=(height, width))
-    return images
+    sources = list(as_images(images))
+    found = np.empty((len(sources), height, width, 3), np.float32)
+    for i, source in enumerate(sources):
+        found[i] = read_image(source, size=(height, width))
+    return found
 
 
 def parse_size(size: Size) -> tuple[int, int]:
@@ -161,29 +183,70 @@ def unit_float(pixels: np.ndarray) -> np.ndarray:
     return np.divide(scaled, np.float32(np.iinfo(pixels.dtype).max), out=scaled)
 
 
-def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]:
+def _held_pixels(source: MemoryImage, max_pixels: int) -> np.ndarray:
+    """The pixels of an image in memory as `_decode_file` gives a file's; of a contiguous array the array itself."""
+    image = source.content
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+        return array if array.dtype == np.uint8 else np.ascontiguousarray(array, np.float32)
+    with _told(source.name):
+        with _PILLOW:
+            content = _file_behind(image)
+            if content is None:
+                return _upright_pixels(image, None, source.name, max_pixels)
+        return _decode(content, source.name, max_pixels)[0]
+
+
+def _file_behind(image: Image.Image) -> bytes | None:
+    """What the file holds that Pillow has opened as this image, at its first frame, and not decoded yet; else None."""
+    file = getattr(image, "fp", None)
+    if file is None or not image.tile or image.format not in _FORMATS or image.tell() != 0:
+        return None
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)  # where Pillow goes on from
+    return content
+
+
+def _decode_file(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]:
     """Decode to upright uint8, uint16 or float32, [H,W] or [H,W,3]; also say whether the format is lossy."""
     # Eight bytes a pixel is the largest raw format allowed (16-bit RGBA); the rest is room for metadata.
     content = _read_regular_file(path, 8 * max_pixels + (16 << 20))
     if not content:
         raise ImageError("no image that can be read: the file is empty", path)
+    return _decode(content, path, max_pixels)
+
+
+def _decode(content: bytes, path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]:
+    with _told(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return _upright_pixels(image, content, path, max_pixels), image.format in _LOSSY
+
+
+def _upright_pixels(image: Image.Image, content: bytes | None, path: str | os.PathLike, max_pixels: int) -> np.ndarray:
+    """``content``: of the image's file, where Pillow has not decoded it yet."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise LimitError(f"image is {width}x{height} pixels, the limit is {max_pixels}", path)
+    layout = str(getattr(image, "tile", ""))  # before load(), which clears it
+    _check_deep_tiff(image)
+    image.load()
+    if content is not None and ";16" in layout and image.mode in ("RGB", "RGBA", "LA"):
+        # Pillow keeps only the high byte of 16-bit colours.
+        pixels = _decode_colour16(content)
+    else:
+        pixels = _pixels_of(image)
+    # After load(): of a TIFF both decoders have applied and removed it by now.
+    return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1), np.asarray)(pixels)
+
+
+@contextmanager
+def _told(path: str | os.PathLike) -> Iterator[None]:
+    """What a decoder raises as ImageError or LimitError of this path."""
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise LimitError(f"image is {width}x{height} pixels, the limit is {max_pixels}", path)
-            lossy = image.format in _LOSSY
-            layout = str(image.tile)  # before load(), which clears it
-            _check_deep_tiff(image)
-            image.load()
-            if ";16" in layout and image.mode in ("RGB", "RGBA", "LA"):
-                # Pillow keeps only the high byte of 16-bit colours.
-                pixels = _decode_colour16(content)
-            else:
-                pixels = _pixels_of(image)
-            # After load(): of a TIFF both decoders have applied and removed it by now.
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except (LimitError, MemoryError):
+        yield
+    except (ImageError, LimitError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitError(str(error), path) from error
@@ -191,7 +254,6 @@ def _decode(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]
         raise ImageError(f"no image that can be read ({', '.join(_FORMATS)} are)", path) from error
     except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles over, in any number of lines
         raise ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}", path) from error
-    return _UPRIGHT.get(orientation, np.asarray)(pixels), lossy
 
 
 def _check_deep_tiff(image: Image.Image) -> None:

@@ -1,96 +1,93 @@
 """What a user hands over, images and tasks in any of their forms, made one form or refused by name.
 
-A path is a str or an os.PathLike of one. Bytes are none, and neither are integers, which the system takes for open files.
+A path is a str or an os.PathLike of one. Bytes are none, and neither are integers, which the system takes for open files. An array
+is what has ``__dlpack__``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from .. import _core
 from ..errors import DataError
-from .records import ClassData, check_name
+from .records import ClassData, ImageLike, MemoryImage, check_name
 
-
-def check_path(path: Any, what: str = "path") -> None:
+def check_path(path: Any, what: str = "path", wanted: str = "a path (str or os.PathLike)") -> None:
     """Raise TypeError, saying ``what`` it is, unless ``path`` is a str or an os.PathLike of one; ValueError where it is empty."""
     if not isinstance(path, str) and not (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str)):
-        raise TypeError(f"{what} is {_described(path)}; a path (str or os.PathLike) is wanted")
+        raise TypeError(f"{what} is {_described(path)}; {wanted} is wanted")
     if path == "":  # which Path takes for the folder that one is in
         raise ValueError(f"{what} is an empty path")
 
 
-def as_paths(paths: Any, what: str = "images", *, one: bool = False) -> list[Path]:
-    """Paths in their order, those of a set sorted. ``one``: a single path is as good as a list of it.
+def as_images(
+    images: ImageLike | Iterable[ImageLike],
+    what: str = "images",
+    owner: str = "",
+    *,
+    one: bool = True,
+    device_size: int | None = None,
+) -> list[Path | MemoryImage] | Iterator[Path | MemoryImage]:
+    """Images of any kind, paths, arrays and PIL images, each as its path or a `MemoryImage` that is called ``owner`` and its
+    number; none is opened, and no pixel looked at. The paths of a set are sorted; of an iterator one is given, as what it makes
+    may be too much to be held at once. ``one``: an image alone is as good as a list of it. ``device_size``: arrays on a device,
+    [device_size,device_size,3] each, are taken too.
 
-    TypeError, naming ``what``: no list of paths; ValueError: an empty path.
+    TypeError: something else, or an array of another type; ValueError: an array of another shape.
     """
-    if one and isinstance(paths, str | os.PathLike):
-        paths = [paths]
-    found = _listed(paths, what)
-    for i, item in enumerate(found):
-        if not isinstance(item, Path):
-            check_path(item, f"{what}[{i}]")
-            found[i] = Path(item)
-    return sorted(found) if isinstance(paths, set | frozenset) else found
-
-
-def as_images(images: Any, size: int) -> list[Path] | list[Any]:
-    """What is no array itself as a list of paths or of arrays, which have ``__dlpack__``; none of them is opened or read.
-
-    TypeError: neither, or some of each; ValueError: an array that is not [size,size,3].
-    """
-    if isinstance(images, np.ndarray):  # of strings or objects
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OSU":  # of paths or objects
         images = images.tolist()
-    if isinstance(images, str | os.PathLike | set | frozenset):
-        return as_paths(images, one=True)
-    items = _listed(images, "images")
-    is_array = [hasattr(item, "__dlpack__") for item in items]
-    if not any(is_array):
-        return as_paths(items)
-    for i, item in enumerate(items):
-        if not is_array[i]:
-            raise TypeError(f"images[{is_array.index(True)}] is an array and images[{i}] {_described(item)}; one kind is wanted")
-        if tuple(item.shape) != (size, size, 3):
-            raise ValueError(f"images[{i}] has the shape {list(item.shape)}; [{size},{size},3] is wanted")
-    return items
+    if one and isinstance(images, str | os.PathLike | Image.Image):
+        images = [images]
+    elif hasattr(images, "__dlpack__"):
+        images = _unstacked(images, what, one)
+    lazy = isinstance(images, Iterator)
+    items = images if lazy else _listed(images, what)
+    found = (_as_image(item, f"{owner}image {i}", device_size) for i, item in enumerate(items))
+    if lazy:
+        return found
+    return sorted(found) if isinstance(images, set | frozenset) else list(found)
 
 
-def as_items(task: Any) -> list[ClassData] | list[Path]:
-    """The classes of a task, or the paths of its only one, which has no name then. Their names are not looked at.
+def as_items(task: Any) -> list[ClassData] | list[Path | MemoryImage]:
+    """The classes of a task, or the images of its only one, which has no name then. Their names are not looked at.
 
-    TypeError: paths where lists of them are wanted, classes and paths mixed, or something else.
+    TypeError: one path where a list is wanted, classes and images mixed, or something else; ValueError: as in `as_images`.
     """
     if isinstance(task, ClassData):
         task = [task]
     if isinstance(task, Mapping):
         return [_as_class(name, given) for name, given in task.items()]
-    items = _listed(task, "task")
-    if not any(isinstance(item, ClassData) for item in items):
-        return as_paths(task if isinstance(task, set | frozenset) else items, "task")
+    if isinstance(task, Iterator):
+        task = list(task)
+    if hasattr(task, "__dlpack__") or not any(isinstance(item, ClassData) for item in _listed(task, "task")):
+        return list(as_images(task, "task", one=False))
+    items = list(task)
     if not all(isinstance(item, ClassData) for item in items):
-        raise TypeError("classes and paths are mixed, expected one kind")
+        raise TypeError("classes and images are mixed, expected one kind")
     if isinstance(task, set | frozenset):
         items.sort(key=lambda data: data.name)
     return [_as_class(data.name, data) for data in items]
 
 
 def as_classes(task: Any, index: int | None) -> list[ClassData]:
-    """The classes of a task in any of the forms that `ContinualModel.fit_task` takes; of paths alone, the class has the name of
-    task ``index``, counted from 0.
+    """The classes of a task in any of the forms that `ContinualModel.fit_task` takes; of images alone, the class has the name
+    of task ``index``, counted from 0.
 
     DataError: no class, one without images, one that comes twice, or a name that no checkpoint can keep (`check_name`);
-    TypeError: as in `as_items`, or paths alone where ``index`` is None.
+    TypeError, ValueError: as in `as_items`; TypeError: images alone where ``index`` is None.
     """
     items: list[Any] = as_items(task)
     if items and not isinstance(items[0], ClassData):
         if index is None:
-            raise TypeError("paths alone do not say of which class they are; {name: paths} or ClassData is wanted")
+            raise TypeError("images alone do not say of which class they are; {name: images} or ClassData is wanted")
         items = [ClassData(f"task{index + 1}", tuple(items), ())]
     if not items:
         raise DataError("a task has at least one class")
@@ -108,13 +105,53 @@ def as_classes(task: Any, index: int | None) -> list[ClassData]:
 
 
 def _as_class(name: Any, given: Any) -> ClassData:
-    """``given``, paths or a class, as the class called ``name``."""
+    """``given``, images or a class, as the class called ``name``."""
     data = given if isinstance(given, ClassData) else ClassData(name, given, ())
     if data.name != name:
         data = replace(data, name=name)
-    if isinstance(data.train, tuple) and all(isinstance(path, Path) for path in data.train):
+    if isinstance(data.train, tuple) and all(isinstance(source, Path | MemoryImage) for source in data.train):
         return data
-    return replace(data, train=tuple(as_paths(data.train, f"class {name!r}")))
+    return replace(data, train=tuple(as_images(data.train, f"class {name!r}", f"class {name!r}, ", one=False)))
+
+
+def _unstacked(array: Any, what: str, one: bool) -> list:
+    """The images of an array of the host that is a stack of them or, with ``one``, an image."""
+    there = _core.as_device_array(array)
+    if there is not None:
+        raise TypeError(f"{what}: an array on {there.device}; images are read from the host here")
+    shape = list(array.shape)
+    if len(shape) == 4:
+        return [array[i] for i in range(shape[0])]
+    if one and (len(shape) == 2 or len(shape) == 3 and shape[2] in (1, 3)):
+        return [array]
+    given, single, grey = f"an array of the shape {shape}" if shape else "one number", " or [H,W,3]" * one, "[H,W], " * one
+    raise ValueError(f"{what}: {given}; [N,H,W,3]{single} is wanted, of grey images {grey}[N,H,W,1] or a list of [H,W]")
+
+
+def _as_image(item: Any, name: str, device_size: int | None) -> Path | MemoryImage:
+    if isinstance(item, Path | MemoryImage):
+        return item
+    if isinstance(item, Image.Image):
+        return MemoryImage(item, name)
+    if not hasattr(item, "__dlpack__"):
+        check_path(item, name, "a path (str or os.PathLike), an array or a PIL image")
+        return Path(item)
+    there = _core.as_device_array(item)
+    if there is not None:
+        if device_size is None:
+            raise TypeError(f"{name} lies on {there.device}; images are read from the host here")
+        if there.shape != (device_size, device_size, 3):
+            raise ValueError(
+                f"{name} lies on {there.device} and has the shape {list(there.shape)}; [{device_size},{device_size},3] is wanted, as "
+                "images of other sizes are resized on the host"
+            )
+        return MemoryImage(there, name)
+    array = np.asarray(item)
+    if not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3)) or array.size == 0:
+        raise ValueError(f"{name} has the shape {list(array.shape)}; [H,W,3] is wanted, or [H,W] of grey")
+    if array.dtype != np.uint8 and (array.dtype.kind != "f" or array.dtype.itemsize < 4):
+        raise TypeError(f"{name} is of {array.dtype}; uint8, or float32 in [0,1], is wanted")
+    return MemoryImage(array, name)
 
 
 def _listed(items: Any, what: str) -> list:
@@ -123,7 +160,7 @@ def _listed(items: Any, what: str) -> list:
         path = os.fspath(items)
         raise TypeError(f"{what}: a list of image paths is wanted, not the one path {path!r}; open_dataset() lists a folder's")
     if not isinstance(items, Iterable) or isinstance(items, bytes | bytearray | memoryview | Mapping):
-        raise TypeError(f"{what}: a list of image paths is wanted, not {_described(items)}")
+        raise TypeError(f"{what}: a list of images is wanted, not {_described(items)}")
     return list(items)
 
 

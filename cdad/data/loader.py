@@ -1,6 +1,6 @@
 """Training batches: clean and perturbed images, made ahead of the core on background threads.
 
-What a batch holds depends on (paths, seed, epoch, step) alone: not on the number of workers, on prefetching,
+What a batch holds depends on (images, seed, epoch, step) alone: not on the number of workers, on prefetching,
 on the cache, or on where the epoch was entered.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .images import Size, parse_size, read_image, unit_float
 from .inputs import as_items
 from .light import relight
 from .perturb import perturb, perturbation_rng
-from .records import ClassData
+from .records import ClassData, ImageLike, MemoryImage
 
 # Of an image under ``light``: itself, and so many others. What is computed of each of them once a task stays affordable.
 _LIGHTS = 4
@@ -49,7 +49,7 @@ class Batch:
 class TrainingBatches:
     """Batches of the normal training images of one task.
 
-    ``classes_or_paths``: `ClassData` of the task's classes, {class: paths}, or image paths that make up one class.
+    ``task``: `ClassData` of the task's classes, {class: images}, or images that make up one class: paths, arrays, PIL images.
     ``image_size``: int or (height, width). ``perturb_share``: probability that a sample is perturbed, by
     patches of an image of its own class; the others have x~ = x. ``light``: brightness and contrast of x vary by up to this
     share (`relight`): each image has four versions, itself the first, of which every sample draws one.
@@ -57,12 +57,11 @@ class TrainingBatches:
 
     Each image is decoded once, resized and rounded to 8 bits; up to ``cache_bytes`` of them stay in memory.
     None is ever replaced: with every image used once an epoch, a fixed subset has the highest hit rate.
-    ``pixels``, what `read_pixels` gave of each path, stand for the files, which are not read then.
     """
 
     def __init__(
         self,
-        classes_or_paths: ClassData | Iterable[ClassData | str | os.PathLike],
+        task: ClassData | Iterable[ClassData | ImageLike | MemoryImage],
         *,
         image_size: Size,
         batch_size: int,
@@ -72,7 +71,6 @@ class TrainingBatches:
         workers: int = 1,
         light: float = 0.0,
         cache_bytes: int = CACHE_BYTES,
-        pixels: Sequence[np.ndarray] | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("workers", workers)):
             if value < 1:
@@ -83,7 +81,7 @@ class TrainingBatches:
             raise ValueError(f"light is {light}, expected 0 <= light < 1")
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0")
-        self.paths, self._group_of = _group(classes_or_paths)
+        self.sources, self._group_of = _group(task)
         self.image_size = parse_size(image_size)
         self.batch_size = batch_size
         self.seed = seed
@@ -92,7 +90,6 @@ class TrainingBatches:
         self._workers = workers
         self.light = light
         self._versions = versions(light)
-        self._given = pixels
         self._part = range(batch_size)
         self._cache: dict[int, np.ndarray] = {}
         self._cache_room = cache_bytes
@@ -100,12 +97,12 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        return -(-len(self.paths) // self.batch_size)
+        return -(-len(self.sources) // self.batch_size)
 
     @property
     def n_images(self) -> int:
-        """Of how many images a batch's ``index`` tells: the versions of the first path, of the second, and so on."""
-        return len(self.paths) * self._versions
+        """Of how many images a batch's ``index`` tells: the versions of the first source, of the second, and so on."""
+        return len(self.sources) * self._versions
 
     def clean(self, start: int, stop: int) -> np.ndarray:
         """The images ``start`` to ``stop`` - 1, not perturbed: float32 [n,H,W,3] in [0, 1]."""
@@ -146,7 +143,7 @@ class TrainingBatches:
     def _order(self, epoch: int) -> np.ndarray:
         # A spawn key of another length than perturbation_rng's: independent random numbers.
         sequence = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
-        return np.random.Generator(np.random.Philox(sequence)).permutation(len(self.paths))
+        return np.random.Generator(np.random.Philox(sequence)).permutation(len(self.sources))
 
     def _make(self, epoch: int, step: int) -> Batch:
         order = self._order(epoch)
@@ -181,12 +178,10 @@ class TrainingBatches:
         return place, image, perturb(image, unit_float(self._pixels(source)), rng)[0]
 
     def _pixels(self, index: int) -> np.ndarray:
-        """The image as uint8 [H,W,3], from the cache or the file."""
-        if self._given is not None:
-            return self._given[index]
+        """The image as uint8 [H,W,3], from the cache or its source."""
         pixels = self._cache.get(index)
         if pixels is None:
-            pixels = read_pixels(self.paths[index], self.image_size)
+            pixels = read_pixels(self.sources[index], self.image_size)
             with self._cache_lock:
                 if index not in self._cache and pixels.nbytes <= self._cache_room:
                     self._cache[index] = pixels
@@ -199,7 +194,7 @@ class MixedBatches:
 
     def __init__(self, new: TrainingBatches, old: TrainingBatches):
         self.new, self.old = new, old
-        self.paths = new.paths
+        self.sources = new.sources
 
     @property
     def n_images(self) -> int:
@@ -231,22 +226,26 @@ class MixedBatches:
                 )
 
 
-def read_pixels(path: str | os.PathLike, size: Size) -> np.ndarray:
-    """An image as training keeps it: resized, 8 bits, uint8 [H,W,3]."""
-    return np.rint(read_image(path, size=parse_size(size)) * np.float32(255)).astype(np.uint8)
+def read_pixels(source: str | os.PathLike | MemoryImage, size: Size) -> np.ndarray:
+    """An image as training keeps it: resized, 8 bits, uint8 [H,W,3]; not to be written, as it may be an array that was handed over."""
+    if isinstance(source, MemoryImage) and isinstance(source.content, np.ndarray):
+        array = source.content
+        if array.dtype == np.uint8 and array.shape == (*parse_size(size), 3):  # what comes of it below, too
+            return array
+    return np.rint(read_image(source, size=parse_size(size)) * np.float32(255)).astype(np.uint8)
 
 
 def _group(
-    classes_or_paths: ClassData | Iterable[ClassData | str | os.PathLike],
-) -> tuple[tuple[Path, ...], list[range]]:
-    """All paths, and for each the range of the paths of its class."""
-    items = as_items(classes_or_paths)
+    task: ClassData | Iterable[ClassData | ImageLike | MemoryImage],
+) -> tuple[tuple[Path | MemoryImage, ...], list[range]]:
+    """All sources of images, and for each the range of those of its class."""
+    items = as_items(task)
     classes = [item.train for item in items if isinstance(item, ClassData)] or [tuple(items)]
-    paths: list[Path] = []
+    sources: list[Path | MemoryImage] = []
     group_of: list[range] = []
     for train in classes:
-        group_of += [range(len(paths), len(paths) + len(train))] * len(train)
-        paths += train
-    if not paths:
+        group_of += [range(len(sources), len(sources) + len(train))] * len(train)
+        sources += train
+    if not sources:
         raise DataError("no training images")
-    return tuple(paths), group_of
+    return tuple(sources), group_of

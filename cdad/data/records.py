@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from ..errors import DataError
 
 MAX_NAME_BYTES = 200
 """Of a class's name in UTF-8: a file that is named after it has room for more."""
 
+GOOD = {"good", "ok", "normal", "pass", "passed", "sound", "nondefective", "defectfree"}
+"""What normal images are called, by `plain_name`."""
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+ImageLike = str | os.PathLike | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImage:
+    """An image that was handed over itself, not its path, and is read like a file's: an array (uint8, or float in [0,1]; [H,W,3],
+    or [H,W] and [H,W,1] of grey) or a PIL image, never written; ``name``: what errors call it."""
+
+    content: Any
+    name: str
 
 
 @dataclass(frozen=True)
@@ -30,10 +49,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class ClassData:
-    """One class (product): normal images to train on, and samples to test on (none in layout "folder")."""
+    """One class (product): normal images to train on, which may lie in memory (`ImageLike`), and samples to test on (none in layout
+    "folder"), which are files."""
 
     name: str
-    train: tuple[Path, ...]
+    train: tuple[ImageLike | MemoryImage, ...]
     test: tuple[Sample, ...]
 
 
@@ -97,6 +117,11 @@ def check_name(name: Any, where: str = "") -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise DataError(f"class {shown} has a name of {len(name.encode())} bytes, the limit is {MAX_NAME_BYTES}{where}")
     return name
+
+
+def plain_name(name: str) -> str:
+    """In small letters, without what stands between words."""
+    return "".join(c for c in name.casefold() if c not in " -_.")
 
 
 def is_image_name(name: str) -> bool:

@@ -10,13 +10,14 @@ import numpy as np
 
 from ..data.images import Size
 from ..data.loader import MixedBatches, TrainingBatches, read_pixels
-from ..data.records import ClassData, spread
+from ..data.records import ClassData, MemoryImage, spread
+from ..errors import DataError
 from .base import Strategy
 
 
 class Joint(Strategy):
     """Each task trains on all images so far: the upper bound. Old classes are calibrated again, too. The images are
-    read from where they were; a checkpoint keeps their paths."""
+    read from where they were; a checkpoint keeps their paths. DataError: an image that lies in memory."""
 
     _PATHS = "strategy/joint/paths"
 
@@ -30,11 +31,20 @@ class Joint(Strategy):
 
     def training_classes(self, classes):
         old = [ClassData(name, tuple(map(Path, paths)), ()) for name, paths in self.old.items()]
+        for data in classes:
+            self._paths(data)  # refused before anything is learned
         return [*old, *classes]
 
     def after_task(self, model, classes, progress):
-        self.old = self.old | {data.name: [str(path) for path in data.train] for data in classes}
+        self.old = self.old | {data.name: self._paths(data) for data in classes}
         return {}
+
+    @staticmethod
+    def _paths(data: ClassData) -> list[str]:
+        for source in data.train:
+            if isinstance(source, MemoryImage):
+                raise DataError(f"{source.name} lies in memory: the strategy 'joint' keeps paths, by which later tasks read it again")
+        return [str(path) for path in data.train]
 
     def tensors(self):  # a file's header has no room for many paths
         text = json.dumps(list(self.old.items())).encode()
@@ -69,13 +79,12 @@ class Replay(Strategy):
             return new
         n = min(max(1, round(self.config.replay_share * new.batch_size)), new.batch_size - 1)
         old = TrainingBatches(
-            [ClassData(k, tuple(Path(k, str(i)) for i in range(len(kept))), ()) for k, kept in self.stored.items()],
+            {name: list(kept) for name, kept in self.stored.items()},
             image_size=new.image_size,
             batch_size=n,
             seed=new.seed + 1,  # other perturbations than those of the new images
             perturb_share=new.perturb_share,
             light=new.light,
-            pixels=[image for kept in self.stored.values() for image in kept],
         )
         return MixedBatches(new.resized(new.batch_size - n), old)
 
@@ -95,6 +104,6 @@ class Replay(Strategy):
         self.stored = {name: tensors[self._PREFIX + name] for name in state["classes"]}
 
 
-def stored_pixels(paths: Sequence[Path], n: int, size: Size) -> np.ndarray:
+def stored_pixels(sources: Sequence[Path | MemoryImage], n: int, size: Size) -> np.ndarray:
     """At most ``n`` of the images, evenly spread, as training sees them: uint8 [k,H,W,3]."""
-    return np.stack([read_pixels(path, size) for path in spread(paths, n)])
+    return np.stack([read_pixels(source, size) for source in spread(sources, n)])
