@@ -70,8 +70,9 @@ class Prediction:
         return self.scores > self.threshold
 
     def __repr__(self) -> str:
-        text = f"{len(self.scores)} images, maps {list(self.maps.shape)}"
-        if len(self.scores):
+        n = len(self.scores)
+        text = f"{n} image{'s' * (n != 1)}, maps {list(self.maps.shape)}"
+        if n:
             text += f", scores {self.scores.min():.4g} to {self.scores.max():.4g}"
         if self.threshold is not None:
             text += f", {self.anomalous.sum()} above the threshold {self.threshold:.4g}"
@@ -496,7 +497,7 @@ class ContinualModel:
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths, PIL images and arrays [H,W,3] (uint8, or float in [0,1]; of grey [H,W] or [H,W,1]) of any sizes, in any
+        ``images``: paths, PIL images and arrays [H,W,3] (RGB, uint8, or float in [0,1]; of grey [H,W] or [H,W,1]) of any sizes, in any
         collection, or one of them, or an array [N,H,W,3]. An array or PIL image gives what a file of the same pixels gives, bit for
         bit: it is turned as its EXIF orientation says, and resized to the model's image size, which ``maps`` have. They are read
         chunk after chunk, an iterator's too. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or
