@@ -427,6 +427,33 @@ def test_training_steps(device):
     assert np.linalg.norm(others - weights) < 1e-4 * np.linalg.norm(weights)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_blocks_of_weights_cross_when_they_are_set_or_read(clip_norm, device):
+    """And not in each step, under a penalty, a path integral and a teacher; nor for each sample whose magnitudes are added up."""
+    config, rng = preset("tiny").updated(SMALLEST | {"training.clip_norm": clip_norm}), np.random.default_rng(0)
+    c, params = config.denoiser(), _core.Params(device)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer = _core.Trainer(params, c, 1, config.optimizer(), 0, distill=True)
+    start, lone = trainer.block("weights"), _core.Trainer(params, c, 1, None, 0)
+
+    def crossed(do) -> int:
+        before = sum(_core.device_traffic(device).values())
+        do()
+        return sum(_core.device_traffic(device).values()) - before
+
+    assert crossed(lambda: trainer.block("weights")) == start.nbytes
+    assert crossed(lambda: trainer.penalize(0 * start + 1, start, 1.0)) == 2 * start.nbytes
+    assert crossed(lambda: trainer.follow(True)) == 0
+    assert crossed(lambda: trainer.teach(start)) == start.nbytes
+    for _ in range(2):  # the batch crosses, twice for the teacher
+        assert 0 < crossed(lambda: trainer.step(latent, image, image)) < start.nbytes / 2
+        assert 0 < crossed(lambda: lone.magnitudes(latent, image, image, latent, [500])) < start.nbytes / 2
+    read = []
+    assert crossed(lambda: read.extend((trainer.block("path"), lone.block("sums")))) == 2 * start.nbytes
+    assert all(block.any() for block in read)
+
+
 @pytest.mark.parametrize("precision, step, curve", [("float32", 1e-4, 2e-2), ("tf32", 1e-2, 5e-2), ("bfloat16", 2e-2, 5e-2)])
 def test_a_hundred_steps(precision, step, curve, quick_device):
     """Losses: each of the first five, and of a hundred the means of tens, through which rounding grows."""

@@ -21,6 +21,7 @@ void cdad_optimizer_free(cdad_optimizer *o) {
         return;
     cdad_device *device = o->params->device;
     cdad_optimizer_reset(o);
+    cdad_shared_drop(o->followed);
     cdad_device_free(device, o->ema);
     cdad_free(o->protection);
     cdad_free(o->moving);
@@ -215,7 +216,16 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
     o->pull = (cdad_pull){.importance = importance, .anchor = anchor, .strength = (float)strength};
 }
 
-void cdad_optimizer_follow(cdad_optimizer *o, float *path) { o->path = path; }
+cdad_status cdad_optimizer_follow(cdad_optimizer *o, int on, cdad_error *err) {
+    cdad_shared_drop(o->followed);
+    o->followed = NULL;
+    o->path = NULL;
+    if (!on)
+        return CDAD_OK;
+    CDAD_TRY(cdad_shared_new(&o->followed, o->params->device, o->params->total * (int64_t)sizeof(float), err));
+    o->path = cdad_shared_data(o->followed);
+    return CDAD_OK;
+}
 
 /* Scratch for the projections and, after them, where gradients come one by one, for the largest of those that are projected. */
 static cdad_status plan_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *after, int64_t *bytes_out,
