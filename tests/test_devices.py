@@ -454,6 +454,51 @@ def test_blocks_of_weights_cross_when_they_are_set_or_read(clip_norm, device):
     assert all(block.any() for block in read)
 
 
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+@pytest.mark.parametrize("extra", [False, True], ids=["plain", "pulled"])
+def test_a_step_of_held_gradients_is_adamw(extra, moments, device):
+    """Beside float64: clipped; with an average, a penalty and a path, or without."""
+    config = preset("tiny").updated(SMALLEST | {"training.moments": moments, "training.ema_decay": 0.5 if extra else 0.0})
+    rng, optimizer = np.random.default_rng(0), config.optimizer() | {"clip_norm": 0.1, "weight_decay": 0.1}
+    c, params = config.denoiser(), _core.Params(device)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer = _core.Trainer(params, c, 1, optimizer, 0)
+    start = np.array(trainer.block("weights"))
+    importance, anchor = rng.random(start.size, np.float32), start + 0.1 * rng.standard_normal(start.size, np.float32)
+    if extra:
+        trainer.penalize(importance, anchor, 0.5)
+        trainer.follow(True)
+    trainer.set_block("v", np.full_like(start, 1e-3))
+    trainer.age = 9
+    norm = trainer.step(latent, image, image)[3]
+    names = ["m", "v", "weights", *(["ema", "path"] if extra else [])]
+    found = {name: np.array(trainer.block(name)) for name in names}
+    if moments == "bfloat16":
+        found["m"] = (found["m"].astype(np.uint32) << 16).view(np.float32)
+
+    def block_of(values) -> np.ndarray:
+        for name, value in values.items():
+            params[name] = value
+        return np.array(trainer.block("weights"), np.float64)
+
+    trainer.set_block("weights", start)
+    gradients = trainer.gradients(latent, image, image, *trainer.drawn())[3]
+    g, there = block_of(gradients), block_of({name: np.ones_like(value) for name, value in gradients.items()}) == 1  # not between them
+    pulled = g + 0.5 * importance * (start.astype(np.float64) - anchor) * extra
+    whole = np.linalg.norm(pulled[there])
+    assert norm == pytest.approx(whole, rel=1e-5) and norm > 0.1
+    scaled, w = pulled * 0.1 / whole, start.astype(np.float64)
+    m, v = 0.1 * scaled, 0.999 * 1e-3 + 0.001 * scaled**2
+    change = -optimizer["lr"] * (m / (1 - 0.9**10) / (np.sqrt(v / (1 - 0.999**10)) + 1e-8) + 0.1 * w)
+    want = {"m": m, "v": v, "weights": w + change, "ema": w + 0.5 * change, "path": -g * change}
+    for name in names:
+        far = found[name][there] - want[name][there]
+        size = np.linalg.norm(change[there]) if name in ("weights", "ema") else np.linalg.norm(want[name][there])
+        # weights are about 1e-7 of themselves off, and change by some 1e-4
+        assert np.linalg.norm(far) < (2**-8 if name == "m" and moments == "bfloat16" else 2e-3 if size < 1e-1 else 1e-4) * size, name
+
+
 @pytest.mark.parametrize("precision, step, curve", [("float32", 1e-4, 2e-2), ("tf32", 1e-2, 5e-2), ("bfloat16", 2e-2, 5e-2)])
 def test_a_hundred_steps(precision, step, curve, quick_device):
     """Losses: each of the first five, and of a hundred the means of tens, through which rounding grows."""

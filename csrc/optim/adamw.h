@@ -46,6 +46,7 @@ typedef struct cdad_optimizer {
     const int64_t *places;       /* [params->n] where the block has each one's gradient; NULL: where params->values has the parameter;
                                   * borrowed */
     cdad_protection *protection; /* [params->n] */
+    cdad_update *small;          /* [params->n] room for those that share a launch */
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
     const unsigned char *given;  /* [params->n] whose gradients come as such coordinates, or NULL: none; borrowed */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
