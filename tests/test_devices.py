@@ -274,6 +274,17 @@ def test_streams_take_features_of_a_device(method, d, rows, device):
     assert np.linalg.norm(U - V @ (V.T @ U)) < 1e-4 * np.sqrt(U.shape[1])
 
 
+def test_features_of_exact_streams_do_not_cross(device):
+    """But for a number that tells whether they are finite; their sum does, once."""
+    stream, X = _core.Stream(40, "exact", 0.99), _core.DeviceArray(np.random.default_rng(0).standard_normal((300, 40), np.float32))
+    told = [_core.device_traffic(device)]
+    for do in (lambda: stream.add(X), lambda: stream.add(X), stream.state, stream.state):
+        do()
+        told.append(_core.device_traffic(device))
+    assert np.diff([of["uploaded"] for of in told]).tolist() == [0] * 4
+    assert np.diff([of["downloaded"] for of in told]).tolist() == [8, 8, 8 * 40 * 40, 0]
+
+
 def test_features_go_to_the_host_where_the_device_has_no_memory_for_their_sums():
     config, rng = preset("tiny"), np.random.default_rng(0)
     core, bases = config.denoiser(), []
