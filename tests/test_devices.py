@@ -274,6 +274,17 @@ def test_streams_take_features_of_a_device(method, d, rows, device):
     assert np.linalg.norm(U - V @ (V.T @ U)) < 1e-4 * np.sqrt(U.shape[1])
 
 
+def test_features_of_exact_streams_do_not_cross(device):
+    """But for a number that tells whether they are finite; their sum does, once."""
+    stream, X = _core.Stream(40, "exact", 0.99), _core.DeviceArray(np.random.default_rng(0).standard_normal((300, 40), np.float32))
+    told = [_core.device_traffic(device)]
+    for do in (lambda: stream.add(X), lambda: stream.add(X), stream.state, stream.state):
+        do()
+        told.append(_core.device_traffic(device))
+    assert np.diff([of["uploaded"] for of in told]).tolist() == [0] * 4
+    assert np.diff([of["downloaded"] for of in told]).tolist() == [8, 8, 8 * 40 * 40, 0]
+
+
 def test_features_go_to_the_host_where_the_device_has_no_memory_for_their_sums():
     config, rng = preset("tiny"), np.random.default_rng(0)
     core, bases = config.denoiser(), []
@@ -425,6 +436,78 @@ def test_training_steps(device):
     (told, weights), (found, others) = train_beside_the_cpu(device, "float32", 3, SMALLEST)
     np.testing.assert_allclose(found, told, rtol=1e-5)
     assert np.linalg.norm(others - weights) < 1e-4 * np.linalg.norm(weights)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_blocks_of_weights_cross_when_they_are_set_or_read(clip_norm, device):
+    """And not in each step, under a penalty, a path integral and a teacher; nor for each sample whose magnitudes are added up."""
+    config, rng = preset("tiny").updated(SMALLEST | {"training.clip_norm": clip_norm}), np.random.default_rng(0)
+    c, params = config.denoiser(), _core.Params(device)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer = _core.Trainer(params, c, 1, config.optimizer(), 0, distill=True)
+    start, lone = trainer.block("weights"), _core.Trainer(params, c, 1, None, 0)
+
+    def crossed(do) -> int:
+        before = sum(_core.device_traffic(device).values())
+        do()
+        return sum(_core.device_traffic(device).values()) - before
+
+    assert crossed(lambda: trainer.block("weights")) == start.nbytes
+    assert crossed(lambda: trainer.penalize(0 * start + 1, start, 1.0)) == 2 * start.nbytes
+    assert crossed(lambda: trainer.follow(True)) == 0
+    assert crossed(lambda: trainer.teach(start)) == start.nbytes
+    for _ in range(2):  # the batch crosses, twice for the teacher
+        assert 0 < crossed(lambda: trainer.step(latent, image, image)) < start.nbytes / 2
+        assert 0 < crossed(lambda: lone.magnitudes(latent, image, image, latent, [500])) < start.nbytes / 2
+    read = []
+    assert crossed(lambda: read.extend((trainer.block("path"), lone.block("sums")))) == 2 * start.nbytes
+    assert all(block.any() for block in read)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+@pytest.mark.parametrize("extra", [False, True], ids=["plain", "pulled"])
+def test_a_step_of_held_gradients_is_adamw(extra, moments, device):
+    """Beside float64: clipped; with an average, a penalty and a path, or without."""
+    config = preset("tiny").updated(SMALLEST | {"training.moments": moments, "training.ema_decay": 0.5 if extra else 0.0})
+    rng, optimizer = np.random.default_rng(0), config.optimizer() | {"clip_norm": 0.1, "weight_decay": 0.1}
+    c, params = config.denoiser(), _core.Params(device)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer = _core.Trainer(params, c, 1, optimizer, 0)
+    start = np.array(trainer.block("weights"))
+    importance, anchor = rng.random(start.size, np.float32), start + 0.1 * rng.standard_normal(start.size, np.float32)
+    if extra:
+        trainer.penalize(importance, anchor, 0.5)
+        trainer.follow(True)
+    trainer.set_block("v", np.full_like(start, 1e-3))
+    trainer.age = 9
+    norm = trainer.step(latent, image, image)[3]
+    names = ["m", "v", "weights", *(["ema", "path"] if extra else [])]
+    found = {name: np.array(trainer.block(name)) for name in names}
+    if moments == "bfloat16":
+        found["m"] = (found["m"].astype(np.uint32) << 16).view(np.float32)
+
+    def block_of(values) -> np.ndarray:
+        for name, value in values.items():
+            params[name] = value
+        return np.array(trainer.block("weights"), np.float64)
+
+    trainer.set_block("weights", start)
+    gradients = trainer.gradients(latent, image, image, *trainer.drawn())[3]
+    g, there = block_of(gradients), block_of({name: np.ones_like(value) for name, value in gradients.items()}) == 1  # not between them
+    pulled = g + 0.5 * importance * (start.astype(np.float64) - anchor) * extra
+    whole = np.linalg.norm(pulled[there])
+    assert norm == pytest.approx(whole, rel=1e-5) and norm > 0.1
+    scaled, w = pulled * 0.1 / whole, start.astype(np.float64)
+    m, v = 0.1 * scaled, 0.999 * 1e-3 + 0.001 * scaled**2
+    change = -optimizer["lr"] * (m / (1 - 0.9**10) / (np.sqrt(v / (1 - 0.999**10)) + 1e-8) + 0.1 * w)
+    want = {"m": m, "v": v, "weights": w + change, "ema": w + 0.5 * change, "path": -g * change}
+    for name in names:
+        far = found[name][there] - want[name][there]
+        size = np.linalg.norm(change[there]) if name in ("weights", "ema") else np.linalg.norm(want[name][there])
+        # weights are about 1e-7 of themselves off, and change by some 1e-4
+        assert np.linalg.norm(far) < (2**-8 if name == "m" and moments == "bfloat16" else 2e-3 if size < 1e-1 else 1e-4) * size, name
 
 
 @pytest.mark.parametrize("precision, step, curve", [("float32", 1e-4, 2e-2), ("tf32", 1e-2, 5e-2), ("bfloat16", 2e-2, 5e-2)])

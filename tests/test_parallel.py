@@ -254,7 +254,7 @@ def test_magnitudes_are_of_one_process(quick_config, samples):
     (trainer, _), = trainers_of(quick_config.updated({"training.clip_norm": 0.0}), [DataParallel(0, 2, print)], samples)
     latent, image = (array[:2] for array in samples)
     with pytest.raises(ValueError, match="neither clips nor accumulates nor shares"):
-        trainer.magnitudes(trainer.block("weights").copy(), latent, image, image, latent, [0, 1])
+        trainer.magnitudes(latent, image, image, latent, [0, 1])
 
 
 def test_a_part_of_batches_is_what_they_hold_there(products):

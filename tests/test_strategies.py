@@ -88,23 +88,28 @@ def test_magnitudes_are_sums_over_samples(first, objective, squares):
     """The sum of each sample's own squared (EWC) or absolute (MAS) gradient, not that of the batch's."""
     lone = trainer_of(first, 1, objective=objective)
     reference = trainer_of(first, 1, optimizer_of(first, 0.0), objective=objective)
-    sums, wanted = np.zeros_like(first._trainer.block("weights")), np.zeros_like(first._trainer.block("weights"))
+    wanted = np.zeros_like(first._trainer.block("weights"))
+    with pytest.raises(ValueError, match="has added up no magnitudes"):
+        lone.block("sums")
     for seed in range(3):
         batch = batch_of(first, 1, seed)
-        value = lone.magnitudes(sums, **batch, squares=squares)
+        value = lone.magnitudes(**batch, squares=squares)
         expected, _, _, gradients = reference.gradients(**batch)
         gradient = block_of(first, gradients)
         wanted += gradient * gradient if squares else np.abs(gradient)
         assert value == expected
+    sums = lone.block("sums")
     assert np.count_nonzero(sums) > 0.9 * sum(np.size(first.params[n]) for n in first.params.shapes())
     assert np.allclose(sums, wanted, rtol=1e-6, atol=0)
     assert lone.memory_bytes["moments"] == 0
+    lone.set_block("sums", 0 * sums)
+    assert not lone.block("sums").any()
     with pytest.raises(ValueError, match="takes no steps"):
         lone.step(batch["latent"], batch["image"], batch["perturbed"])
     with pytest.raises(ValueError, match="no optimizer"):
         lone.reset()
     with pytest.raises(ValueError, match="neither clips nor accumulates"):
-        first._trainer.magnitudes(sums, **batch_of(first, first.config.training.batch_size))
+        first._trainer.magnitudes(**batch_of(first, first.config.training.batch_size))
 
 
 def test_mean_magnitudes_take_each_image_once(first, products):
@@ -147,7 +152,7 @@ def test_importances_decay_and_are_pulled_by(quick_config, monkeypatch, name, pu
     rng = np.random.default_rng(0)
     weights, old, new = rng.random((3, 10), np.float32)
     told = []
-    trainer = SimpleNamespace(block=lambda _: weights, penalize=lambda *how: told.append(how), follow=lambda path: None)
+    trainer = SimpleNamespace(block=lambda _: weights, penalize=lambda *how: told.append(how), follow=lambda on: None)
     model = SimpleNamespace(_trainer=trainer)
     strategy.importance, strategy.anchor = old.copy(), weights + 1
     monkeypatch.setattr(strategy, "measure", lambda *_: new.copy())
@@ -200,8 +205,8 @@ def test_the_path_is_gradient_times_change(first, clip):
     paths, expected = [], 0.0
     for pulled in (False, True):
         first._trainer.set_block("weights", start)
-        path, trainer = np.zeros_like(start), trainer_of(first, 2, optimizer_of(first, clip))
-        trainer.follow(path)
+        trainer = trainer_of(first, 2, optimizer_of(first, clip))
+        trainer.follow(True)
         if pulled:
             trainer.penalize(importance, anchor, 0.5)
         for _ in range(3):
@@ -219,6 +224,7 @@ def test_the_path_is_gradient_times_change(first, clip):
             assert trainer.n_steps == noise + 1
             if pulled:
                 paths.append(-gradient * change)
+        path = trainer.block("path")
         if not pulled:
             assert np.linalg.norm(path - expected) < 1e-3 * np.linalg.norm(expected)
             assert path.sum() > 0  # steps go downhill
@@ -280,11 +286,7 @@ def test_blocks_are_checked(first):
     for wrong, error in ((block[:-1], ValueError), (block.astype(np.float64), TypeError), ([1.0], TypeError), (block[::2], TypeError)):
         with pytest.raises(error):
             first._trainer.penalize(wrong, block)
-        with pytest.raises(error):
-            first._trainer.follow(wrong)
-    block.setflags(write=False)
-    with pytest.raises(TypeError, match="writable"):
-        first._trainer.follow(block)
+    block.setflags(write=False)  # it is only read
     with pytest.raises(ValueError, match="at least 0"):
         first._trainer.penalize(block, block, -1.0)
     name = next(n for n in first.bases if first.bases[n].shape[1])
@@ -293,6 +295,37 @@ def test_blocks_are_checked(first):
     batch = batch_of(first, first.config.training.batch_size)
     with pytest.raises(ValueError, match="protected by a basis"):
         first._trainer.step(batch["latent"], batch["image"], batch["perturbed"])
+
+
+def test_a_path_comes_and_goes(first):
+    trainer, batch = trainer_of(first, 2, optimizer_of(first, 0.0)), batch_of(first, 2)
+    arrays, start = [batch[k] for k in ("latent", "image", "perturbed")], first._trainer.block("weights").copy()
+
+    def step() -> np.ndarray:
+        first._trainer.set_block("weights", start)
+        trainer.reset()
+        trainer.n_steps = 0
+        trainer.step(*arrays)
+        return np.array(trainer.block("path"))
+
+    for call in (lambda: trainer.block("path"), lambda: trainer.set_block("path", start)):
+        with pytest.raises(ValueError, match="follows no path"):
+            call()
+    trainer.follow(True)
+    shown, once = trainer.block("path"), step()
+    assert once.any()
+    trainer.set_block("path", 3 * once)
+    np.testing.assert_allclose(step(), 4 * once, rtol=1e-5)
+    trainer.follow(True)  # anew
+    assert not trainer.block("path").any() and np.array_equal(step(), once)
+    trainer.follow(False)
+    assert np.isfinite(shown).all()  # of the host: the memory of the first one, which lives on
+    with pytest.raises(ValueError, match="follows no path"):
+        step()
+    with pytest.raises(ValueError, match="wanted"):
+        trainer.follow(True)
+        trainer.set_block("path", once[1:])
+    first._trainer.set_block("weights", start)
 
 
 @pytest.mark.parametrize("name", ["ewc", "si", "mas"])
@@ -310,6 +343,17 @@ def test_weights_that_mattered_stay_nearer(started, products, name):
         assert model.ledger[-1]["penalty"] == pytest.approx(told, rel=1e-6)
         assert np.all(model.strategy.importance >= importance) and np.array_equal(model.strategy.anchor, weights)
     assert ends[1e6] < 0.5 * ends[0.0]
+
+
+@pytest.mark.parametrize("name", ["ewc", "si", "mas", "distill"])
+def test_steps_on_a_device_move_no_blocks(products, quick_config, name):
+    """What a strategy gives the trainer crosses once a task."""
+    changes = {"training.steps": 2, "training.increment_steps": 3, "scoring.calibrate": False, "continual.strategy": name}
+    model, crossed = ContinualModel(quick_config.updated(changes), device="emulated"), []
+    for task in ("gear", "steel"):
+        crossed.clear()
+        model.fit_task([products[task]], progress=False, callback=lambda _: crossed.append(sum(_core.device_traffic("emulated").values())))
+        assert 0 < max(np.diff(crossed)) < model.memory_bytes["parameters"] / 2
 
 
 def test_distilling_keeps_the_old_predictions(started, products):

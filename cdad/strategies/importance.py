@@ -95,36 +95,47 @@ class SI(QuadraticPenalty):
 
     def __init__(self, config):
         super().__init__(config)
-        self.path: np.ndarray | None = None  # of the task that runs
+        self._trainer: _core.Trainer | None = None  # that adds up the path of the task that runs, where the weights lie
+        self._read: np.ndarray | None = None  # the path of a file, until its task goes on
+
+    @property
+    def path(self) -> np.ndarray | None:
+        """The path integral of the task that runs, so far; from a device, a copy."""
+        return self._read if self._trainer is None else self._trainer.block("path")
 
     def before_task(self, model, classes, index, step, progress):
+        trainer = model._trainer
         if step == 0:
-            weights = model._trainer.block("weights")
-            self.path = np.zeros_like(weights)
             if index == 0:
-                self.anchor = weights.copy()
-        elif self.path is None:
+                self.anchor = trainer.block("weights").copy()
+        elif self._trainer is None and self._read is None:
             raise CheckpointError("si follows the weights through a whole task: it cannot begin in the middle of one")
         super().before_task(model, classes, index, step, progress)
-        model._trainer.follow(self.path)
+        if step == 0 or self._trainer is None:
+            trainer.follow(True)
+            if step > 0:
+                trainer.set_block("path", self._read)
+            self._trainer, self._read = trainer, None
 
     def after_task(self, model, classes, progress):
         report = super().after_task(model, classes, progress)
-        model._trainer.follow(None)
-        self.path = None
+        self._trainer = self._read = None
+        model._trainer.follow(False)
         return report
 
     def measure(self, model, classes, progress):
-        if self.path is None:
+        path = self.path
+        if path is None:
             raise CheckpointError("si follows the weights while they learn: it cannot go on from another strategy's task")
-        return path_importance(self.path, model._trainer.block("weights") - self.anchor, self.config.si_damping)
+        return path_importance(path, model._trainer.block("weights") - self.anchor, self.config.si_damping)
 
     def tensors(self):
-        return super().tensors() | ({} if self.path is None else {"strategy/path": self.path})
+        path = self.path
+        return super().tensors() | ({} if path is None else {"strategy/path": path})
 
     def restore(self, tensors, state):
         super().restore(tensors, state)
-        self.path = tensors.get("strategy/path")
+        self._read = tensors.get("strategy/path")
 
 
 def path_importance(path: np.ndarray, change: np.ndarray, damping: float) -> np.ndarray:
@@ -155,15 +166,11 @@ def mean_magnitudes(
     trainer = _core.Trainer(
         model.params, c.denoiser(), 1, None, c.seed, objective=objective, recompute=c.training.recompute
     )
-    sums = np.zeros_like(model._trainer.block("weights"))
     for i, batch in enumerate(tqdm(batches.epoch(0), "importances", len(batches), disable=not progress, leave=False)):
         latent = model.autoencoder.encode(batch.image)
         noise, timesteps = draw(c, latent.shape, seed, i)
-        trainer.magnitudes(
-            sums, latent, batch.image, batch.perturbed, noise, timesteps, model.contexts(1), squares=squares
-        )
-    sums /= np.float32(len(batches))
-    return sums
+        trainer.magnitudes(latent, batch.image, batch.perturbed, noise, timesteps, model.contexts(1), squares=squares)
+    return trainer.block("sums") / np.float32(len(batches))
 
 
 def draw(config, shape: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:

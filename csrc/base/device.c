@@ -38,15 +38,19 @@ void cdad_device_free(cdad_device *d, void *p) {
 }
 
 cdad_status cdad_device_upload(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
-    if (d)
+    if (d) {
+        __atomic_fetch_add(&d->uploaded, bytes, __ATOMIC_RELAXED);
         return d->upload(d, to, from, bytes, err);
+    }
     memcpy(to, from, (size_t)bytes);
     return CDAD_OK;
 }
 
 cdad_status cdad_device_download(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
-    if (d)
+    if (d) {
+        __atomic_fetch_add(&d->downloaded, bytes, __ATOMIC_RELAXED);
         return d->download(d, to, from, bytes, err);
+    }
     memcpy(to, from, (size_t)bytes);
     return CDAD_OK;
 }

@@ -38,6 +38,7 @@ struct cdad_device {
 
     cdad_device_memory (*memory)(cdad_device *d, int forget_peak); /* forget_peak: after telling it */
     int64_t limit; /* bytes that may be allocated, 0: as many as there are */
+    int64_t uploaded, downloaded; /* bytes asked for so far; of threads side by side: written by cdad_device_upload and its kin */
 
     /* From `record` to `recorded`, kernels, copies and zeros that this thread asks for are recorded, not done; what waits for
      * the device, or allocates, may not be asked for. `recorded` follows in any case; *out NULL: it failed. `replay` queues

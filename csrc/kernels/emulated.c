@@ -384,6 +384,23 @@ static void add_to(const cdad_context *ctx, float *w, float *e, const float *du,
         ctx->host_kernels->add_to(ctx, w, e, du, n, ema_decay);
 }
 
+static void sum_squares_each(const cdad_context *ctx, const float *w, const cdad_update *updates, int64_t count, const cdad_pull *pull) {
+    for (const cdad_update *u = updates; u < updates + count; u++) {
+        const cdad_pull own = cdad_pull_at(*pull, u->at);
+        if (own.importance)
+            sum_squares_pulled(ctx, u->squares, u->g, w + u->at, u->n, &own);
+        else
+            sum_squares(ctx, u->squares, u->g, u->n);
+    }
+}
+
+static void adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count, const cdad_adamw *h) {
+    for (const cdad_update *u = updates; u < updates + count; u++) {
+        const cdad_adamw own = cdad_adamw_at(*h, u->at);
+        adamw(ctx, w + u->at, u->m, u->v, e ? e + u->at : NULL, NULL, u->g, u->n, &own);
+    }
+}
+
 /* Scratch is asked for with the device's table alone: the largest of the host's tables. */
 #define SCRATCH(slot, params, args)                                                \
     static int64_t slot params {                                                   \
@@ -458,6 +475,8 @@ static const cdad_kernels kernels = {
     SLOT(sum_squares_pulled),
     SLOT(add_magnitudes),
     SLOT(adamw),
+    SLOT(sum_squares_each),
+    SLOT(adamw_each),
     SLOT(add_to),
 };
 

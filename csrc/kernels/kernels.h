@@ -113,6 +113,28 @@ typedef struct cdad_adamw {
     float *path;        /* [n] or NULL: path -= g * du, with the gradient as it was given (SI's path integral) */
 } cdad_adamw;
 
+/* One of several parameters that share a launch: its weight begins `at` floats into the blocks of weights. */
+typedef struct cdad_update {
+    int64_t at, n;
+    const float *g;
+    void *m, *v;
+    double *squares; /* where the sum of its gradient's squares goes */
+} cdad_update;
+
+/* The numbers of one of them, of those of blocks: neither moments in 8 bit nor `squares` are shared. */
+CDAD_EVERYWHERE cdad_pull cdad_pull_at(cdad_pull pull, int64_t at) {
+    if (pull.importance) {
+        pull.importance += at;
+        pull.anchor += at;
+    }
+    return pull;
+}
+CDAD_EVERYWHERE cdad_adamw cdad_adamw_at(cdad_adamw h, int64_t at) {
+    h.pull = cdad_pull_at(h.pull, at);
+    h.path = h.path ? h.path + at : h.path;
+    return h;
+}
+
 /* How a product takes its factors; sums are in float32. CDAD_BFLOAT16: rounded to bfloat16 (to nearest even; denormals to zero), and
  * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
  * unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
@@ -295,6 +317,11 @@ typedef struct cdad_kernels {
      * they are rounded. */
     void (*adamw)(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g, int64_t n,
                   const cdad_adamw *h);
+    /* In a device's table alone, where a launch takes longer than such a kernel: sum_squares_pulled (without importance, sum_squares)
+     * and adamw, du NULL, of each of `count` parameters of a few thousand elements at most. `updates` are on the host; w, e, and what
+     * pull and h have are blocks. */
+    void (*sum_squares_each)(const cdad_context *ctx, const float *w, const cdad_update *updates, int64_t count, const cdad_pull *pull);
+    void (*adamw_each)(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count, const cdad_adamw *h);
     /* w += du; e = ema_decay * e + (1 - ema_decay) * w. du or e may be NULL: nothing is added, there is no average. */
     void (*add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);
 } cdad_kernels;

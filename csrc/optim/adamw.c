@@ -21,9 +21,11 @@ void cdad_optimizer_free(cdad_optimizer *o) {
         return;
     cdad_device *device = o->params->device;
     cdad_optimizer_reset(o);
+    cdad_shared_drop(o->followed);
     cdad_device_free(device, o->ema);
     cdad_free(o->protection);
     cdad_free(o->moving);
+    cdad_free(o->small);
     if (o->squares != o->sums)
         cdad_free(o->squares);
     cdad_device_free(device, o->sums);
@@ -47,6 +49,7 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     o->params = params;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&o->moving, params->n * (int64_t)sizeof *o->moving, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&o->small, params->n * (int64_t)sizeof *o->small, err));
     for (int64_t i = 0; i < params->n; i++)
         o->moving[i] = params->items[i].count;
     CDAD_TRY_DONE(cdad_device_alloc(params->device, (void **)&o->sums, params->n * (int64_t)sizeof *o->sums, err));
@@ -215,7 +218,16 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
     o->pull = (cdad_pull){.importance = importance, .anchor = anchor, .strength = (float)strength};
 }
 
-void cdad_optimizer_follow(cdad_optimizer *o, float *path) { o->path = path; }
+cdad_status cdad_optimizer_follow(cdad_optimizer *o, int on, cdad_error *err) {
+    cdad_shared_drop(o->followed);
+    o->followed = NULL;
+    o->path = NULL;
+    if (!on)
+        return CDAD_OK;
+    CDAD_TRY(cdad_shared_new(&o->followed, o->params->device, o->params->total * (int64_t)sizeof(float), err));
+    o->path = cdad_shared_data(o->followed);
+    return CDAD_OK;
+}
 
 /* Scratch for the projections and, after them, where gradients come one by one, for the largest of those that are projected. */
 static cdad_status plan_scratch(const cdad_optimizer *o, const cdad_context *ctx, int64_t *after, int64_t *bytes_out,
@@ -288,13 +300,7 @@ static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t 
 
 /* The penalty of parameter i. */
 static cdad_pull pull_of(const cdad_optimizer *o, int64_t i) {
-    const int64_t at = o->params->items[i].offset;
-    cdad_pull pull = o->pull;
-    if (pull.importance) {
-        pull.importance += at;
-        pull.anchor += at;
-    }
-    return pull;
+    return cdad_pull_at(o->pull, o->params->items[i].offset);
 }
 
 /* Sums up the squares of parameter i's prepared gradient, with the penalty's. */
@@ -325,6 +331,28 @@ static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
     }
     *norm = sqrt(sum);
     return CDAD_OK;
+}
+
+/* Whether parameter i's update, of a gradient that is held, is one of those by one launch: as short as biases are, moved as it is,
+ * its moments not in 8 bit. */
+static int shares_launch(const cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
+    return ctx->kernels->adamw_each && !o->protection[i].frozen && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
+}
+
+/* Lists them in o->small, and returns how many they are. */
+static int64_t list_small(cdad_optimizer *o, const cdad_context *ctx) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < o->params->n; i++) {
+        float *most;
+        if (shares_launch(o, ctx, i))
+            o->small[n++] = (cdad_update){.at = o->params->items[i].offset,
+                                          .n = o->moving[i],
+                                          .g = cdad_optimizer_gradient(o, i),
+                                          .m = cdad_moment_of(&o->m, i, &most),
+                                          .v = cdad_moment_of(&o->v, i, &most),
+                                          .squares = o->sums + i};
+    }
+    return n;
 }
 
 /* Readies a step. */
@@ -436,19 +464,27 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     const double clip = o->config.clip_norm;
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
     CDAD_TRY(begin(o, ctx, lr_scale, err));
+    const int64_t n_small = list_small(o, ctx);
+    if (n_small)
+        ctx->kernels->sum_squares_each(ctx, params->values, o->small, n_small, &o->pull);
     for (int64_t i = 0; i < params->n; i++) {
-        if (o->protection[i].frozen)
+        if (o->protection[i].frozen || shares_launch(o, ctx, i))
             continue;
         float *grad = cdad_optimizer_gradient(o, i);
         CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
     }
     CDAD_TRY(take_norm(o, grad_norm, err));
-    const cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
+    cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
     for (int64_t i = 0; i < params->n; i++) {
         float *grad = o->protection[i].frozen ? NULL : cdad_optimizer_gradient(o, i);
-        move(o, ctx, i, grad, grad, h);
+        if (!shares_launch(o, ctx, i))
+            move(o, ctx, i, grad, grad, h);
         count_work(o, i, &event);
     }
+    h.pull = o->pull;
+    h.path = o->path;
+    if (n_small)
+        ctx->kernels->adamw_each(ctx, params->values, o->ema, o->small, n_small, &h);
     CDAD_TRY(cdad_device_check(ctx->device, ctx->profile != NULL, err));
     end(o);
     if (!ctx->profile)

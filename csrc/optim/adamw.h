@@ -46,10 +46,12 @@ typedef struct cdad_optimizer {
     const int64_t *places;       /* [params->n] where the block has each one's gradient; NULL: where params->values has the parameter;
                                   * borrowed */
     cdad_protection *protection; /* [params->n] */
+    cdad_update *small;          /* [params->n] room for those that share a launch */
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
     const unsigned char *given;  /* [params->n] whose gradients come as such coordinates, or NULL: none; borrowed */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
-    float *path;                 /* the path integral, likewise, or NULL */
+    float *path;                 /* the path integral, in the layout of params->values, or NULL: cdad_optimizer_follow */
+    cdad_shared *followed;       /* what holds it */
     void *scratch;               /* of a projection, then a gradient that is used as it comes */
     int64_t scratch_bytes, update_offset;
     double *sums;                /* [params->n]: of each gradient's squares in this step */
@@ -75,8 +77,8 @@ CDAD_MUST_USE cdad_status cdad_optimizer_confine(cdad_optimizer *o, const char *
  * that is projected has a penalty: the projection would undo a part of it. */
 void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const float *anchor, double strength);
 /* From now on path_i -= g_i dw_i at each step, with g the loss's gradient without penalty and clipping, and dw the weight's
- * change (Zenke et al. 2017, Eq. 3); the block is borrowed, and written. NULL: no more. */
-void cdad_optimizer_follow(cdad_optimizer *o, float *path);
+ * change (Zenke et al. 2017, Eq. 3), in a block of zeros where the parameters lie. on 0: no more, and the block goes. */
+CDAD_MUST_USE cdad_status cdad_optimizer_follow(cdad_optimizer *o, int on, cdad_error *err);
 /* Forgets moments and protections, as at the end of a task, and gives back all memory that only steps need. */
 void cdad_optimizer_reset(cdad_optimizer *o);
 

@@ -342,6 +342,18 @@ static PyObject *device_memory(PyObject *module, PyObject *args) {
                          (long long)device->limit);
 }
 
+static PyObject *device_traffic(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *name = Py_None;
+    if (!PyArg_ParseTuple(args, "|O:device_traffic", &name))
+        return NULL;
+    cdad_device *device = counted_device(name);
+    if (!device)
+        return NULL;
+    return Py_BuildValue("{s:L,s:L}", "uploaded", (long long)__atomic_load_n(&device->uploaded, __ATOMIC_RELAXED), "downloaded",
+                         (long long)__atomic_load_n(&device->downloaded, __ATOMIC_RELAXED));
+}
+
 static PyObject *limit_device_memory(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *name = Py_None;
@@ -477,6 +489,9 @@ static PyMethodDef methods[] = {
      "device_memory(device=None, forget_peak=False, /)\n--\n\nBytes of a device (by default the one that set_device named) "
      "that this process has allocated: a dict of used, peak (the most at once, since it was last forgotten) and limit (0: none). "
      "ValueError for 'cpu', whose memory is not counted."},
+    {"device_traffic", device_traffic, METH_VARARGS,
+     "device_traffic(device=None, /)\n--\n\nBytes that this process has moved between the host and a device: a dict of uploaded and "
+     "downloaded."},
     {"limit_device_memory", limit_device_memory, METH_VARARGS,
      "limit_device_memory(bytes, device=None, /)\n--\n\nAllocations that would take more of a device in all raise MemoryError, "
      "and leave what is there usable. 0: no limit."},

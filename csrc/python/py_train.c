@@ -149,8 +149,6 @@ static PyObject *trainer_step(PyObject *o, PyObject *args, PyObject *kwargs) {
     Py_BEGIN_ALLOW_THREADS
     status = cdad_trainer_step(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                cdad_py_data(a.perturbed), cdad_py_data(a.context), lr_scale, &r, &err);
-    if (status == CDAD_OK)
-        status = cdad_py_trainer_give_back(self, CDAD_LENT_PATH, self->path, &err);
     Py_END_ALLOW_THREADS
     cdad_trainer_share(self->trainer, NULL, NULL);
     cdad_py_lock_give(&self->params->workspace->lock);
@@ -265,17 +263,15 @@ done:
 }
 
 static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"sums", "latent", "image", "perturbed", "noise", "timesteps", "context", "squares", NULL};
+    static char *names[] = {"latent", "image", "perturbed", "noise", "timesteps", "context", "squares", NULL};
     py_trainer *self = (py_trainer *)o;
-    PyObject *sums, *latent, *image, *perturbed, *noise, *timesteps, *context = Py_None;
+    PyObject *latent, *image, *perturbed, *noise, *timesteps, *context = Py_None;
     int squares = 0;
     step_arrays a;
     given_draws d;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|Op:magnitudes", names, &sums, &latent, &image, &perturbed,
-                                     &noise, &timesteps, &context, &squares))
-        return NULL;
-    float *block = cdad_py_trainer_take_block(self, sums, "sums", 1);
-    if (!block || take_batch(self, latent, image, perturbed, context, noise, timesteps, &a, &d) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|Op:magnitudes", names, &latent, &image, &perturbed, &noise,
+                                     &timesteps, &context, &squares) ||
+        take_batch(self, latent, image, perturbed, context, noise, timesteps, &a, &d) < 0)
         return NULL;
     cdad_error err = {0};
     cdad_step_result r;
@@ -284,15 +280,10 @@ static PyObject *trainer_magnitudes(PyObject *o, PyObject *args, PyObject *kwarg
     if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
         goto done;
     const cdad_context ctx = cdad_py_context(cdad_py_trainer_device(self));
-    float *lent;
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_py_trainer_lend(self, CDAD_LENT_SUMS, block, &lent, &err);
-    if (status == CDAD_OK)
-        status = cdad_trainer_magnitudes(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
+    status = cdad_trainer_magnitudes(self->trainer, &ctx, cdad_py_data(a.latent), cdad_py_data(a.image),
                                      cdad_py_data(a.perturbed), cdad_py_data(a.context), cdad_py_data(d.noise),
-                                     PyArray_DATA(d.t), squares, lent, &r, &err);
-    if (status == CDAD_OK)
-        status = cdad_py_trainer_give_back(self, CDAD_LENT_SUMS, block, &err);
+                                     PyArray_DATA(d.t), squares, &r, &err);
     Py_END_ALLOW_THREADS
     cdad_py_lock_give(&self->params->workspace->lock);
     objective = status == CDAD_OK ? PyFloat_FromDouble(r.loss) : cdad_py_raise(&err);
@@ -420,16 +411,16 @@ static PyMethodDef trainer_methods[] = {
      "gradients($self, latent, image, perturbed, noise, timesteps, context=None)\n--\n\n(loss, L_CDM, L_amn, "
      "{name: gradient}) without an update."},
     {"magnitudes", (PyCFunction)(void (*)(void))trainer_magnitudes, METH_VARARGS | METH_KEYWORDS,
-     "magnitudes($self, sums, latent, image, perturbed, noise, timesteps, context=None, squares=False)\n--\n\nAdds the "
-     "absolute values of the objective's gradient, or their squares, to `sums`, a block as block('weights') gives; "
+     "magnitudes($self, latent, image, perturbed, noise, timesteps, context=None, squares=False)\n--\n\nAdds the "
+     "absolute values of the objective's gradient, or their squares, to the block 'sums', zeros at first; "
      "returns the objective. Wants a trainer that neither clips nor accumulates nor shares; one whose optimizer is None needs the least "
      "memory."},
     {"penalize", (PyCFunction)(void (*)(void))cdad_py_trainer_penalize, METH_VARARGS | METH_KEYWORDS,
      "penalize($self, importance=None, anchor=None, strength=1.0)\n--\n\nAdds the gradient of strength/2 * "
      "sum(importance * (weights - anchor)**2) to each step's; the blocks are borrowed. None ends it."},
     {"follow", cdad_py_trainer_follow, METH_O,
-     "follow($self, path, /)\n--\n\nSubtracts gradient times change of the weights from the block `path` at each step "
-     "(SI's path integral); the gradient is the loss's, without penalty and clipping. None ends it."},
+     "follow($self, on, /)\n--\n\nSubtracts gradient times change of the weights from the block 'path' at each step from now on, zeros "
+     "at first (SI's path integral); the gradient is the loss's, without penalty and clipping. False ends it, and the block goes."},
     {"teach", (PyCFunction)(void (*)(void))cdad_py_trainer_teach, METH_VARARGS | METH_KEYWORDS,
      "teach($self, weights=None, strength=1.0)\n--\n\nAdds strength * mse(prediction, what the model predicts with the "
      "block `weights`) to the loss of each step, of a trainer made with distill=True. None ends it."},
@@ -444,7 +435,8 @@ static PyMethodDef trainer_methods[] = {
     {"block", cdad_py_trainer_block, METH_O,
      "block($self, name, /)\n--\n\nA writable view (of a device a read-only copy) of the 'weights', of the moments 'm' "
      "and 'v' of what moves now (of a confined weight its coordinates, of what is frozen nothing; until reset(), or until the "
-     "step after another protection), or of the moving average 'ema'. Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
+     "step after another protection), of the moving average 'ema', of the 'path' that follow() adds up, or of the 'sums' of "
+     "magnitudes(). Where moments is \"bfloat16\", 'm' is its bits as uint16; where it is "
      "\"8bit\", both are uint8, each parameter's codes and blocks' largest, one after the other (csrc/optim/moments.h)."},
     {"set_block", cdad_py_trainer_set_block, METH_VARARGS,
      "set_block($self, name, values, /)\n--\n\nSets such a block; a moment from any of the three ways (float32, uint16, "

@@ -6,7 +6,7 @@
 #include "train/trainer.h"
 
 /* The blocks that a trainer borrows. */
-enum { CDAD_LENT_IMPORTANCE, CDAD_LENT_ANCHOR, CDAD_LENT_PATH, CDAD_LENT_TEACHER, CDAD_LENT_SUMS, CDAD_N_LENT };
+enum { CDAD_LENT_IMPORTANCE, CDAD_LENT_ANCHOR, CDAD_LENT_TEACHER, CDAD_N_LENT };
 
 typedef struct py_trainer {
     PyObject_HEAD
@@ -16,7 +16,6 @@ typedef struct py_trainer {
     int64_t n;
     PyObject *borrowed; /* {name: array}: keeps alive what the optimiser borrows: bases by parameter, and blocks */
     float *mirrors[CDAD_N_LENT]; /* of borrowed blocks, where the parameters lie on a device */
-    float *path;              /* the borrowed path integral, or NULL */
 } py_trainer;
 
 static inline cdad_device *cdad_py_trainer_device(const py_trainer *self) { return self->params->params->device; }
@@ -24,16 +23,9 @@ static inline cdad_device *cdad_py_trainer_device(const py_trainer *self) { retu
 /* The trainer's optimiser, or NULL with an exception. */
 cdad_optimizer *cdad_py_trainer_optimizer(const py_trainer *self);
 
-/* `o` itself as a block in the layout of the parameters, which the core borrows, or NULL with an exception. */
-float *cdad_py_trainer_take_block(const py_trainer *self, PyObject *o, const char *what, int written);
-/* What the core is given for a borrowed block of the host, or NULL: on a device, a copy there. */
-cdad_status cdad_py_trainer_lend(py_trainer *self, int which, float *block, float **lent, cdad_error *err);
-/* Gives a block that the core has written back. */
-cdad_status cdad_py_trainer_give_back(const py_trainer *self, int which, float *block, cdad_error *err);
-
 /* Methods of py_trainer_blocks.c. */
 PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs);
-PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *path);
+PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *on);
 PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *cdad_py_trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *cdad_py_trainer_confine(PyObject *o, PyObject *args);

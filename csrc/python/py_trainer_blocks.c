@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-cdad_status cdad_py_trainer_lend(py_trainer *self, int which, float *block, float **lent, cdad_error *err) {
+/* What the core is given for a borrowed block of the host, or NULL: on a device, a copy there. */
+static cdad_status lend(py_trainer *self, int which, float *block, float **lent, cdad_error *err) {
     const int64_t bytes = self->params->params->total * (int64_t)sizeof(float);
     *lent = block;
     if (!cdad_py_trainer_device(self))
@@ -18,13 +19,6 @@ cdad_status cdad_py_trainer_lend(py_trainer *self, int which, float *block, floa
     return CDAD_OK;
 }
 
-cdad_status cdad_py_trainer_give_back(const py_trainer *self, int which, float *block, cdad_error *err) {
-    if (!block || !cdad_py_trainer_device(self))
-        return CDAD_OK;
-    return cdad_device_download(cdad_py_trainer_device(self), block, self->mirrors[which],
-                                self->params->params->total * (int64_t)sizeof(float), err);
-}
-
 cdad_optimizer *cdad_py_trainer_optimizer(const py_trainer *self) {
     cdad_optimizer *opt = cdad_trainer_optimizer(self->trainer);
     if (!opt)
@@ -32,11 +26,11 @@ cdad_optimizer *cdad_py_trainer_optimizer(const py_trainer *self) {
     return opt;
 }
 
-float *cdad_py_trainer_take_block(const py_trainer *self, PyObject *o, const char *what, int written) {
-    const int flags = written ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
+/* `o` itself as a block in the layout of the parameters, which the core borrows, or NULL with an exception. */
+static float *take_block(const py_trainer *self, PyObject *o, const char *what) {
     if (!PyArray_Check(o) || PyArray_TYPE((PyArrayObject *)o) != NPY_FLOAT32 ||
-        !PyArray_CHKFLAGS((PyArrayObject *)o, flags) || !PyArray_ISNOTSWAPPED((PyArrayObject *)o)) {
-        PyErr_Format(PyExc_TypeError, "%s: a contiguous%s array of float32 is wanted", what, written ? ", writable" : "");
+        !PyArray_CHKFLAGS((PyArrayObject *)o, NPY_ARRAY_CARRAY_RO) || !PyArray_ISNOTSWAPPED((PyArrayObject *)o)) {
+        PyErr_Format(PyExc_TypeError, "%s: a contiguous array of float32 is wanted", what);
         return NULL;
     }
     const long long total = (long long)self->params->params->total;
@@ -61,8 +55,8 @@ PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs
         return NULL;
     cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
     const int none = importance == Py_None;
-    float *const weight = opt && !none ? cdad_py_trainer_take_block(self, importance, "importance", 0) : NULL;
-    float *const to = weight ? cdad_py_trainer_take_block(self, anchor, "anchor", 0) : NULL;
+    float *const weight = opt && !none ? take_block(self, importance, "importance") : NULL;
+    float *const to = weight ? take_block(self, anchor, "anchor") : NULL;
     if (!opt || (!none && !to))
         return NULL;
     if (!(strength >= 0))
@@ -73,9 +67,9 @@ PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs
         return NULL;
     cdad_optimizer_penalize(opt, NULL, NULL, 0);
     const int kept = keep_block(self, "the importance", importance) == 0 && keep_block(self, "the anchor", anchor) == 0;
-    cdad_status status = kept ? cdad_py_trainer_lend(self, CDAD_LENT_IMPORTANCE, weight, &lent, &err) : CDAD_OK;
+    cdad_status status = kept ? lend(self, CDAD_LENT_IMPORTANCE, weight, &lent, &err) : CDAD_OK;
     if (kept && status == CDAD_OK)
-        status = cdad_py_trainer_lend(self, CDAD_LENT_ANCHOR, to, &lent_anchor, &err);
+        status = lend(self, CDAD_LENT_ANCHOR, to, &lent_anchor, &err);
     if (kept && status == CDAD_OK)
         cdad_optimizer_penalize(opt, lent, lent_anchor, strength);
     cdad_py_lock_give(&self->params->workspace->lock);
@@ -84,28 +78,16 @@ PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs
     return kept ? Py_NewRef(Py_None) : NULL;
 }
 
-PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *path) {
-    py_trainer *self = (py_trainer *)o;
+PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *arg) {
+    const py_trainer *self = (py_trainer *)o;
     cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
-    float *const block = opt && path != Py_None ? cdad_py_trainer_take_block(self, path, "path", 1) : NULL;
-    if (!opt || (path != Py_None && !block))
-        return NULL;
+    const int on = opt ? PyObject_IsTrue(arg) : -1;
     cdad_error err = {0};
-    float *lent;
-    if (cdad_py_lock_take(&self->params->workspace->lock) < 0)
+    if (on < 0 || cdad_py_lock_take(&self->params->workspace->lock) < 0)
         return NULL;
-    cdad_optimizer_follow(opt, NULL);
-    self->path = NULL;
-    const int kept = keep_block(self, "the path", path) == 0;
-    const cdad_status status = kept ? cdad_py_trainer_lend(self, CDAD_LENT_PATH, block, &lent, &err) : CDAD_OK;
-    if (kept && status == CDAD_OK) {
-        cdad_optimizer_follow(opt, lent);
-        self->path = block;
-    }
+    const cdad_status status = cdad_optimizer_follow(opt, on, &err);
     cdad_py_lock_give(&self->params->workspace->lock);
-    if (status != CDAD_OK)
-        return cdad_py_raise(&err);
-    return kept ? Py_NewRef(Py_None) : NULL;
+    return status == CDAD_OK ? Py_NewRef(Py_None) : cdad_py_raise(&err);
 }
 
 PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
@@ -116,7 +98,7 @@ PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
     cdad_error err = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Od:teach", names, &weights, &strength))
         return NULL;
-    float *const block = weights == Py_None ? NULL : cdad_py_trainer_take_block(self, weights, "weights", 0);
+    float *const block = weights == Py_None ? NULL : take_block(self, weights, "weights");
     if (weights != Py_None && !block)
         return NULL;
     if (!(strength >= 0))
@@ -127,7 +109,7 @@ PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs) {
     const int kept = keep_block(self, "the teacher", weights) == 0;
     float *lent;
     if (status == CDAD_OK && kept)
-        status = cdad_py_trainer_lend(self, CDAD_LENT_TEACHER, block, &lent, &err);
+        status = lend(self, CDAD_LENT_TEACHER, block, &lent, &err);
     if (status == CDAD_OK && kept)
         status = cdad_trainer_teach(self->trainer, lent, strength, &err);
     cdad_py_lock_give(&self->params->workspace->lock);
@@ -200,24 +182,27 @@ PyObject *cdad_py_trainer_confine(PyObject *o, PyObject *args) {
     return V ? treat(self, name, V, 1, 0) : NULL;
 }
 
-/* A block of the trainer: of weights or their average, or a moment. */
+/* A block of the trainer: of weights or their average, or a moment, or what steps add up. */
 typedef struct trainer_block {
     float *floats; /* in the layout of the parameters, or NULL */
     cdad_moment *moment;
+    int is_path, is_sums; /* likewise; they come and go */
 } trainer_block;
 
 /* 0, or -1 with an exception. */
 static int find_block(const py_trainer *self, PyObject *arg, trainer_block *b) {
-    cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
-    const char *name = opt ? PyUnicode_AsUTF8(arg) : NULL;
-    *b = (trainer_block){0};
-    if (!name)
+    const char *name = PyUnicode_AsUTF8(arg);
+    *b = (trainer_block){.is_sums = name && strcmp(name, "sums") == 0, .is_path = name && strcmp(name, "path") == 0};
+    if (b->is_sums)
+        return 0;
+    cdad_optimizer *opt = name ? cdad_py_trainer_optimizer(self) : NULL;
+    if (!opt)
         return -1;
     b->moment = strcmp(name, "m") == 0 ? &opt->m : strcmp(name, "v") == 0 ? &opt->v : NULL;
     b->floats = strcmp(name, "ema") == 0 ? opt->ema : strcmp(name, "weights") == 0 ? self->params->params->values : NULL;
-    if (b->moment || b->floats)
+    if (b->moment || b->floats || b->is_path)
         return 0;
-    PyErr_Format(PyExc_ValueError, "there is no block '%s' ('weights', 'm', 'v', or 'ema' where ema_decay > 0)", name);
+    PyErr_Format(PyExc_ValueError, "there is no block '%s' ('weights', 'm', 'v', 'path', 'sums', or 'ema' where ema_decay > 0)", name);
     return -1;
 }
 
@@ -230,11 +215,16 @@ static npy_intp block_length(const py_trainer *self, const trainer_block *b, cda
     return (npy_intp)(m ? cdad_moment_bytes(m->counts, m->n, format) / element[format] : self->params->params->total);
 }
 
-/* Where a block lies; a moment is there from now on. The lock has been taken. */
-static cdad_status reach_block(const py_trainer *self, const trainer_block *b, void **data, cdad_error *err) {
+/* Where a block lies, and what holds it, or NULL: it stays as long as the trainer. A moment is there from now on. The lock has been
+ * taken. */
+static cdad_status reach_block(const py_trainer *self, const trainer_block *b, void **data, cdad_shared **memory, cdad_error *err) {
+    cdad_optimizer *const opt = cdad_trainer_optimizer(self->trainer);
     if (b->moment)
-        CDAD_TRY(cdad_optimizer_moments(cdad_trainer_optimizer(self->trainer), err));
-    *data = b->moment ? cdad_moment_data(b->moment) : b->floats;
+        CDAD_TRY(cdad_optimizer_moments(opt, err));
+    *memory = b->moment ? b->moment->memory : b->is_path ? opt->followed : b->is_sums ? cdad_trainer_sums(self->trainer) : NULL;
+    CDAD_FAIL_IF(!*memory && !b->floats, err, CDAD_INVALID,
+                 b->is_path ? "this trainer follows no path" : "this trainer has added up no magnitudes");
+    *data = b->moment ? cdad_moment_data(b->moment) : *memory ? cdad_shared_data(*memory) : b->floats;
     return CDAD_OK;
 }
 
@@ -262,16 +252,15 @@ PyObject *cdad_py_trainer_block(PyObject *o, PyObject *arg) {
     if (find_block(self, arg, &b) < 0)
         return NULL;
     /* Weights and average stay where they are. A signal's handler that saves within a step finds the step's moments. */
-    const int takes = b.moment && !cdad_py_lock_is_mine(&self->params->workspace->lock);
+    const int takes = !b.floats && !cdad_py_lock_is_mine(&self->params->workspace->lock);
     if (takes && cdad_py_lock_take(&self->params->workspace->lock) < 0)
         return NULL;
-    const cdad_status status = reach_block(self, &b, &data, &err);
+    const cdad_status status = reach_block(self, &b, &data, &memory, &err);
     if (status == CDAD_OK) {
-        if (b.moment) {
+        if (b.moment)
             format = b.moment->format;
-            memory = b.moment->memory;
+        if (memory)
             cdad_shared_hold(memory);
-        }
         n = block_length(self, &b, format);
     }
     if (takes)
@@ -293,6 +282,7 @@ PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
     trainer_block b;
     cdad_error err = {0};
     void *data;
+    cdad_shared *memory;
     if (!PyArg_ParseTuple(args, "UO:set_block", &name, &values) || find_block(self, name, &b) < 0)
         return NULL;
     const cdad_moment_format format = b.moment ? format_of(values) : CDAD_MOMENT_FLOAT32;
@@ -303,7 +293,7 @@ PyObject *cdad_py_trainer_set_block(PyObject *o, PyObject *args) {
         Py_DECREF(a);
         return NULL;
     }
-    cdad_status status = reach_block(self, &b, &data, &err);
+    cdad_status status = reach_block(self, &b, &data, &memory, &err);
     const npy_intp n = status == CDAD_OK ? block_length(self, &b, format) : 0;
     if (status == CDAD_OK && PyArray_SIZE(a) != n)
         status = cdad_fail(&err, CDAD_SHAPE, "a block of %lld elements is wanted, not %lld", (long long)n,

@@ -36,7 +36,7 @@ struct cdad_trainer {
     cdad_optimizer *optimizer; /* or NULL */
     const cdad_context *ctx; /* of the step that runs */
     int64_t used;            /* gradients that it has used */
-    float *sums;             /* where their magnitudes go */
+    cdad_shared *sums;       /* where their magnitudes go; NULL before the first */
     int squares;
     cdad_batching batching;
     int64_t part;            /* of the batch: the one that runs */
@@ -65,6 +65,7 @@ void cdad_trainer_free(cdad_trainer *t) {
         return;
     free_plan(&t->plan);
     cdad_device_free(t->params ? t->params->device : NULL, t->taught);
+    cdad_shared_drop(t->sums);
     cdad_optimizer_free(t->optimizer);
     cdad_free(t->noise);
     cdad_free(t->t);
@@ -80,6 +81,8 @@ void cdad_trainer_share(cdad_trainer *t, cdad_sum_fn sum, void *arg) {
 }
 
 cdad_optimizer *cdad_trainer_optimizer(const cdad_trainer *t) { return t->optimizer; }
+
+cdad_shared *cdad_trainer_sums(const cdad_trainer *t) { return t->sums; }
 
 int64_t cdad_trainer_arena_bytes(const cdad_trainer *t) { return cdad_program_arena_bytes(t->plan.program); }
 
@@ -419,19 +422,20 @@ cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_context *ctx, con
 static cdad_status add_magnitudes(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
     const cdad_param *p = &t->params->items[t->plan.handed[i]];
+    float *const sums = cdad_shared_data(t->sums);
     (void)err;
-    ctx->kernels->add_magnitudes(ctx, t->sums + p->offset, grad, p->count, t->squares);
+    ctx->kernels->add_magnitudes(ctx, sums + p->offset, grad, p->count, t->squares);
     return CDAD_OK;
 }
 
 cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                                     const float *perturbed, const float *context, const float *noise,
-                                    const int64_t *timesteps, int squares, float *sums, cdad_step_result *result,
-                                    cdad_error *err) {
+                                    const int64_t *timesteps, int squares, cdad_step_result *result, cdad_error *err) {
     CDAD_FAIL_IF(shares(t) > 1 || (t->optimizer && t->optimizer->config.clip_norm > 0), err, CDAD_INVALID,
                  "magnitudes want gradients that come one by one: a trainer that neither clips nor accumulates nor shares");
     CDAD_TRY(plan(t, 0, ctx, err));
-    t->sums = sums;
+    if (!t->sums)
+        CDAD_TRY(cdad_shared_new(&t->sums, t->params->device, t->params->total * (int64_t)sizeof(float), err));
     t->squares = squares;
     CDAD_TRY(run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err));
     return cdad_device_check(ctx->device, 0, err);

@@ -2,6 +2,7 @@
 #ifndef CDAD_TRAIN_TRAINER_H
 #define CDAD_TRAIN_TRAINER_H
 
+#include "base/shared.h"
 #include "diffusion/denoiser.h"
 #include "graph/program.h"
 #include "optim/adamw.h"
@@ -61,13 +62,15 @@ CDAD_MUST_USE cdad_status cdad_trainer_gradients(cdad_trainer *t, const cdad_con
                                                  const float *noise, const int64_t *timesteps,
                                                  cdad_step_result *result, cdad_error *err);
 
-/* sums += |gradient| or, with `squares`, its squares, element by element, with given timesteps and noise: of one sample
- * where n is 1, as importances are defined. sums is a block in the layout of params->values, where they lie. A failure leaves some of
- * the parameters' sums with this gradient, and some without. Only for a trainer that uses gradients as they come. */
+/* Adds |gradient| or, with `squares`, its squares, element by element, to the trainer's sums, with given timesteps and noise: of one
+ * sample where n is 1, as importances are defined. A failure leaves some of the parameters' sums with this gradient, and some without.
+ * Only for a trainer that uses gradients as they come. */
 CDAD_MUST_USE cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, const float *latent,
                                                   const float *image, const float *perturbed, const float *context,
                                                   const float *noise, const int64_t *timesteps, int squares,
-                                                  float *sums, cdad_step_result *result, cdad_error *err);
+                                                  cdad_step_result *result, cdad_error *err);
+/* What holds the sums, in the layout of params->values, where they lie; NULL: there are none yet. They begin with zeros. */
+cdad_shared *cdad_trainer_sums(const cdad_trainer *t);
 
 /* From the next step on the loss has the term weight * mse(prediction, what the model predicts with `weights`, a block in
  * the layout of params->values). It is borrowed; NULL: no term. CDAD_INVALID: the configuration does not distil. */

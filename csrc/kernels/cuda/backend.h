@@ -70,6 +70,10 @@ void cuda_sum_squares_pulled(const cdad_context *ctx, double *to, const float *g
 void cuda_add_magnitudes(const cdad_context *ctx, float *sum, const float *g, int64_t n, int squares);
 void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g,
     int64_t n, const cdad_adamw *h);
+void cuda_sum_squares_each(const cdad_context *ctx, const float *w, const cdad_update *updates, int64_t count,
+    const cdad_pull *pull);
+void cuda_adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count,
+    const cdad_adamw *h);
 void cuda_add_to(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);
 
 #endif

@@ -236,6 +236,8 @@ static const cdad_kernels kernels = {
     cuda_sum_squares_pulled,
     cuda_add_magnitudes,
     cuda_adamw,
+    cuda_sum_squares_each,
+    cuda_adamw_each,
     cuda_add_to,
 };
 

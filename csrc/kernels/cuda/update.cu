@@ -36,15 +36,11 @@ __device__ static void step(float *w, float weight, float &m, float &v, float *e
         e[i] += (1.0f - h.ema_decay) * (weight - e[i]);
 }
 
-__global__ static void adamw_kernel(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n,
-                                    cdad_adamw h, float rate, float eps) {
-    if (h.squares && !isfinite(*h.squares)) {
-        CUDA_EACH(i, du ? n : 0) du[i] = 0.0f;
-        return;
-    }
-    const int64_t stride = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += AT_ONCE * stride) {
-        float weights[AT_ONCE], gradients[AT_ONCE], first[AT_ONCE], second[AT_ONCE];
+/* AdamW's step of the elements from `first` on, each `stride` from the one before it. */
+__device__ static void steps(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n, int64_t first, int64_t stride,
+                             const cdad_adamw &h, float rate, float eps) {
+    for (int64_t i = first; i < n; i += AT_ONCE * stride) {
+        float weights[AT_ONCE], gradients[AT_ONCE], one[AT_ONCE], two[AT_ONCE];
         CUDA_UNROLL
         for (int j = 0; j < AT_ONCE; j++) {
             const int64_t at = i + j * stride;
@@ -52,22 +48,50 @@ __global__ static void adamw_kernel(float *w, void *moment, float *v, float *e, 
                 break;
             weights[j] = w[at];
             gradients[j] = g[at];
-            first[j] = h.m_is_bf16 ? cdad_from_bf16(((uint16_t *)moment)[at]) : ((float *)moment)[at];
-            second[j] = v[at];
+            one[j] = h.m_is_bf16 ? cdad_from_bf16(((uint16_t *)moment)[at]) : ((float *)moment)[at];
+            two[j] = v[at];
         }
         CUDA_UNROLL
         for (int j = 0; j < AT_ONCE; j++) {
             const int64_t at = i + j * stride;
             if (at >= n)
                 break;
-            step(w, weights[j], first[j], second[j], e, du, gradients[j], at, h, rate, eps);
-            v[at] = second[j];
+            step(w, weights[j], one[j], two[j], e, du, gradients[j], at, h, rate, eps);
+            v[at] = two[j];
             if (h.m_is_bf16)
-                ((uint16_t *)moment)[at] = cdad_to_bf16(first[j]);
+                ((uint16_t *)moment)[at] = cdad_to_bf16(one[j]);
             else
-                ((float *)moment)[at] = first[j];
+                ((float *)moment)[at] = one[j];
         }
     }
+}
+
+__global__ static void adamw_kernel(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n,
+                                    cdad_adamw h, float rate, float eps) {
+    if (h.squares && !isfinite(*h.squares)) {
+        CUDA_EACH(i, du ? n : 0) du[i] = 0.0f;
+        return;
+    }
+    steps(w, moment, v, e, du, g, n, (int64_t)blockIdx.x * blockDim.x + threadIdx.x, (int64_t)gridDim.x * blockDim.x, h, rate, eps);
+}
+
+/* What a launch takes beside its other arguments, of 4 KiB in all. */
+enum { SHARING = 64 };
+struct updates_of_a_launch {
+    cdad_update of[SHARING];
+};
+
+static updates_of_a_launch some_of(const cdad_update *updates, int64_t count) {
+    updates_of_a_launch some = updates_of_a_launch();
+    for (int64_t i = 0; i < count; i++)
+        some.of[i] = updates[i];
+    return some;
+}
+
+/* A block of threads for each parameter. */
+__global__ static void adamw_each_kernel(float *w, float *e, updates_of_a_launch updates, cdad_adamw h, float rate, float eps) {
+    const cdad_update u = updates.of[blockIdx.x];
+    steps(w + u.at, u.m, (float *)u.v, e ? e + u.at : NULL, NULL, u.g, u.n, threadIdx.x, blockDim.x, cdad_adamw_at(h, u.at), rate, eps);
 }
 
 /* The largest of every thread's ranks, for every thread of the block. */
@@ -116,9 +140,13 @@ __global__ static void adamw8_kernel(float *w, uint8_t *m, uint8_t *v, float *e,
     }
 }
 
+/* The biases as factors that no element divides by. */
+static float rate_of(const cdad_adamw *h) { return -h->lr * (sqrtf(h->bias2) / h->bias1); }
+static float eps_of(const cdad_adamw *h) { return h->eps * sqrtf(h->bias2); }
+
 void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g, int64_t n,
                 const cdad_adamw *h) {
-    const float root = sqrtf(h->bias2), rate = -h->lr * (root / h->bias1), eps = h->eps * root;
+    const float rate = rate_of(h), eps = eps_of(h);
     const cdad_adamw how = *h;
     uint8_t *const codes_m = (uint8_t *)m, *const codes_v = (uint8_t *)v;
     float *const values_v = (float *)v;
@@ -129,6 +157,17 @@ void cuda_adamw(const cdad_context *ctx, float *w, void *m, void *v, float *e, f
         CDAD_LAUNCH(adamw_kernel, cuda_blocks((n + AT_ONCE - 1) / AT_ONCE), CUDA_THREADS, cuda_stream(ctx), w, m, values_v, e, du, g, n, how, rate, eps);
     }
     cuda_launched(ctx, "adamw");
+}
+
+void cuda_adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count, const cdad_adamw *h) {
+    const float rate = rate_of(h), eps = eps_of(h);
+    const cdad_adamw how = *h;
+    for (int64_t i = 0; i < count; i += SHARING) {
+        const int64_t n = cuda_min(count - i, SHARING);
+        const updates_of_a_launch some = some_of(updates + i, n);
+        CDAD_LAUNCH(adamw_each_kernel, (unsigned)n, CUDA_THREADS, cuda_stream(ctx), w, e, some, how, rate, eps);
+    }
+    cuda_launched(ctx, "adamw_each");
 }
 
 __global__ static void add_kernel(float *w, float *e, const float *du, int64_t n, float rest) {
@@ -157,10 +196,10 @@ void cuda_add_magnitudes(const cdad_context *ctx, float *sum, const float *g, in
 }
 
 enum { EACH = 16 }; /* the fewest elements that a thread takes */
-__global__ static void squares_kernel(double *sums, const float *g, const float *w, cdad_pull pull, int64_t n) {
-    const int64_t step = (int64_t)gridDim.x * CUDA_THREADS;
+/* Of the elements from `first` on, each `step` from the one before it. */
+__device__ static double squares_of(const float *g, const float *w, const cdad_pull &pull, int64_t n, int64_t first, int64_t step) {
     double sum = 0.0;
-    for (int64_t i = (int64_t)blockIdx.x * CUDA_THREADS + threadIdx.x; i < n; i += AT_ONCE * step) {
+    for (int64_t i = first; i < n; i += AT_ONCE * step) {
         float x[AT_ONCE];
         for (int j = 0; j < AT_ONCE; j++) {
             const int64_t at = i + j * step;
@@ -169,9 +208,21 @@ __global__ static void squares_kernel(double *sums, const float *g, const float 
         for (int j = 0; j < AT_ONCE; j++)
             sum += (double)x[j] * (double)x[j];
     }
-    sum = cuda_block_sum(sum);
+    return sum;
+}
+
+__global__ static void squares_kernel(double *sums, const float *g, const float *w, cdad_pull pull, int64_t n) {
+    const int64_t first = (int64_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
+    const double sum = cuda_block_sum(squares_of(g, w, pull, n, first, (int64_t)gridDim.x * CUDA_THREADS));
     if (threadIdx.x == 0)
         sums[blockIdx.x] = sum;
+}
+
+__global__ static void squares_each_kernel(const float *w, updates_of_a_launch updates, cdad_pull pull) {
+    const cdad_update u = updates.of[blockIdx.x];
+    const double sum = cuda_block_sum(squares_of(u.g, pull.importance ? w + u.at : NULL, cdad_pull_at(pull, u.at), u.n, threadIdx.x, CUDA_THREADS));
+    if (threadIdx.x == 0)
+        *u.squares = sum;
 }
 
 /* A block adds up what the blocks found. */
@@ -206,4 +257,13 @@ void cuda_sum_squares(const cdad_context *ctx, double *to, const float *x, int64
 void cuda_sum_squares_pulled(const cdad_context *ctx, double *to, const float *g, const float *w, int64_t n,
                              const cdad_pull *pull) {
     sum_of_squares(ctx, to, g, w, *pull, n, "sum_squares_pulled");
+}
+
+void cuda_sum_squares_each(const cdad_context *ctx, const float *w, const cdad_update *updates, int64_t count, const cdad_pull *pull) {
+    for (int64_t i = 0; i < count; i += SHARING) {
+        const int64_t n = cuda_min(count - i, SHARING);
+        const updates_of_a_launch some = some_of(updates + i, n);
+        CDAD_LAUNCH_JOINED(squares_each_kernel, (unsigned)n, CUDA_THREADS, cuda_stream(ctx), w, some, *pull);
+    }
+    cuda_launched(ctx, "sum_squares_each");
 }
