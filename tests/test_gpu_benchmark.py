@@ -43,7 +43,7 @@ def test_what_fails_is_told_and_counted(gpu, tmp_path, capfd):
 
 def test_kernels_under_compute_sanitizer(gpu, tmp_path, capfd, monkeypatch):
     (tmp_path / "test_it.py").write_text("def test_values(): pass\ndef test_files(): pass\n")
-    how = ["--no-build", "--device", "nowhere", "--backend", "none", "--seconds", "9", "--quick", "--only", "vae", "--sanitize", "racecheck"]
+    how = ["--no-build", "--device", "nowhere", "--backend", "none", "--seconds", "19", "--quick", "--only", "vae", "--sanitize", "racecheck"]
     how += ["--tests", str(tmp_path / "test_it.py")]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu.main(how) == 1
