@@ -189,7 +189,13 @@ def test_a_signal_in_training_keeps_the_state(root, tmp_path, number, status):
     out = tmp_path / "run"
     quick = [*QUICK, "--set", "training.steps=100000"]
     command = [sys.executable, "-m", "cdad", "train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(out)]
-    process = subprocess.Popen(command + quick, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command + quick,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it, and so would this
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if (out / "loss.csv").exists() and (out / "loss.csv").stat().st_size > 60:
