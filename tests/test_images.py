@@ -16,6 +16,7 @@ from pictures import random_image, save
 
 from cdad import data
 from cdad.data import read_image
+from cdad.data.inputs import as_images
 from cdad.errors import ImageError, LimitError
 
 
@@ -164,6 +165,8 @@ class TestReadImage:
         with pytest.raises(LimitError, match="bytes, the limit"):
             path.write_bytes(small.read_bytes() + bytes((16 << 20) + 8))
             read_image(path, max_pixels=1)
+        with Image.open(path) as opened, pytest.raises(LimitError, match="image 0: its file has more bytes"):
+            read_image(as_images(opened)[0], max_pixels=1)
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
     @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tiff", "webp"])

@@ -192,28 +192,34 @@ def _held_pixels(source: MemoryImage, max_pixels: int) -> np.ndarray:
         return array if array.dtype == np.uint8 else np.ascontiguousarray(array, np.float32)
     with _told(source.name):
         with _PILLOW:
-            content = _file_behind(image)
+            content = _file_behind(image, _most_bytes(max_pixels), source.name)
             if content is None:
                 return _upright_pixels(image, None, source.name, max_pixels)
         return _decode(content, source.name, max_pixels)[0]
 
 
-def _file_behind(image: Image.Image) -> bytes | None:
+def _file_behind(image: Image.Image, limit: int, name: str) -> bytes | None:
     """What the file holds that Pillow has opened as this image, at its first frame, and not decoded yet; else None."""
     file = getattr(image, "fp", None)
     if file is None or not image.tile or image.format not in _FORMATS or image.tell() != 0:
         return None
     place = file.tell()
     file.seek(0)
-    content = file.read()
+    content = file.read(limit + 1)
     file.seek(place)  # where Pillow goes on from
+    if len(content) > limit:
+        raise LimitError(f"its file has more bytes than the limit of {limit}", name)
     return content
+
+
+def _most_bytes(max_pixels: int) -> int:
+    """Of a file: eight bytes a pixel is the largest raw format allowed (16-bit RGBA); the rest is room for metadata."""
+    return 8 * max_pixels + (16 << 20)
 
 
 def _decode_file(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]:
     """Decode to upright uint8, uint16 or float32, [H,W] or [H,W,3]; also say whether the format is lossy."""
-    # Eight bytes a pixel is the largest raw format allowed (16-bit RGBA); the rest is room for metadata.
-    content = _read_regular_file(path, 8 * max_pixels + (16 << 20))
+    content = _read_regular_file(path, _most_bytes(max_pixels))
     if not content:
         raise ImageError("no image that can be read: the file is empty", path)
     return _decode(content, path, max_pixels)
