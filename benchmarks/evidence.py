@@ -68,8 +68,8 @@ def batches(model: cdad.ContinualModel, classes: Sequence[ClassData], images: in
 def recorded(model: cdad.ContinualModel, names: Sequence[str], batch: Batch, latents: np.ndarray
              ) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
     """The input features {weight: [rows, d]} of a whole batch, and what the model draws, as latents."""
-    recorder = _core.Recorder(model._samplers.whole, names)
-    drawn = model._denoise(batch.perturbed, latents, batch.step)
+    recorder = _core.Recorder(model.drawing.samplers.whole, names)
+    drawn = model.drawing.denoise(batch.perturbed, latents, batch.step)
     return recorder.take(), drawn
 
 

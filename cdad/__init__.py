@@ -20,9 +20,10 @@ from .config import PRESETS, Config, preset
 from .data import open_dataset
 from .errors import CheckpointError, DataError, FormatError, ImageError, LimitError, TrainingError
 from .evaluation import evaluate
-from .model import ContinualModel, Prediction
+from .model import ContinualModel
 from .parallel import DataParallel
 from .planning import Plan, plan
+from .prediction import Prediction
 from .protocols import PROTOCOLS, Protocol, protocol
 from .run import run_protocol
 from .version import __version__

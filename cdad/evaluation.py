@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from .data import ClassData, Dataset, Sample, check_classes, read_sample
 from .errors import DataError
 from .metrics import evaluate_scores
-from .model import ContinualModel, Prediction
+from .model import ContinualModel
 from .plots import SheetRow, contact_sheet
+from .prediction import Prediction
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,16 @@ from .data.ahead import chunked
 from .data.images import source_key
 from .data.inputs import as_classes, as_images
 from .data.records import ClassData, ImageLike, MemoryImage, spread
-from .device_arrays import Array
+from .drawing import Drawing
 from .errors import CheckpointError, DataError
 from .exclusion import Exclusion
 from .features import FeatureDistance
 from .model_files import restore, save_model
 from .parallel import DataParallel
+from .prediction import Prediction
 from .programs import Programs
 from .results import format_table
-from .scoring import Calibration, image_scores, score_maps, whitening
+from .scoring import Calibration, image_scores, score_maps
 from .strategies import make_strategy
 from .text import empty_prompt_context
 from .thresholds import Threshold
@@ -50,33 +51,6 @@ _IGNORED = 0.98
 _LINE = 200
 
 Task = Mapping[str, Iterable[ImageLike]]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """``scores`` float32 [N], higher is more anomalous; ``maps`` float32 [N,H,W]; ``reconstructions`` float32
-    [N,H,W,3] in [0,1], the normal image that the model draws instead; ``threshold``: the class's, where it was told and has one."""
-
-    scores: np.ndarray
-    maps: np.ndarray
-    reconstructions: np.ndarray
-    threshold: float | None = None
-
-    @property
-    def anomalous(self) -> np.ndarray:
-        """bool [N]: scores above the threshold. ValueError: there is none."""
-        if self.threshold is None:
-            raise ValueError("there is no threshold: set_threshold() measures a class's, and predict() is told the class")
-        return self.scores > self.threshold
-
-    def __repr__(self) -> str:
-        n = len(self.scores)
-        text = f"{n} image{'s' * (n != 1)}, maps {list(self.maps.shape)}"
-        if n:
-            text += f", scores {self.scores.min():.4g} to {self.scores.max():.4g}"
-        if self.threshold is not None:
-            text += f", {self.anomalous.sum()} above the threshold {self.threshold:.4g}"
-        return f"Prediction({text})"
 
 
 @dataclass(frozen=True)
@@ -128,8 +102,7 @@ class ContinualModel:
         self.autoencoder = Autoencoder(
             c.autoencoder, c.image_size, batch, load=_load_weights, tf32=c.tf32, beside=self.params
         )
-        self._features: FeatureDistance | None = None
-        self.context = self._make_context(_load_weights)
+        context = self._make_context(_load_weights)
         self.strategy = make_strategy(c.continual)
         self._trainer = _core.Trainer(
             self.params,
@@ -143,7 +116,7 @@ class ContinualModel:
         )
         if _load_weights:
             self._start_from_files()
-        self._samplers = Programs(lambda n: _core.Sampler(self.params, c.denoiser(), n), batch)
+        self.drawing = Drawing(c, self.params, self.autoencoder, self._trainer, context)
         self.calibrations: dict[str, Calibration] = {}
         self.thresholds: dict[str, Threshold] = {}
         self._pooled: tuple[tuple[Calibration, ...], Calibration] | None = None
@@ -171,11 +144,6 @@ class ContinualModel:
             return np.zeros((unet.context_length, unet.context_dim), np.float32)
         return empty_prompt_context(self.config.text, unet.context_dim, unet.context_length, self.params.device)
 
-    def contexts(self, n: int) -> np.ndarray | None:
-        """What the U-Net is told beside the condition, for each of n samples: [n, context_length, context_dim], always the
-        same; None where it has no cross-attention."""
-        return None if self.context is None else np.broadcast_to(self.context, (n, *self.context.shape))
-
     # ---- what is known ------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
@@ -198,9 +166,7 @@ class ContinualModel:
     @property
     def features(self) -> FeatureDistance:
         """The backbone of the scores; its ``name`` says which features are used."""
-        if self._features is None:
-            self._features = FeatureDistance.of(self.config, self.autoencoder, load=self.params.device != "planned")
-        return self._features
+        return self.drawing.features
 
     @property
     def memory_bytes(self) -> dict[str, int]:
@@ -210,19 +176,14 @@ class ContinualModel:
         moments (of what the task moves) and update (what projections work in). Of drawing and scoring: condition, autoencoder and,
         once `features` was used, backbone (their weights). ``strategy``: what it keeps now. `cdad.plan` gives this and more without making a model."""
         found = self._trainer.memory_bytes | {"workspace": self.params.workspace_bytes} | self.autoencoder.memory_bytes
-        found["condition"] = sum(sampler.condition_bytes for sampler in self._samplers.compiled)
-        if self._features is not None:
-            found |= self._features.memory_bytes
-        return found | {"strategy": self.strategy.memory_bytes}
+        return found | self.drawing.memory_bytes | {"strategy": self.strategy.memory_bytes}
 
     @property
     def workspace_needs(self) -> dict[str, int]:
         """Bytes that each network takes of the workspace: a training ``step``, ``encode``, ``decode``, the ``sampler`` and, once
         `features` was used, ``compare``."""
         encode, decode = (programs.memory_bytes for programs in self.autoencoder.programs)
-        found = {"step": self._trainer.memory_bytes["workspace"], "encode": encode, "decode": decode}
-        found["sampler"] = self._samplers.memory_bytes
-        return found if self._features is None else found | {"compare": self._features.programs.memory_bytes}
+        return {"step": self._trainer.memory_bytes["workspace"], "encode": encode, "decode": decode} | self.drawing.workspace_needs
 
     @property
     def bases(self) -> dict[str, np.ndarray]:
@@ -367,7 +328,7 @@ class ContinualModel:
         )
         base_lr, t = self.config.training.lr, self.config.training
         lr = (t.lr if index == 0 else t.increment_lr) / base_lr
-        context, all_reduce = self.contexts(len(self._part)), self.parallel and self.parallel.all_reduce
+        context, all_reduce = self.drawing.contexts(len(self._part)), self.parallel and self.parallel.all_reduce
         with bar:
             for batch in batches.part(self._part).steps(self.progress["step"], steps):
                 began, step = time.monotonic(), self.progress["step"]
@@ -395,17 +356,7 @@ class ContinualModel:
         if not len(images):
             raise DataError("there are no images to denoise")
         latents = self.autoencoder.encode(images)
-        return self._x0_error(latents, images)
-
-    def _x0_error(self, latents: np.ndarray, conditions: np.ndarray) -> float:
-        d, seed = self.config.diffusion, self.config.seed
-
-        def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray, stream: np.ndarray) -> np.ndarray:
-            start = sampler.start(z, stream, seed, steps=d.steps, skip=d.skip)
-            return sampler.denoise(x, start, self.contexts(len(z)), steps=d.steps, skip=d.skip, stop=1, weights=self._trainer)
-
-        x0 = self._samplers.run(run, latents, conditions, np.arange(len(latents)))
-        return float(np.mean((x0 - latents) ** 2, dtype=np.float64))
+        return self.drawing.x0_error(latents, images)
 
     def _condition_ratio(self, sources: Sequence[Path | MemoryImage]) -> float:
         """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
@@ -413,7 +364,7 @@ class ContinualModel:
         chosen = spread(sources, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)
-        own, other = self._x0_error(latents, images), self._x0_error(latents, np.roll(images, 1, axis=0))
+        own, other = self.drawing.x0_error(latents, images), self.drawing.x0_error(latents, np.roll(images, 1, axis=0))
         return own / max(other, 1e-12)
 
     def representative_batches(self, classes: Sequence[ClassData]) -> TrainingBatches:
@@ -442,7 +393,7 @@ class ContinualModel:
         `representative_batches`. ``gamma``: instead of the configuration's."""
         c, batches = self.config.continual, self.representative_batches(classes)
         # Samplers of its own: what is predicted meanwhile is none of these classes' features.
-        samplers = Programs(self._samplers.make, self._samplers.batch_size)
+        samplers = Programs(self.drawing.samplers.make, self.drawing.samplers.batch_size)
         collector = self._collector(samplers.whole, len(batches.sources), c.gamma if gamma is None else gamma)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
@@ -450,7 +401,7 @@ class ContinualModel:
             log.warning("representations may take more than continual.memory = %d MiB", c.memory)
 
         for batch in tqdm(batches.epoch(0), "representations", len(batches), disable=not progress, leave=False):
-            self._denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step, samplers=samplers)
+            self.drawing.denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step, samplers=samplers)
         return collector.bases(self.bases, c.max_rank_share)
 
     def _collector(self, sampler: _core.Sampler, images: int, gamma: float) -> _core.Collector:
@@ -477,14 +428,7 @@ class ContinualModel:
         def read(data: ClassData) -> np.ndarray:
             return load_images(spread(data.train, scoring.calibration_images), self.config.image_size)
 
-        return {data.name: self._calibration_of(images) for images, data in zip(ahead(read, classes), classes, strict=True)}
-
-    def _calibration_of(self, images: np.ndarray) -> Calibration:
-        reference, drawn = self._drawings(images)
-        moments: list[np.ndarray] = []
-        if self.config.scoring.distance == "mahalanobis":
-            moments = self.features.second_moments(np.concatenate([reference] * len(drawn)), np.concatenate(drawn))
-        return Calibration.measure(self._distances(reference, drawn, [whitening(m) for m in moments]), moments)
+        return {data.name: self.drawing.calibration_of(images) for images, data in zip(ahead(read, classes), classes, strict=True)}
 
     # ---- prediction ---------------------------------------------------------------------------------------
 
@@ -539,8 +483,8 @@ class ContinualModel:
             return _core.DeviceArray(array, self.params.device) if on_gpu and isinstance(array, np.ndarray) else array
 
         for array in tqdm(ahead(read, parts), "predict", total, disable=not progress, leave=False):
-            reference, drawn = self._drawings(array)
-            distances = self._distances(reference, drawn, calibration.whitening if calibration else ())
+            reference, drawn = self.drawing.draw(array)
+            distances = self.drawing.distances(reference, drawn, calibration.whitening if calibration else ())
             maps.append(score_maps(distances, calibration, self.config.scoring, size))
             reconstructions.append(np.asarray(drawn[0]))
         if not maps:
@@ -589,39 +533,6 @@ class ContinualModel:
         if pooled is None or list(map(id, pooled[0])) != list(map(id, own)):
             pooled = self._pooled = own, Calibration.pool(own)
         return pooled[1]  # the same from one call to the next: it keeps its whitening
-
-    def _denoise(
-        self, images: Array, latents: np.ndarray, noise_seed: int, samplers: Programs[_core.Sampler] | None = None
-    ) -> np.ndarray:
-        d, seed = self.config.diffusion, self.config.seed
-        how = {"steps": d.steps, "skip": d.skip}
-
-        def run(sampler: _core.Sampler, z: np.ndarray, x: np.ndarray) -> np.ndarray:
-            streams = np.full(len(z), noise_seed, np.int64)
-            start, twin = sampler.start(z, streams, seed, **how), None
-            if d.stop and d.mirrored:
-                twin = start - 2 * sampler.start(np.zeros_like(z), streams, seed, **how)
-            return sampler.denoise(x, start, self.contexts(len(z)), **how, stop=d.stop, twin=twin, weights=self._trainer)
-
-        return (samplers or self._samplers).run(run, latents, images)
-
-    def _drawings(self, images: Array) -> tuple[Array, list[Array]]:
-        """x^ = D(E(x)) [N,H,W,3], and x- from each of the noises, on the device where the images lie there."""
-        latents = self.autoencoder.encode(images)
-        start = np.asarray(latents)  # noise is drawn, and steps are taken, on the host
-
-        def draw(seed: int) -> Array:
-            z = self._denoise(images, start, seed)
-            return self.autoencoder.decode(z if start is latents else _core.DeviceArray(z, latents.device))
-
-        return self.autoencoder.decode(latents), [draw(seed) for seed in range(self.config.scoring.noise_seeds)]
-
-    def _distances(self, reference: Array, drawn: list[Array], white: Sequence[np.ndarray]) -> np.ndarray:
-        """Feature distances [N,H,W,layers] between x^ and x- (paper, Eq. 1), the mean over the noises."""
-        total = self.features(reference, drawn[0], white)
-        for x in drawn[1:]:
-            total += self.features(reference, x, white)
-        return total / np.float32(len(drawn))
 
     # ---- files --------------------------------------------------------------------------------------------
 
@@ -711,4 +622,4 @@ def describe_plan(plan: dict[str, tuple[int, str, int, int]]) -> str:
     return format_table(rows, digits=1, title=f"{sum(row['MiB'] for row in rows):.1f} MiB at most")
 
 
-__all__ = ["ContinualModel", "Prediction", "StepReport"]
+__all__ = ["ContinualModel", "StepReport"]

@@ -27,8 +27,8 @@ def save_model(model: ContinualModel, path: str | os.PathLike, *, keep_previous:
     for scope, params in (("model/", model.params), ("autoencoder/", model.autoencoder.params)):
         tensors |= {scope + name: lambda params=params, name=name: params[name] for name in params.shapes()}
     tensors |= {"latent/shift": model.autoencoder.shift, "latent/scale": model.autoencoder.scale}
-    if model.context is not None:
-        tensors["context"] = model.context
+    if model.drawing.context is not None:
+        tensors["context"] = model.drawing.context
     tensors |= model.strategy.tensors()
     for name, calibration in model.calibrations.items():
         if calibration is not None:
@@ -83,10 +83,10 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
         if found.shape != wanted:
             raise CheckpointError(f"latent/{part} is {list(found.shape)}, expected {list(wanted)}", path)
         setattr(model.autoencoder, part, found)
-    if model.context is not None:
-        if "context" not in checkpoint.tensors or checkpoint.tensors["context"].shape != model.context.shape:
-            raise CheckpointError(f"the checkpoint has no context of {list(model.context.shape)}", path)
-        model.context = checkpoint.read("context")
+    if model.drawing.context is not None:
+        if "context" not in checkpoint.tensors or checkpoint.tensors["context"].shape != model.drawing.context.shape:
+            raise CheckpointError(f"the checkpoint has no context of {list(model.drawing.context.shape)}", path)
+        model.drawing.context = checkpoint.read("context")
     kept = state.get("strategy", {"name": "cdad"})
     goes_on = kept["name"] == model.config.continual.strategy
     model.predict_only = predict_only = predict_only or state.get("predict_only", False) is True

@@ -106,7 +106,7 @@ def plan(
         raise ValueError(f"rank_share is {rank_share}; 0 < share <= 1 is wanted")
     rank_share = min(rank_share, config.continual.max_rank_share)
     model = ContinualModel(config, device="planned", _load_weights=False)
-    for programs in (*model.autoencoder.programs, model._samplers, model.features.programs):
+    for programs in (*model.autoencoder.programs, model.drawing.samplers, model.features.programs):
         programs.single  # noqa: B018 - compiled now, as a run that is not of whole batches alone does
     parts, needs, shapes = model.memory_bytes, model.workspace_needs, model.params.shapes()
     flops = {"step": model._trainer.flops, "image": _image_flops(model)}
@@ -154,7 +154,7 @@ def _streams(model: ContinualModel, images: int, classes: int) -> dict[str, tupl
     if not isinstance(model.strategy, CDAD):
         return {}
     c = model.config.continual
-    return model._collector(model._samplers.whole, classes * min(c.images, -(-images // classes)), c.gamma).plan()
+    return model._collector(model.drawing.samplers.whole, classes * min(c.images, -(-images // classes)), c.gamma).plan()
 
 
 def _ranks(streams: dict[str, tuple[int, str, int, int]], rank_share: float) -> dict[str, int]:
@@ -245,7 +245,7 @@ def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:
 
 def _image_flops(model: ContinualModel) -> float:
     c = model.config
-    condition, unet = model._samplers.whole.flops
+    condition, unet = model.drawing.samplers.whole.flops
     encode, decode = (programs.whole.flops for programs in model.autoencoder.programs)
     drawn = condition + c.diffusion.evaluations * unet + decode + model.features.programs.whole.flops
     return (encode + decode + c.scoring.noise_seeds * drawn) / c.scoring.batch_size
@@ -254,7 +254,7 @@ def _image_flops(model: ContinualModel) -> float:
 def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases: int, classes: int) -> int:
     c = model.config
     weights = _elements(shapes.values()) + _elements(model.autoencoder.params.shapes().values())
-    weights += 2 * c.autoencoder.latent_channels + (model.context.size if model.context is not None else 0)
+    weights += 2 * c.autoencoder.latent_channels + (model.drawing.context.size if model.drawing.context is not None else 0)
     calibration = 0
     if c.scoring.calibrate:
         widths = model.features.widths

@@ -185,10 +185,10 @@ def test_weights_that_share_features_keep_bases_of_their_own(learned, products, 
     d = model.bases[q].shape[0]
 
     def bases(old):
-        collector = model._collector(model._samplers.whole, 1, 0.9)
+        collector = model._collector(model.drawing.samplers.whole, 1, 0.9)
         assert collector.plan()[k][3] == 0 < collector.plan()[q][3]
         batch = next(model.representative_batches([first]).epoch(0))
-        model._denoise(batch.perturbed, model.autoencoder.encode(batch.image), 0)
+        model.drawing.denoise(batch.perturbed, model.autoencoder.encode(batch.image), 0)
         return collector.bases(old)
 
     old = np.linalg.qr(np.random.default_rng(0).normal(size=(d, 2)))[0].astype(np.float32)
@@ -207,7 +207,7 @@ def test_weights_that_share_features_keep_bases_of_their_own(learned, products, 
 
 def test_a_collector_gives_its_bases_once(learned):
     model = learned[0]
-    collector = model._collector(model._samplers.whole, 1, 0.9)
+    collector = model._collector(model.drawing.samplers.whole, 1, 0.9)
     with pytest.raises(ValueError, match=r"is \[\d+, rank\]"):
         collector.bases({next(iter(model.bases)): np.zeros((1, 1), np.float32)})
     collector.bases({})  # a failure has taken nothing

@@ -56,17 +56,17 @@ def drawn(model, seed=0):
 def test_recorded_features_are_what_a_collector_takes_in(script, first):
     evidence = script("evidence")
     names, batches = evidence.weights(first), [drawn(first, seed) for seed in (0, 1)]
-    collector = _core.Collector(first._samplers.whole)
+    collector = _core.Collector(first.drawing.samplers.whole)
     for images, latents in batches:
-        first._denoise(images, latents, 0)
+        first.drawing.denoise(images, latents, 0)
     bases = collector.bases({})
     del collector
     streams = {name: _core.Stream(U.shape[0]) for name, (U, _, _) in bases.items()}
     assert sorted(streams) == sorted(names)
-    recorder = _core.Recorder(first._samplers.whole, names)
+    recorder = _core.Recorder(first.drawing.samplers.whole, names)
     calls = {}
     for images, latents in batches:
-        first._denoise(images, latents, 0)
+        first.drawing.denoise(images, latents, 0)
         for name, X in recorder.take().items():
             for part in np.split(X, 2 if name.startswith("unet") else 1):  # the noise and its negative
                 streams[name].add(part)
@@ -83,9 +83,9 @@ def test_recorded_features_are_what_a_collector_takes_in(script, first):
 def test_what_the_output_projection_reads_is_the_attention_of_what_is_recorded(first, layer):
     model, at = first.config, f"amn.encoder.layers.{layer}.self_attn."
     names = [f"{at}{part}_proj.weight" for part in ("q", "k", "v", "out")]
-    recorder = _core.Recorder(first._samplers.whole, names)
+    recorder = _core.Recorder(first.drawing.samplers.whole, names)
     images, latents = drawn(first)
-    first._denoise(images, latents, 0)
+    first.drawing.denoise(images, latents, 0)
     found = recorder.take()
     *inputs, output = (found[name].reshape(len(images), -1, found[name].shape[1]).astype(np.float64) for name in names)
     side = int(output.shape[1] ** 0.5)
@@ -97,7 +97,7 @@ def test_what_the_output_projection_reads_is_the_attention_of_what_is_recorded(f
 
 
 def test_a_recorder_refuses(first):
-    sampler = first._samplers.whole
+    sampler = first.drawing.samplers.whole
     name, bias = "unet.time_embed.2.weight", "unet.time_embed.2.bias"
     for names, message in (["nothing"], "no parameter nothing"), ([bias], "no weight"), ([name, name], "recorded already"):
         with pytest.raises(ValueError, match=message):

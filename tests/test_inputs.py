@@ -367,8 +367,8 @@ def test_folders_and_files_without_images_are_named(first, tmp_path, paths):
 def test_images_are_opened_chunk_after_chunk(first, paths, monkeypatch):
     """Looking at the kinds of paths opens none of them."""
     chunk, drawn = 4 * first.config.scoring.batch_size, []
-    original = first._drawings
-    monkeypatch.setattr(first, "_drawings", lambda images: drawn.append(len(images)) or original(images))
+    original = first.drawing.draw
+    monkeypatch.setattr(first.drawing, "draw", lambda images: drawn.append(len(images)) or original(images))
     with pytest.raises(FileNotFoundError, match="none.png"):
         first.predict(str(path) for path in [*(paths * 4)[:chunk], "none.png"])
     assert drawn == [chunk]

@@ -50,8 +50,8 @@ def features(first, products):
     model = ContinualModel.load(first)
     names = [name for name, shape in model.params.shapes().items() if len(shape) > 1]
     (batch,) = model.representative_batches([products[name] for name in FIRST]).epoch(0)
-    recorder = _core.Recorder(model._samplers.whole, names)
-    model._denoise(batch.perturbed, model.autoencoder.encode(batch.image), noise_seed=batch.step)
+    recorder = _core.Recorder(model.drawing.samplers.whole, names)
+    model.drawing.denoise(batch.perturbed, model.autoencoder.encode(batch.image), noise_seed=batch.step)
     return {name: X.astype(np.float64) for name, X in recorder.take().items()}
 
 

@@ -46,14 +46,14 @@ def test_predictions_meanwhile_are_not_collected(model, products, busy):
     """A prediction may have begun before the task, and end after it."""
     classes = as_classes([products["steel"]], None)
     alone = model.collect_bases(classes, False)
-    busy(lambda: model._drawings(images(model)))
+    busy(lambda: model.drawing.draw(images(model)))
     for _ in range(2):
         beside = model.collect_bases(classes, False)
         assert all(np.array_equal(U, beside[name][0]) and kept == beside[name][1] for name, (U, kept, _) in alone.items())
 
 
 def test_collectors_come_and_go_while_a_network_runs(model, busy):
-    sampler, x = model._samplers.whole, images(model, model._samplers.batch_size)
+    sampler, x = model.drawing.samplers.whole, images(model, model.drawing.samplers.batch_size)
     start = np.zeros_like(model.autoencoder.encode(x))
     busy(lambda: sampler.denoise(x, start, steps=1))
     for _ in range(30):

@@ -112,10 +112,10 @@ def test_predictions_are_the_moving_average_s(first, first_checkpoint, quick_con
 
 def test_maps_are_the_mean_of_those_of_each_noise(first_checkpoint, quick_config, images):
     model = ContinualModel.load(first_checkpoint, quick_config.updated({"scoring.noise_seeds": 2}))
-    reference, drawn = model._drawings(images)
+    reference, drawn = model.drawing.draw(images)
     assert len(drawn) == 2 and not np.array_equal(*drawn)
     calibration = model.calibrations["gear"]
-    one, two = (model._distances(reference, [x], calibration.whitening) for x in drawn)
+    one, two = (model.drawing.distances(reference, [x], calibration.whitening) for x in drawn)
     wanted = score_maps((one + two) / 2, calibration, model.config.scoring, model.config.image_size)
     assert np.allclose(model.predict(images, "gear").maps, wanted, rtol=1e-5, atol=1e-6)
 
@@ -130,7 +130,7 @@ def test_skipped_steps_are_not_drawn(first_checkpoint, quick_config, images):
         latents = model.autoencoder.encode(batch)
         _core.profile_start()
         try:
-            drawn[skip] = model._denoise(batch, latents, 0)
+            drawn[skip] = model.drawing.denoise(batch, latents, 0)
         finally:
             calls = Counter(event[1] for event in _core.profile_stop())
         (count[skip],) = {n for weight, n in calls.items() if weight.startswith("unet.")}
@@ -210,7 +210,7 @@ def test_mirrored_noise_cancels_what_the_network_lets_through(first_checkpoint, 
 
 
 def test_a_twin_gives_the_mean_of_both_starts(first, images):
-    sampler, latents = first._samplers.whole, first.autoencoder.encode(images[:1]).repeat(first._samplers.batch_size, 0)
+    sampler, latents = first.drawing.samplers.whole, first.autoencoder.encode(images[:1]).repeat(first.drawing.samplers.batch_size, 0)
     given = images[:1].repeat(len(latents), 0)
     one, two = (sampler.start(latents, np.arange(len(latents)), seed) for seed in (1, 2))
     for stop in (0, 2):
@@ -298,13 +298,13 @@ def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, mon
 
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")
-    predicted, drawings = [], first._drawings
+    predicted, drawings = [], first.drawing.draw
 
     def note(images):
         predicted.append(len(images))
         return drawings(images)
 
-    monkeypatch.setattr(first, "_drawings", note)
+    monkeypatch.setattr(first.drawing, "draw", note)
     with pytest.raises(ImageError, match="bad.png"):
         first.predict([*paths, bad])
     assert predicted == [16] and not is_reading()  # the chunk before that of the broken image
@@ -312,7 +312,7 @@ def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, mon
     def interrupt(images):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(first, "_drawings", interrupt)
+    monkeypatch.setattr(first.drawing, "draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
         first.predict(paths)
     assert not is_reading()

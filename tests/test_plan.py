@@ -37,7 +37,7 @@ if sys.argv[3] == "train":
 else:
     model.ledger = [{"classes": ["gear"]}]
     images = cdad.data.load_images(list(data.train) * 3, config.image_size)
-    model.calibrations["gear"] = model._calibration_of(images[:8])
+    model.calibrations["gear"] = model.drawing.calibration_of(images[:8])
     model.predict(images[:33], "gear")
     print(json.dumps(grown()))
 """

@@ -79,16 +79,16 @@ def test_a_model_learns_with_it_and_keeps_it(encoder, tmp_path, products, quick_
     changes |= {"unet.context_dim": WIDTH, "unet.context_length": LENGTH, "text.weights": str(path)}
     changes |= {"continual.strategy": strategy, "training.steps": 2}
     model = ContinualModel(quick_config.updated(changes))
-    assert np.array_equal(model.context, context)
+    assert np.array_equal(model.drawing.context, context)
     model.fit_task([products["gear"]], progress=False)
     model.save(tmp_path / "model.safetensors")
     path.unlink()
     again = ContinualModel.load(tmp_path / "model.safetensors")
     images = [s.path for s in products["gear"].test[:2]]
-    assert np.array_equal(again.context, context)
+    assert np.array_equal(again.drawing.context, context)
     wanted = model.predict(images).maps
     assert np.array_equal(again.predict(images).maps, wanted)
-    again.context = again.context + 1
+    again.drawing.context = again.drawing.context + 1
     assert not np.array_equal(again.predict(images).maps, wanted)
 
     tensors, state = load_checkpoint(tmp_path / "model.safetensors")

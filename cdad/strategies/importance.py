@@ -169,7 +169,7 @@ def mean_magnitudes(
     for i, batch in enumerate(tqdm(batches.epoch(0), "importances", len(batches), disable=not progress, leave=False)):
         latent = model.autoencoder.encode(batch.image)
         noise, timesteps = draw(c, latent.shape, seed, i)
-        trainer.magnitudes(latent, batch.image, batch.perturbed, noise, timesteps, model.contexts(1), squares=squares)
+        trainer.magnitudes(latent, batch.image, batch.perturbed, noise, timesteps, model.drawing.contexts(1), squares=squares)
     return trainer.block("sums") / np.float32(len(batches))
 
 
