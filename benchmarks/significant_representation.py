@@ -105,9 +105,10 @@ def memory_worker(blocks: int) -> dict[str, Any]:
 
 
 def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
-    """Seconds of a training step of a preset ("sd15": of one image), its updates in turn plain; "cdad", the default: in as many
-    directions as new products get on real images (`cdad.planning.OWN_SHARE`); "whole": in all off d/4 protected ones. And the peer,
-    "torch": what forming U U^T of those adds there. All in one process, one after the other, as the machine has slow moments."""
+    """Seconds of a training step of a preset ("sd15": of one image), its updates in turn "plain"; "cdad": in as many
+    directions as new products get on real images (`cdad.planning.OWN_SHARE`); "whole": in all off d/4 protected ones;
+    "increment_plain" and "increment": as plain and cdad, without what the preset has frozen in increments. And the peer, "torch":
+    what forming U U^T of those adds there. All in one process, one after the other, as the machine has slow moments."""
     config = cdad.preset(preset).updated({"training.batch_size": 1 if preset == "sd15" else 8})
     batch, n = config.training.batch_size, config.latent_size
     params = _core.Params()
@@ -117,14 +118,17 @@ def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
     unet = config.unet
     context = _core.random_normal((batch, unet.context_length, unet.context_dim), SEED, 2) if unet.context_dim else None
     weights = {name: (shape[0], int(np.prod(shape[1:]))) for name, shape in params.shapes().items() if len(shape) > 1}
-    sides = {"plain": None, "cdad": OWN_SHARE} | ({} if preset == "sd15" else {"whole": 0.75, "torch": 0.25})
+    sides = {"plain": None, "cdad": OWN_SHARE}
+    if preset != "sd15":
+        sides |= {"whole": 0.75, "increment_plain": None, "increment": OWN_SHARE, "torch": 0.25}
     ranks = {d: [max(1, int((share or 0) * d)) for share in sides.values()] for d in {d for _, d in weights.values()}}
     rows = {d: dict(zip(sides, (np.ascontiguousarray(V.T) for V in orthonormal_columns(d, ranks[d])), strict=True)) for d in ranks}
 
     def step(side: str) -> Callable[[], Any]:
         for name in params.shapes():  # as the strategy does: what has no features is frozen
-            if side == "plain" or name not in weights:
-                trainer.protect(name, frozen=side != "plain")
+            left = side in ("increment_plain", "increment") and name.startswith(config.continual.frozen)
+            if sides[side] is None or left or name not in weights:
+                trainer.protect(name, frozen=left or sides[side] is not None)
             else:
                 trainer.confine(name, rows[weights[name][1]][side])
         trainer.step(latent, image, image, context)  # plans for it, and takes its memory
@@ -223,10 +227,14 @@ class Bench:
         times = self.spawn("projection", "small", str(3 if self.arguments.quick else 5 * self.arguments.rounds))
         plain, peer = times["plain"], times["torch"]
         print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * times['cdad']:.0f} ms, on all that is free {1e3 * times['whole']:.0f} ms; "
+              f"an increment's {1e3 * times['increment']:.0f} ms, {1e3 * times['increment_plain']:.0f} ms without projection; "
               f"by U U^T in PyTorch {1e3 * peer:.0f} ms more", flush=True)  # fmt: skip
-        return [self.record(name, 100 * (times[side] / plain - 1), "%", "U U^T formed, PyTorch", 100 * peer / plain,
-                            peer / max(times[side] - plain, 1e-3 * plain))
-                for name, side in (("projection_overhead", "cdad"), ("projection_overhead_whole", "whole"))]  # fmt: skip
+        found = [self.record(name, 100 * (times[side] / times[bare] - 1), "%", "U U^T formed, PyTorch", 100 * peer / plain,
+                             peer / max(times[side] - times[bare], 1e-3 * plain))
+                 for name, side, bare in (("projection_overhead", "cdad", "plain"), ("projection_overhead_whole", "whole", "plain"),
+                                          ("projection_overhead_increment", "increment", "increment_plain"))]  # fmt: skip
+        return [*found, self.record("increment_step", 1e3 * times["increment"], "ms", "the step without projection, of all weights",
+                                    1e3 * plain, plain / times["increment"])]  # fmt: skip
 
 
 BENCHMARKS: dict[str, Callable[[Bench], list[dict]]] = {

@@ -183,7 +183,11 @@ class ContinualConfig:
     changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many.
     ``max_rank_share``: no basis grows beyond this share of its width; of a task's new directions those with the most energy
     stay, and the ledger tells what the others held. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
-    checkpoints; what is used is what a checkpoint gives back.
+    checkpoints; what is used is what a checkpoint gives back. ``frozen``: parts of the networks, by the beginnings of their
+    weights' names, that "cdad" trains in the first task alone: they get no bases, and later tasks no gradients there. With "amn"
+    among them nothing is differentiated below the U-Net's output blocks, and an increment takes half of its time. ``tether``: of "cdad": after each
+    step of a later task, what it moves goes back towards what it was when the task began, by the learning rate times so much of the
+    way (Li et al. 2018, L2-SP, decoupled as AdamW's decay is), and the U-Net's last layer by ten times as much; 0: nothing does.
 
     ``strength``: of the penalty of "ewc" (lambda), "si" (c), "mas" (lambda), or of the term of "distill".
     ``importance_decay``: what is kept of earlier importances when a task's are added (1: all). ``si_damping``: xi of "si".
@@ -198,6 +202,8 @@ class ContinualConfig:
     images: int = 64
     max_rank_share: float = 1.0
     basis_dtype: str = "float32"
+    frozen: tuple[str, ...] = ("unet.time_embed", "unet.input_blocks", "unet.middle_block")
+    tether: float = 5.0
     strength: float = 1.0
     importance_decay: float = 1.0
     si_damping: float = 1e-3
@@ -463,7 +469,7 @@ _TINY = Config(
     unet=UNetConfig(model_channels=32, channel_mult=(1, 2), attention_resolutions=(1,), num_heads=2, norm_groups=8),
     amn=AMNConfig(hidden=(16, 16, 16, 32, 32, 64, 64), n_layers=2, num_heads=4, dim_feedforward=64, neighbor=(3, 3)),
     training=TrainingConfig(batch_size=8, steps=60, increment_steps=60, lr=1e-3, increment_lr=1e-3, warmup=10),
-    continual=ContinualConfig(images=4),
+    continual=ContinualConfig(images=4, frozen=(), tether=0.0),
     scoring=ScoringConfig(calibration_images=8),
 )
 
@@ -475,7 +481,7 @@ _DEMO = replace(
     preset="demo",
     autoencoder=AutoencoderConfig(kind="dct", latent_channels=32, downsampling=8),
     image_size=128,
-    continual=ContinualConfig(),
+    continual=ContinualConfig(frozen=(), tether=0.0),
     unet=UNetConfig(model_channels=48, channel_mult=(1, 2), attention_resolutions=(1, 2), num_heads=3, norm_groups=16),
     amn=AMNConfig(hidden=(16, 16, 16, 32, 32, 64, 96), n_layers=3, num_heads=4, dim_feedforward=128),
     training=TrainingConfig(batch_size=8, steps=160, increment_steps=160, lr=1e-3, increment_lr=1e-3),
@@ -507,6 +513,7 @@ _SD15 = Config(
         timestep_focus=0.0,
         light=0.0,
     ),
+    continual=ContinualConfig(frozen=(), tether=0.0),
 )
 
 PRESETS: dict[str, Config] = {
@@ -531,6 +538,8 @@ PAPER_RECIPE: dict[str, Any] = {
     "continual.method": "isvd",
     "continual.gamma": 0.999,
     "continual.projection": "gradient",
+    "continual.frozen": (),
+    "continual.tether": 0.0,
     "scoring.calibrate": False,
     "scoring.distance": "euclidean",
     "scoring.top": 0.0,

@@ -82,6 +82,7 @@ _RULES: dict[str, _Rule] = {
         (_from(0), "training.epochs training.increment_epochs training.warmup"),
         (_from(1), "continual.images continual.replay_images"),
         (_from(0), "continual.memory"),  # 0: as much as it takes
+        (_where(all, "a list of names without empty ones"), "continual.frozen"),
         (_from(1), "scoring.calibration_images scoring.noise_seeds scoring.batch_size"),
         (_from(2, _MAX_TIMESTEPS), "diffusion.num_train_timesteps"),
         (_from(1), "diffusion.steps"),
@@ -102,7 +103,7 @@ _RULES: dict[str, _Rule] = {
             "autoencoder.shift_scale",
         ),
         (_positive, "diffusion.beta_start diffusion.beta_end training.lr training.eps continual.si_damping"),
-        (_where(lambda x: x >= 0, "at least 0"), "training.increment_lr training.weight_decay training.clip_norm continual.strength"),
+        (_where(lambda x: x >= 0, "at least 0"), "training.increment_lr training.weight_decay training.clip_norm continual.strength continual.tether"),
         (_share, "training.decay training.perturb_share training.timestep_focus continual.importance_decay scoring.top"),
         (_where(lambda x: 0 <= x < 1, "0 <= x < 1"), "training.beta1 training.beta2 training.ema_decay training.light"),
         (_where(lambda x: 0 < x <= 1, "0 < x <= 1"), "continual.gamma continual.free_gamma continual.max_rank_share"),

@@ -114,6 +114,7 @@ class ContinualModel:
             share=parallel and (parallel.rank, parallel.world_size),
             **c.batching(),
         )
+        self._collected()  # a slip is told now, not after the first task
         if _load_weights:
             self._start_from_files()
         self.drawing = Drawing(c, self.params, self.autoencoder, self._trainer, context)
@@ -252,7 +253,7 @@ class ContinualModel:
         if index > 0 and not self.strategy.ready:
             raise CheckpointError(
                 f"the strategy {config.continual.strategy!r} keeps something of each task, and this model learned its tasks "
-                "under another one: consolidate() takes it from their images"
+                "under another one, or with more of it frozen: consolidate() takes it from their images"
             )
         trained = self.strategy.training_classes(classes)
         batches = self.strategy.batches(self._training_batches(trained, t.batch_size, config.seed + 7919 * index))
@@ -408,7 +409,10 @@ class ContinualModel:
         """Streams for the features of so many images, drawn by this sampler."""
         c = self.config.continual
         runs = -(-images // self.config.scoring.batch_size) * self.config.diffusion.evaluations
-        return _core.Collector(sampler, c.method, gamma, runs, c.memory << 20)
+        return _core.Collector(sampler, c.method, gamma, runs, c.memory << 20, self._collected())
+
+    def _collected(self) -> list[str]:
+        return self.strategy.collected([name for name, shape in self.params.shapes().items() if len(shape) > 1])
 
     def recalibrate(self, classes: Task | ClassData | Iterable[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
@@ -441,8 +445,8 @@ class ContinualModel:
     ) -> Prediction:
         """Scores, anomaly maps and reconstructions.
 
-        ``images``: paths, PIL images and arrays [H,W,3] (RGB, uint8, or float in [0,1]; of grey [H,W] or [H,W,1]) of any sizes, in any
-        collection, or one of them, or an array [N,H,W,3]. An array or PIL image gives what a file of the same pixels gives, bit for
+        ``images``: paths, PIL images and arrays [H,W,3] (RGB, uint8, uint16, or float in [0,1]; of grey [H,W] or [H,W,1]) of any sizes,
+        in any collection, or one of them, or an array [N,H,W,3]. An array or PIL image gives what a file of the same pixels gives, bit for
         bit: it is turned as its EXIF orientation says, and resized to the model's image size, which ``maps`` have. They are read
         chunk after chunk, an iterator's too. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or
         JAX array) is read there, and has the model's size. TypeError: something else; ValueError: an array of another shape, or on

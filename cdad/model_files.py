@@ -134,7 +134,7 @@ def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint, moments: b
         try:
             trainer.set_block(block, values)  # which turns moments that were kept in another way
         except ValueError as error:
-            reason = f"{name} is {list(found.shape)}: {error}; within a task free_gamma and projection stay as they were, and so does cdad"
+            reason = f"{name} is {list(found.shape)}: {error}; within a task free_gamma, frozen and projection stay as they were, and so does cdad"
             raise CheckpointError(reason, checkpoint.path) from error
     if averaged and "ema" not in names:  # it was trained without: the average begins with the weights
         trainer.set_block("ema", trainer.block("weights"))

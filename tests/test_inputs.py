@@ -217,7 +217,7 @@ def test_a_list_of_arrays(first, paths):
         ([np.zeros((64, 64, 3)), np.zeros((1, 64, 64, 3))], ValueError, r"image 1 has the shape \[1, 64, 64, 3\]; \[H,W,3\] is wanted"),
         ([np.zeros((64, 64, 4), np.uint8)], ValueError, r"image 0 has the shape \[64, 64, 4\]; \[H,W,3\] is wanted"),
         ([np.zeros((0, 64, 3), np.uint8)], ValueError, r"image 0 has the shape \[0, 64, 3\]"),
-        ([np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.uint16)], TypeError, "image 1 is of uint16; uint8, or float32"),
+        ([np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.int16)], TypeError, "image 1 is of int16; uint8, uint16, or float32"),
         (np.zeros((2, 4, 4, 3), np.float16), TypeError, "image 0 is of float16"),
         (np.zeros((5, 64, 64), np.uint8), ValueError, r"an array of the shape \[5, 64, 64\]; .* of grey images .* a list of \[H,W\]"),
         (np.zeros((1, 5, 64, 64, 3), np.uint8), ValueError, r"an array of the shape \[1, 5, 64, 64, 3\]"),
@@ -260,7 +260,8 @@ def test_images_in_memory_are_read_as_their_files(tmp_path):
         picture.save(tmp_path / name)
     for name in ("rgb.png", "rgb.jpg", "rgb.tiff"):
         pictures[name].save(tmp_path / f"turned_{name}", exif=turned)
-    (tmp_path / "colour16.png").write_bytes(cv2.imencode(".png", rng.integers(0, 65536, (40, 48, 3)).astype(np.uint16))[1].tobytes())
+    deep = rng.integers(0, 65536, (40, 48, 3)).astype(np.uint16)
+    (tmp_path / "colour16.png").write_bytes(cv2.imencode(".png", deep[..., ::-1])[1].tobytes())
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == 18
     for size in (32, (24, 100)):
@@ -275,7 +276,9 @@ def test_images_in_memory_are_read_as_their_files(tmp_path):
                 assert np.array_equal(load_images(image, size)[0], wanted[i]), path.name
                 assert np.array_equal(load_images([image.copy()], size)[0], wanted[i]), path.name
         assert opened[paths.index(tmp_path / "turned_rgb.png")].size == (48, 40)
-        for name, array in (("rgb.png", colour), ("grey.png", grey), ("grey.png", grey[..., None]), ("float.tiff", np.asarray(opened[2]))):
+        of_float = np.asarray(opened[paths.index(tmp_path / "float.tiff")])
+        for name, array in (("rgb.png", colour), ("grey.png", grey), ("grey.png", grey[..., None]), ("float.tiff", of_float),
+                            ("colour16.png", deep), ("colour16.png", deep.astype(">u2"))):  # fmt: skip
             array.flags.writeable = False
             place = paths.index(tmp_path / name)
             for given in (array, array[::-1][::-1], np.asfortranarray(array)):

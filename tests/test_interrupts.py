@@ -138,7 +138,7 @@ def test_a_task_of_another_strategy_is_loaded_without_its_moments(first_checkpoi
     other = ContinualModel.load(path, model.config.updated({"continual.strategy": "finetune"}))
     assert other.progress["step"] == 2 and other._trainer.age == 0
     other.fit_task([products[name] for name in SECOND], progress=False)
-    with pytest.raises(ValueError, match="free_gamma and projection stay"):
+    with pytest.raises(ValueError, match="free_gamma, frozen and projection stay"):
         ContinualModel.load(path, model.config.updated({"continual.free_gamma": 1.0}))
 
 

@@ -79,11 +79,11 @@ def check_frozen(before: ContinualModel, after: ContinualModel) -> None:
         assert np.array_equal(after.params[name], before.params[name]), name
 
 
-@pytest.mark.parametrize("free_gamma", [0.999, 1.0])
-def test_old_features_in_the_basis_see_no_change(increment, features, free_gamma):
+@pytest.mark.parametrize(("free_gamma", "tether"), [(0.999, 0.0), (1.0, 0.0), (0.999, 10.0), (1.0, 10.0)])
+def test_old_features_in_the_basis_see_no_change(increment, features, free_gamma, tether):
     """With a threshold below 1 a basis leaves some energy out, and what lies there may change: that is what the threshold
     is for. So features are projected onto the basis first: X U U^T dW."""
-    before, after = increment(projection="update", gamma=0.999, free_gamma=free_gamma)
+    before, after = increment(projection="update", gamma=0.999, free_gamma=free_gamma, tether=tether)
     check_frozen(before, after)
     assert sorted(before.bases) == sorted(features), "every linear map and convolution has a basis"
     for name, X in features.items():

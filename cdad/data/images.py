@@ -189,7 +189,9 @@ def _held_pixels(source: MemoryImage, max_pixels: int) -> np.ndarray:
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-        return array if array.dtype == np.uint8 else np.ascontiguousarray(array, np.float32)
+        if array.dtype.kind == "u":
+            return np.asarray(array, array.dtype.newbyteorder("="))
+        return np.ascontiguousarray(array, np.float32)
     with _told(source.name):
         with _PILLOW:
             content = _file_behind(image, _most_bytes(max_pixels), source.name)

@@ -149,8 +149,8 @@ def _as_image(item: Any, name: str, device_size: int | None) -> Path | MemoryIma
     array = np.asarray(item)
     if not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3)) or array.size == 0:
         raise ValueError(f"{name} has the shape {list(array.shape)}; [H,W,3] is wanted, or [H,W] of grey")
-    if array.dtype != np.uint8 and (array.dtype.kind != "f" or array.dtype.itemsize < 4):
-        raise TypeError(f"{name} is of {array.dtype}; uint8, or float32 in [0,1], is wanted")
+    if (array.dtype.kind, array.dtype.itemsize) not in (("u", 1), ("u", 2)) and (array.dtype.kind != "f" or array.dtype.itemsize < 4):
+        raise TypeError(f"{name} is of {array.dtype}; uint8, uint16, or float32 in [0,1], is wanted")
     return MemoryImage(array, name)
 
 

@@ -29,7 +29,7 @@ ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
 @dataclass(frozen=True, eq=False)
 class MemoryImage:
-    """An image that was handed over itself, not its path, and is read like a file's: an array (uint8, or float in [0,1]; [H,W,3],
+    """An image that was handed over itself, not its path, and is read like a file's: an array (uint8, uint16, or float in [0,1]; [H,W,3],
     or [H,W] and [H,W,1] of grey) or a PIL image, never written; ``name``: what errors call it."""
 
     content: Any

@@ -37,6 +37,11 @@ class Strategy:
         """Whether it holds what the next task needs of the tasks learned so far."""
         return True
 
+    def collected(self, weights: Sequence[str]) -> list[str]:
+        """Of a model's ``weights`` (matrices and convolutions), those whose input features it is to collect. ValueError: they
+        are not what the configuration speaks of."""
+        return list(weights)
+
     def training_classes(self, classes: Sequence[ClassData]) -> list[ClassData]:
         """What a task that brings ``classes`` trains on; each of them gets a class's training steps and a calibration."""
         return list(classes)

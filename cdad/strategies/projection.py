@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,10 +10,15 @@ import numpy as np
 from .. import _core
 from ..bfloat16 import from_bfloat16, to_bfloat16
 from ..config import Config
+from ..errors import CheckpointError
 from .base import Strategy
 
 # What float32 can keep: a basis that is less orthonormal is made so again.
 TOLERANCE = 1e-6
+
+# What this layer does to old features no norm and no later layer softens: most of an increment's harm came by it
+# (benchmarks/RESULTS.md). So it is tethered by so much more.
+_LAST, _LAST_TETHER = "unet.out.2.weight", 10.0
 
 
 class CDAD(Strategy):
@@ -22,17 +27,38 @@ class CDAD(Strategy):
 
     Of what the bases leave free, a new task gets the directions that its own features take, up to a share ``free_gamma`` of
     their energy, in whose coordinates AdamW works: at gamma 0.99, 16 to 20 % of the width on real products. In the others the
-    new features have next to nothing, and a step there would move what the old ones have left in them."""
+    new features have next to nothing, and a step there would move what the old ones have left in them.
+
+    What is ``frozen`` stays as the first task left it, so that its features need no bases.
+
+    A ``tether`` draws weights back to what they were when the task began. What the bases leave of the old features (a hundredth of
+    their energy at gamma 0.99) lies evenly over a new task's directions, so that the harm of a change goes by its square there. AdamW's
+    steps are as long where a gradient is noise alone; drawn back, weights stay changed where gradients agree."""
 
     def __init__(self, config):
         super().__init__(config)
         self.bases: dict[str, np.ndarray] = {}
         self._narrow: dict[str, np.ndarray] = {}  # what checkpoints hold where that is not the bases themselves
         self._free: dict[str, np.ndarray] = {}  # within a task: the directions [k, d] that are its own
+        self._without: list[str] = []  # what was frozen when the bases were collected
+        self._anchor: np.ndarray | None = None  # within a task: all weights as they were when it began
+
+    @property
+    def kept_blocks(self) -> int:
+        return int(self.config.tether > 0)
 
     @property
     def ready(self) -> bool:
-        return bool(self.bases)
+        return bool(self.bases) and all(_is_within(scope, self.config.frozen) for scope in self._without)
+
+    def collected(self, weights):
+        frozen = self.config.frozen
+        for scope in frozen:
+            if not any(_is_within(name, [scope]) for name in weights):
+                raise ValueError(f"continual.frozen: no weight's name begins with {scope!r}")
+        if not (found := [name for name in weights if not _is_within(name, frozen)]):
+            raise ValueError(f"continual.frozen is {list(frozen)}, which leaves later tasks nothing to learn with")
+        return found
 
     @staticmethod
     def moves_everywhere(config: Config) -> bool:
@@ -47,6 +73,10 @@ class CDAD(Strategy):
         if step == 0 and not self.moves_everywhere(model.config):
             found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
             self._free = {name: np.ascontiguousarray(U[:, self._width(name) :].T) for name, (U, _, _) in found.items()}
+        if step == 0:
+            self._anchor = model._trainer.block("weights").copy() if self.config.tether > 0 else None
+        elif self.config.tether > 0 and self._anchor is None:
+            raise CheckpointError("the task began without continual.tether, and goes on without it alone")
         self.restrict(model, index)
 
     def restrict(self, model, index):
@@ -54,17 +84,19 @@ class CDAD(Strategy):
             return
         whole = self.moves_everywhere(model.config)
         for name in model.params.shapes():
-            basis = self.bases.get(name)
+            basis = None if _is_within(name, self.config.frozen) else self.bases.get(name)
             if basis is None or whole:
                 model._trainer.protect(name, basis, frozen=basis is None)
             else:
                 model._trainer.confine(name, self._free[name])
+        model._trainer.tether(self._anchor, self.config.tether, {_LAST: _LAST_TETHER * self.config.tether})
 
     def after_task(self, model, classes, progress):
         found = model.collect_bases(classes, progress)
         checked = {name: orthonormal(U, self._width(name)) for name, (U, _, _) in found.items()}
         new = {name: U for name, (U, _) in checked.items()}
         self.bases, self._narrow = self._stored(new)
+        self._without = list(self.config.frozen)
         ranks = [U.shape[1] / U.shape[0] for U in new.values()]
         report = {
             "rank_share": float(np.mean(ranks)),
@@ -74,6 +106,8 @@ class CDAD(Strategy):
         if self._free:
             report["free_share"] = float(np.mean([V.shape[0] / V.shape[1] for V in self._free.values()]))
             self._free = {}
+        model._trainer.tether(None)
+        self._anchor = None
         if self.config.max_rank_share < 1:
             capped = [share for _, _, share in found.values()]
             report |= {"energy_capped": float(np.mean(capped)), "energy_capped_max": max(capped)}
@@ -96,13 +130,19 @@ class CDAD(Strategy):
 
     def tensors(self):
         kept = {f"basis/{name}": U for name, U in (self._narrow or self.bases).items()}
-        return kept | {f"free/{name}": V for name, V in self._free.items()}
+        kept |= {f"free/{name}": V for name, V in self._free.items()}
+        return kept if self._anchor is None else kept | {"strategy/anchor": self._anchor}
 
     @property
     def memory_bytes(self) -> int:
-        return sum(a.nbytes for kept in (self.bases, self._narrow, self._free) for a in kept.values())
+        kept = sum(a.nbytes for kept in (self.bases, self._narrow, self._free) for a in kept.values())
+        return kept if self._anchor is None else kept + self._anchor.nbytes
+
+    def state(self):
+        return {"frozen": self._without}
 
     def restore(self, tensors, state):
+        self._without, self._anchor = list(state.get("frozen", [])), tensors.get("strategy/anchor")
         kept = {k.removeprefix("basis/"): v for k, v in tensors.items() if k.startswith("basis/")}
         self._free = {k.removeprefix("free/"): v for k, v in tensors.items() if k.startswith("free/")}
         wanted = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[self.config.basis_dtype]
@@ -112,6 +152,11 @@ class CDAD(Strategy):
         else:  # a checkpoint of another basis_dtype
             self._narrow = {}
             self.bases, self._narrow = self._stored(self.bases)
+
+
+def _is_within(name: str, scopes: Iterable[str]) -> bool:
+    """Whether a weight or a part of a network is one of these, or a part of one."""
+    return any(f"{name}.".startswith(f"{scope}.") for scope in scopes)
 
 
 def orthonormality_error(U: np.ndarray, first: int = 0) -> float:

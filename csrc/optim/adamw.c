@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "continual/basis.h"
@@ -24,6 +25,7 @@ void cdad_optimizer_free(cdad_optimizer *o) {
     cdad_shared_drop(o->followed);
     cdad_device_free(device, o->ema);
     cdad_free(o->protection);
+    cdad_free(o->tether_rates);
     cdad_free(o->moving);
     cdad_free(o->small);
     if (o->squares != o->sums)
@@ -48,6 +50,7 @@ cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, 
     o->config = *config;
     o->params = params;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->protection, params->n * (int64_t)sizeof *o->protection, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&o->tether_rates, params->n * (int64_t)sizeof *o->tether_rates, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&o->moving, params->n * (int64_t)sizeof *o->moving, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&o->small, params->n * (int64_t)sizeof *o->small, err));
     for (int64_t i = 0; i < params->n; i++)
@@ -218,6 +221,12 @@ void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const f
     o->pull = (cdad_pull){.importance = importance, .anchor = anchor, .strength = (float)strength};
 }
 
+void cdad_optimizer_tether(cdad_optimizer *o, const float *anchor, const double *rates) {
+    o->tether = anchor;
+    if (anchor)
+        memcpy(o->tether_rates, rates, (size_t)o->params->n * sizeof *rates);
+}
+
 cdad_status cdad_optimizer_follow(cdad_optimizer *o, int on, cdad_error *err) {
     cdad_shared_drop(o->followed);
     o->followed = NULL;
@@ -336,7 +345,7 @@ static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
 /* Whether parameter i's update, of a gradient that is held, is one of those by one launch: as short as biases are, moved as it is,
  * its moments not in 8 bit. */
 static int shares_launch(const cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
-    return ctx->kernels->adamw_each && !o->protection[i].frozen && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
+    return ctx->kernels->adamw_each && !o->tether && !o->protection[i].frozen && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
 }
 
 /* Lists them in o->small, and returns how many they are. */
@@ -396,13 +405,15 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     if (q->basis && o->config.projection == CDAD_PROJECT_UPDATE)
         h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
     if (!q->frozen && !in_coordinates(o, i)) {
-        ctx->kernels->adamw(ctx, w, m, v, e, NULL, grad, p->count, &h);
-        return;
-    }
-    if (!q->frozen) {
+        ctx->kernels->adamw(ctx, w, m, v, o->tether ? NULL : e, NULL, grad, p->count, &h);
+        if (!o->tether)
+            return;
+    } else if (!q->frozen) {
         ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, o->moving[i], &h);
         cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
     }
+    if (!q->frozen && o->tether) /* as an average of the anchor goes towards what it averages */
+        ctx->kernels->add_to(ctx, (float *)(uintptr_t)(o->tether + at), w, NULL, p->count, (float)(1.0 / (1.0 + h.lr * o->tether_rates[i])));
     if (e)
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
 }
@@ -416,7 +427,7 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     event->bytes += o->moving[i] * ((int64_t)sizeof(float) + 2 * cdad_moment_element(o->moving[i], o->m.format) +
                                     2 * cdad_moment_element(o->moving[i], o->v.format));
     event->bytes += p->count * 2 * (int64_t)sizeof(float);
-    event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0));
+    event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0) + (o->tether ? 3 : 0));
     if (o->protection[i].basis)
         event->flops += (o->given && o->given[i] ? 2.0 : 4.0) * (double)p->count * (double)o->protection[i].rank;
 }

@@ -1,5 +1,5 @@
 /* AdamW over a parameter store (Loshchilov & Hutter 2019), with clipping, freezing, the projection of protected
- * weights (paper, Eq. 7), a quadratic penalty, SI's path integral and an optional moving average. */
+ * weights (paper, Eq. 7), a quadratic penalty, a tether, SI's path integral and an optional moving average. */
 #ifndef CDAD_OPTIM_ADAMW_H
 #define CDAD_OPTIM_ADAMW_H
 
@@ -50,6 +50,8 @@ typedef struct cdad_optimizer {
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
     const unsigned char *given;  /* [params->n] whose gradients come as such coordinates, or NULL: none; borrowed */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
+    const float *tether;         /* what weights are drawn back to, in the layout of params->values, or NULL; borrowed */
+    double *tether_rates;        /* [params->n] */
     float *path;                 /* the path integral, in the layout of params->values, or NULL: cdad_optimizer_follow */
     cdad_shared *followed;       /* what holds it */
     void *scratch;               /* of a projection, then a gradient that is used as it comes */
@@ -76,6 +78,10 @@ CDAD_MUST_USE cdad_status cdad_optimizer_confine(cdad_optimizer *o, const char *
  * clipping; both blocks are borrowed. importance NULL: no penalty. What is frozen is not pulled. Steps fail where a weight
  * that is projected has a penalty: the projection would undo a part of it. */
 void cdad_optimizer_penalize(cdad_optimizer *o, const float *importance, const float *anchor, double strength);
+/* From now on each step also draws what it moves back to `anchor`, in the layout of params->values and borrowed, by the share
+ * lr rate / (1 + lr rate) of the way, after AdamW's update: a proximal step of rate/2 |w - anchor|^2 (Li et al. 2018, L2-SP), decoupled
+ * from the moments as decay is. It keeps a change within the span of its updates. rates [params->n]; anchor NULL: no more. */
+void cdad_optimizer_tether(cdad_optimizer *o, const float *anchor, const double *rates);
 /* From now on path_i -= g_i dw_i at each step, with g the loss's gradient without penalty and clipping, and dw the weight's
  * change (Zenke et al. 2017, Eq. 3), in a block of zeros where the parameters lie. on 0: no more, and the block goes. */
 CDAD_MUST_USE cdad_status cdad_optimizer_follow(cdad_optimizer *o, int on, cdad_error *err);

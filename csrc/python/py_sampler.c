@@ -265,13 +265,50 @@ static void collector_dealloc(PyObject *o) {
     Py_DECREF(type);
 }
 
+/* The indices of parameters that are named, [*n] to be freed by PyMem_Free; NULL with an exception set. */
+static int64_t *named_params(const cdad_params *p, PyObject *names, Py_ssize_t *n) {
+    PyObject *all = PySequence_Fast(names, "a sequence of parameters' names is wanted");
+    if (!all)
+        return NULL;
+    *n = PySequence_Fast_GET_SIZE(all);
+    int64_t *found = PyMem_Calloc((size_t)*n + 1, sizeof *found);
+    if (!found)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; found && i < *n; i++) {
+        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(all, i));
+        found[i] = name ? cdad_params_find(p, name) : -1;
+        if (found[i] >= 0)
+            continue;
+        if (name)
+            PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
+        PyMem_Free(found);
+        found = NULL;
+    }
+    Py_DECREF(all);
+    return found;
+}
+
+/* What a collector is to take, [params->n]: the weights that are named. */
+static unsigned char *wanted_params(const cdad_params *p, PyObject *names) {
+    Py_ssize_t n;
+    int64_t *chosen = named_params(p, names, &n);
+    unsigned char *wanted = chosen ? PyMem_Calloc((size_t)p->n, 1) : NULL;
+    if (chosen && !wanted)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; wanted && i < n; i++)
+        wanted[chosen[i]] = 1;
+    PyMem_Free(chosen);
+    return wanted;
+}
+
 static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"sampler", "method", "gamma", "runs", "memory", NULL};
-    PyObject *sampler;
+    static char *keywords[] = {"sampler", "method", "gamma", "runs", "memory", "names", NULL};
+    PyObject *sampler, *names = Py_None;
     const char *name = "exact";
     double gamma = 0.999;
     long long runs = 0, memory = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sdLL:Collector", names, &sampler, &name, &gamma, &runs, &memory))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|sdLLO:Collector", keywords, &sampler, &name, &gamma, &runs, &memory,
+                                     &names))
         return NULL;
     if (Py_TYPE(sampler) != (PyTypeObject *)sampler_type)
         return PyErr_Format(PyExc_TypeError, "a Sampler is wanted, not %R", Py_TYPE(sampler));
@@ -279,18 +316,23 @@ static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     if (method < 0)
         return NULL;
     py_sampler *s = (py_sampler *)sampler;
-    py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
-    if (!self)
+    unsigned char *wanted = names == Py_None ? NULL : wanted_params(s->params->params, names);
+    if (names != Py_None && !wanted)
         return NULL;
-    self->sampler = (py_sampler *)Py_NewRef(sampler);
-    if (begin_attaching(s) < 0) {
-        Py_DECREF(self);
+    py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
+    if (self)
+        self->sampler = (py_sampler *)Py_NewRef(sampler);
+    if (!self || begin_attaching(s) < 0) {
+        PyMem_Free(wanted);
+        Py_XDECREF(self);
         return NULL;
     }
-    const cdad_collecting how = {.method = (cdad_stream_method)method, .gamma = gamma, .runs = runs, .memory = memory};
+    const cdad_collecting how = {
+        .method = (cdad_stream_method)method, .gamma = gamma, .runs = runs, .memory = memory, .wanted = wanted};
     cdad_error err = {0};
     const cdad_status status = cdad_collector_new(&self->collector, s->sampler, s->params->params, &how, &err);
     end_attaching(s, status == CDAD_OK ? (PyObject *)self : NULL);
+    PyMem_Free(wanted);
     if (status == CDAD_OK)
         return (PyObject *)self;
     Py_DECREF(self);
@@ -420,22 +462,11 @@ static PyObject *recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     PyObject *names = PySequence_Tuple(names_arg);
     if (!names)
         return NULL;
-    const Py_ssize_t n = PyTuple_GET_SIZE(names);
-    int64_t *chosen = PyMem_Calloc((size_t)n + 1, sizeof *chosen);
+    Py_ssize_t n;
+    int64_t *chosen = named_params(s->params->params, names, &n);
     py_recorder *self = NULL;
-    if (!chosen) {
-        PyErr_NoMemory();
+    if (!chosen)
         goto done;
-    }
-    for (Py_ssize_t i = 0; i < n; i++) {
-        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, i));
-        chosen[i] = name ? cdad_params_find(s->params->params, name) : -1;
-        if (chosen[i] < 0) {
-            if (name)
-                PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
-            goto done;
-        }
-    }
     self = (py_recorder *)PyType_GenericAlloc(type, 0);
     if (!self)
         goto done;
@@ -526,8 +557,8 @@ static PyType_Slot collector_slots[] = {
     {Py_tp_new, collector_new},
     {Py_tp_dealloc, collector_dealloc},
     {Py_tp_methods, collector_methods},
-    {Py_tp_doc, "Collector(sampler, method='exact', gamma=0.999, runs=0, memory=0)\n--\n\nTakes in the input features of every "
-                "weight while the sampler runs, from now on, each in a Stream of that method. With 'auto', runs (of the "
+    {Py_tp_doc, "Collector(sampler, method='exact', gamma=0.999, runs=0, memory=0, names=None)\n--\n\nTakes in the input features of every "
+                "weight, or of those that are named, while the sampler runs, from now on, each in a Stream of that method. With 'auto', runs (of the "
                 "model to come, at most; 0: unknown) and memory (bytes for all streams; 0: any) help to choose."},
     {0, NULL}};
 static PyType_Spec collector_spec = {.name = "cdad._core.Collector",

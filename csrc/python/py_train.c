@@ -418,6 +418,9 @@ static PyMethodDef trainer_methods[] = {
     {"penalize", (PyCFunction)(void (*)(void))cdad_py_trainer_penalize, METH_VARARGS | METH_KEYWORDS,
      "penalize($self, importance=None, anchor=None, strength=1.0)\n--\n\nAdds the gradient of strength/2 * "
      "sum(importance * (weights - anchor)**2) to each step's; the blocks are borrowed. None ends it."},
+    {"tether", (PyCFunction)(void (*)(void))cdad_py_trainer_tether, METH_VARARGS | METH_KEYWORDS,
+     "tether($self, anchor=None, rate=1.0, others={})\n--\n\nDraws what moves back to the block anchor, which is borrowed, after each "
+     "step's update: by lr * rate / (1 + lr * rate) of the way; others {param: rate}. None ends it."},
     {"follow", cdad_py_trainer_follow, METH_O,
      "follow($self, on, /)\n--\n\nSubtracts gradient times change of the weights from the block 'path' at each step from now on, zeros "
      "at first (SI's path integral); the gradient is the loss's, without penalty and clipping. False ends it, and the block goes."},

@@ -6,7 +6,7 @@
 #include "train/trainer.h"
 
 /* The blocks that a trainer borrows. */
-enum { CDAD_LENT_IMPORTANCE, CDAD_LENT_ANCHOR, CDAD_LENT_TEACHER, CDAD_N_LENT };
+enum { CDAD_LENT_IMPORTANCE, CDAD_LENT_ANCHOR, CDAD_LENT_TEACHER, CDAD_LENT_TETHER, CDAD_N_LENT };
 
 typedef struct py_trainer {
     PyObject_HEAD
@@ -25,6 +25,7 @@ cdad_optimizer *cdad_py_trainer_optimizer(const py_trainer *self);
 
 /* Methods of py_trainer_blocks.c. */
 PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs);
+PyObject *cdad_py_trainer_tether(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *cdad_py_trainer_follow(PyObject *o, PyObject *on);
 PyObject *cdad_py_trainer_teach(PyObject *o, PyObject *args, PyObject *kwargs);
 PyObject *cdad_py_trainer_protect(PyObject *o, PyObject *args, PyObject *kwargs);

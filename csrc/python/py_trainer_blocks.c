@@ -1,6 +1,7 @@
 /* The blocks in the layout of the parameters that a trainer borrows, shows and sets, and its bases. */
 #include "python/py_trainer.h"
 
+#include <math.h>
 #include <string.h>
 
 /* What the core is given for a borrowed block of the host, or NULL: on a device, a copy there. */
@@ -73,6 +74,65 @@ PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs
     if (kept && status == CDAD_OK)
         cdad_optimizer_penalize(opt, lent, lent_anchor, strength);
     cdad_py_lock_give(&self->params->workspace->lock);
+    if (status != CDAD_OK)
+        return cdad_py_raise(&err);
+    return kept ? Py_NewRef(Py_None) : NULL;
+}
+
+/* The rates of a tether, [params->n], freed by PyMem_Free: `rate`, and of some parameters another; NULL with an exception. */
+static double *tether_rates(const cdad_params *p, double rate, PyObject *others) {
+    PyObject *key, *value;
+    double *rates = PyMem_Calloc((size_t)p->n, sizeof *rates);
+    if (!rates)
+        return (double *)PyErr_NoMemory();
+    for (int64_t i = 0; i < p->n; i++)
+        rates[i] = rate;
+    int fine = rate >= 0 && isfinite(rate);
+    for (Py_ssize_t at = 0; fine && others && PyDict_Next(others, &at, &key, &value);) {
+        const char *name = PyUnicode_AsUTF8(key);
+        const int64_t i = name ? cdad_params_find(p, name) : -1;
+        if (name && i < 0)
+            PyErr_Format(PyExc_ValueError, "the model has no parameter %s", name);
+        if (i >= 0)
+            rates[i] = PyFloat_AsDouble(value);
+        if (PyErr_Occurred())
+            break;
+        fine = rates[i] >= 0 && isfinite(rates[i]);
+    }
+    if (!fine)
+        PyErr_SetString(PyExc_ValueError, "the rate of a tether is at least 0, and finite");
+    if (!PyErr_Occurred())
+        return rates;
+    PyMem_Free(rates);
+    return NULL;
+}
+
+PyObject *cdad_py_trainer_tether(PyObject *o, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"anchor", "rate", "others", NULL};
+    py_trainer *self = (py_trainer *)o;
+    PyObject *anchor = Py_None, *others = NULL;
+    double rate = 1.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OdO!:tether", names, &anchor, &rate, &PyDict_Type, &others))
+        return NULL;
+    cdad_optimizer *opt = cdad_py_trainer_optimizer(self);
+    float *const block = opt && anchor != Py_None ? take_block(self, anchor, "anchor") : NULL;
+    double *const rates = opt && (block || anchor == Py_None) ? tether_rates(self->params->params, rate, others) : NULL;
+    if (!rates)
+        return NULL;
+    cdad_error err = {0};
+    cdad_status status = CDAD_OK;
+    float *lent = NULL;
+    int kept = cdad_py_lock_take(&self->params->workspace->lock) == 0;
+    if (kept) {
+        cdad_optimizer_tether(opt, NULL, NULL);
+        kept = keep_block(self, "the tether", anchor) == 0;
+        if (kept)
+            status = lend(self, CDAD_LENT_TETHER, block, &lent, &err);
+        if (kept && status == CDAD_OK)
+            cdad_optimizer_tether(opt, lent, rates);
+        cdad_py_lock_give(&self->params->workspace->lock);
+    }
+    PyMem_Free(rates);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
     return kept ? Py_NewRef(Py_None) : NULL;

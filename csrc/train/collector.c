@@ -104,7 +104,7 @@ static int64_t find_twin(const cdad_collector *c, const cdad_graph *g, const cda
 static cdad_status plan_tap(cdad_collector *c, int64_t param, const cdad_collecting *how, cdad_error *err) {
     const cdad_param *p = &c->params->items[param];
     const cdad_graph *g;
-    const cdad_node *node = cdad_sampler_weight_node(c->sampler, p->name, &g);
+    const cdad_node *node = p->shape.ndim >= 2 ? cdad_sampler_weight_node(c->sampler, p->name, &g) : NULL;
     CDAD_FAIL_IF(!node, err, CDAD_INVALID, "the sampler's model has no weight %s", p->name);
     weight_tap *tap = &c->taps[c->n];
     const cdad_shape *input = cdad_graph_shape(g, node->in[0]);
@@ -159,7 +159,7 @@ cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, cons
     c->params = params;
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&c->taps, params->n * (int64_t)sizeof *c->taps, err));
     for (int64_t i = 0; i < params->n; i++)
-        if (params->items[i].shape.ndim >= 2)
+        if (how->wanted ? how->wanted[i] : params->items[i].shape.ndim >= 2)
             CDAD_TRY_DONE(plan_tap(c, i, how, err));
     if (how->memory > 0)
         CDAD_TRY_DONE(fit_plans(c, how->memory, err));

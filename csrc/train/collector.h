@@ -14,9 +14,10 @@ typedef struct cdad_collecting {
     double gamma;
     int64_t runs;   /* of the model that are about to come, at most; 0: unknown */
     int64_t memory; /* bytes that all streams together may hold where CDAD_STREAM_AUTO chooses; 0: any */
+    const unsigned char *wanted; /* [params->n] weights whose features are collected; NULL: of all */
 } cdad_collecting;
 
-/* Taps every conv and linear weight of `params` (those with two or more dimensions) in `sampler`, which must outlive
+/* Taps the conv and linear weights of `params` (those with two or more dimensions) in `sampler`, which must outlive
  * the collector; what the sampler runs is collected from now on. Memory is taken when features come. Weights that
  * read the same features (q and k) share one stream. */
 CDAD_MUST_USE cdad_status cdad_collector_new(cdad_collector **out, cdad_sampler *sampler, const cdad_params *params,

@@ -1,0 +1,160 @@
+"""Parts of the networks that later tasks leave as the first one learned them (`continual.frozen`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import cdad
+from cdad import CheckpointError, ContinualModel, _core
+
+ENCODER = ("unet.time_embed", "unet.input_blocks", "unet.middle_block")
+
+
+def is_frozen(name: str) -> bool:
+    return name.startswith(ENCODER)
+
+
+@pytest.fixture(scope="module")
+def config(quick_config):
+    changes = {"continual.frozen": ENCODER, "training.steps": 3, "training.increment_steps": 3, "scoring.calibrate": False}
+    return quick_config.updated(changes)
+
+
+@pytest.fixture(scope="module")
+def first(products, config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("frozen") / "first.safetensors"
+    ContinualModel(config).fit_task([products["gear"]], progress=False, checkpoint=path)
+    return path
+
+
+def weights(model: ContinualModel) -> dict[str, np.ndarray]:
+    return {name: model.params[name].copy() for name in model.params.shapes()}
+
+
+def matrices(model: ContinualModel) -> set[str]:
+    return {name for name, shape in model.params.shapes().items() if len(shape) > 1}
+
+
+def test_an_increment_leaves_what_is_frozen_and_moves_the_rest(first, config, products):
+    model = ContinualModel.load(first)
+    before = weights(model)
+    assert set(model.bases) == {name for name in matrices(model) if not is_frozen(name)}
+    model.fit_task([products["steel"]], progress=False)
+    after = weights(model)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert not any(map(is_frozen, moved))
+    for network in ("unet.output_blocks", "unet.out", "amn."):
+        assert any(name.startswith(network) for name in moved), network
+    assert set(model.bases) == {name for name in matrices(model) if not is_frozen(name)}
+
+
+def test_the_first_task_trains_all_of_it(first, config):
+    fresh, learned = ContinualModel(config), ContinualModel.load(first)
+    assert all(any(not np.array_equal(fresh.params[n], learned.params[n]) for n in matrices(learned) if n.startswith(part)) for part in ENCODER)
+
+
+def test_what_is_frozen_has_neither_moments_nor_gradients(first, config, products):
+    """A step's memory tells that it does not differentiate what it does not move."""
+
+    def of_an_increment(frozen: tuple[str, ...]) -> dict[str, int]:
+        model = ContinualModel(config.updated({"continual.frozen": frozen}))
+        model.fit_task([products["gear"]], progress=False)
+        told: list[dict[str, int]] = []
+        model.fit_task([products["steel"]], progress=False, callback=lambda report: told.append(model.memory_bytes | model.workspace_needs))
+        return told[-1]
+
+    whole, part, least = (of_an_increment(frozen) for frozen in ((), ENCODER, (*ENCODER, "amn")))
+    for key in ("moments", "gradients", "strategy"):
+        assert whole[key] > part[key] > least[key], key
+    # Nothing below the output blocks is differentiated then, and none of its activations is kept.
+    assert least["step"] < part["step"]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (("unet.inputblocks",), "no weight's name begins with 'unet.inputblocks'"),
+        (("unet.input_bloc",), "no weight's name begins with 'unet.input_bloc'"),  # a part of a name's part is a slip
+        (("unet", "amn"), "nothing to learn with"),
+        (("",), "a list of names"),
+        ("unet", "a list of str is wanted"),
+    ],
+)
+def test_a_slip_is_told_before_anything_is_learned(config, frozen, message):
+    with pytest.raises(ValueError, match=message):
+        ContinualModel(config.updated({"continual.frozen": frozen}))
+
+
+def test_other_strategies_move_everything(first, config, products):
+    model = ContinualModel.load(first, config.updated({"continual.strategy": "finetune"}))
+    before = weights(model)
+    model.fit_task([products["steel"]], progress=False)
+    assert any(is_frozen(name) and not np.array_equal(before[name], model.params[name]) for name in before)
+
+
+def test_what_was_frozen_is_not_set_free_without_its_bases(first, config, products):
+    """Nothing would keep a later task from changing what the weights do with the old features."""
+    free = config.updated({"continual.frozen": ()})
+    model = ContinualModel.load(first, free)
+    with pytest.raises(CheckpointError, match="with more of it frozen: consolidate"):
+        model.fit_task([products["steel"]], progress=False)
+    kept = dict(model.bases)
+    model.consolidate([products["gear"]], progress=False)
+    assert set(model.bases) == matrices(model)
+    for name, U in kept.items():
+        assert np.array_equal(model.bases[name][:, : U.shape[1]], U), name
+    model.fit_task([products["steel"]], progress=False)
+    assert model.classes == ("gear", "steel")
+
+
+def test_more_is_frozen_by_a_load(first, config, products, tmp_path):
+    more = config.updated({"continual.frozen": (*ENCODER, "amn")})
+    model = ContinualModel.load(first, more)
+    before = weights(model)
+    model.fit_task([products["steel"]], progress=False, checkpoint=tmp_path / "second.safetensors")
+    assert not any(name.startswith("amn.") or is_frozen(name) for name in model.bases)
+    assert all(np.array_equal(before[name], model.params[name]) for name in before if name.startswith("amn."))
+    # Of what the second task saw there is no basis there, whatever the configuration says later.
+    again = ContinualModel.load(tmp_path / "second.safetensors", config)
+    with pytest.raises(CheckpointError, match="consolidate"):
+        again.fit_task([products["cloth"]], progress=False)
+
+
+def test_a_task_goes_on_with_what_it_moves(first, config, products, tmp_path):
+    path, whole = tmp_path / "model.safetensors", ContinualModel.load(first)
+
+    def stop(report):
+        if report.step == 1:
+            raise KeyboardInterrupt
+
+    interrupted = ContinualModel.load(first)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit_task([products["steel"]], progress=False, callback=stop)
+    interrupted.save(path)
+    with pytest.raises(ValueError, match="free_gamma, frozen and projection stay"):
+        ContinualModel.load(path, config.updated({"continual.frozen": (*ENCODER, "amn")}))
+    resumed = ContinualModel.load(path)
+    for model in (resumed, whole):
+        model.fit_task([products["steel"]], progress=False)
+    assert all(np.array_equal(whole.params[name], resumed.params[name]) for name in whole.params.shapes())
+
+
+def test_a_collector_takes_the_weights_that_are_named(first):
+    sampler = ContinualModel.load(first).drawing.samplers.whole
+    names = ["unet.out.2.weight", "amn.encoder.layers.0.linear1.weight"]
+    collector = _core.Collector(sampler, "exact", 0.9, names=names)
+    assert sorted(collector.plan()) == sorted(names)
+    del collector
+    for wrong, message in ((["unet.nowhere"], "no parameter unet.nowhere"), (["unet.out.2.bias"], "no weight unet.out.2.bias")):
+        with pytest.raises(ValueError, match=message):
+            _core.Collector(sampler, names=wrong)
+    with pytest.raises(TypeError):
+        _core.Collector(sampler, names=[3])
+    assert len(_core.Collector(sampler).plan()) > len(names)  # the refused ones have left no taps
+
+
+def test_small_freezes_its_encoder():
+    """What a longer search found to serve neither side (benchmarks/RESULTS.md)."""
+    assert cdad.preset("small").continual.frozen == ENCODER == cdad.preset("small256").continual.frozen
+    assert cdad.preset("sd15").continual.frozen == (), "the paper's"
