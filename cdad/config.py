@@ -27,6 +27,9 @@ class AutoencoderConfig:
     ``kind``: "tiny" (TAESD family), "dct" (a fixed transform that needs no weights) or "vae" (LDM's KL autoencoder).
     ``weights``: files to load ("tiny": encoder, decoder; "vae": one file or folder that holds it, docs/WEIGHTS.md). ``shift_scale``: "standardize" measures
     mean and spread a latent channel on the first task; a number is a fixed scale (0.18215 for Stable Diffusion).
+    ``latent_channels``: of a latent, each of whose places stands for ``downsampling`` x ``downsampling`` pixels. ``channels``: the
+    width of "tiny" and "vae"; ``midblock``: of "tiny", taef2 has it and TAESD has not; ``ch_mult``, ``num_res_blocks``: the levels
+    of "vae".
     """
 
     kind: str = "dct"
@@ -44,7 +47,10 @@ class AutoencoderConfig:
 class UNetConfig:
     """The denoiser (Stable Diffusion 1.x's U-Net). ``context_dim`` 0: no cross-attention; else the width of the context,
     ``context_length`` tokens that the text encoder gives (`TextConfig`). ``weights``: a file or folder that holds it
-    (docs/WEIGHTS.md), from which training starts; ``ema``: its moving averages, where the file has them."""
+    (docs/WEIGHTS.md), from which training starts; ``ema``: its moving averages, where the file has them. ``model_channels`` times
+    ``channel_mult`` are the widths of its levels, each of half the side of the one before, with ``num_res_blocks`` blocks; those
+    levels attend whose downsampling of the latent (1, 2, 4, ...) is in ``attention_resolutions``, with ``num_heads``.
+    ``norm_groups``: of its norms."""
 
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 3)
@@ -62,7 +68,7 @@ class UNetConfig:
 class TextConfig:
     """The text encoder (CLIP ViT-L/14's by default), whose embedding of the empty prompt is the context where
     ``unet.context_dim`` is not 0: computed once, when a model is made, and kept in its checkpoints. ``weights``: its file,
-    alone or within a whole checkpoint of Stable Diffusion 1.x."""
+    alone or within a whole checkpoint of Stable Diffusion 1.x; the others are its sizes."""
 
     weights: str = ""
     vocab_size: int = 49408
@@ -76,7 +82,10 @@ class AMNConfig:
     """The anomaly-masked network (paper, section 3.3). ``target`` "as_written" is Eq. 12; "normalized" takes a
     normalised target without a gradient, which does not collapse when training from scratch. ``weights``: a checkpoint of
     the authors' code that holds the network, from which training starts. ``enabled``: false takes the network away, an
-    ablation: the denoiser has no condition and its loss no L_amn."""
+    ablation: the denoiser has no condition and its loss no L_amn. ``hidden``, ``strides``: of the convolutions that read the image;
+    ``n_layers``, ``num_heads``, ``dim_feedforward``: of the transformer after them, in which no place sees the window ``neighbor``
+    around it (odd sides, in places of the latent; [0, 0]: it sees all). ``keep_variance``: initial values of the convolutions for
+    training from scratch."""
 
     enabled: bool = True
     hidden: tuple[int, ...] = (16, 16, 32, 32, 96, 96, 256)
@@ -94,6 +103,8 @@ class AMNConfig:
 class DiffusionConfig:
     """Noise schedule, prediction type and sampler.
 
+    ``num_train_timesteps``, ``beta_start``, ``beta_end``: the schedule, Stable Diffusion's by default. ``prediction``: of the U-Net,
+    "v" or "epsilon", the noise. ``steps``: of the sampler (DDIM).
     ``zero_terminal_snr``: the last timestep is noise alone, and sampling starts there (Lin et al. 2024); without it x0
     as predicted from that timestep carries a tenth of the noise. ``skip``: noisiest sampling steps to leave out.
     ``stop``: run so many steps and take the x0 predicted there; 0 runs all, as the paper does. A model trained from
@@ -120,8 +131,10 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Optimisation. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
+    """Optimisation. ``batch_size``: images of a step. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
     class of the task. ``epochs`` / ``increment_epochs``: passes over the task's images instead, where they are not 0.
+    ``lr`` / ``increment_lr``: the learning rate of the first task / of later ones; ``beta1``, ``beta2``, ``eps``, ``weight_decay``:
+    AdamW's others. ``ema_decay``: of a moving average of the weights, which draws in their place; 0: none.
     ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
     steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
     does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as
@@ -175,7 +188,7 @@ class ContinualConfig:
 
     Significant representations (paper, Eqs. 6 to 9): ``method``: how features are accumulated: "exact", "incremental",
     "sketch", "isvd" (the published rule), or "auto", which is "exact" for layers of width up to 4096 unless ``gamma`` is so
-    close to 1 that it could not tell, and else chooses by width and number of features, all within ``memory`` MiB
+    close to 1 that it could not tell, and else chooses by width and number of features, all within ``memory`` MiB (0: no bound)
     (`_core.Collector.plan` shows it). ``gamma``: the share of the energy that bases keep; ``projection``: "update" (default)
     or "gradient" (the paper's text). ``free_gamma``: of "update": the share of the energy of a new task's features that the
     bases and the directions in which it may move weights hold together; 1: it may use every direction off the bases. ``images``: images of each class that the representations are collected on: of too
@@ -184,10 +197,11 @@ class ContinualConfig:
     ``max_rank_share``: no basis grows beyond this share of its width; of a task's new directions those with the most energy
     stay, and the ledger tells what the others held. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
     checkpoints; what is used is what a checkpoint gives back. ``frozen``: parts of the networks, by the beginnings of their
-    weights' names, that "cdad" trains in the first task alone: they get no bases, and later tasks no gradients there. With "amn"
-    among them nothing is differentiated below the U-Net's output blocks, and an increment takes half of its time. ``tether``: of "cdad": after each
-    step of a later task, what it moves goes back towards what it was when the task began, by the learning rate times so much of the
-    way (Li et al. 2018, L2-SP, decoupled as AdamW's decay is), and the U-Net's last layer by ten times as much; 0: nothing does.
+    weights' names up to a dot, that "cdad" trains in the first task alone: they get no bases, and later tasks no gradients there. With
+    "amn" among them nothing is differentiated below the U-Net's output blocks, and an increment takes half of its time. ``tether``: of
+    "cdad": after each step of a later task, what it moves goes back towards what it was when the task began, by the learning rate times
+    so much of the way (Li et al. 2018, L2-SP, decoupled as AdamW's decay is), and the U-Net's last layer by ten times as much; 0:
+    nothing does.
 
     ``strength``: of the penalty of "ewc" (lambda), "si" (c), "mas" (lambda), or of the term of "distill".
     ``importance_decay``: what is kept of earlier importances when a task's are added (1: all). ``si_damping``: xi of "si".
@@ -223,7 +237,8 @@ class ScoringConfig:
     shares is another light or camera, not a defect. ``calibrate``: compare maps with those of the class's normal training images.
     ``distance``: of features, "euclidean", the paper's, or "mahalanobis", which weighs the features' directions by how far
     apart in them the class's normal training images and their drawings are; it wants ``calibrate``.
-    ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class."""
+    ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class. ``batch_size``: images
+    that are drawn and compared at once."""
 
     backbone: str = "auto"
     weights: str = ""
@@ -241,7 +256,8 @@ class ScoringConfig:
 @dataclass(frozen=True)
 class Config:
     """A whole run. `PRESETS` holds the ready ones; ``updated(PAPER_RECIPE)`` gives the paper's text where the default
-    parts from it (docs/PITFALLS.md). ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
+    parts from it (docs/PITFALLS.md). ``preset``: what it began as. ``image_size``: the side, in pixels, to which images are resized.
+    ``seed``: of first weights, noise and order. ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
     convolutions to bfloat16, in training and sampling, and sums in float32; weights and all else stay float32. "tf32" lets a
     CUDA device round factors to TF32, in all networks, and so does "bfloat16" for what it leaves; the CPU then computes in float32."""
 
