@@ -398,7 +398,7 @@ class ContinualModel:
         collector = self._collector(samplers.whole, len(batches.sources), c.gamma if gamma is None else gamma)
         plan = collector.plan()
         log.info("representations:\n%s", describe_plan(plan))
-        if sum(size for *_, size in plan.values()) > c.memory << 20:
+        if c.memory and sum(size for *_, size in plan.values()) > c.memory << 20:
             log.warning("representations may take more than continual.memory = %d MiB", c.memory)
 
         for batch in tqdm(batches.epoch(0), "representations", len(batches), disable=not progress, leave=False):
