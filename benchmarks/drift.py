@@ -6,9 +6,9 @@
 
 The model has learned its classes; then each increment, one class, is learned three times from the same state: with the
 update projected off the bases (the default), with only the gradient projected, before AdamW (the paper's text), and with no
-projection (fine-tuning). After each, for every linear map and convolution with weights W and then W + dW, features X of
-the old images in the old model and Y of the same images, under the same noise, in the new model, and the basis U that was
-protected:
+projection (fine-tuning). After each, for every linear map and convolution that has a basis (what is frozen
+in increments has none), with weights W and then W + dW, features X of the old images in the old model and Y of the same
+images, under the same noise, in the new model, and the basis U that was protected:
 
     in the basis     |X U U^T dW| / |X W|        what the theory holds at 0
     old features     |X dW| / |X W|              with what the threshold leaves out of the basis
@@ -139,10 +139,10 @@ def _measure(a: argparse.Namespace, old: cdad.ContinualModel, variants: dict[str
         print(format_table(rows, title=f"\nDrift on {kind} after {', '.join(a.increments[: k + 1])}; mean (maximum) over the weights:"))
         for variant, found in layers.items():
             worst = int(np.argmax(found["whole network"]))
-            print(f"{variant}: greatest in the whole network at {evidence.weights(old)[worst]}")
+            print(f"{variant}: greatest in the whole network at {_measured(old)[worst]}")
         records += _records(layers, outputs, after)
     if a.png:
-        _draw(layers, evidence.weights(old), a)
+        _draw(layers, _measured(old), a)
     info = cdad.build_info()
     print(f"{platform.processor() or platform.machine()}, {info['threads']} threads, {info['isa']}, Python {platform.python_version()}")
     if a.json:
@@ -154,7 +154,7 @@ def drifts(
     old: cdad.ContinualModel, variants: dict[str, cdad.ContinualModel], classes: Sequence[ClassData], images: int
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
     """{variant: {measure: [weights]}} in the order of the parameters, and {variant: drift of the output}."""
-    names = evidence.weights(old)
+    names = _measured(old)
     before = {name: _matrix(old, name) for name in names}
     changes = {v: {name: _matrix(model, name) - before[name] for name in names} for v, model in variants.items()}
     of_old = dict.fromkeys(names, 0.0)
@@ -184,6 +184,10 @@ def drifts(
         v: {m: np.sqrt([found[m][name] / of_old[name] for name in names]) for m in MEASURES} for v, found in squares.items()
     }
     return layers, {v: float(np.sqrt(square / drawn_by_old)) for v, square in outputs.items()}
+
+
+def _measured(old: cdad.ContinualModel) -> list[str]:
+    return [name for name in evidence.weights(old) if name in old.bases]
 
 
 def _matrix(model: cdad.ContinualModel, name: str) -> np.ndarray:
