@@ -41,7 +41,8 @@ from .weights.report import convert, describe, format_description
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for an error that is told in one line, 130 after Ctrl-C."""
+    """Run a command; returns the exit status: 0; 1 for an error that is told in one line, an image that cannot be read or a damaged
+    file; 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments end the process with 2."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, _terminate)
@@ -78,9 +79,10 @@ Rows: workspace is the memory in which the networks run, one at a time, each one
 AdamW's, of what a task moves; update is what projections work in; autoencoder and backbone are their weights; condition
 is that of a batch that is drawn; data is decoded images and latents; batches those made ahead; images those on their way
 to be encoded or scored; streams collect features; solving is what bases are computed in; bases, while they are made, are what
-they take beyond the streams whose place they take; directions are those in which a later task moves weights. Nothing of it is
-allocated for planning. A time is an estimate: the operations of the products, and what the optimiser goes through, by the
-speed of a part of the network with one image."""
+they take beyond the streams whose place they take; directions are those in which a later task moves weights; kept is what
+other strategies keep of earlier tasks, in blocks as large as the weights. Nothing of it is allocated for planning. A time is
+an estimate: the operations of the products, and what the optimiser goes through, by the speed of a part of the network with
+one image."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -106,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a protocol's tasks one after the other and test after each.")
     train.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or of normal images; or a table of images, *.csv")
     train.add_argument("--out", required=True, help="the run's folder")
-    train.add_argument("--protocol", default="each", help=f"a name ({', '.join(PROTOCOLS)}), 'each', or a,b/c/d")
+    train.add_argument("--protocol", default="each", help=f"a name ({', '.join(PROTOCOLS)}), 'each' (default), or a,b/c/d")
     train.add_argument("--preset", choices=list(PRESETS), help="default: small")
     train.add_argument("--config", help="a TOML file instead of a preset")
     train.add_argument("--strategy", choices=STRATEGIES, help="continual.strategy")
@@ -115,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.steps=200")
     train.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     train.add_argument("--resume-previous", action="store_true", help="the same from the checkpoint before a damaged one")
-    train.add_argument("--start-from", help="a checkpoint that has learned the first task(s) of this protocol")
+    train.add_argument("--start-from", help="a checkpoint that has learned the first task(s) of this protocol, as tasks/0.safetensors of a run")
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.add_argument("--no-masks", action="store_true", help="defective test images may lack masks: no measures of pixels then")
 
@@ -123,10 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("model", help="a run's folder or a checkpoint")
     evaluation.add_argument("--data", required=True, help="folder in MVTec or VisA layout, or a table of images, *.csv")
     evaluation.add_argument("--no-masks", action="store_true", help="defective images may lack masks: no measures of pixels then")
-    evaluation.add_argument("--classes", nargs="*", help="default: all that the model has learned")
+    evaluation.add_argument("--classes", nargs="*", help="default: all that the model has learned and the data hold")
     evaluation.add_argument("--out", help="folder for metrics.json and contact sheets")
 
-    predict = command("predict", _predict, "Score images: a CSV line each, and maps as pictures with --out.")
+    predict = command("predict", _predict, "Score images: a CSV line each, and maps as pictures with --out. Exit status 1: not all could be read.")
     predict.add_argument("model", help="a run's folder or a checkpoint")
     predict.add_argument("images", nargs="+", metavar="IMAGE")
     predict.add_argument("--class", dest="class_name", help="the product, if known")
@@ -143,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="a file for `cdad predict`, `cdad eval` and ContinualModel.load")
 
     demo = command("demo", _demo, "Learn synthetic products, and compare CDAD with plain fine-tuning.")
-    demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures")
+    demo.add_argument("--out", default="demo-run", help="folder for data, runs and pictures (default: demo-run)")
     demo.add_argument("--quick", action="store_true", help="a version of one to three minutes that shows the plumbing only")
 
     planning = command("plan", _plan, "Say what a run would take, without running it: memory, a checkpoint's size, time.")
@@ -158,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--images", type=int, default=300, help="training images of a task (default: 300)")
     planning.add_argument("--classes", type=int, default=1, help="classes of a task (default: 1)")
     planning.add_argument("--rank-share", type=float, default=0.5, help="of the width, assumed of a task's bases (default: 0.5)")
-    planning.add_argument("--rows", type=int, default=10, help="weights to show, the largest first")
+    planning.add_argument("--rows", type=int, default=10, help="weights to show, the largest first (default: 10)")
     planning.add_argument("--time", action="store_true", help="estimate times by a measurement of some seconds here")
     planning.add_argument("--json", action="store_true", help="everything, in bytes and seconds, as JSON")
     planning.set_defaults(resume=False, seed=None)
@@ -168,8 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--config", help="a TOML file instead of a preset")
     profile.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.batch_size=1")
     profile.add_argument("--train", action="store_true", help="a training step, not a prediction")
-    profile.add_argument("--repeats", type=int, default=5, help="runs whose medians are shown")
-    profile.add_argument("--rows", type=int, default=15, help="nodes to show, the slowest first")
+    profile.add_argument("--repeats", type=int, default=5, help="runs whose medians are shown (default: 5)")
+    profile.add_argument("--rows", type=int, default=15, help="nodes to show, the slowest first (default: 15)")
     profile.add_argument("--trace", help="write the last run for chrome://tracing or Perfetto")
     profile.add_argument("--json", help="write the rates beside NumPy's matrix product as records")
     profile.set_defaults(resume=False, recipe="default", strategy=None, seed=None)
@@ -183,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--out", help="folder of the runs and tables")
     again.add_argument("--dry-run", action="store_true", help="check everything, estimate time and memory, and end")
     again.add_argument("--step-seconds", type=float, help="of a training step, for the estimate; else the first steps tell")
-    again.add_argument("--preset", default="sd15", choices=list(PRESETS), help="another shrinks it")
+    again.add_argument("--preset", default="sd15", choices=list(PRESETS), help="default: sd15; another shrinks it")
     again.add_argument("--recipe", choices=["default", "paper"], default="default", help="paper: the paper's text")
     again.add_argument("--strategies", nargs="+", default=[], metavar="NAME", help="the rows (default: the table's)")
     again.add_argument("--seed", type=int, help="seed of everything")
@@ -360,6 +362,8 @@ def _export(arguments: argparse.Namespace) -> int:
     given, out = _checkpoint(arguments.model), Path(arguments.out)
     if out.exists() and given.exists() and out.samefile(given):
         raise ValueError(f"{out} is the model itself, which learns on from what an exported one lacks: choose another file")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; a file's name is wanted")
     model = ContinualModel.load(given, predict_only=True)
     model.save(out)
     print(f"learned: {', '.join(model.classes) or 'nothing yet'}")
