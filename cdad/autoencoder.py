@@ -86,7 +86,8 @@ class Autoencoder:
         files, wanted = self.config.weights, _FILES[self.config.kind]
         if len(files) != wanted:
             raise ValueError(
-                f"autoencoder.weights: the kind {self.config.kind!r} wants {wanted} file(s), {len(files)} given"
+                f"autoencoder.weights: the kind {self.config.kind!r} wants {wanted} file(s), {len(files)} given; "
+                "docs/WEIGHTS.md says where they come from"
             )
         if self.config.kind == "tiny":
             for side, path in zip(("encoder", "decoder"), files, strict=True):

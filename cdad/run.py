@@ -92,7 +92,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     kept = previous_of(checkpoint)
     resumed = holds_run(folder)
     if resumed and not resume:
-        raise DataError(f"{folder} holds a run already: resume it, or choose another folder")
+        raise DataError(f"{folder} holds a run already: resume it (--resume, resume=True), or choose another folder")
     check_same_run(config, folder)
     (folder / "tasks").mkdir(exist_ok=True)
     names = ["+".join(task) for task in protocol.tasks]

@@ -55,7 +55,8 @@ class CDAD(Strategy):
         frozen = self.config.frozen
         for scope in frozen:
             if not any(_is_within(name, [scope]) for name in weights):
-                raise ValueError(f"continual.frozen: no weight's name begins with {scope!r}")
+                parts = sorted({".".join(name.split(".")[:2]) for name in weights})
+                raise ValueError(f"continual.frozen: no weight's name begins with {scope!r} up to a dot; parts are {', '.join(parts)}")
         if not (found := [name for name in weights if not _is_within(name, frozen)]):
             raise ValueError(f"continual.frozen is {list(frozen)}, which leaves later tasks nothing to learn with")
         return found

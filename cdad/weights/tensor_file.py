@@ -106,7 +106,7 @@ def open_regular(path: Path) -> BinaryIO:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return file
         file.close()
-    raise FormatError("not a regular file", path)
+    raise FormatError("a folder, not a regular file" if path.is_dir() else "not a regular file", path)
 
 
 def read_exactly(file: BinaryIO, offset: int, target: memoryview, path: Path) -> None:
