@@ -261,8 +261,8 @@ class ContinualModel:
         if not self.progress:
             if index == 0:
                 self.autoencoder.measure(load_images(batches.sources[:: max(1, len(batches.sources) // 256)], config.image_size))
+            self._steps_before = self._trainer.n_steps  # first: a save between the two would count the steps of the last task
             self.progress = {"classes": names, "images": images, "step": 0, "seconds": 0.0}
-            self._steps_before = self._trainer.n_steps
         self.strategy.before_task(self, classes, index, self.progress["step"], progress)
         if self.parallel is not None:  # gradients in coordinates of other directions are no summands
             kept = {name: zlib.crc32(np.ascontiguousarray(array)) for name, array in self.strategy.agreed().items()}

@@ -49,6 +49,24 @@ def test_after_a_step_is_done(products, quick_config, tmp_path, clip_norm):
         assert np.array_equal(model._trainer.block("weights"), whole._trainer.block("weights"))
 
 
+class StoppedAtOnce(ContinualModel):
+    """A signal's exception comes as soon as there is a place in the second task."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "progress" and value and self.ledger:
+            raise KeyboardInterrupt
+
+
+def test_before_the_first_step(products, quick_config, tmp_path):
+    model = StoppedAtOnce(quick_config.updated({"training.steps": 2, "scoring.calibrate": False}))
+    model.fit_task([products[FIRST[0]]], progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_task([products[name] for name in SECOND], progress=False)
+    model.save(tmp_path / "cut.safetensors")
+    assert ContinualModel.load(tmp_path / "cut.safetensors").progress["step"] == 0
+
+
 WITHIN = """
 import os, signal, sys, threading
 import numpy as np
