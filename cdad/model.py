@@ -271,7 +271,7 @@ class ContinualModel:
         self._train(batches, latents, steps, index, progress, callback, checkpoint, checkpoint_seconds)
         self._trainer.reset()  # the memory of its moments, for what follows
         entry = {"classes": names, "steps": steps, "seconds": round(self.progress["seconds"], 1)}
-        if config.condition != "none":
+        if config.condition != "none" and len(batches.sources) > 1:
             ratio = self._condition_ratio(batches.sources)
             entry["condition_ratio"] = round(ratio, 4)
             if ratio > _IGNORED:
@@ -361,7 +361,7 @@ class ContinualModel:
 
     def _condition_ratio(self, sources: Sequence[Path | MemoryImage]) -> float:
         """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
-        batch = self.config.scoring.batch_size
+        batch = max(2, self.config.scoring.batch_size)
         chosen = spread(sources, batch)
         images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
         latents = self.autoencoder.encode(images)

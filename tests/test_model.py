@@ -198,6 +198,16 @@ def test_a_model_that_ignores_its_condition_is_noticed(products, quick_config, c
     assert "ignores its condition" not in caplog.text
 
 
+def test_a_condition_is_held_against_that_of_another_image(products, quick_config, caplog):
+    """An image's own is no other: not where scores are of one image at a time, and not where there is one alone."""
+    model = ContinualModel(quick_config.updated({"training.steps": 2, "training.increment_steps": 1, "scoring.batch_size": 1}))
+    model.fit_task([products["gear"]], progress=False)
+    assert 0 < abs(model.ledger[0]["condition_ratio"] - 1)
+    caplog.clear()
+    model.fit_task({"alone": products["steel"].train[:1]}, progress=False)
+    assert "condition_ratio" not in model.ledger[1] and "ignores" not in caplog.text
+
+
 def test_mirrored_noise_cancels_what_the_network_lets_through(first_checkpoint, quick_config, images):
     def spread(mirrored: bool) -> float:
         draws = []
