@@ -417,12 +417,15 @@ class ContinualModel:
     def recalibrate(self, classes: Task | ClassData | Iterable[ClassData]) -> None:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
-        ``classes``: as in `consolidate`. ValueError: a class that was not learned; RuntimeError: the model is training."""
+        A threshold that was measured by another calibration is dropped, with a warning. ``classes``: as in `consolidate`. ValueError:
+        a class that was not learned; RuntimeError: the model is training."""
         with self._use.changing():
             classes = as_classes(classes, None)
             for data in classes:
                 self._check_learned(data.name)
-            self.calibrations |= self._calibrate(classes)
+            found = self._calibrate(classes)
+            self._drop_thresholds(name for name, calibration in found.items() if not _same(calibration, self.calibrations.get(name)))
+            self.calibrations |= found
 
     def _calibrate(self, classes: Sequence[ClassData]) -> dict[str, Calibration | None]:
         scoring = self.config.scoring
@@ -519,6 +522,12 @@ class ContinualModel:
                         threshold.tasks, len(self.ledger))  # fmt: skip
         return threshold and threshold.value
 
+    def _drop_thresholds(self, names: Iterable[str]) -> None:
+        """Those of classes whose scores are others from now on."""
+        if gone := [name for name in names if name in self.thresholds]:
+            log.warning("the thresholds of %s were of other scores, and are dropped: set_threshold() measures them again", ", ".join(gone))
+            self.thresholds = {name: threshold for name, threshold in self.thresholds.items() if name not in gone}
+
     def _check_learned(self, class_name: str) -> None:
         if class_name not in self.classes:
             raise ValueError(f"class {class_name!r} was not learned; known: {', '.join(self.classes)}")
@@ -568,7 +577,8 @@ class ContinualModel:
         predict_only: bool = False,
     ) -> ContinualModel:
         """Read what `save` wrote. ``config`` replaces the stored one where it does not change the networks (e.g.
-        another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows.
+        another strategy, see `consolidate`, or training schedule); where it changes the sampler or the scores, `recalibrate` follows,
+        and thresholds are dropped, with a warning.
         ``predict_only``: without what predictions do not need, as bases, which may be larger than the weights, moments and the place
         in a task. Such a model takes less memory, saves smaller files, from which it is loaded so again, and learns no further unless
         `consolidate` gives it what its strategy needs.
@@ -592,6 +602,13 @@ def _unpickled(content: bytes, device: str) -> ContinualModel:
         path = Path(folder, "model.safetensors")
         path.write_bytes(content)
         return ContinualModel.load(path, device=device)
+
+
+def _same(a: Calibration | None, b: Calibration | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    x, y = a.tensors(), b.tensors()
+    return x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)
 
 
 def _check_writable(path: str | os.PathLike) -> None:

@@ -14,7 +14,11 @@ from .weights.loading import Piece
 from .weights.tensor_file import DTYPES
 
 if TYPE_CHECKING:
+    from .config import Config
     from .model import ContinualModel
+
+# Of ``scoring``: on what no score of an image depends, or, of the file of weights, on what it is called alone.
+_NO_SCORES = ("batch_size", "calibration_images", "weights")
 
 # What the names of a model's own tensors begin with; all others are its strategy's.
 _OWN = ("model/", "autoencoder/", "latent/", "context", "calibration/", "optimizer/")
@@ -106,9 +110,18 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
         parts = {key: piece.read() for key, piece in section(f"calibration/{name}/").items()}
         model.calibrations[name] = Calibration.from_tensors(parts) if parts else None
     model.thresholds = {name: Threshold.from_dict(of) for name, of in state.get("thresholds", {}).items() if name in model.classes}
+    if model.thresholds and not _scores_alike(state["config"], model.config):
+        model._drop_thresholds(list(model.thresholds))
     # What a later task moves is its strategy's: under another one its moments begin anew.
     _restore_optimizer(model, checkpoint, bool(model.progress) and (goes_on or not model.ledger))
     model._steps_before = model._trainer.n_steps - step
+
+
+def _scores_alike(stored: dict[str, Any], config: Config) -> bool:
+    """Whether nothing that a score depends on is another one than in a file's configuration."""
+    now = config.to_dict()
+    pairs = ((now[section], key, value) for section in ("scoring", "diffusion") for key, value in stored.get(section, {}).items())
+    return all(here.get(key, value) == value for here, key, value in pairs if key not in _NO_SCORES)
 
 
 def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint, moments: bool) -> None:

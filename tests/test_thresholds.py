@@ -62,6 +62,20 @@ def test_a_later_task_makes_it_old(model, products, caplog):
     assert not caplog.records
 
 
+def test_a_threshold_of_other_scores_is_dropped(model, products, tmp_path, caplog):
+    good, path = paths(products["gear"], 0), tmp_path / "model.safetensors"
+    value = model.set_threshold("gear", good)
+    model.save(path)
+    model.recalibrate([products["gear"]])  # to what it was
+    assert ContinualModel.load(path, model.config.updated({"scoring.batch_size": 2})).thresholds["gear"].value == value
+    assert model.thresholds["gear"].value == value and not caplog.records
+    for changes in ({"scoring.top": 0.0}, {"diffusion.steps": 2}):
+        assert not ContinualModel.load(path, model.config.updated(changes)).thresholds
+    few = {"gear": products["gear"].train[:2]}
+    model.recalibrate(few)
+    assert model.predict(good, "gear").threshold is None and caplog.text.count("the thresholds of gear") == 3
+
+
 def test_a_damaged_threshold(model, products, tmp_path, monkeypatch):
     model.thresholds = {"gear": Threshold(1.0, 1.0, 3, 1)}
     monkeypatch.setattr(Threshold, "to_dict", lambda self: {"value": "much"})
