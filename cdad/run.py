@@ -200,7 +200,8 @@ def finished_results(folder: Path, protocol: Protocol) -> RunResults | None:
     if not (folder / JSON_NAME).exists():
         return None
     results = read_json(folder / JSON_NAME)
-    return results if results.matrix.n_learned == len(protocol.tasks) else None
+    same = results.matrix.tasks == tuple(map("+".join, protocol.tasks))
+    return results if same and results.matrix.n_learned == len(protocol.tasks) else None
 
 
 def _told(entry: dict) -> str:

@@ -12,7 +12,9 @@ import pytest
 
 from cdad import results
 from cdad.errors import FormatError, LimitError
+from cdad.protocols import Protocol
 from cdad.results import ClassResult, ResultWriter, RunResults, TaskMatrix
+from cdad.run import finished_results
 
 TASKS = ("base", "tile", "zipper")
 TWO = ("image_auroc", "pixel_auroc")
@@ -140,6 +142,17 @@ def test_resume_continues_and_replaces(tmp_path):
         ResultWriter(tmp_path, TASKS[:1], measures=TWO, resume=True)
     with pytest.raises(FormatError, match="expected image_auroc$"):
         ResultWriter(tmp_path, TASKS, measures=TWO[:1], resume=True)
+
+
+def test_a_run_of_other_tasks_is_not_finished(tmp_path):
+    """As many tasks are not the same ones: their results are no answer."""
+    writer = ResultWriter(tmp_path, ["tile", "a+b"])
+    for task, name in ((0, "tile"), (1, "a")):
+        writer.record(1, task, name, dict.fromkeys(results.MEASURES, 0.5))
+    writer.write()
+    assert finished_results(tmp_path, Protocol("it", (("tile",), ("a", "b")))) is not None
+    for tasks in ((("a", "b"), ("tile",)), (("tile",), ("a",)), (("tile", "a", "b"),)):
+        assert finished_results(tmp_path, Protocol("other", tasks)) is None
 
 
 def test_writer_refuses_what_does_not_fit(tmp_path):
