@@ -177,6 +177,19 @@ def test_a_cap_keeps_the_directions_of_most_energy(learned, products, quick):
     assert all(np.array_equal(after[name][0], U) for name, U in kept[0].items() if U.shape[1])
 
 
+def test_a_cap_leaves_new_tasks_their_directions(products, quick):
+    """Bases that are as wide as they may get are no reason to freeze what they guard."""
+    first, second = tasks(products)[:2]
+    model = ContinualModel(quick.updated({"continual.max_rank_share": 0.25, "continual.images": 2, "scoring.calibrate": False}))
+    model.fit_task(first, progress=False)
+    full = [name for name, U in model.bases.items() if U.shape[1] == max(1, int(0.25 * len(U)))]
+    before, found = {name: model.params[name].copy() for name in full}, {}
+    model.fit_task(second, progress=False, callback=lambda report: found.update(model.strategy._free))
+    assert len(full) > 10 and all(len(found[name]) > 0 for name in full)
+    assert all(not np.array_equal(before[name], model.params[name]) for name in full)
+    assert all(U.shape[1] <= max(1, int(0.25 * len(U))) for U in model.bases.values())  # and they stay capped
+
+
 def test_weights_that_share_features_keep_bases_of_their_own(learned, products, quick):
     """q and k read the same features: one basis, unless what they have so far differs."""
     model, first = learned[0], as_class(tasks(products)[0])

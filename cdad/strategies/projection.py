@@ -72,7 +72,8 @@ class CDAD(Strategy):
         if index == 0:
             return
         if step == 0 and not self.moves_everywhere(model.config):
-            found = model.collect_bases(classes, progress, gamma=self.config.free_gamma)
+            # What bases are capped at is no bound of these: full ones would leave a task nothing to move.
+            found = model.collect_bases(classes, progress, gamma=self.config.free_gamma, max_rank_share=1.0)
             self._free = {name: np.ascontiguousarray(U[:, self._width(name) :].T) for name, (U, _, _) in found.items()}
         if step == 0:
             self._anchor = model._trainer.block("weights").copy() if self.config.tether > 0 else None
