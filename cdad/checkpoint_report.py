@@ -34,7 +34,7 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             return {
                 "path": os.fspath(path),
                 "version": checkpoint.version,
-                "config": Config.from_dict(state["config"]).to_dict(),
+                "config": Config.from_dict(state["config"], whole=True).to_dict(),
                 "ledger": [{"classes": list(map(str, task["classes"])), "steps": int(task["steps"])} | task for task in state["ledger"]],
                 "progress": {"classes": list(map(str, state["progress"]["classes"]))} | state["progress"] if state["progress"] else {},
                 "steps": int(state["steps"]),

@@ -376,9 +376,10 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of `to_dict`; missing keys take their defaults, unknown ones raise ValueError."""
-        return _build(cls, _renamed(values), "config")
+    def from_dict(cls, values: dict[str, Any], *, whole: bool = False) -> Config:
+        """The inverse of `to_dict`; missing keys take their defaults, unknown ones raise ValueError. ``whole``: every key was there
+        that the build knew which wrote it: what is missing is newer, and stands for what that build did."""
+        return _build(cls, _completed(_renamed(values)) if whole else _renamed(values), "config")
 
     def updated(self, changes: dict[str, Any]) -> Config:
         """A copy with dotted keys replaced, e.g. ``{"training.lr": 1e-4, "seed": 3}``. A table for a section, as in
@@ -411,15 +412,15 @@ class Config:
         return "\n".join(lines + sections) + "\n"
 
     @classmethod
-    def from_toml(cls, path: str | os.PathLike) -> Config:
-        """Read a TOML file. A ``preset`` key names the preset that the other keys change."""
+    def from_toml(cls, path: str | os.PathLike, *, whole: bool = False) -> Config:
+        """Read a TOML file. A ``preset`` key names the preset that the other keys change. ``whole``: as in `from_dict`."""
         try:
             values = tomllib.loads(Path(path).read_text("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
         base = preset(values.pop("preset", "small"))
         flat = {}
-        for key, value in _renamed(values).items():
+        for key, value in (_completed(_renamed(values)) if whole else _renamed(values)).items():
             if isinstance(value, dict):
                 flat.update({f"{key}.{name}": item for name, item in value.items()})
             else:
@@ -429,6 +430,8 @@ class Config:
 
 # What checkpoints and runs of earlier versions call a key.
 _OLD_NAMES = {"training": {"first_moment": "moments"}}
+# What they did where they have no such key, and today's default is another.
+_BEFORE = {"continual": {"frozen": []}}
 
 
 def _renamed(values: Any) -> Any:
@@ -441,6 +444,13 @@ def _renamed(values: Any) -> Any:
         else value
         for section, value in values.items()
     }
+
+
+def _completed(values: Any) -> Any:
+    """The table of an earlier version with the keys that it had none of."""
+    if not isinstance(values, dict):
+        return values
+    return {section: _BEFORE.get(section, {}) | value if isinstance(value, dict) else value for section, value in values.items()}
 
 
 def _toml_value(value: Any) -> str:

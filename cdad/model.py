@@ -589,7 +589,7 @@ class ContinualModel:
                 model = cls(config, device=device, parallel=parallel, _load_weights=False)
             else:
                 try:
-                    config = Config.from_dict(checkpoint.state["config"])
+                    config = Config.from_dict(checkpoint.state["config"], whole=True)
                     model = cls(config, device=device, parallel=parallel, _load_weights=False)
                 except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
                     raise CheckpointError(f"its configuration makes no model: {error}", path) from error

@@ -276,5 +276,5 @@ def _draw(results: RunResults, folder: Path, names: list[str], losses: Path) -> 
 
 def read_config(folder: str | os.PathLike) -> Config:
     """The resolved configuration of a run folder."""
-    return Config.from_toml(Path(folder) / CONFIG)
+    return Config.from_toml(Path(folder) / CONFIG, whole=True)
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import cdad
-from cdad import CheckpointError, ContinualModel, _core
+from cdad import CheckpointError, Config, ContinualModel, _core
+from cdad.checkpoint import Checkpoint, save_checkpoint
+from cdad.run import CONFIG, read_config
 
 ENCODER = ("unet.time_embed", "unet.input_blocks", "unet.middle_block")
 
@@ -119,6 +121,19 @@ def test_more_is_frozen_by_a_load(first, config, products, tmp_path):
     again = ContinualModel.load(tmp_path / "second.safetensors", config)
     with pytest.raises(CheckpointError, match="consolidate"):
         again.fit_task([products["cloth"]], progress=False)
+
+
+def test_files_of_builds_that_froze_nothing_stay_so(first, tmp_path):
+    """Their configuration has no such key, and today's default would stop half of a network from learning on."""
+    with Checkpoint(first) as checkpoint:
+        tensors, state = {name: checkpoint.read(name) for name in checkpoint.tensors}, checkpoint.state
+    del state["config"]["continual"]["frozen"], state["strategy"]["frozen"]
+    save_checkpoint(tmp_path / "old.safetensors", tensors, state)
+    assert ContinualModel.load(tmp_path / "old.safetensors").config.continual.frozen == ()
+    whole = cdad.preset("small").updated({"continual.frozen": ()})
+    (tmp_path / CONFIG).write_text(whole.to_toml().replace("frozen = []\n", ""))
+    assert read_config(tmp_path) == whole
+    assert Config.from_toml(tmp_path / CONFIG) == cdad.preset("small"), "a user's file changes what it names"
 
 
 def test_a_task_goes_on_with_what_it_moves(first, config, products, tmp_path):
