@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import Checkpoint, save_checkpoint
 from .errors import CheckpointError, FormatError
 from .scoring import Calibration
+from .strategies.projection import STAYS
 from .thresholds import Threshold
 from .weights import fill
 from .weights.loading import Piece
@@ -135,6 +136,8 @@ def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint, moments: b
     if trainer.age and not {"m", "v"} <= names.keys():
         raise CheckpointError("it has no optimizer/m or optimizer/v", checkpoint.path)
     if trainer.age:
+        if model.ledger and not model.strategy.ready:
+            raise CheckpointError(f"it lacks bases that this configuration wants: {STAYS}", checkpoint.path)
         model.strategy.restrict(model, len(model.ledger))
     for block, name in names.items():
         if not (averaged if block == "ema" else trainer.age):
@@ -147,7 +150,7 @@ def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint, moments: b
         try:
             trainer.set_block(block, values)  # which turns moments that were kept in another way
         except ValueError as error:
-            reason = f"{name} is {list(found.shape)}: {error}; within a task free_gamma, frozen and projection stay as they were, and so does cdad"
+            reason = f"{name} is {list(found.shape)}: {error}; {STAYS}"
             raise CheckpointError(reason, checkpoint.path) from error
     if averaged and "ema" not in names:  # it was trained without: the average begins with the weights
         trainer.set_block("ema", trainer.block("weights"))

@@ -149,10 +149,27 @@ def test_a_task_goes_on_with_what_it_moves(first, config, products, tmp_path):
     interrupted.save(path)
     with pytest.raises(ValueError, match="free_gamma, frozen and projection stay"):
         ContinualModel.load(path, config.updated({"continual.frozen": (*ENCODER, "amn")}))
+    # With less of it frozen, moments fit: what the bases lack would be told by fit_task, where only another load helps.
+    with pytest.raises(CheckpointError, match="free_gamma, frozen and projection stay"):
+        ContinualModel.load(path, config.updated({"continual.frozen": ()}))
     resumed = ContinualModel.load(path)
     for model in (resumed, whole):
         model.fit_task([products["steel"]], progress=False)
     assert all(np.array_equal(whole.params[name], resumed.params[name]) for name in whole.params.shapes())
+
+
+def test_a_task_that_froze_more_goes_on_with_no_less(first, config, products, tmp_path):
+    """The bases of the task before are there, and no directions of the task's own."""
+    model = ContinualModel.load(first, config.updated({"continual.frozen": (*ENCODER, "amn")}))
+
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_task([products["steel"]], progress=False, callback=stop)
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no directions of amn.*free_gamma, frozen and projection stay"):
+        ContinualModel.load(tmp_path / "model.safetensors", config)
 
 
 def test_a_collector_takes_the_weights_that_are_named(first):

@@ -20,6 +20,9 @@ TOLERANCE = 1e-6
 # (benchmarks/RESULTS.md). So it is tethered by so much more.
 _LAST, _LAST_TETHER = "unet.out.2.weight", 10.0
 
+# Of a file whose task is not done.
+STAYS = "within a task free_gamma, frozen and projection stay as they were, and so does cdad"
+
 
 class CDAD(Strategy):
     """Updates stay orthogonal to the input features of the old tasks (paper, Eqs. 6 and 7); parameters without such
@@ -89,8 +92,10 @@ class CDAD(Strategy):
             basis = None if _is_within(name, self.config.frozen) else self.bases.get(name)
             if basis is None or whole:
                 model._trainer.protect(name, basis, frozen=basis is None)
-            else:
+            elif name in self._free:
                 model._trainer.confine(name, self._free[name])
+            else:  # another configuration's task, of which a file has no more
+                raise CheckpointError(f"it has no directions of {name}: {STAYS}")
         model._trainer.tether(self._anchor, self.config.tether, {_LAST: _LAST_TETHER * self.config.tether})
 
     def after_task(self, model, classes, progress):
