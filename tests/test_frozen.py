@@ -123,6 +123,22 @@ def test_more_is_frozen_by_a_load(first, config, products, tmp_path):
         again.fit_task([products["cloth"]], progress=False)
 
 
+def test_a_later_task_moves_the_average_by_its_updates_alone(config, products):
+    """What draws old products is the average, which lags behind the weights when their task ends. Here no later step moves any."""
+    changes = {"training.ema_decay": 0.9, "training.increment_lr": 0.0}
+    model = ContinualModel(config.updated(changes))
+    lags = []
+    model.fit_task(
+        [products["gear"]],
+        progress=False,
+        callback=lambda report: lags.append(np.abs(model._trainer.block("weights") - model._trainer.block("ema")).max()),
+    )
+    assert lags[-1] > 1e-4
+    average = model._trainer.block("ema").copy()
+    model.fit_task([products["steel"]], progress=False)
+    np.testing.assert_allclose(model._trainer.block("ema"), average, rtol=1e-5, atol=1e-8)
+
+
 def test_files_of_builds_that_froze_nothing_stay_so(first, tmp_path):
     """Their configuration has no such key, and today's default would stop half of a network from learning on."""
     with Checkpoint(first) as checkpoint:

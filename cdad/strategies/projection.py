@@ -104,6 +104,10 @@ class CDAD(Strategy):
         new = {name: U for name, (U, _) in checked.items()}
         self.bases, self._narrow = self._stored(new)
         self._without = list(self.config.frozen)
+        if model.config.training.ema_decay > 0:
+            # Features are the average's, which draws: later, on its way to other weights, it would move along them, and in what
+            # is frozen, too.
+            model._trainer.set_block("weights", model._trainer.block("ema"))
         ranks = [U.shape[1] / U.shape[0] for U in new.values()]
         report = {
             "rank_share": float(np.mean(ranks)),
