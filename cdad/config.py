@@ -431,7 +431,7 @@ class Config:
 # What checkpoints and runs of earlier versions call a key.
 _OLD_NAMES = {"training": {"first_moment": "moments"}}
 # What they did where they have no such key, and today's default is another.
-_BEFORE = {"continual": {"frozen": []}}
+_BEFORE = {"continual": {"frozen": [], "tether": 0.0}}
 
 
 def _renamed(values: Any) -> Any:
