@@ -120,7 +120,7 @@ def test_forms_of_a_task(products):
         ([ClassData("gear", (HERE,), ()), "a.png"], "mixed"),
         ([np.zeros((8, 8, 3)), ClassData("gear", (HERE,), ())], "classes and images are mixed"),
         ({"gear": Image.new("RGB", (8, 8))}, "class 'gear': a list of images is wanted, not of the type Image"),
-        ({"gear": [HERE, np.zeros((8, 8, 3), np.int32)]}, "^class 'gear', image 1 is of int32; uint8, or float32"),
+        ({"gear": [HERE, np.zeros((8, 8, 3), np.int32)]}, "^class 'gear', image 1 is of int32; uint8, uint16, or float32"),
         ({"gear": DeviceArray(np.zeros((2, 8, 8, 3), np.float32), "emulated")}, "^class 'gear': an array on emulated; images are read"),
         ({"gear": [DeviceArray(np.zeros((8, 8, 3), np.float32), "emulated")]}, "^class 'gear', image 0 lies on emulated; images are read"),
     ],

@@ -451,10 +451,10 @@ def test_a_task_that_is_stopped_outside_of_its_steps_goes_on(first_checkpoint, p
     whole.fit_task(task, progress=False)
     collect = ContinualModel.collect_bases
 
-    def stopped(self, classes, progress=True, *, gamma=None):
+    def stopped(self, classes, progress=True, *, gamma=None, **how):
         if (gamma is None) == (where == "after its last one"):
             raise KeyboardInterrupt
-        return collect(self, classes, progress, gamma=gamma)
+        return collect(self, classes, progress, gamma=gamma, **how)
 
     monkeypatch.setattr(ContinualModel, "collect_bases", stopped)
     with pytest.raises(KeyboardInterrupt):
