@@ -59,7 +59,7 @@ def test_memory_of_training_is_as_planned(root, products):
     share = found.assumed["rank_share"] * bases / found.memory["increment"]["bases"]
     found = cdad.plan(preset("small").updated(QUICK), images=len(products["gear"].train), rank_share=share)
     assert found.memory["increment"]["bases"] == pytest.approx(bases, rel=0.01)
-    assert whole == pytest.approx(found.peak["collecting"], rel=0.08)
+    assert whole == pytest.approx(found.peak["collecting"], rel=0.1)  # threads' solving overlaps as it comes: 6 % alone, 9 beside others
 
 
 def test_memory_of_sampling_and_scoring_is_as_planned(root):
