@@ -80,7 +80,7 @@ AdamW's, of what a task moves; update is what projections work in; autoencoder a
 is that of a batch that is drawn; data is decoded images and latents; batches those made ahead; images those on their way
 to be encoded or scored; streams collect features; solving is what bases are computed in; bases, while they are made, are what
 they take beyond the streams whose place they take; directions are those in which a later task moves weights; kept is what
-other strategies keep of earlier tasks, in blocks as large as the weights. Nothing of it is allocated for planning. A time is
+strategies keep beside, in blocks as large as the weights. Nothing of it is allocated for planning. A time is
 an estimate: the operations of the products, and what the optimiser goes through, by the speed of a part of the network with
 one image."""
 

@@ -198,7 +198,7 @@ class ContinualConfig:
     stay, and the ledger tells what the others held. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
     checkpoints; what is used is what a checkpoint gives back. ``frozen``: parts of the networks, by the beginnings of their
     weights' names up to a dot, that "cdad" trains in the first task alone: they get no bases, and later tasks no gradients there. With
-    "amn" among them nothing is differentiated below the U-Net's output blocks, and an increment takes half of its time. ``tether``: of
+    "amn" among them nothing is differentiated below the U-Net's output blocks, and an increment takes two thirds of the time. ``tether``: of
     "cdad": after each step of a later task, what it moves goes back towards what it was when the task began, by the learning rate times
     so much of the way (Li et al. 2018, L2-SP, decoupled as AdamW's decay is), and the U-Net's last layer by ten times as much; 0:
     nothing does.
