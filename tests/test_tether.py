@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import cdad
 from cdad import CheckpointError, ContinualModel, _core, preset
+from cdad.strategies import make_strategy
 
 RATE = 30.0
 
@@ -94,6 +97,13 @@ def test_a_step_goes_back_by_its_share(clip_norm, projection, device):
 def test_what_is_no_tether(first, anchor, rate, error, message):
     with pytest.raises(error, match=message):
         ContinualModel.load(first)._trainer.tether(anchor, *((1.0, rate) if isinstance(rate, dict) else (rate,)))
+
+
+def test_the_last_layer_is_held_ten_times_as_much(config):
+    told, strategy = [], make_strategy(config.continual)
+    trainer = SimpleNamespace(tether=lambda *how: told.append(how))
+    strategy.restrict(SimpleNamespace(config=config, params=SimpleNamespace(shapes=dict), _trainer=trainer), 1)
+    assert told == [(None, RATE, {"unet.out.2.weight": 10 * RATE})]
 
 
 def test_a_tethered_task_moves_less_and_lets_go(first, config, products):
