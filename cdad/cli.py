@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--no-masks", action="store_true", help="defective images may lack masks: no measures of pixels then")
     evaluation.add_argument("--classes", nargs="*", help="default: all that the model has learned and the data hold")
     evaluation.add_argument("--out", help="folder for metrics.json and contact sheets")
+    evaluation.add_argument("--quiet", action="store_true", help="no progress bars")
 
     predict = command("predict", _predict, "Score images: a CSV line each, and maps as pictures with --out. Exit status 1: not all could be read.")
     predict.add_argument("model", help="a run's folder or a checkpoint")
@@ -210,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("out", metavar="OUT")
     convert.add_argument("--variant", default="", help="of the files in a folder: fp16, non_ema")
     convert.add_argument("--ema", action="store_true", help="the U-Net's moving averages instead of its weights")
-    pull = action("pull", _weights_pull, "Fetch published weights (pip install cdad[hub]).")
+    pull = action("pull", _weights_pull, "Fetch published weights (pip install 'cdad[hub]').")
     pull.add_argument("name", choices=list(PUBLISHED))
     pull.add_argument("--to", required=True, metavar="DIR")
 
@@ -282,12 +283,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _checkpoint(path: str) -> Path:
     given = Path(path)
-    return given / CHECKPOINT if given.is_dir() else given
+    found = given / CHECKPOINT if given.is_dir() else given
+    if not found.exists():
+        raise FileNotFoundError(f"there is no model at {path}: a run's folder that has {CHECKPOINT} is wanted, or a checkpoint")
+    return found
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
-    results = evaluate(model, open_dataset(arguments.data, require_masks=not arguments.no_masks), arguments.classes or None)
+    dataset = open_dataset(arguments.data, require_masks=not arguments.no_masks)
+    results = evaluate(model, dataset, arguments.classes or None, progress=not arguments.quiet)
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
     if arguments.out:

@@ -57,7 +57,7 @@ def _around_the_backend() -> list[tuple[str, bool, str]]:
     nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), *(str(home / "bin") for home in homes)]))
     return [
         ("NVIDIA driver", version.value > 0, driver),
-        ("cuBLAS", bool(found), found[0] if found else f"no {name}: pip install cdad[cuda13]"),
+        ("cuBLAS", bool(found), found[0] if found else f"no {name}: pip install 'cdad[cuda13]'"),
         ("nvcc", nvcc is not None, nvcc or "not found: where it is, installing cdad builds the backend"),
     ]
 

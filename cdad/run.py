@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import logging
 import os
 import time
@@ -250,9 +251,11 @@ class _LossLog:
             with open(path, newline="") as file:
                 rows = (row for row in csv.reader(file) if len(row) == len(_LOSSES) and row[0].isdigit())
                 kept = [row for row in rows if (int(row[0]), int(row[1])) < done]
-        self._file = open(path, "w", newline="")
+        begun = io.StringIO(newline="")
+        csv.writer(begun).writerows([_LOSSES, *kept])
+        write_atomically(path, begun.getvalue().encode())
+        self._file = open(path, "a", newline="")
         self._writer = csv.writer(self._file)
-        self._writer.writerows([_LOSSES, *kept])
 
     def __call__(self, r: StepReport) -> None:
         values = (f"{x:.6g}" for x in (r.loss, r.loss_cdm, r.loss_amn, r.grad_norm))

@@ -16,8 +16,9 @@ import pytest
 from layouts import load_checkpoint
 from PIL import Image
 
-from cdad import ContinualModel
+from cdad import ContinualModel, run
 from cdad.cli import main
+from cdad.model import StepReport
 
 QUICK = [
     "--preset", "tiny",
@@ -58,6 +59,33 @@ def test_resuming_a_finished_run_changes_nothing(root, run_folder, capsys):
     assert (run_folder / "loss.csv").read_bytes() == losses
     told = capsys.readouterr().out
     assert "A- (%)" in told and "BWT (%)" in told
+
+
+def test_losses_outlive_a_crash_as_their_file_is_taken_up_again(tmp_path, monkeypatch):
+    log = tmp_path / "loss.csv"
+    text = "task,step,loss,loss_cdm,loss_amn,grad_norm\n0,0,1,1,1,1\n0,1,2,2,2,2\n"
+    log.write_text(text)
+
+    def crash(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", crash)
+        with pytest.raises(OSError, match="no space left"):
+            run._LossLog(log, done=(0, 1))
+    assert log.read_text() == text
+    again = run._LossLog(log, done=(0, 1))
+    again(StepReport(task=0, step=1, steps=2, loss=3.0, loss_cdm=3.0, loss_amn=0.0, grad_norm=4.0, lr_scale=1.0))
+    again.close()
+    assert log.read_text().split() == ["task,step,loss,loss_cdm,loss_amn,grad_norm", "0,0,1,1,1,1", "0,1,3,3,0,4"]
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "threshold", "export"])
+def test_a_model_that_is_not_there(root, tmp_path, capsys, command):
+    rest = {"eval": ["--data", str(root)], "predict": ["a.png"], "threshold": ["a.png", "--class", "gear"], "export": [str(tmp_path / "out")]}
+    for path in (tmp_path / "nothing", tmp_path):
+        assert main([command, str(path), *rest[command]]) == 1
+        assert f"there is no model at {path}" in capsys.readouterr().err
 
 
 def test_a_table_says_what_is_trained_and_tested(root, tmp_path, capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import FIRST
 
-from cdad import CheckpointError, ContinualModel, _core
+from cdad import CheckpointError, ContinualModel, _core, open_dataset
 from cdad.config_checks import STRATEGIES
 from cdad.data import MixedBatches, TrainingBatches, read_pixels, spread
 from cdad.strategies import CDAD, EWC, MAS, SI, ControlNet, Distill, Joint, Replay, Strategy, make_strategy
@@ -398,6 +399,15 @@ def test_joint_training_takes_all_images_and_calibrates_all(started, products, q
     assert model.ledger[-1]["steps"] == 3 * quick_config.training.increment_steps
     assert not np.array_equal(model.calibrations["gear"].mean, before["gear"].mean)
     assert list(model.strategy.old) == [*FIRST, "steel"]
+
+
+def test_joint_training_finds_its_images_from_another_folder(root, quick_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    data = open_dataset(".")
+    model = ContinualModel(quick_config.updated({"continual.strategy": "joint"}))
+    model.fit_task([data["gear"]], progress=False)
+    monkeypatch.chdir(tmp_path)
+    assert all(Path(path).is_file() for path in model.strategy.old["gear"])
 
 
 def assert_off(moves, basis, before):

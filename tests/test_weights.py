@@ -490,7 +490,7 @@ def test_pull(tmp_path, truth, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert command() == 1
-    assert "pip install cdad[hub]" in capsys.readouterr().err
+    assert "pip install 'cdad[hub]'" in capsys.readouterr().err
 
     hub, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
     errors.HfHubHTTPError = type("HfHubHTTPError", (Exception,), {})

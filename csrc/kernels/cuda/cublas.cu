@@ -43,7 +43,7 @@ static void *open_library(const char *folders, char *text, size_t bytes) {
     if (library)
         snprintf(text, bytes, "%s", LIBRARY);
     else
-        snprintf(text, bytes, "%s is neither in NVIDIA's wheels (pip install cdad[cuda13]) nor in a CUDA 13 toolkit", LIBRARY);
+        snprintf(text, bytes, "%s is neither in NVIDIA's wheels (pip install 'cdad[cuda13]') nor in a CUDA 13 toolkit", LIBRARY);
     return library;
 }
 
