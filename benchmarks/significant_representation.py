@@ -104,8 +104,8 @@ def memory_worker(blocks: int) -> dict[str, Any]:
     return {"peak": process_memory.peak()}
 
 
-def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
-    """Seconds of a training step of a preset ("sd15": of one image), its updates in turn "plain"; "cdad": in as many
+def projection_worker(preset: str, repeats: int) -> dict[str, list[float]]:
+    """Seconds, once a repeat, of a training step of a preset ("sd15": of one image), its updates in turn "plain"; "cdad": in as many
     directions as new products get on real images (`cdad.planning.OWN_SHARE`); "whole": in all off d/4 protected ones;
     "increment_plain" and "increment": as plain and cdad, without what the preset has frozen in increments. And the peer, "torch":
     what forming U U^T of those adds there. All in one process, one after the other, as the machine has slow moments."""
@@ -152,7 +152,12 @@ def projection_worker(preset: str, repeats: int) -> dict[str, Any]:
             began = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - began)
-    return {side: statistics.median(seconds) for side, seconds in times.items()}
+    return times
+
+
+def added(longer: list[float], shorter: list[float]) -> float:
+    """By which share the one takes longer than the other: median over the repeats, whose own slow moments touch both."""
+    return statistics.median(a / b for a, b in zip(longer, shorter, strict=True)) - 1
 
 
 def orthonormal_columns(d: int, counts: list[int]) -> list[np.ndarray]:
@@ -219,18 +224,20 @@ class Bench:
 
     def projection_sd15(self) -> list[dict]:
         times = self.spawn("projection", "sd15", str(min(3, self.arguments.rounds)))
-        plain, ours = times["plain"], times["cdad"]
+        plain, ours = statistics.median(times["plain"]), statistics.median(times["cdad"])
         print(f"sd15, a step of one image: {1e3 * plain:.0f} ms, projected {1e3 * ours:.0f} ms", flush=True)
-        return [self.record("projection_overhead_sd15", 100 * (ours / plain - 1), "%", "the step without it", 0.0, plain / ours)]
+        over = added(times["cdad"], times["plain"])
+        return [self.record("projection_overhead_sd15", 100 * over, "%", "the step without it", 0.0, 1 / (1 + over))]
 
     def projection(self) -> list[dict]:
-        times = self.spawn("projection", "small", str(3 if self.arguments.quick else 5 * self.arguments.rounds))
+        runs = self.spawn("projection", "small", str(3 if self.arguments.quick else 5 * self.arguments.rounds))
+        times = {side: statistics.median(seconds) for side, seconds in runs.items()}
         plain, peer = times["plain"], times["torch"]
         print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * times['cdad']:.0f} ms, on all that is free {1e3 * times['whole']:.0f} ms; "
               f"an increment's {1e3 * times['increment']:.0f} ms, {1e3 * times['increment_plain']:.0f} ms without projection; "
               f"by U U^T in PyTorch {1e3 * peer:.0f} ms more", flush=True)  # fmt: skip
-        found = [self.record(name, 100 * (times[side] / times[bare] - 1), "%", "U U^T formed, PyTorch", 100 * peer / plain,
-                             peer / max(times[side] - times[bare], 1e-3 * plain))
+        found = [self.record(name, 100 * added(runs[side], runs[bare]), "%", "U U^T formed, PyTorch", 100 * peer / plain,
+                             peer / max(added(runs[side], runs[bare]) * times[bare], 1e-3 * plain))
                  for name, side, bare in (("projection_overhead", "cdad", "plain"), ("projection_overhead_whole", "whole", "plain"),
                                           ("projection_overhead_increment", "increment", "increment_plain"))]  # fmt: skip
         return [*found, self.record("increment_step", 1e3 * times["increment"], "ms", "the step without projection, of all weights",
