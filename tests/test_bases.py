@@ -123,6 +123,29 @@ def test_a_step_makes_no_gradient_of_what_is_frozen(quick, clip_norm):
     assert trainer.step(latent, image, image)[-1] > norm
 
 
+@pytest.mark.parametrize("device, clip_norm", [("cpu", 0.0), ("cpu", 1.0), ("emulated", 1.0)])
+def test_a_step_leaves_what_the_model_has_no_part_in(quick, device, clip_norm):
+    """Parameters of another network in the same store: they have no gradient, and no decay; their average goes on."""
+    config = quick.updated({"training.clip_norm": clip_norm, "training.ema_decay": 0.5, "training.weight_decay": 0.5})
+    autoencoder = {"channels": 64, "latent_channels": 4, "midblock": False}
+    n, norms = config.latent_size, []
+    latent = _core.random_normal((2, n, n, config.autoencoder.latent_channels), 0, 0)
+    image = _core.random_normal((2, 64, 64, 3), 0, 1)
+    for kinds in ([], ["tiny_encode"]):
+        params = _core.Params(device)
+        for kind in kinds:
+            _core.Network(params, kind, autoencoder, 1, (64, 64))
+        others = set(params.shapes())
+        trainer = _core.Trainer(params, config.denoiser(), 2, config.optimizer(), 0)
+        before = {name: params[name].copy() for name in params.shapes()}
+        trainer.set_block("ema", np.zeros_like(trainer.block("ema")))
+        norms.append(trainer.step(latent, image, image)[-1])
+        assert all(np.array_equal(params[name], before[name]) for name in others)
+        assert np.allclose(trainer.block("ema"), 0.5 * trainer.block("weights"), rtol=1e-6, atol=0)
+        assert trainer.gradients(latent, image, image, *trainer.drawn())[-1].keys() == before.keys() - others
+    assert norms[0] == norms[1]
+
+
 def test_a_basis_that_drifts_is_made_orthonormal_again(products, quick, monkeypatch):
     rng = np.random.default_rng(0)
     U = np.linalg.qr(rng.standard_normal((300, 280)))[0].astype(np.float32)

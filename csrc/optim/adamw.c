@@ -102,8 +102,12 @@ cdad_status cdad_optimizer_block(cdad_optimizer *o, int64_t n, cdad_error *err) 
 }
 
 float *cdad_optimizer_gradient(const cdad_optimizer *o, int64_t i) {
-    return o->grads + (o->places ? o->places[i] : o->params->items[i].offset);
+    const int64_t at = o->places ? o->places[i] : o->params->items[i].offset;
+    return at < 0 ? NULL : o->grads + at;
 }
+
+/* Whether steps leave parameter i where it is: it is frozen, or there is no gradient of it. */
+static int stays(const cdad_optimizer *o, int64_t i) { return o->protection[i].frozen || (o->places && o->places[i] < 0); }
 
 static cdad_moment_format second_format(const cdad_optimizer *o) {
     return o->config.moments == CDAD_MOMENT_8BIT ? CDAD_MOMENT_8BIT : CDAD_MOMENT_FLOAT32;
@@ -345,7 +349,7 @@ static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
 /* Whether parameter i's update, of a gradient that is held, is one of those by one launch: as short as biases are, moved as it is,
  * its moments not in 8 bit. */
 static int shares_launch(const cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
-    return ctx->kernels->adamw_each && !o->tether && !o->protection[i].frozen && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
+    return ctx->kernels->adamw_each && !o->tether && !stays(o, i) && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
 }
 
 /* Lists them in o->small, and returns how many they are. */
@@ -397,6 +401,7 @@ static cdad_adamw numbers(const cdad_optimizer *o, double grad_scale) {
 static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *du, cdad_adamw h) {
     const cdad_param *p = &o->params->items[i];
     const cdad_protection *q = &o->protection[i];
+    const int still = stays(o, i);
     const int64_t at = p->offset;
     float *w = o->params->values + at, *e = o->ema ? o->ema + at : NULL;
     void *const m = cdad_moment_of(&o->m, i, &h.m_most), *const v = cdad_moment_of(&o->v, i, &h.v_most);
@@ -404,15 +409,15 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
     h.path = o->path ? o->path + at : NULL;
     if (q->basis && o->config.projection == CDAD_PROJECT_UPDATE)
         h.weight_decay = 0.0f; /* decay moves the weight inside the protected subspace */
-    if (!q->frozen && !in_coordinates(o, i)) {
+    if (!still && !in_coordinates(o, i)) {
         ctx->kernels->adamw(ctx, w, m, v, o->tether ? NULL : e, NULL, grad, p->count, &h);
         if (!o->tether)
             return;
-    } else if (!q->frozen) {
+    } else if (!still) {
         ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, o->moving[i], &h);
         cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
     }
-    if (!q->frozen && o->tether) /* as an average of the anchor goes towards what it averages */
+    if (!still && o->tether) /* as an average of the anchor goes towards what it averages */
         ctx->kernels->add_to(ctx, (float *)(uintptr_t)(o->tether + at), w, NULL, p->count, (float)(1.0 / (1.0 + h.lr * o->tether_rates[i])));
     if (e)
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
@@ -422,7 +427,7 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
  * projections are products. */
 static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
     const cdad_param *p = &o->params->items[i];
-    if (o->protection[i].frozen)
+    if (stays(o, i))
         return;
     event->bytes += o->moving[i] * ((int64_t)sizeof(float) + 2 * cdad_moment_element(o->moving[i], o->m.format) +
                                     2 * cdad_moment_element(o->moving[i], o->v.format));
@@ -443,7 +448,7 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     float *own = (float *)((char *)o->scratch + o->update_offset);
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
     cdad_adamw h = numbers(o, 1.0);
-    if (!o->protection[i].frozen) {
+    if (!stays(o, i)) {
         grad = prepare(o, ctx, i, grad, own);
         CDAD_TRY(measure(o, ctx, i, grad, err));
         if (ctx->device)
@@ -479,7 +484,7 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     if (n_small)
         ctx->kernels->sum_squares_each(ctx, params->values, o->small, n_small, &o->pull);
     for (int64_t i = 0; i < params->n; i++) {
-        if (o->protection[i].frozen || shares_launch(o, ctx, i))
+        if (stays(o, i) || shares_launch(o, ctx, i))
             continue;
         float *grad = cdad_optimizer_gradient(o, i);
         CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
@@ -487,7 +492,7 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     CDAD_TRY(take_norm(o, grad_norm, err));
     cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
     for (int64_t i = 0; i < params->n; i++) {
-        float *grad = o->protection[i].frozen ? NULL : cdad_optimizer_gradient(o, i);
+        float *grad = stays(o, i) ? NULL : cdad_optimizer_gradient(o, i);
         if (!shares_launch(o, ctx, i))
             move(o, ctx, i, grad, grad, h);
         count_work(o, i, &event);

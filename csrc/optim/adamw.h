@@ -43,8 +43,8 @@ typedef struct cdad_optimizer {
     float *grads;                /* all gradients at once, or NULL: cdad_optimizer_block */
     cdad_shared *gradients;      /* what holds them */
     int64_t held;                /* numbers that it holds */
-    const int64_t *places;       /* [params->n] where the block has each one's gradient; NULL: where params->values has the parameter;
-                                  * borrowed */
+    const int64_t *places;       /* [params->n] where the block has each one's gradient, negative: there is none; NULL: where
+                                  * params->values has the parameter; borrowed */
     cdad_protection *protection; /* [params->n] */
     cdad_update *small;          /* [params->n] room for those that share a launch */
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
@@ -93,7 +93,7 @@ void cdad_optimizer_reset(cdad_optimizer *o);
 CDAD_MUST_USE cdad_status cdad_optimizer_moments(cdad_optimizer *o, cdad_error *err);
 /* The block that holds all gradients at once, `n` numbers, zeros at first; what it held is lost where n changes. */
 CDAD_MUST_USE cdad_status cdad_optimizer_block(cdad_optimizer *o, int64_t n, cdad_error *err);
-/* Where it holds that of parameter i. */
+/* Where it holds that of parameter i, or NULL: there is none. */
 float *cdad_optimizer_gradient(const cdad_optimizer *o, int64_t i);
 
 /* The directions [*rank,d] in whose coordinates AdamW works for parameter i, where the parameters lie, or NULL: in none. */
@@ -113,7 +113,7 @@ CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_cont
  * factor is known only when all are there. Nothing is allocated between begin and end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                                cdad_error *err);
-/* Parameter i; the gradient is only read, of what is frozen not at all. One that is not finite leaves the parameter as it was, and fails with its name: here,
+/* Parameter i; the gradient is only read, of what is frozen, or has none, not at all. One that is not finite leaves the parameter as it was, and fails with its name: here,
  * or, on a device, at the end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
                                              cdad_error *err);

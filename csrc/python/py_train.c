@@ -181,13 +181,16 @@ static PyObject *trainer_drawn(PyObject *o, PyObject *unused) {
     return noises ? Py_BuildValue("NN", noises, timesteps) : NULL;
 }
 
-/* {name: gradient} copied from the optimiser's block. */
+/* {name: gradient} copied from the optimiser's block, of the model's parameters. */
 static PyObject *gradient_dict(const py_trainer *self) {
     const cdad_params *p = self->params->params;
     const cdad_optimizer *opt = cdad_trainer_optimizer(self->trainer);
     PyObject *dict = PyDict_New();
     for (int64_t i = 0; dict && i < p->n; i++) {
-        PyObject *a = cdad_py_download(cdad_py_trainer_device(self), &p->items[i].shape, NPY_FLOAT32, cdad_optimizer_gradient(opt, i), 1);
+        const float *gradient = cdad_optimizer_gradient(opt, i);
+        if (!gradient)
+            continue;
+        PyObject *a = cdad_py_download(cdad_py_trainer_device(self), &p->items[i].shape, NPY_FLOAT32, gradient, 1);
         if (!a || PyDict_SetItemString(dict, p->items[i].name, a) < 0)
             Py_CLEAR(dict);
         Py_XDECREF(a);

@@ -20,11 +20,11 @@ typedef struct step_plan {
     int written;           /* they go straight into the optimiser's block */
     int64_t *ranks;        /* [params->n] of the directions, 0: none; FROZEN: no gradient */
     unsigned char *given;  /* [params->n] whose gradients come in coordinates */
-    int64_t *places;       /* [params->n] where a block of all gradients has each one's; nothing of what is frozen */
+    int64_t *places;       /* [params->n] where a block of all gradients has each one's, or NO_PLACE: it is frozen, or no part of the model */
     int64_t held;          /* numbers of that block */
 } step_plan;
 
-enum { FROZEN = -1 };
+enum { FROZEN = -1, NO_PLACE = -1 };
 
 struct cdad_trainer {
     cdad_denoiser_config config;
@@ -168,7 +168,7 @@ static cdad_status add_gradients(const cdad_trainer *t, step_plan *p, cdad_value
     }
     for (int64_t i = 0; i < t->params->n; i++) { /* from sizes to places, aligned as parameters are: whole gradients lie like these */
         const int64_t size = p->places[i];
-        p->places[i] = p->held;
+        p->places[i] = size > 0 ? p->held : NO_PLACE;
         p->held += cdad_align_up(size * (int64_t)sizeof(float)) / (int64_t)sizeof(float);
     }
     return CDAD_OK;
@@ -523,8 +523,8 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
     t->used = 0;
     CDAD_TRY(cdad_optimizer_begin(t->optimizer, ctx, lr_scale, err));
     cdad_status status = run(t, &whole, latent, image, perturbed, context, t->noise, t->timesteps, use_gradient, result, err);
-    for (int64_t i = 0; status == CDAD_OK && i < t->params->n; i++) /* what is frozen has no gradient, and an average */
-        if (t->plan.ranks[i] == FROZEN)
+    for (int64_t i = 0; status == CDAD_OK && i < t->params->n; i++) /* what has no gradient has an average */
+        if (t->plan.places[i] == NO_PLACE)
             status = cdad_optimizer_use(t->optimizer, ctx, i, NULL, err);
     if (status == CDAD_OK)
         status = cdad_optimizer_end(t->optimizer, &result->grad_norm, err);
