@@ -407,6 +407,26 @@ def test_a_program(there):
         on_host.run({value: there})
 
 
+def test_arrays_that_take_themselves_away():
+    """While they are asked where they lie, nothing but the call keeps them."""
+
+    class Fleeting:
+        def __init__(self, home):
+            self.home = home
+
+        def __dlpack_device__(self):
+            self.home.clear()
+            return (1, 0)
+
+        def __array__(self, dtype=None, copy=None):
+            return x
+
+    program, value = doubled(x.shape, "cpu")
+    feeds = {}
+    feeds[value] = Fleeting(feeds)
+    assert np.array_equal(program.run(feeds)[0], 2 * x) and not feeds
+
+
 def decoder(params: _core.Params) -> _core.Network:
     return _core.Network(params, "tiny_decode", {"channels": 8, "latent_channels": 4, "midblock": 0}, 1, (2, 2))
 

@@ -272,9 +272,11 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
     py_program *self = (py_program *)o;
     if (!PyDict_Check(feeds))
         return PyErr_Format(PyExc_TypeError, "run() wants a dict of arrays by value");
-    PyObject *held = PyList_New(0), *result = NULL;
+    feeds = PyDict_Copy(feeds); /* what its arrays run when they are asked may change it */
+    PyObject *held = feeds ? PyList_New(0) : NULL, *result = NULL;
     if (!held || cdad_py_lock_take(&self->lock) < 0) {
         Py_XDECREF(held);
+        Py_XDECREF(feeds);
         return NULL;
     }
     unbind(self);
@@ -309,6 +311,7 @@ static PyObject *program_run(PyObject *o, PyObject *feeds) {
 done:
     cdad_py_lock_give(&self->lock);
     Py_DECREF(held);
+    Py_DECREF(feeds);
     return result;
 }
 

@@ -406,18 +406,19 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
     static char *names[] = {"old", "max_share", NULL};
     py_collector *self = (py_collector *)o;
     const cdad_params *p = self->sampler->params->params;
-    PyObject *old_arg, *held = NULL, *result = NULL;
+    PyObject *old_arg, *given, *held, *result = NULL;
     double max_share = 1.0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|d:bases", names, &PyDict_Type, &old_arg, &max_share))
         return NULL;
     cdad_weight_basis *old = PyMem_Calloc((size_t)p->n + 1, sizeof *old);
     cdad_weight_basis *out = PyMem_Calloc((size_t)p->n + 1, sizeof *out);
+    given = PyDict_Copy(old_arg); /* what its arrays run when they are asked may change it */
     held = PyList_New(0);
-    if (!old || !out || !held) {
+    if (!old || !out || !given || !held) {
         PyErr_NoMemory();
         goto done;
     }
-    if (read_bases(p, old_arg, old, held) < 0)
+    if (read_bases(p, given, old, held) < 0)
         goto done;
     cdad_error err = {0};
     cdad_status status;
@@ -436,6 +437,7 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
 done:
     PyMem_Free(old);
     PyMem_Free(out);
+    Py_XDECREF(given);
     Py_XDECREF(held);
     return result;
 }
