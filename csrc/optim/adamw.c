@@ -34,17 +34,19 @@ void cdad_optimizer_free(cdad_optimizer *o) {
     cdad_free(o);
 }
 
+/* Also where rounding to float has put it: what never decays would be divided by 0. */
+static int is_decay(double x) { return x >= 0 && (float)x < 1; }
+
 cdad_status cdad_optimizer_new(cdad_optimizer **out, const cdad_params *params, const cdad_optimizer_config *config,
                                cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_optimizer *o = NULL;
     *out = NULL;
-    CDAD_FAIL_IF(!(config->lr >= 0 && isfinite(config->lr)) || !(config->beta1 >= 0 && config->beta1 < 1) ||
-                     !(config->beta2 >= 0 && config->beta2 < 1) || !(config->eps > 0) ||
-                     !(config->weight_decay >= 0 && isfinite(config->weight_decay)) || !(config->clip_norm >= 0) ||
-                     !(config->ema_decay >= 0 && config->ema_decay < 1),
+    CDAD_FAIL_IF(!(config->lr >= 0 && isfinite(config->lr)) || !is_decay(config->beta1) || !is_decay(config->beta2) ||
+                     !((float)config->eps > 0) || !(config->weight_decay >= 0 && isfinite(config->weight_decay)) ||
+                     !(config->clip_norm >= 0) || !is_decay(config->ema_decay),
                  err, CDAD_INVALID,
-                 "AdamW wants lr >= 0, betas and ema_decay in [0,1), eps > 0, weight_decay and clip_norm >= 0");
+                 "AdamW wants lr >= 0, betas and ema_decay in [0,1), eps > 0, weight_decay and clip_norm >= 0, as float32 has them");
     const int64_t bytes = params->total * (int64_t)sizeof(float);
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&o, sizeof *o, err));
     o->config = *config;
