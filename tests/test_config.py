@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -234,6 +237,32 @@ def test_limits_are_the_core_s(changes, monkeypatch):
     unchecked = preset("tiny").updated(changes)
     with pytest.raises(ValueError):
         ContinualModel(unchecked, device="planned", _load_weights=False)
+
+
+FLEETING = """
+from cdad import _core, preset
+
+class Fleeting:
+    def __len__(self):
+        return 2
+    def __getitem__(self, i):
+        raise AssertionError
+    def __iter__(self):
+        table.clear()
+        return iter((1, 2))
+
+config = preset("tiny").denoiser()
+table = config["unet"] = dict(config["unet"])
+table["channel_mult"] = Fleeting()
+_core.Sampler(_core.Params("cpu"), config, 1)
+"""
+
+
+def test_a_value_that_takes_itself_away():
+    """While it is read, nothing but the core keeps it. Freed memory is overwritten there."""
+    environment = os.environ | {"PYTHONMALLOC": "debug"}
+    done = subprocess.run([sys.executable, "-c", FLEETING], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "ValueError: unet: num_res_blocks is missing" in done.stderr
 
 
 def test_a_table_changes_the_keys_that_it_names():

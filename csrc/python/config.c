@@ -99,12 +99,14 @@ static int read_fields(PyObject *dict, const char *what, const field *fields, Py
         return -1;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *value = PyDict_GetItemString(dict, fields[i].name);
+        PyObject *value = Py_XNewRef(PyDict_GetItemString(dict, fields[i].name)); /* which may change the dict while it is read */
         if (!value) {
             PyErr_Format(PyExc_ValueError, "%s: %s is missing", what, fields[i].name);
             return -1;
         }
-        if (read_field(value, &fields[i]) < 0)
+        const int status = read_field(value, &fields[i]);
+        Py_DECREF(value);
+        if (status < 0)
             return -1;
     }
     if (PyDict_Size(dict) == n)
