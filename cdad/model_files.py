@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .config import Config
     from .model import ContinualModel
 
-# Of ``scoring``: on what no score of an image depends, or, of the file of weights, on what it is called alone.
-_NO_SCORES = ("batch_size", "calibration_images", "weights")
+# On what no score of an image depends, as it is of training alone, or comes with the checkpoint.
+_NO_SCORES = ("preset", "autoencoder", "text", "training", "continual")
+_NO_SCORES_WITHIN = ("batch_size", "calibration_images", "weights", "ema", "target", "keep_variance")
 
 # What the names of a model's own tensors begin with; all others are its strategy's.
 _OWN = ("model/", "autoencoder/", "latent/", "context", "calibration/", "optimizer/")
@@ -121,8 +122,13 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
 def _scores_alike(stored: dict[str, Any], config: Config) -> bool:
     """Whether nothing that a score depends on is another one than in a file's configuration."""
     now = config.to_dict()
-    pairs = ((now[section], key, value) for section in ("scoring", "diffusion") for key, value in stored.get(section, {}).items())
-    return all(here.get(key, value) == value for here, key, value in pairs if key not in _NO_SCORES)
+    for name in stored.keys() & now.keys() - set(_NO_SCORES):
+        here, there = now[name], stored[name]
+        if isinstance(there, dict):  # keys that are newer than the file are not held against it
+            here, there = ({key: of[key] for key in there.keys() & here.keys() - set(_NO_SCORES_WITHIN)} for of in (here, there))
+        if here != there:
+            return False
+    return now["training"]["ema_decay"] > 0 or not stored.get("training", {}).get("ema_decay", 0) > 0  # another's weights would draw
 
 
 def _restore_optimizer(model: ContinualModel, checkpoint: Checkpoint, moments: bool) -> None:

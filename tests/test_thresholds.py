@@ -76,6 +76,26 @@ def test_a_threshold_of_other_scores_is_dropped(model, products, tmp_path, caplo
     assert model.predict(good, "gear").threshold is None and caplog.text.count("the thresholds of gear") == 3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 5}, {"precision": "bfloat16"}, {"unet.norm_groups": 4}, {"unet.num_heads": 4}, {"amn.neighbor": [5, 5]}, {"training.ema_decay": 0.0}],
+    ids=str,
+)
+def test_a_threshold_is_of_what_draws(products, quick_config, tmp_path, changes):
+    """Noise, rounding and structure that no weight's shape tells change scores as a sampler does."""
+    path, good = tmp_path / "model.safetensors", paths(products["gear"], 0)
+    config = quick_config.updated({"continual.strategy": "finetune", "training.ema_decay": 0.5, "training.steps": 2})
+    model = ContinualModel(config)
+    model.fit_task([products["gear"]], progress=False)
+    model.set_threshold("gear", good)
+    model.save(path)
+    same = {"training.lr": 1.0, "continual.strategy": "cdad", "amn.target": "as_written", "preset": "small"}
+    assert ContinualModel.load(path, config.updated(same)).thresholds == model.thresholds
+    other = ContinualModel.load(path, config.updated(changes))
+    assert not np.array_equal(other.predict(good, "gear").scores, model.predict(good, "gear").scores)
+    assert not other.thresholds
+
+
 def test_a_damaged_threshold(model, products, tmp_path, monkeypatch):
     model.thresholds = {"gear": Threshold(1.0, 1.0, 3, 1)}
     monkeypatch.setattr(Threshold, "to_dict", lambda self: {"value": "much"})
