@@ -63,7 +63,8 @@ def run_protocol(
     ``start_from``: the checkpoint of another run that has learned this protocol's first tasks: strategies share it, and take
     what they keep of it from its images. ``callback``: told of each training step.
 
-    DataError: a class is missing, or the folder holds another run and ``resume`` is not asked for; ValueError: it was run with
+    DataError: a class is missing, the folder holds another run and ``resume`` is not asked for, or ``start_from`` is in the middle of
+    a task; ValueError: it was run with
     another configuration; CheckpointError: the
     checkpoint is damaged, and whether the one before it is kept; RuntimeError: another process works on this run.
     """
@@ -104,6 +105,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         model = ContinualModel.load(checkpoint, config)
     elif start_from is not None:
         model = ContinualModel.load(start_from, config)
+        if model.progress.get("step"):  # its weights are no longer those that the tasks before left, which are tested first
+            raise DataError(f"{start_from} is in the middle of a task: start from a file of that run's tasks/, or resume that run")
     else:
         model = ContinualModel(config)
     learned = [tuple(task["classes"]) for task in model.ledger]
@@ -142,7 +145,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
                 )
                 tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}"
                      + _told(model.ledger[-1]))
-            if k + 1 < len(model.ledger) or not begins and _tested(writer, k, protocol, dataset):
+            # Within the next task weights are no longer what this one left.
+            if k + 1 < len(model.ledger) or not begins and (model.progress.get("step") or _tested(writer, k, protocol, dataset)):
                 continue
             model.save(folder / "tasks" / f"{k}.safetensors")
             _test(model, dataset, protocol, k, writer, folder, progress, tell)

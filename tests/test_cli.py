@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from layouts import load_checkpoint
 from PIL import Image
 
-from cdad import ContinualModel, run
+from cdad import ContinualModel, DataError, open_dataset, preset, protocol, run
 from cdad.cli import main
 from cdad.model import StepReport
 
@@ -162,6 +163,30 @@ def test_finetuning_starts_from_the_same_first_task(root, run_folder, tmp_path):
     assert rows[0] == others[0]
     trained = [row["task"] for row in csv.DictReader(open(out / "loss.csv", newline=""))]
     assert trained == ["1"] * 3, "the first task is the other run's"
+
+
+def test_what_is_within_a_task_is_no_start_and_not_tested(root, tmp_path):
+    """Its weights are not those that the task before left."""
+    config = preset("tiny").updated({
+        "training.steps": 3, "training.increment_steps": 3, "diffusion.steps": 2, "continual.images": 2, "continual.strategy": "finetune",
+        "scoring.backbone": "autoencoder", "scoring.calibration_images": 2,
+    })  # fmt: skip
+    data, tasks = open_dataset(root), protocol("gear/steel")
+
+    def stop(report):
+        if report.task == 1:
+            raise KeyboardInterrupt
+
+    folder, out = tmp_path / "run", tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        run.run_protocol(config, data, tasks, folder, progress=False, callback=stop)
+    with pytest.raises(DataError, match="in the middle of a task"):
+        run.run_protocol(config, data, tasks, out, start_from=folder / run.CHECKPOINT, progress=False)
+    learned = (folder / "tasks" / "0.safetensors").read_bytes()
+    (folder / "metrics.csv").unlink()
+    found = run.run_protocol(config, data, tasks, folder, resume=True, progress=False)
+    assert (folder / "tasks" / "0.safetensors").read_bytes() == learned
+    assert np.isnan(found.matrix["image_auroc"][0, 0]) and not np.isnan(found.matrix["image_auroc"][1]).any()
 
 
 def test_eval_and_predict(root, run_folder, tmp_path, capsys):
