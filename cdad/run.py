@@ -163,6 +163,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         raise
     finally:
         losses.close()
+    if finished_results(folder, protocol) is None:  # a crash left metrics.csv ahead of it
+        writer.write()
     results = read_json(folder / JSON_NAME)
     _draw(results, folder, names, losses.path)
     return results

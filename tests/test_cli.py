@@ -62,6 +62,20 @@ def test_resuming_a_finished_run_changes_nothing(root, run_folder, capsys):
     assert "A- (%)" in told and "BWT (%)" in told
 
 
+def test_results_catch_up_with_a_table_that_a_crash_left_ahead(root, run_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    before = run.read_json(folder / "results.json").matrix
+    record = json.loads((folder / "results.json").read_text())
+    for rows in record["task_matrix"]["measures"].values():
+        rows[-1] = [None] * len(rows)
+    (folder / "results.json").write_text(json.dumps(record))
+    config = ContinualModel.load(folder / run.CHECKPOINT).config
+    monkeypatch.setattr(ContinualModel, "predict", None)  # tested is tested
+    found = run.run_or_resume(config, open_dataset(root), protocol(PROTOCOL), folder, progress=False)
+    assert found.matrix == before and run.read_json(folder / "results.json").matrix == before
+
+
 def test_losses_outlive_a_crash_as_their_file_is_taken_up_again(tmp_path, monkeypatch):
     log = tmp_path / "loss.csv"
     text = "task,step,loss,loss_cdm,loss_amn,grad_norm\n0,0,1,1,1,1\n0,1,2,2,2,2\n"
