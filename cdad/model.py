@@ -298,7 +298,7 @@ class ContinualModel:
         RuntimeError: the model is training, or in the middle of a task, or the strategy has what it needs.
         """
         with self._use.changing():
-            if self.progress:
+            if self.progress.get("step"):  # before its first one, weights are what the tasks left
                 raise RuntimeError("model is in the middle of a task: finish it by fit_task, or load a file saved before it")
             classes = as_classes(task, None)
             for data in classes:

@@ -135,6 +135,26 @@ def test_a_task_that_did_not_begin_is_given_up(first_checkpoint, products, tmp_p
     assert model.classes[-1] == "other"
 
 
+def test_a_task_that_did_not_begin_goes_on_under_another_strategy(first_checkpoint, products, tmp_path, monkeypatch):
+    """Consolidating and learning on wanted each other first."""
+    model, path, task = ContinualModel.load(first_checkpoint), tmp_path / "cut.safetensors", [products[name] for name in SECOND]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ContinualModel, "collect_bases", stop)
+        with pytest.raises(KeyboardInterrupt):
+            model.fit_task(task, progress=False)
+    model.save(path)
+    other = model.config.updated({"continual.strategy": "ewc"})
+    went_on, began = (ContinualModel.load(file, other) for file in (path, first_checkpoint))
+    for each in (went_on, began):
+        each.consolidate([products[name] for name in FIRST], progress=False)
+        each.fit_task(task, progress=False)
+    assert np.array_equal(went_on._trainer.block("weights"), began._trainer.block("weights"))
+
+
 def test_a_folder_is_no_checkpoint(quick_config, products, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(IsADirectoryError):
