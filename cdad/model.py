@@ -279,11 +279,10 @@ class ContinualModel:
                     "the model all but ignores its condition (x0 error, own against another's: %.3f): train longer", ratio
                 )
         calibrations = self._calibrate(trained)
-        # Last, and with the ledger: a task that is interrupted before is not counted, and not counted twice.
+        # Last, and with the ledger: a task that is interrupted before is not counted, and not counted twice. No call stands between,
+        # at whose end a signal's handler could find the task both learned and in progress.
         entry |= self.strategy.after_task(self, classes, progress)
-        self.ledger.append(entry)
-        self.calibrations |= calibrations
-        self.progress = {}
+        self.ledger, self.calibrations, self.progress = [*self.ledger, entry], self.calibrations | calibrations, {}
         if checkpoint is not None:
             self.save(checkpoint, keep_previous=True)
 

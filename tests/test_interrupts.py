@@ -117,6 +117,58 @@ except KeyboardInterrupt:
 """
 
 
+class Untethered(Interrupted):
+    """A trainer that has just let go of the tether when the exception of a signal comes."""
+
+    def tether(self, anchor, *how):
+        self.trainer.tether(anchor, *how)
+        if anchor is None and self.at:
+            self.at = 0
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_as_a_task_s_bases_are_kept(products, quick_config, tmp_path, decay):
+    """What is kept is that of the task before or of this one, whole."""
+    changes = {"training.steps": 2, "training.increment_steps": 2, "training.ema_decay": decay, "continual.tether": 5.0}
+    path, task = tmp_path / "cut.safetensors", [products[name] for name in SECOND]
+    ContinualModel(quick_config.updated(changes)).fit_task([products[FIRST[0]]], progress=False, checkpoint=path)
+    whole, cut = (ContinualModel.load(path) for _ in range(2))
+    whole.fit_task(task, progress=False)
+
+    def untethered(report):
+        cut._trainer = Untethered(real, 1)
+
+    real = cut._trainer
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit_task(task, progress=False, callback=untethered)
+    cut._trainer = real
+    cut.save(path)
+    for model in (cut, ContinualModel.load(path)):
+        model.fit_task(task, progress=False)
+        assert np.array_equal(model._trainer.block("weights"), whole._trainer.block("weights"))
+        assert all(np.array_equal(U, model.bases[name]) for name, U in whole.bases.items())
+
+
+def test_learned_is_not_in_progress(products, quick_config, tmp_path):
+    """Whenever a signal's handler saves, the file is one to go on from."""
+    model = ContinualModel(quick_config.updated({"training.steps": 2, "scoring.calibrate": False}))
+    model.fit_task([products[FIRST[0]]], progress=False)
+
+    class Saving(list):
+        def append(self, entry):
+            super().append(entry)
+            model.save(tmp_path / "cut.safetensors")
+            raise KeyboardInterrupt
+
+    model.ledger = Saving(model.ledger)
+    try:
+        model.fit_task([products[name] for name in SECOND], progress=False)
+    except KeyboardInterrupt:
+        assert ContinualModel.load(tmp_path / "cut.safetensors").classes == model.classes
+    assert not model.progress and model.classes == (FIRST[0], *SECOND)
+
+
 def test_handlers_within_a_step(tmp_path):
     """As a cluster's warning is answered: what a handler saves is the model before the step. One that raises ends the step
     before it touches the model."""

@@ -102,12 +102,6 @@ class CDAD(Strategy):
         found = model.collect_bases(classes, progress)
         checked = {name: orthonormal(U, self._width(name)) for name, (U, _, _) in found.items()}
         new = {name: U for name, (U, _) in checked.items()}
-        self.bases, self._narrow = self._stored(new)
-        self._without = list(self.config.frozen)
-        if model.config.training.ema_decay > 0:
-            # Features are the average's, which draws: later, on its way to other weights, it would move along them, and in what
-            # is frozen, too.
-            model._trainer.set_block("weights", model._trainer.block("ema"))
         ranks = [U.shape[1] / U.shape[0] for U in new.values()]
         report = {
             "rank_share": float(np.mean(ranks)),
@@ -116,12 +110,18 @@ class CDAD(Strategy):
         }
         if self._free:
             report["free_share"] = float(np.mean([V.shape[0] / V.shape[1] for V in self._free.values()]))
-            self._free = {}
-        model._trainer.tether(None)
-        self._anchor = None
         if self.config.max_rank_share < 1:
             capped = [share for _, _, share in found.values()]
             report |= {"energy_capped": float(np.mean(capped)), "energy_capped_max": max(capped)}
+        kept = self._stored(new)
+        if model.config.training.ema_decay > 0:
+            # Features are the average's, which draws: later, on its way to other weights, it would move along them, and in what
+            # is frozen, too.
+            model._trainer.set_block("weights", model._trainer.block("ema"))
+        model._trainer.tether(None)
+        # Without a call between, at whose end a signal's exception could come: half of it is no place to go on from.
+        without, free = list(self.config.frozen), {}
+        (self.bases, self._narrow), self._without, self._free, self._anchor = kept, without, free, None
         return report
 
     def _width(self, name: str) -> int:
