@@ -64,9 +64,8 @@ def run_protocol(
     what they keep of it from its images. ``callback``: told of each training step.
 
     DataError: a class is missing, the folder holds another run and ``resume`` is not asked for, or ``start_from`` is in the middle of
-    a task; ValueError: it was run with
-    another configuration; CheckpointError: the
-    checkpoint is damaged, and whether the one before it is kept; RuntimeError: another process works on this run.
+    a task; ValueError: it was run with another configuration; CheckpointError: the checkpoint is damaged, and whether the one
+    before it is kept; RuntimeError: another process works on this run.
     """
     missing = [name for name in protocol.classes if name not in dataset]
     if missing:

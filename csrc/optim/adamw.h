@@ -113,8 +113,8 @@ CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_cont
  * factor is known only when all are there. Nothing is allocated between begin and end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                                cdad_error *err);
-/* Parameter i; the gradient is only read, of what is frozen, or has none, not at all. One that is not finite leaves the parameter as it was, and fails with its name: here,
- * or, on a device, at the end. */
+/* Parameter i; the gradient is only read, of what is frozen, or has none, not at all. One that is not finite leaves the parameter as
+ * it was, and fails with its name: here, or, on a device, at the end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
                                              cdad_error *err);
 CDAD_MUST_USE cdad_status cdad_optimizer_end(cdad_optimizer *o, double *grad_norm, cdad_error *err);
