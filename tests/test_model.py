@@ -467,6 +467,7 @@ def test_a_task_that_is_stopped_outside_of_its_steps_goes_on(first_checkpoint, p
         model.fit_task(task, progress=False)
         assert np.array_equal(model._trainer.block("weights"), whole._trainer.block("weights"))
         assert all(np.array_equal(U, model.bases[name]) for name, U in whole.bases.items())
+        assert model.ledger[-1] | {"seconds": 0} == whole.ledger[-1] | {"seconds": 0}
 
 
 def test_a_model_that_was_loaded_to_predict(first, first_checkpoint, products, images, tmp_path):

@@ -109,7 +109,8 @@ class CDAD(Strategy):
             "orthonormality_error": max(error for _, error in checked.values()),
         }
         if self._free:
-            report["free_share"] = float(np.mean([V.shape[0] / V.shape[1] for V in self._free.values()]))
+            shares = sorted(V.shape[0] / V.shape[1] for V in self._free.values())  # which a file brings in another order
+            report["free_share"] = float(np.mean(shares))
         if self.config.max_rank_share < 1:
             capped = [share for _, _, share in found.values()]
             report |= {"energy_capped": float(np.mean(capped)), "energy_capped_max": max(capped)}
