@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .protocols import PROTOCOLS, protocol
 from .reproduce import TABLES, describe_tables, execute, prepare
 from .reproduce import describe as describe_reproduction
 from .results import compare_summaries, format_table, to_json
-from .run import CHECKPOINT, read_config, run_or_resume, run_protocol
+from .run import CHECKPOINT, alone, read_config, run_or_resume, run_protocol
 from .weights import Collection
 from .weights.hub import PUBLISHED, pull
 from .weights.report import convert, describe, format_description
@@ -356,9 +357,11 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _threshold(arguments: argparse.Namespace) -> int:
     path = _checkpoint(arguments.model)
-    model = ContinualModel.load(path)
-    value = model.set_threshold(arguments.class_name, arguments.images, quantile=arguments.quantile)
-    model.save(path)
+    # Of a run that trains meanwhile a newer checkpoint would be replaced by this older one, or this by one without the threshold.
+    with alone(path.parent) if path.name == CHECKPOINT else nullcontext():
+        model = ContinualModel.load(path)
+        value = model.set_threshold(arguments.class_name, arguments.images, quantile=arguments.quantile)
+        model.save(path)
     print(f"{arguments.class_name}: {value:.6g}, of {len(arguments.images)} images")
     return 0
 

@@ -70,12 +70,12 @@ def run_protocol(
     missing = [name for name in protocol.classes if name not in dataset]
     if missing:
         raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
-    with _alone(Path(folder)):
+    with alone(Path(folder)):
         return _run(config, dataset, protocol, Path(folder), resume, previous, start_from, progress, tell, callback)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """RuntimeError where another process is in here with the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "wb") as file:

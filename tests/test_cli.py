@@ -158,7 +158,12 @@ def test_a_run_is_one_process_s(root, run_folder, capsys):
     with open(run_folder / ".lock", "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(run_folder), "--resume", *QUICK]) == 1
-    assert "another process works on the run" in capsys.readouterr().err
+        assert "another process works on the run" in capsys.readouterr().err
+        checkpoint = run_folder / "checkpoint.safetensors"
+        before, images = checkpoint.read_bytes(), [*map(str, (root / "gear" / "test" / "good").glob("*.png"))]
+        for model in (run_folder, checkpoint):
+            assert main(["threshold", str(model), *images, "--class", "gear"]) == 1
+            assert "another process works on the run" in capsys.readouterr().err and checkpoint.read_bytes() == before
 
 
 def test_another_run_is_not_overwritten(root, run_folder, capsys):
