@@ -187,8 +187,8 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_same_run(config: Config, folder: Path) -> None:
-    """ValueError, with the keys that differ, where the folder holds a run with another configuration."""
-    if not holds_run(folder) or not (folder / CONFIG).exists():
+    """ValueError, with the keys that differ, where the folder holds a run with another configuration, or its results alone."""
+    if not (holds_run(folder) or (folder / JSON_NAME).exists()) or not (folder / CONFIG).exists():
         return
     kept, wanted = (_flat(c.to_dict()) for c in (read_config(folder), config))
     differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if kept[key] != wanted[key]]

@@ -7,6 +7,8 @@ import json
 import pytest
 from paths import benchmark
 
+from cdad import run
+
 
 @pytest.fixture(scope="module")
 def forgetting():
@@ -47,4 +49,8 @@ def test_a_quick_run(forgetting, tmp_path, capsys, monkeypatch):
     assert [r["value"] for r in again] == [r["value"] for r in records]
     with pytest.raises(ValueError, match="another configuration"):
         forgetting.main([*how, "--set", "training.lr=0.002"])
+    kept = run.read_config(folder / "seed0" / "mas")
+    run.check_same_run(kept, folder / "seed0" / "mas")
+    with pytest.raises(ValueError, match=r"another configuration \(continual.strength"):  # its checkpoints are gone, its results are not
+        run.check_same_run(kept.updated({"continual.strength": 2 * kept.continual.strength}), folder / "seed0" / "mas")
     capsys.readouterr()
