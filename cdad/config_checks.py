@@ -52,7 +52,7 @@ def _entries(least: int, most: int, low: int) -> _Rule:
 
 _anything = _where(lambda x: True, "")
 _positive = _where(lambda x: x > 0, "more than 0")
-_decay = _where(lambda x: 0 <= x < 1 - 2.0**-25, "0 <= x < 1, as float32 has it,")  # what it rounds to 1 never decays
+_below_one = _where(lambda x: 0 <= x < 1 - 2.0**-25, "0 <= x < 1, as float32 has it,")  # a decay of 1 never decays
 _share = _where(lambda x: 0 <= x <= 1, "0 to 1")
 
 # The range of every key but switches, which have none.
@@ -106,7 +106,7 @@ _RULES: dict[str, _Rule] = {
         (_positive, "diffusion.beta_start diffusion.beta_end training.lr training.eps continual.si_damping"),
         (_where(lambda x: x >= 0, "at least 0"), "training.increment_lr training.weight_decay training.clip_norm continual.strength continual.tether"),
         (_share, "training.decay training.perturb_share training.timestep_focus continual.importance_decay scoring.top"),
-        (_decay, "training.beta1 training.beta2 training.ema_decay training.light"),
+        (_below_one, "training.beta1 training.beta2 training.ema_decay training.light"),
         (_where(lambda x: 0 < x <= 1, "0 < x <= 1"), "continual.gamma continual.free_gamma continual.max_rank_share"),
         (_where(lambda x: 0 < x < 1, "0 < x < 1"), "continual.replay_share"),
         (_where(lambda x: 0 <= x <= 64, "0 to 64, a quarter of an image,"), "scoring.sigma"),  # time grows with it
