@@ -204,8 +204,11 @@ def test_conv2d_in_tf32(case, device):
         assert np.linalg.norm(a - b) < 2**-10 * np.linalg.norm(b)
 
 
-# 36 and 132 columns are added to four at a time, 21 one by one; 128 channels are summed in parts, 132 columns in bfloat16 gathered.
-@pytest.mark.parametrize("precision, channels, outputs", [(0, 8, 36), (0, 8, 21), (1, 8, 132), (2, 8, 36), (2, 8, 21), (2, 128, 36)])
+# 36 and 132 columns are added to four at a time, 21 one by one; 128 channels are summed in parts, 132 columns in bfloat16 gathered, and 133
+# multiplied where there is room for 136.
+@pytest.mark.parametrize(
+    "precision, channels, outputs", [(0, 8, 36), (0, 8, 21), (1, 8, 132), (1, 8, 133), (2, 8, 36), (2, 8, 21), (2, 128, 36)]
+)
 @pytest.mark.parametrize("op", ["conv2d", "linear"])
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_what_ends_a_product(op, activation, precision, channels, outputs, device):
@@ -226,6 +229,28 @@ def test_what_ends_a_product(op, activation, precision, channels, outputs, devic
         found.append(graph.compile([y]).run(dict(zip(inputs, arrays, strict=True)))[0])
     want, y = found
     assert np.linalg.norm(y - want) < (1e-6, 2**-7, 2**-10)[precision] * np.linalg.norm(want)
+
+
+def test_products_of_one_factor(device):
+    """What rounds a factor once for products in a row: other factors between them, and new values in the same place, are seen."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": (64, 64), "y": (64, 64), "p": (65, 64), "q": (72, 64), "r": (64, 64), "x2": (1, 64, 64)}
+    graph = _core.Graph()
+    x, y, p, q, r, again = (graph.input(name, shape) for name, shape in shapes.items())
+    pairs = [(x, p), (x, q), (y, p), (x, r), (again, q)]
+    outputs = [graph.op("linear", list(pair), precision=1)[0] for pair in pairs]
+    last = graph.op("linear", [outputs[3], r], precision=1)[0]  # of what was an output
+    program = graph.compile([*outputs, last, graph.op("linear", [outputs[3], q], precision=1)[0]])
+    alone = graph.compile(outputs[:1])  # its last product is its first
+    for _ in range(4):
+        arrays = {v: rng.standard_normal(shape, np.float32) for v, shape in zip((x, y, p, q, r, again), shapes.values(), strict=True)}
+        results = program.run(arrays)
+        factors = [*((arrays[a], arrays[b]) for a, b in pairs), (results[3], arrays[r]), (results[3], arrays[q])]
+        for got, (a, b) in zip(results, factors, strict=True):
+            assert np.linalg.norm(got - a @ b.T) < 2**-7 * np.linalg.norm(got)
+        for factor in (arrays[y], arrays[x]):
+            (got,) = alone.run({x: factor, p: arrays[p]})
+            assert np.linalg.norm(got - factor @ arrays[p].T) < 2**-7 * np.linalg.norm(got)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

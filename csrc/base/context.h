@@ -19,6 +19,9 @@ typedef struct cdad_context {
     int (*poll)(void *arg);
     void *poll_arg;
     cdad_profile *profile; /* NULL: nobody asks where the time goes */
+    /* A product's first factor, where the product just before read it too, and nothing has run since: what a kernel made of it then is
+     * still in its scratch. NULL: nothing is known. */
+    const float *again;
 } cdad_context;
 
 /* The same, for work on the host. */

@@ -68,6 +68,7 @@ enum {
     CDAD_OP_STOP = 8,     /* gradients end here by intent */
     CDAD_OP_EPILOGUE = 16, /* takes over a following sum and activation (graph/fuse.h): cdad_call.sum and .act */
     CDAD_OP_WAITS = 32,    /* its kernel waits for the device: it cannot be recorded */
+    CDAD_OP_PRODUCT = 128, /* its kernel is one product (`gemm`), whose first factor is input 0 */
     CDAD_OP_LINEAR = 64    /* output 0 is linear in input 1, a weight [O,...], whose row o gives its last dimension's element o */
 };
 

@@ -288,11 +288,26 @@ static cdad_status hand_over(const cdad_program *p, int64_t t, int64_t *next, co
     return CDAD_OK;
 }
 
+/* Of two products, one after the other, the factor that is the first of the second, or NULL: the first does not read it. */
+static const float *read_again(const cdad_program *p, int64_t t) {
+    const cdad_node *before = &p->g->nodes[p->steps[t - 1].node], *node = &p->g->nodes[p->steps[t].node];
+    if (!(before->op->flags & node->op->flags & CDAD_OP_PRODUCT))
+        return NULL;
+    for (int i = 0; i < before->n_in; i++)
+        if (before->in[i] == node->in[0])
+            return p->data[node->in[0]];
+    return NULL;
+}
+
 /* Steps `from` .. to-1 and what is due after each; *next: the next handover. */
 static cdad_status run_steps(cdad_program *p, int64_t from, int64_t to, int64_t *next, const cdad_context *ctx, cdad_error *err) {
     double polled = cdad_clock();
+    cdad_context own = *ctx;
+    int64_t handed = -1; /* what *next was before the step before */
     for (int64_t t = from; t < to; t++) {
-        CDAD_TRY(run_step(p, t, ctx, err));
+        own.again = t > from && handed == *next && !p->taps[t].fn ? read_again(p, t) : NULL;
+        handed = *next;
+        CDAD_TRY(run_step(p, t, &own, err));
         CDAD_TRY(hand_over(p, t, next, ctx, err));
         if (!ctx->poll)
             continue;

@@ -79,23 +79,49 @@ void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t 
         gather(ctx, to, X.data, *X.unfold, first, rows);
 }
 
-/* to [rows,width], dense = x, whose rows are rs apart; width and rs counted in T. */
-template <typename I, typename To, typename T> __global__ static void round_kernel(To *to, const T *x, int64_t rs, I width, I n) {
-    CUDA_EACH_OF(I, i, n) put(to + i, x[i / width * rs + i % width]);
+/* Rows of bfloat16 begin every 16 bytes, where all copies of cuBLAS's fast kernels can: with other rows (1025 features) it has only
+ * kernels of a third the rate. */
+static int64_t padded(int64_t n) { return (n + 7) / 8 * 8; }
+
+/* to [n/pitch,pitch] = x [rows,width], whose rows are rs apart, and zeros beyond it; to, pitch and n counted in fours. QUADS: so is x. */
+template <typename I, bool QUADS>
+__global__ static void round_kernel(half4 *to, const float *x, int64_t rs, I width, I rows, I pitch, I n) {
+    CUDA_EACH_OF(I, i, n) {
+        const I row = i / pitch, c = 4 * (i % pitch);
+        const float *from = x + row * rs + c;
+        float4 four = {};
+        if (row < rows && c < width) {
+            if (QUADS) {
+                four = *(const float4 *)from;
+            } else {
+                four.x = from[0];
+                four.y = c + 1 < width ? from[1] : 0.0f;
+                four.z = c + 2 < width ? from[2] : 0.0f;
+                four.w = c + 3 < width ? from[3] : 0.0f;
+            }
+        }
+        put(to + i, four);
+    }
 }
 
-template <typename To, typename T>
-static void round_rows(const cdad_context *ctx, To *to, const T *x, int64_t rs, int64_t width, int64_t n) {
-    const auto narrow = round_kernel<uint32_t, To, T>;
-    const auto wide = round_kernel<int64_t, To, T>;
-    if (n < INT64_C(1) << 31)
-        CDAD_LAUNCH(narrow, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), to, x, rs, width, n);
-    else
-        CDAD_LAUNCH(wide, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), to, x, rs, width, n);
+/* to [padded(rows),padded(width)] or, where no zero rows are wanted, [rows,padded(width)]. */
+static void round_rows(const cdad_context *ctx, half1 *to, const float *x, int64_t rs, int64_t rows, int64_t width, bool zero_rows) {
+    const int64_t pitch = padded(width) / 4, n = (zero_rows ? padded(rows) : rows) * pitch;
+    const bool quads = (width | rs) % 4 == 0 && (uintptr_t)x % 16 == 0, narrow = n < INT64_C(1) << 29;
+    half4 *const fours = (half4 *)to;
+    if (narrow) {
+        const auto kernel = quads ? round_kernel<uint32_t, true> : round_kernel<uint32_t, false>;
+        CDAD_LAUNCH(kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), fours, x, rs, (uint32_t)width, (uint32_t)rows, (uint32_t)pitch,
+                    (uint32_t)n);
+    } else {
+        const auto kernel = quads ? round_kernel<int64_t, true> : round_kernel<int64_t, false>;
+        CDAD_LAUNCH(kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), fours, x, rs, width, rows, pitch, n);
+    }
 }
 
-/* Rows first .. first+rows-1 of X [.,columns], rounded to bfloat16, in its order; the matrix of them, whose data are half1. */
-static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, int64_t first, int64_t rows, int64_t columns) {
+/* Rows first .. first+rows-1 of X [.,columns], rounded to bfloat16, in its order; the matrix of them, whose data are half1. zeros: X is
+ * padded in both directions. */
+static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, int64_t first, int64_t rows, int64_t columns, bool zeros) {
     if (X.unfold) {
         if (X.unfold->C % 4 == 0 && (uintptr_t)X.data % 16 == 0)
             gather(ctx, (half4 *)to, (const float4 *)X.data, *X.unfold, first, rows);
@@ -104,13 +130,29 @@ static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, i
         return cdad_mat{(const float *)to, columns, 1, NULL};
     }
     const bool by_rows = X.cs == 1;
-    const float *from = X.data + first * X.rs;
-    const int64_t rs = by_rows ? X.rs : X.cs, width = by_rows ? columns : rows, n = rows * columns;
-    if ((width | rs) % 4 == 0 && (uintptr_t)from % 16 == 0)
-        round_rows(ctx, (half4 *)to, (const float4 *)from, rs / 4, width / 4, n / 4);
-    else
-        round_rows(ctx, to, from, rs, width, n);
-    return cdad_mat{(const float *)to, by_rows ? columns : 1, by_rows ? 1 : rows, NULL};
+    round_rows(ctx, to, X.data + first * X.rs, by_rows ? X.rs : X.cs, by_rows ? rows : columns, by_rows ? columns : rows, zeros);
+    return cdad_mat{(const float *)to, by_rows ? padded(columns) : 1, by_rows ? 1 : padded(rows), NULL};
+}
+
+/* What a thread's last product left at the beginning of its scratch: a whole first factor, rounded. Consecutive ones often share it: the
+ * gradient of an output, or what queries, keys and values are made of. */
+static thread_local struct {
+    const void *scratch;
+    const float *data;
+    int64_t rs, rows, columns;
+} left;
+
+/* `rounded` for the first factor, all rows of it or a part. */
+static cdad_mat rounded_first(const cdad_context *ctx, half1 *scratch, const cdad_mat &X, int64_t first, int64_t rows, int64_t columns,
+                              bool all) {
+    const bool same = all && X.data == ctx->again && left.scratch == scratch && left.data == X.data && left.rs == X.rs &&
+                      left.rows == rows && left.columns == columns;
+    if (same)
+        return cdad_mat{(const float *)scratch, padded(columns), 1, NULL};
+    left = {};
+    if (all && !X.unfold)
+        left = {scratch, X.data, X.rs, rows, columns};
+    return rounded(ctx, scratch, X, first, rows, columns, false);
 }
 
 /* Rows of `width` elements (a phase of a convolution may have none) that make a tile. */
@@ -146,6 +188,31 @@ static void finish(const cdad_context *ctx, const cuda_product &p, cdad_epilogue
         CDAD_LAUNCH_EACH(finish_kernel, n, cuda_stream(ctx), p.C, with, p.ldc, p.N, n);
 }
 
+/* C = `from`, whose rows are `pitch` apart, and what ends a product. */
+template <typename I> __global__ static void move_kernel(float *C, const float *from, int64_t pitch, cdad_epilogue with, int64_t ldc, I N, I count) {
+    CUDA_EACH_OF(I, i, count) {
+        const I n = i % N;
+        const int64_t m = i / N, at = m * ldc + n;
+        C[at] = cuda_finished(from[m * pitch + n], at, n, C, with);
+    }
+}
+
+/* Whether C's rows begin at 16 bytes. */
+static bool is_even(int64_t N) { return N % 4 == 0; }
+
+/* Ends a product that lies in `room`. */
+static void finish_from(const cdad_context *ctx, const cuda_product &p, const float *room, const cdad_epilogue &with) {
+    CDAD_LAUNCH_EACH(move_kernel, p.M * p.N, cuda_stream(ctx), p.C, room, padded(p.N), with, p.ldc, p.N, p.M * p.N);
+}
+
+/* p as it is multiplied into `room`, whose rows are as long as its second factor's padded ones. */
+static cuda_product into_room(cuda_product p, float *room) {
+    p.C = room;
+    p.N = p.ldc = padded(p.N);
+    p.beta = 0.0f;
+    return p;
+}
+
 static void multiply_finished(const cdad_context *ctx, const cuda_product &p, cdad_epilogue with) {
     if ((with.bias || with.sum) && cuda_multiply_fused(ctx, &p, with.bias, with.sum))
         with.bias = with.sum = NULL;
@@ -154,11 +221,19 @@ static void multiply_finished(const cdad_context *ctx, const cuda_product &p, cd
     finish(ctx, p, with);
 }
 
-/* Rows m and following of a product, whose A is there already. */
-static void multiply_rows(const cdad_context *ctx, cuda_product p, int64_t m, cdad_epilogue with) {
+/* What is written from row m on; and what ends it, from element `at` of C on. */
+static cuda_product rows_from(cuda_product p, int64_t m) {
     p.C += m * p.ldc;
-    with.sum = with.sum ? with.sum + m * p.ldc : NULL;
-    multiply_finished(ctx, p, with);
+    return p;
+}
+static cdad_epilogue with_from(cdad_epilogue with, int64_t at) {
+    with.sum = with.sum ? with.sum + at : NULL;
+    return with;
+}
+
+/* Rows m and following of a product, whose A is there already. */
+static void multiply_rows(const cdad_context *ctx, const cuda_product &p, int64_t m, const cdad_epilogue &with) {
+    multiply_finished(ctx, rows_from(p, m), with_from(with, m * p.ldc));
 }
 
 /* Products of floats, of which one may be unfolded. */
@@ -189,34 +264,56 @@ static void multiply_floats(const cdad_context *ctx, cuda_product p, const cdad_
 /* Where the second factor begins, after n elements. */
 static int64_t after(int64_t n) { return (n + 127) / 128 * 128; }
 
+/* Rows of a tile of the first way of multiply_rounded. */
+static int64_t step_by_rows(int64_t M, int64_t N, int64_t K) {
+    return tile_rows(M, cuda_max(padded(K), is_even(N) ? 0 : 2 * padded(N)), sizeof(half1));
+}
+
 /* Rows of A, which may be unfolded, with all of a plain B. */
 static bool is_by_rows(const cuda_product &p) { return p.A.unfold || (p.A.cs == 1 && !p.B.unfold); }
 
-/* Of factors rounded into scratch: rows of A with all of B, or, where A lies by columns, those with as many rows of B. */
+/* Of factors rounded into scratch: rows of A with all of B, or, where A lies by columns, those with as many rows of B. Behind them is
+ * room for results whose own rows begin at no 16 bytes. */
 static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad_epilogue &with, half1 *scratch) {
     const cdad_mat A = p.A, B = p.B;
     const int64_t M = p.M, N = p.N, K = p.K;
     p.rounded = true;
     if (is_by_rows(p)) {
-        const int64_t step = tile_rows(M, K, sizeof(half1));
-        p.B = rounded(ctx, scratch + after(step * K), B, 0, K, N);
+        const int64_t step = step_by_rows(M, N, K);
+        half1 *const second = scratch + after(step * padded(K));
+        float *const room = (float *)(second + after(padded(N) * padded(K)));
+        p.B = rounded(ctx, second, B, 0, K, N, true);
+        p.K = A.unfold ? K : padded(K);
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
-            p.A = rounded(ctx, scratch, A, m, p.M, K);
-            multiply_rows(ctx, p, m, with);
+            p.A = rounded_first(ctx, scratch, A, m, p.M, K, step >= M);
+            if (is_even(N)) {
+                multiply_rows(ctx, p, m, with);
+                continue;
+            }
+            const cuda_product q = into_room(p, room);
+            cuda_multiply(ctx, &q, "gemm");
+            finish_from(ctx, rows_from(p, m), room, with_from(with, m * p.ldc));
         }
         return;
     }
-    const int64_t step = tile_rows(K, M + N, sizeof(half1));
+    const int64_t step = tile_rows(K, padded(M) + padded(N), sizeof(half1));
+    half1 *const second = scratch + after(step * padded(M));
+    float *const room = (float *)(second + after(step * padded(N)));
     const cdad_mat turned = {A.data, A.cs, 1, NULL};
-    for (int64_t k = 0; k < K; k += step, p.beta = 1.0f) {
-        p.K = cuda_min(step, K - k);
-        rounded(ctx, scratch, turned, k, p.K, M);
-        p.A = cdad_mat{(const float *)scratch, 1, M, NULL};
-        p.B = rounded(ctx, scratch + after(step * M), B, k, p.K, N);
-        cuda_multiply(ctx, &p, "gemm");
+    const bool direct = is_even(N) || B.unfold; /* what is gathered has no padding */
+    cuda_product q = direct ? p : into_room(p, room);
+    for (int64_t k = 0; k < K; k += step, q.beta = 1.0f) {
+        q.K = cuda_min(step, K - k);
+        rounded_first(ctx, scratch, turned, k, q.K, M, step >= K);
+        q.A = cdad_mat{(const float *)scratch, 1, padded(M), NULL};
+        q.B = rounded(ctx, second, B, k, q.K, N, false);
+        cuda_multiply(ctx, &q, "gemm");
     }
-    finish(ctx, p, with);
+    if (direct)
+        finish(ctx, p, with);
+    else
+        finish_from(ctx, p, room, with);
 }
 
 /* Few rows take less time than the weight takes to be rounded. */
@@ -228,15 +325,18 @@ static bool is_worth_rounding(const cuda_product &p) {
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                const cdad_epilogue *with, void *scratch) {
     if (with && (with->precision == CDAD_TFLOAT32 || N <= FEW) && cuda_conv_fits(M, N, K, A, B, with)) {
+        left = {};
         cuda_conv(ctx, M, N, K, A, B, C, ldc, with, scratch);
         return;
     }
     const cdad_epilogue how = with ? *with : cdad_epilogue();
     const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, how.accumulate ? 1.0f : 0.0f, how.precision, false};
-    if (is_worth_rounding(p))
+    if (is_worth_rounding(p)) {
         multiply_rounded(ctx, p, how, (half1 *)scratch);
-    else
+    } else {
+        left = {};
         multiply_floats(ctx, p, how, (float *)scratch);
+    }
     cuda_launched(ctx, "gemm");
 }
 
@@ -244,8 +344,9 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     (void)threads;
     const int64_t floats = cuda_max(tile_rows(M, K, sizeof(float)) * K, tile_rows(K, N, sizeof(float)) * N);
-    const int64_t step = tile_rows(K, M + N, sizeof(half1));
-    const int64_t halves = cuda_max(after(tile_rows(M, K, sizeof(half1)) * K) + cuda_min(N * K, MOST_WEIGHT),
-                                    after(step * M) + step * N);
+    const int64_t rows = step_by_rows(M, N, K), step = tile_rows(K, padded(M) + padded(N), sizeof(half1));
+    const int64_t room = is_even(N) ? 0 : 2 * padded(N); /* halves of a row */
+    const int64_t by_rows = N * K <= MOST_WEIGHT ? after(rows * padded(K)) + after(padded(N) * padded(K)) + rows * room : 0;
+    const int64_t halves = cuda_max(by_rows, after(step * padded(M)) + after(step * padded(N)) + M * room);
     return cuda_max(cuda_conv_scratch(M, N, K), cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1)));
 }
