@@ -396,7 +396,8 @@ static void sum_squares_each(const cdad_context *ctx, const float *w, const cdad
 
 static void adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count, const cdad_adamw *h) {
     for (const cdad_update *u = updates; u < updates + count; u++) {
-        const cdad_adamw own = cdad_adamw_at(*h, u->at);
+        cdad_adamw own = cdad_adamw_at(*h, u->at);
+        own.squares = u->squares;
         adamw(ctx, w + u->at, u->m, u->v, e ? e + u->at : NULL, NULL, u->g, u->n, &own);
     }
 }

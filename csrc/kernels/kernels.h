@@ -318,8 +318,8 @@ typedef struct cdad_kernels {
     void (*adamw)(const cdad_context *ctx, float *w, void *m, void *v, float *e, float *du, const float *g, int64_t n,
                   const cdad_adamw *h);
     /* In a device's table alone, where a launch takes longer than such a kernel: sum_squares_pulled (without importance, sum_squares)
-     * and adamw, du NULL, of each of `count` parameters of a few thousand elements at most. `updates` are on the host; w, e, and what
-     * pull and h have are blocks. */
+     * and adamw, du NULL, of each of `count` parameters of a few thousand elements at most, which stays as it is where its sum of squares
+     * is not finite. `updates` are on the host; w, e, and what pull and h have are blocks. */
     void (*sum_squares_each)(const cdad_context *ctx, const float *w, const cdad_update *updates, int64_t count, const cdad_pull *pull);
     void (*adamw_each)(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count, const cdad_adamw *h);
     /* w += du; e = ema_decay * e + (1 - ema_decay) * w. du or e may be NULL: nothing is added, there is no average. */

@@ -348,31 +348,31 @@ static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
     return CDAD_OK;
 }
 
-/* Whether parameter i's update, of a gradient that is held, is one of those by one launch: as short as biases are, moved as it is,
- * its moments not in 8 bit. */
+/* Whether parameter i's update is one of those by one launch: as short as biases are, moved as it is, its moments not in 8 bit. */
 static int shares_launch(const cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
     return ctx->kernels->adamw_each && !o->tether && !stays(o, i) && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
 }
 
-/* Lists them in o->small, and returns how many they are. */
-static int64_t list_small(cdad_optimizer *o, const cdad_context *ctx) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < o->params->n; i++) {
-        float *most;
-        if (shares_launch(o, ctx, i))
-            o->small[n++] = (cdad_update){.at = o->params->items[i].offset,
-                                          .n = o->moving[i],
-                                          .g = cdad_optimizer_gradient(o, i),
-                                          .m = cdad_moment_of(&o->m, i, &most),
-                                          .v = cdad_moment_of(&o->v, i, &most),
-                                          .squares = o->sums + i};
-    }
-    return n;
+/* Puts such a parameter, and its gradient, on the list. */
+static void list_small(cdad_optimizer *o, int64_t i, const float *grad) {
+    float *most;
+    o->small[o->n_small++] = (cdad_update){.at = o->params->items[i].offset,
+                                           .n = o->moving[i],
+                                           .g = grad,
+                                           .m = cdad_moment_of(&o->m, i, &most),
+                                           .v = cdad_moment_of(&o->v, i, &most),
+                                           .squares = o->sums + i};
+}
+
+static void measure_small(cdad_optimizer *o, const cdad_context *ctx) {
+    if (o->n_small)
+        ctx->kernels->sum_squares_each(ctx, o->params->values, o->small, o->n_small, &o->pull);
 }
 
 /* Readies a step. */
 static cdad_status begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
     o->lr_scale = lr_scale;
+    o->n_small = 0;
     CDAD_TRY(cdad_optimizer_moments(o, err));
     CDAD_TRY(cdad_device_zero(ctx->device, o->sums, o->params->n * (int64_t)sizeof *o->sums, err));
     return reserve_scratch(o, ctx, err);
@@ -425,6 +425,13 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
 }
 
+static void move_small(cdad_optimizer *o, const cdad_context *ctx, cdad_adamw h) {
+    h.pull = o->pull;
+    h.path = o->path;
+    if (o->n_small)
+        ctx->kernels->adamw_each(ctx, o->params->values, o->ema, o->small, o->n_small, &h);
+}
+
 /* Adds what was done with parameter i to an event: weight and both moments are read and written, the gradient read,
  * projections are products. */
 static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
@@ -450,6 +457,10 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     float *own = (float *)((char *)o->scratch + o->update_offset);
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
     cdad_adamw h = numbers(o, 1.0);
+    if (shares_launch(o, ctx, i)) {
+        list_small(o, i, grad);
+        return CDAD_OK;
+    }
     if (!stays(o, i)) {
         grad = prepare(o, ctx, i, grad, own);
         CDAD_TRY(measure(o, ctx, i, grad, err));
@@ -469,9 +480,26 @@ cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64
     return cdad_profile_add(ctx->profile, &event, err);
 }
 
-cdad_status cdad_optimizer_end(cdad_optimizer *o, double *grad_norm, cdad_error *err) {
+/* Adds an event of all that is small, `start` being when its updates began. */
+static cdad_status profile_small(const cdad_optimizer *o, const cdad_context *ctx, double start, cdad_error *err) {
+    cdad_event event = {.op = "optimizer", .start = start};
+    if (!ctx->profile || o->n_small == 0)
+        return CDAD_OK;
+    CDAD_TRY(cdad_device_check(ctx->device, 1, err));
+    event.seconds = cdad_clock() - start;
+    for (int64_t i = 0; i < o->params->n; i++)
+        if (shares_launch(o, ctx, i))
+            count_work(o, i, &event);
+    return cdad_profile_add(ctx->profile, &event, err);
+}
+
+cdad_status cdad_optimizer_end(cdad_optimizer *o, const cdad_context *ctx, double *grad_norm, cdad_error *err) {
+    const double start = cdad_clock();
+    measure_small(o, ctx);
+    move_small(o, ctx, numbers(o, 1.0));
+    CDAD_TRY(cdad_device_check(ctx->device, 0, err));
+    CDAD_TRY(profile_small(o, ctx, start, err));
     CDAD_TRY(take_norm(o, grad_norm, err));
-    CDAD_TRY(cdad_device_check(o->params->device, 0, err));
     end(o);
     return CDAD_OK;
 }
@@ -482,27 +510,25 @@ cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_context *ctx, doub
     const double clip = o->config.clip_norm;
     cdad_event event = {.op = "optimizer", .start = cdad_clock()};
     CDAD_TRY(begin(o, ctx, lr_scale, err));
-    const int64_t n_small = list_small(o, ctx);
-    if (n_small)
-        ctx->kernels->sum_squares_each(ctx, params->values, o->small, n_small, &o->pull);
     for (int64_t i = 0; i < params->n; i++) {
-        if (stays(o, i) || shares_launch(o, ctx, i))
+        if (stays(o, i))
             continue;
         float *grad = cdad_optimizer_gradient(o, i);
-        CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
+        if (shares_launch(o, ctx, i))
+            list_small(o, i, grad);
+        else
+            CDAD_TRY(measure(o, ctx, i, prepare(o, ctx, i, grad, grad), err));
     }
+    measure_small(o, ctx);
     CDAD_TRY(take_norm(o, grad_norm, err));
-    cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
+    const cdad_adamw h = numbers(o, clip > 0 && *grad_norm > clip ? clip / *grad_norm : 1.0);
     for (int64_t i = 0; i < params->n; i++) {
         float *grad = stays(o, i) ? NULL : cdad_optimizer_gradient(o, i);
         if (!shares_launch(o, ctx, i))
             move(o, ctx, i, grad, grad, h);
         count_work(o, i, &event);
     }
-    h.pull = o->pull;
-    h.path = o->path;
-    if (n_small)
-        ctx->kernels->adamw_each(ctx, params->values, o->ema, o->small, n_small, &h);
+    move_small(o, ctx, h);
     CDAD_TRY(cdad_device_check(ctx->device, ctx->profile != NULL, err));
     end(o);
     if (!ctx->profile)

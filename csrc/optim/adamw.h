@@ -47,6 +47,7 @@ typedef struct cdad_optimizer {
                                   * params->values has the parameter; borrowed */
     cdad_protection *protection; /* [params->n] */
     cdad_update *small;          /* [params->n] room for those that share a launch */
+    int64_t n_small;             /* of this step, so far */
     int64_t *moving;             /* [params->n] numbers that AdamW moves, and keeps moments of: none of what is frozen */
     const unsigned char *given;  /* [params->n] whose gradients come as such coordinates, or NULL: none; borrowed */
     cdad_pull pull;              /* a quadratic penalty; its blocks, in the layout of params->values, are borrowed */
@@ -113,10 +114,11 @@ CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_cont
  * factor is known only when all are there. Nothing is allocated between begin and end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                                cdad_error *err);
-/* Parameter i; the gradient is only read, of what is frozen, or has none, not at all. One that is not finite leaves the parameter as
- * it was, and fails with its name: here, or, on a device, at the end. */
+/* Parameter i; the gradient is only read, of what is frozen, or has none, not at all; on a device one of less than CDAD_SMALL8 numbers
+ * at the end, until when it has to stay. One that is not finite leaves the parameter as it was, and fails with its name: here, or, on a
+ * device, at the end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
                                              cdad_error *err);
-CDAD_MUST_USE cdad_status cdad_optimizer_end(cdad_optimizer *o, double *grad_norm, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_optimizer_end(cdad_optimizer *o, const cdad_context *ctx, double *grad_norm, cdad_error *err);
 
 #endif

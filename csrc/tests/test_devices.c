@@ -247,27 +247,28 @@ static void record_on(const cdad_context *ctx) {
     d->forget = NULL;
 }
 
-/* A gradient that is not finite, used as it comes: its parameter is as before, and the step's end tells it by name. */
-static void gradient_on(const cdad_context *ctx) {
-    static const float bad[6] = {1, 2, NAN, 4, 5, 6};
+/* A gradient of n numbers that is not finite, not held with others: its parameter is as before, and the step's end tells it by name. */
+static void gradient_on(const cdad_context *ctx, int64_t n) {
+    static float bad[CDAD_SMALL8], before[CDAD_SMALL8], after[CDAD_SMALL8];
+    const size_t bytes = (size_t)n * sizeof *bad;
     const cdad_optimizer_config config = {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
     cdad_params *params = NULL;
     cdad_optimizer *o = NULL;
     void *grad = NULL;
-    float before[6], after[6];
     double norm;
+    bad[2] = NAN;
     CHECK_OK(cdad_params_new(&params, err));
     params->device = ctx->device;
-    CHECK_OK(cdad_params_register(params, "w", cdad_shape_make(2, (int64_t)2, (int64_t)3), (cdad_init){0}, err));
+    CHECK_OK(cdad_params_register(params, "w", cdad_shape_make(2, (int64_t)2, n / 2), (cdad_init){0}, err));
     CHECK_OK(cdad_params_allocate(params, 0, err));
-    CHECK_OK(cdad_device_download(ctx->device, before, params->values, sizeof before, err));
+    CHECK_OK(cdad_device_download(ctx->device, before, params->values, (int64_t)bytes, err));
     CHECK_OK(cdad_optimizer_new(&o, params, &config, err));
-    CHECK_OK(cdad_device_mirror(ctx->device, &grad, bad, sizeof bad, err));
+    CHECK_OK(cdad_device_mirror(ctx->device, &grad, bad, (int64_t)bytes, err));
     CHECK_OK(cdad_optimizer_begin(o, ctx, 1.0, err));
     CHECK_OK(cdad_optimizer_use(o, ctx, 0, grad, err));
-    CHECK_FAILS(CDAD_NOT_FINITE, "the gradient of w is not finite", cdad_optimizer_end(o, &norm, err));
-    CHECK_OK(cdad_device_download(ctx->device, after, params->values, sizeof after, err));
-    CHECK(same(before, after, 6), "a gradient that is not finite moves a weight");
+    CHECK_FAILS(CDAD_NOT_FINITE, "the gradient of w is not finite", cdad_optimizer_end(o, ctx, &norm, err));
+    CHECK_OK(cdad_device_download(ctx->device, after, params->values, (int64_t)bytes, err));
+    CHECK(same(before, after, (int)n), "a gradient that is not finite moves a weight");
     cdad_device_free(ctx->device, grad);
     cdad_optimizer_free(o);
     cdad_params_free(params);
@@ -322,7 +323,8 @@ int cdad_test_devices(void) {
     cdad_device_free(device, memory);
     memory_on(device);
     record_on(&there);
-    gradient_on(&there);
+    gradient_on(&there, 6);
+    gradient_on(&there, CDAD_SMALL8);
     CHECK_FAILS(CDAD_INVALID, "zeros to", cdad_device_zero(device, memory, 4, err));
     cdad_graph_free(g);
     return failures;

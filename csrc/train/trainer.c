@@ -13,11 +13,13 @@ typedef struct step_plan {
     cdad_training_graph values;
     cdad_program *program;
     cdad_program *teacher; /* predicts with `taught_by`; NULL where the configuration does not distil */
-    int64_t n;             /* gradients, in the order in which they come */
+    int64_t n, n_handed;   /* gradients: those that are handed over, in the order in which they come, then those that are written */
     int64_t *handed;       /* [n] the parameter of each */
     cdad_value *grads;     /* [n] */
     cdad_value *along;     /* [n] directions in whose coordinates a gradient may be made, or CDAD_NONE */
-    int written;           /* they go straight into the optimiser's block */
+    int written;           /* all go straight into the optimiser's block */
+    cdad_shared *small;    /* or where those of biases and the like go, to be used at the end; NULL: there are none */
+    int64_t *small_at;     /* [n] their places in it */
     int64_t *ranks;        /* [params->n] of the directions, 0: none; FROZEN: no gradient */
     unsigned char *given;  /* [params->n] whose gradients come in coordinates */
     int64_t *places;       /* [params->n] where a block of all gradients has each one's, or NO_PLACE: it is frozen, or no part of the model */
@@ -51,6 +53,8 @@ static void free_plan(step_plan *p) {
     cdad_program_free(p->program);
     cdad_program_free(p->teacher);
     cdad_graph_free(p->graph);
+    cdad_shared_drop(p->small);
+    cdad_free(p->small_at);
     cdad_free(p->handed);
     cdad_free(p->grads);
     cdad_free(p->along);
@@ -174,27 +178,79 @@ static cdad_status add_gradients(const cdad_trainer *t, step_plan *p, cdad_value
     return CDAD_OK;
 }
 
+/* array[k] = what array[order[k]] was. */
+static cdad_status permute(void *array, size_t element, const int64_t *order, int64_t n, cdad_error *err) {
+    char *was, *const now = array;
+    CDAD_TRY(cdad_alloc((void **)&was, n * (int64_t)element, err));
+    memcpy(was, array, (size_t)n * element);
+    for (int64_t k = 0; k < n; k++)
+        memcpy(now + (size_t)k * element, was + (size_t)order[k] * element, element);
+    cdad_free(was);
+    return CDAD_OK;
+}
+
+static int64_t size_of(const step_plan *p, int64_t j) { return cdad_shape_count(cdad_graph_shape(p->graph, p->grads[j])); }
+
+/* Whether gradient j is one of those that wait for the end, as a launch for each would take longer than what it does. */
+static int waits(const step_plan *p, int64_t j, const cdad_context *ctx) {
+    return ctx->kernels->adamw_each && !p->given[p->handed[j]] && size_of(p, j) < CDAD_SMALL8;
+}
+
+/* Which gradients are handed over, and which are written: those to the end of the lists. */
+static cdad_status sort_gradients(const cdad_trainer *t, step_plan *p, cdad_value *wanted, const cdad_context *ctx, cdad_error *err) {
+    cdad_status status;
+    int64_t *order = NULL, end = 0, held = 0;
+    p->written = cdad_trainer_holds_gradients(t) && t->batching.accumulate == 1;
+    if (p->written)
+        return CDAD_OK; /* n_handed is 0 */
+    CDAD_TRY_DONE(cdad_alloc((void **)&order, p->n * (int64_t)sizeof *order, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&p->small_at, p->n * (int64_t)sizeof *p->small_at, err));
+    for (int last = 0; last < 2; last++)
+        for (int64_t j = 0; j < p->n; j++)
+            if (waits(p, j, ctx) == last) {
+                p->n_handed += !last;
+                order[end++] = j;
+            }
+    CDAD_TRY_DONE(permute(p->handed, sizeof *p->handed, order, p->n, err));
+    CDAD_TRY_DONE(permute(p->grads, sizeof *p->grads, order, p->n, err));
+    CDAD_TRY_DONE(permute(p->along, sizeof *p->along, order, p->n, err));
+    CDAD_TRY_DONE(permute(wanted, sizeof *wanted, order, p->n, err));
+    for (int64_t j = p->n_handed; j < p->n; j++) {
+        p->small_at[j] = held;
+        held += cdad_align_up(size_of(p, j) * (int64_t)sizeof(float)) / (int64_t)sizeof(float);
+    }
+    if (held)
+        CDAD_TRY_DONE(cdad_shared_new(&p->small, t->params->device, held * (int64_t)sizeof(float), err));
+done:
+    cdad_free(order);
+    return status;
+}
+
+static float *small_gradient(const step_plan *p, int64_t j) { return (float *)cdad_shared_data(p->small) + p->small_at[j]; }
+
 /* Makes the program of the losses and gradients. Where all are held and one part is all, gradients go straight into the
- * optimiser's block; else they are handed over one by one, to be added up or used. */
-static cdad_status plan_program(const cdad_trainer *t, step_plan *p, const cdad_value *wanted, const cdad_context *ctx, cdad_error *err) {
+ * optimiser's block; else they are handed over one by one, to be added up or used, or, on a device, small ones all at the end. */
+static cdad_status plan_program(const cdad_trainer *t, step_plan *p, cdad_value *wanted, const cdad_context *ctx, cdad_error *err) {
     const cdad_training_graph *const v = &p->values;
     const int64_t losses = v->loss_amn == CDAD_NONE ? 2 : 3;
     cdad_status status;
     cdad_value *outputs = NULL;
     cdad_handover *handovers = NULL;
+    CDAD_TRY_DONE(sort_gradients(t, p, wanted, ctx, err));
+    const int64_t written = p->n - p->n_handed;
     CDAD_TRY_DONE(cdad_alloc((void **)&outputs, (p->n + losses) * (int64_t)sizeof *outputs, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&handovers, p->n * (int64_t)sizeof *handovers, err));
     const cdad_value of_losses[] = {v->loss, v->loss_cdm, v->loss_amn};
     memcpy(outputs, of_losses, (size_t)losses * sizeof *outputs);
-    for (int64_t j = 0; j < p->n; j++) {
-        outputs[losses + j] = p->grads[j];
+    memcpy(outputs + losses, p->grads + p->n_handed, (size_t)written * sizeof *outputs);
+    for (int64_t j = 0; j < p->n_handed; j++)
         handovers[j] = (cdad_handover){.value = p->grads[j], .spares = wanted[j]};
-    }
-    p->written = cdad_trainer_holds_gradients(t) && t->batching.accumulate == 1;
-    const cdad_program_options all = {.n_external = p->n, .external = p->grads, .workspace = t->params->workspace};
-    const cdad_program_options one_by_one = {.n_handovers = p->n, .handovers = handovers, .workspace = t->params->workspace};
-    CDAD_TRY_DONE(cdad_program_new(&p->program, p->graph, losses + (p->written ? p->n : 0), outputs, p->written ? &all : &one_by_one, ctx,
-                                   err));
+    const cdad_program_options how = {.n_external = written,
+                                      .external = p->grads + p->n_handed,
+                                      .n_handovers = p->n_handed,
+                                      .handovers = handovers,
+                                      .workspace = t->params->workspace};
+    CDAD_TRY_DONE(cdad_program_new(&p->program, p->graph, losses + written, outputs, &how, ctx, err));
     CDAD_TRY_DONE(cdad_params_bind(t->params, t->params->values, p->graph, p->program, err));
     if (t->config.distills) {
         const cdad_program_options apart = {.n_external = 1, .external = &v->prediction, .workspace = t->params->workspace};
@@ -251,8 +307,9 @@ static cdad_status bind_gradients(cdad_trainer *t, cdad_error *err) {
         const int64_t i = p->handed[j];
         if (p->along[j] != CDAD_NONE)
             CDAD_TRY(cdad_program_bind(p->program, p->along[j], cdad_optimizer_directions(t->optimizer, i, &rank), err));
-        if (p->written)
-            CDAD_TRY(cdad_program_bind(p->program, p->grads[j], cdad_optimizer_gradient(t->optimizer, i), err));
+        if (j >= p->n_handed)
+            CDAD_TRY(cdad_program_bind(p->program, p->grads[j],
+                                       p->written ? cdad_optimizer_gradient(t->optimizer, i) : small_gradient(p, j), err));
     }
     return CDAD_OK;
 }
@@ -376,7 +433,7 @@ static cdad_status run_teacher(cdad_trainer *t, const cdad_context *ctx, const b
     return cdad_program_bind(t->plan.program, v->teacher, t->taught, err);
 }
 
-/* Losses and gradients; `to` is handed the gradients of each part where they come one by one. */
+/* Losses and gradients; `to` is handed the gradients of each part where they do not go straight into the optimiser's block. */
 static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *latent, const float *image,
                        const float *perturbed, const float *context, const float *noise, const int64_t *timesteps,
                        cdad_handover_fn to, cdad_step_result *result, cdad_error *err) {
@@ -390,6 +447,8 @@ static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *la
         CDAD_TRY(bind_batch(t, t->plan.program, &a, err));
         CDAD_TRY(run_teacher(t, ctx, &a, err));
         CDAD_TRY(cdad_program_run(t->plan.program, ctx, err));
+        for (int64_t j = t->plan.n_handed; !t->plan.written && j < t->plan.n; j++)
+            CDAD_TRY(to(t, ctx, j, small_gradient(&t->plan, j), err));
         CDAD_TRY(read_losses(t, &r, err));
         result->loss += r.loss / (double)parts;
         result->loss_cdm += r.loss_cdm / (double)parts;
@@ -401,7 +460,7 @@ static cdad_status run(cdad_trainer *t, const cdad_context *ctx, const float *la
 /* Puts a gradient into the optimiser's block, or adds it to those of earlier parts. */
 static cdad_status keep_gradient(void *arg, const cdad_context *ctx, int64_t i, const float *grad, cdad_error *err) {
     const cdad_trainer *t = arg;
-    const int64_t n = cdad_shape_count(cdad_graph_shape(t->plan.graph, t->plan.grads[i]));
+    const int64_t n = size_of(&t->plan, i);
     float *sum = cdad_optimizer_gradient(t->optimizer, t->plan.handed[i]);
     if (t->part == 0)
         return cdad_device_copy(ctx->device, sum, grad, n * (int64_t)sizeof *grad, err);
@@ -437,6 +496,7 @@ cdad_status cdad_trainer_magnitudes(cdad_trainer *t, const cdad_context *ctx, co
     if (!t->sums)
         CDAD_TRY(cdad_shared_new(&t->sums, t->params->device, t->params->total * (int64_t)sizeof(float), err));
     t->squares = squares;
+    CDAD_TRY(bind_gradients(t, err));
     CDAD_TRY(run(t, ctx, latent, image, perturbed, context, noise, timesteps, add_magnitudes, result, err));
     return cdad_device_check(ctx->device, 0, err);
 }
@@ -527,7 +587,7 @@ cdad_status cdad_trainer_step(cdad_trainer *t, const cdad_context *ctx, const fl
         if (t->plan.places[i] == NO_PLACE)
             status = cdad_optimizer_use(t->optimizer, ctx, i, NULL, err);
     if (status == CDAD_OK)
-        status = cdad_optimizer_end(t->optimizer, &result->grad_norm, err);
+        status = cdad_optimizer_end(t->optimizer, ctx, &result->grad_norm, err);
     if (status != CDAD_OK && t->used > 0)
         return cdad_fail_in(err, "a part of the weights was updated already: go on from a checkpoint");
     return status;

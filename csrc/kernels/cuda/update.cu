@@ -91,6 +91,8 @@ static updates_of_a_launch some_of(const cdad_update *updates, int64_t count) {
 /* A block of threads for each parameter. */
 __global__ static void adamw_each_kernel(float *w, float *e, updates_of_a_launch updates, cdad_adamw h, float rate, float eps) {
     const cdad_update u = updates.of[blockIdx.x];
+    if (!isfinite(*u.squares))
+        return;
     steps(w + u.at, u.m, (float *)u.v, e ? e + u.at : NULL, NULL, u.g, u.n, threadIdx.x, blockDim.x, cdad_adamw_at(h, u.at), rate, eps);
 }
 
