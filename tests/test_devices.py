@@ -81,6 +81,8 @@ HEADS = [
     Case("attention", ((1, 70, 64),) * 3, {"causal": 1}, per_sample=(0, 1, 2)),
     Case("attention", ((1, 42, 160),) * 3, {"grid_h": 7, "grid_w": 6, "mask_h": 3, "mask_w": 5}, per_sample=(0, 1, 2)),
     Case("attention", ((1, 99, 80),) * 3, {"heads": 2, "grid_h": 9, "grid_w": 11, "mask_h": 17, "mask_w": 11}, per_sample=(0, 1, 2)),
+    # rows far enough from each other to be met without a look at the mask
+    Case("attention", ((1, 192, 40),) * 3, {"grid_h": 12, "grid_w": 16, "mask_h": 5, "mask_w": 3}, per_sample=(0, 1, 2)),
     # 41 times the float nearest to 1 / 41 is less than 1
     Case("attention", ((1, 123, 20),) * 3, {"grid_h": 3, "grid_w": 41, "mask_h": 1, "mask_w": 5}, per_sample=(0, 1, 2)),
 ]

@@ -30,6 +30,13 @@ __device__ inline bool cuda_hides(const cuda_attention_mask &m, const cuda_token
     return (m.causal && s.t > t.t) || (abs(t.row - s.row) <= m.half_h && abs(t.column - s.column) <= m.half_w);
 }
 
+/* Whether one of `queries` from t on may not see one of `keys` from s on, or might: as it holds for whole rows of the grid. */
+__device__ inline bool cuda_hides_some(const cuda_attention_mask &m, int t, int queries, int s, int keys) {
+    const int top = cuda_token_of(m, t).row, bottom = cuda_token_of(m, t + queries - 1).row;
+    const int first = cuda_token_of(m, s).row, last = cuda_token_of(m, s + keys - 1).row;
+    return (m.causal && s + keys - 1 > t) || (m.half_h >= 0 && first <= bottom + m.half_h && last >= top - m.half_h);
+}
+
 /* Whether the fused kernels take these dims; then they do both directions. */
 bool cuda_attention_fuses(const cdad_attention_dims *d);
 void cuda_attention_fused(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,

@@ -284,7 +284,7 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
         for (int at_row = 0; at_row < P::STAGED && begin + at_row < S && first < T; at_row += P::CHUNK) {
             float s[P::ROW_TILES][P::GROUPS][4];
             meet<P>(s, own, keys + at_row * P::RS);
-            if (MASKED || begin + at_row + P::CHUNK > S)
+            if ((MASKED && cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK)) || begin + at_row + P::CHUNK > S)
                 each_hidden<P, MASKED>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
                     if (hidden)
                         s[m][j][i] = -INFINITY;
@@ -396,7 +396,9 @@ __global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
                 }
             }
             /* Queries beyond the last need no care: they and their dout are zeros. */
-            if (MASKED || (!OF_KEYS && begin + at_row + P::CHUNK > S))
+            const bool hides = MASKED && (OF_KEYS ? cuda_hides_some(mask, begin + at_row, P::CHUNK, first, P::ROWS)
+                                                  : cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK));
+            if (hides || (!OF_KEYS && begin + at_row + P::CHUNK > S))
                 each_hidden<P, MASKED, OF_KEYS>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
                     if (hidden)
                         p[m][j][i] = slope[m][j][i] = 0.0f;
