@@ -81,7 +81,7 @@ def score_maps(
     chosen = [layer for layer in config.layers if layer < distances.shape[-1]]
     if calibration is not None:
         distances = distances / calibration.layers
-    maps = distances[..., chosen].mean(-1, dtype=np.float32)
+    maps = np.add.reduce([distances[..., layer] for layer in chosen], dtype=np.float32) / np.float32(len(chosen))
     if calibration is not None:
         normal = (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
         maps = maps / normal
@@ -94,12 +94,13 @@ def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
     speck that is hard to redraw weighs less than a defect (0: the maximum alone, the paper's score), less the map's median
     where the configuration says so."""
     flat = maps.reshape(len(maps), -1)
-    n = max(1, round(config.top * flat.shape[1]))
-    highest = np.partition(flat, flat.shape[1] - n, axis=1)[:, flat.shape[1] - n :]
+    size = flat.shape[1]
+    n, middle = max(1, round(config.top * size)), [(size - 1) // 2, size // 2]
+    parted = np.partition(flat, sorted({size - n, *middle}), axis=1)
     # Sorted, so that a sum's order, and with it a score's last bit, does not depend on partition's.
-    scores = np.sort(highest, axis=1).mean(1, dtype=np.float64)
+    scores = np.sort(parted[:, size - n :], axis=1).mean(1, dtype=np.float64)
     if config.subtract_median:
-        scores -= np.median(flat, axis=1)
+        scores -= parted[:, middle].mean(1)
     return scores.astype(np.float32)
 
 

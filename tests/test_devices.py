@@ -233,6 +233,14 @@ def test_what_ends_a_product(op, activation, precision, channels, outputs, devic
     assert np.linalg.norm(y - want) < (1e-6, 2**-7, 2**-10)[precision] * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("n", [1, 16385, 5 * 2**20, 9 * 2**20 + 3])
+def test_large_arrays_come_back(n, device):
+    """Sizes about those of the pieces in which CUDA's downloads come (csrc/kernels/cuda/memory.cu)."""
+    given = np.random.default_rng(0).random(n, np.float32)
+    there = DeviceArray(given, device)
+    assert np.array_equal(there.numpy(), given) and np.array_equal(there.numpy(), given)
+
+
 def test_products_of_one_factor(device):
     """What rounds a factor once for products in a row: other factors between them, and new values in the same place, are seen."""
     rng = np.random.default_rng(0)

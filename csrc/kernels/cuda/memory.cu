@@ -2,11 +2,13 @@
  *
  * Allocations come from a pool of the driver's, in the order of the work: what is released is used again without asking
  * the system, and goes back to it when memory is short. Uploads go through pinned memory in slots, so that the caller may
- * go on (and change what it gave) while they and what was queued before them are done. */
+ * go on (and change what it gave) while they and what was queued before them are done; so do downloads. */
 #include <stdio.h>
 #include <string.h>
 
 #include "kernels/cuda/device.h"
+
+enum { DIRECT_BYTES = 64 << 10 }; /* what the driver has pinned memory of its own for */
 
 cdad_status cuda_memory_open(cuda_device *d, cdad_error *err) {
     cudaMemPoolProps how = cudaMemPoolProps();
@@ -105,11 +107,42 @@ cdad_status cuda_upload(cdad_device *base, void *to, const void *from, int64_t b
     return cuda_told(d, "upload", e, err);
 }
 
+/* By way of pinned memory, in which pieces arrive while those before them are taken out: to other memory the driver copies at a tenth of the
+ * rate. */
+static cudaError_t download_pieces(cuda_device *d, char *to, const char *from, int64_t bytes) {
+    const int64_t pieces = (bytes + CUDA_SLOT_BYTES - 1) / CUDA_SLOT_BYTES;
+    const cudaStream_t stream = cuda_queue_of(d)->stream;
+    cudaError_t e = cudaSuccess;
+    pthread_mutex_lock(&d->slots_lock);
+    for (int64_t piece = 0, sent = 0; piece < pieces && e == cudaSuccess; piece++) {
+        for (; sent < pieces && sent < piece + CUDA_SLOTS && e == cudaSuccess; sent++) {
+            const auto &slot = d->slots[(d->next_slot + sent) % CUDA_SLOTS];
+            const int64_t at = sent * CUDA_SLOT_BYTES;
+            e = cudaEventSynchronize(slot.free);
+            if (e == cudaSuccess)
+                e = cudaMemcpyAsync(slot.memory, from + at, (size_t)cuda_min(bytes - at, CUDA_SLOT_BYTES), cudaMemcpyDeviceToHost, stream);
+            if (e == cudaSuccess)
+                e = cudaEventRecord(slot.free, stream);
+        }
+        const auto &slot = d->slots[(d->next_slot + piece) % CUDA_SLOTS];
+        const int64_t at = piece * CUDA_SLOT_BYTES;
+        if (e == cudaSuccess)
+            e = cudaEventSynchronize(slot.free);
+        if (e == cudaSuccess)
+            memcpy(to + at, slot.memory, (size_t)cuda_min(bytes - at, CUDA_SLOT_BYTES));
+    }
+    d->next_slot = (int)((d->next_slot + pieces) % CUDA_SLOTS);
+    pthread_mutex_unlock(&d->slots_lock);
+    return e;
+}
+
 cdad_status cuda_download(cdad_device *base, void *to, const void *from, int64_t bytes, cdad_error *err) {
     cuda_device *d = cuda_cast(base);
     const cdad_status status = cuda_enter(d, err);
     if (status != CDAD_OK)
         return status;
+    if (bytes > DIRECT_BYTES)
+        return cuda_told(d, "download", download_pieces(d, (char *)to, (const char *)from, bytes), err);
     cudaError_t e = cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToHost, cuda_queue_of(d)->stream);
     if (e == cudaSuccess)
         e = cudaStreamSynchronize(cuda_queue_of(d)->stream);
