@@ -237,7 +237,7 @@ def test_what_ends_a_product(op, activation, precision, channels, outputs, devic
 def test_large_arrays_come_back(n, device):
     """Sizes about those of the pieces in which CUDA's downloads come (csrc/kernels/cuda/memory.cu)."""
     given = np.random.default_rng(0).random(n, np.float32)
-    there = DeviceArray(given, device)
+    there = _core.DeviceArray(given, device)
     assert np.array_equal(there.numpy(), given) and np.array_equal(there.numpy(), given)
 
 
