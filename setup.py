@@ -117,6 +117,11 @@ def device_defines() -> list[str]:
     return [f'-DCDAD_DEVICE_ABI="{abi}"']
 
 
+def own_features(arch: str) -> str:
+    """Code for 9.0 may have what that generation alone has (csrc/kernels/cuda/conv_hopper.cu): it runs on no other anyway."""
+    return "90a" if arch == "90" else arch
+
+
 def cuda_defines() -> list[str]:
     """The same, and for people what the backend was compiled for."""
     return [*device_defines(), f'-DCDAD_CUDA_ARCHS="{", ".join(f"sm_{n}" for n in CUDA_ARCHS)} and newer"']
@@ -248,7 +253,8 @@ class Toolchain:
         OBJECTS.mkdir(parents=True, exist_ok=True)
         headers = max(h.stat().st_mtime for h in CSRC.rglob("*.h"))
         newest = CUDA_ARCHS[-1]
-        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in CUDA_ARCHS)]
+        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in map(own_features, CUDA_ARCHS))]
+        flags += ["-DCDAD_CUDA_SM90A=1"] if "90a" in map(own_features, CUDA_ARCHS) else []
         flags += [f"-gencode=arch=compute_{newest},code=compute_{newest}", *cuda_defines(), f"-I{CSRC}"]
         if os.environ.get("CDAD_WERROR") == "1":
             flags += ["--Werror", "all-warnings"]

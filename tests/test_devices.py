@@ -190,9 +190,19 @@ CONVOLUTIONS = [
     Case("conv2d", ((1, 3, 3, 128), (100, 3, 3, 128), (100,)), SAME),
     Case("conv2d", ((1, 3, 3, 256), (21, 3, 3, 256), (21,)), SAME),
 ]
+# Those that csrc/kernels/cuda/conv_hopper.cu takes, in values or in the gradient of the input: both widths of tiles, one chunk of channels
+# and several, patches that are not full, several images, an enlarged one.
+PATCHES = [
+    Case("conv2d", ((1, 16, 16, 32), (128, 3, 3, 32), (128,)), SAME),
+    Case("conv2d", ((2, 20, 28, 96), (128, 3, 3, 96), (128,)), SAME),
+    Case("conv2d", ((2, 17, 15, 32), (320, 3, 3, 32), None), SAME),
+    Case("conv2d", ((1, 13, 18, 128), (96, 3, 3, 128), None), SAME),
+    Case("conv2d", ((3, 14, 16, 160), (64, 3, 3, 160), (64,)), SAME),
+    Case("conv2d", ((1, 12, 14, 64), (256, 3, 3, 64), (256,)), {"upsample": 2} | SAME),
+]
 
 
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("case", [*CONVOLUTIONS, *PATCHES], ids=str)
 def test_conv2d_in_tf32(case, device):
     """Values and gradients beside float32's of the CPU."""
     arrays = case.data()

@@ -9,17 +9,8 @@
  * are spread among the products, whose results nobody waits for. */
 #include <limits.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "kernels/cuda/conv.h"
-#include "kernels/cuda/epilogue.h"
-#include "kernels/cuda/warp.h"
-
-#ifdef CDAD_CUDA_ON_HOST
-#define CUDA_NO_UNROLL
-#else
-#define CUDA_NO_UNROLL _Pragma("unroll 1")
-#endif
+#include "kernels/cuda/conv_tile.h"
 
 /* A block's tile of C, BM x BN, of warps that have 16 TM x 8 TN each. */
 template <int WARPS_M_, int WARPS_N_, int TM_, int TN_, int BK_, int STAGES_, int RESIDENT_> struct tile_shape {
@@ -59,15 +50,12 @@ typedef tile_shape<4, 1, 4, 4, 16, 3, 3> tile_256x32;
 
 struct conv_args {
     const float *x, *b;
-    float *out;
-    int64_t ldc;
+    conv_results to;
     int M, N, K;
     int tiles_m, tiles_n, chunks; /* chunks: of a part of the sum */
     int b_rs;                     /* floats between B's rows or, where k is contiguous, columns */
     int C, W, image, S, P, Q, stride, pad_t, pad_l;
     int up_h, up_w, shift; /* the image as it is read: enlarged by 1 << shift */
-    int quads;             /* whether results are read and written by four */
-    cdad_epilogue with;
 };
 
 /* Where the windows of a row of A begin: in which image, and (h, w) in the enlarged one, 16 bits each. */
@@ -227,16 +215,6 @@ template <typename T, bool K_ROWS> __device__ static void take(factors<T> &f, co
     f.b[j + 1][1] = both[3];
 }
 
-/* The hardware drops what a factor has beyond TF32. This much larger before, it is rounded without bias: what TF32 holds stays, errors
- * have the size that they have with rounding to nearest but for 6 %, and NaNs are left. One instruction, where cvt.rna.tf32 is three. */
-__device__ static uint32_t raised(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    x *= 1.0003522f;
-    memcpy(&bits, &x, sizeof x);
-    return bits;
-}
-
 __device__ static uint32_t rounded(uint32_t low, uint32_t high) {
     float x[2];
     memcpy(&x[0], &low, sizeof low);
@@ -261,7 +239,7 @@ __device__ static void multiply(float c[T::TM][T::TN][4], factors<T> &f, factors
         } else {
             CUDA_UNROLL
             for (int l = 0; l < 4; l++)
-                f.a[i][l] = raised(f.a[i][l]);
+                f.a[i][l] = cuda_raised(f.a[i][l]);
         }
     }
     CUDA_UNROLL
@@ -269,8 +247,8 @@ __device__ static void multiply(float c[T::TM][T::TN][4], factors<T> &f, factors
         if (BF16) {
             packed.b[j][half] = rounded(f.b[j][0], f.b[j][1]);
         } else {
-            f.b[j][0] = raised(f.b[j][0]);
-            f.b[j][1] = raised(f.b[j][1]);
+            f.b[j][0] = cuda_raised(f.b[j][0]);
+            f.b[j][1] = cuda_raised(f.b[j][1]);
         }
         CUDA_UNROLL
         for (int load = j * T::LOADS / T::TN; load < (j + 1) * T::LOADS / T::TN; load++)
@@ -285,38 +263,6 @@ __device__ static void multiply(float c[T::TM][T::TN][4], factors<T> &f, factors
             else if (half == 1)
                 cuda_mma_bf16(c[i][j], packed.a[i], packed.b[j]);
         }
-    }
-}
-
-/* A warp's sums, from (first_m, first_n) on, to memory by way of its `slab` of shared memory, so that lanes write neighbours, and what
- * ends a product is compiled once. */
-template <typename T>
-__device__ static void put(float *out, const conv_args &a, int first_m, int first_n, const float c[T::TM][T::TN][4], float *slab) {
-    const int lane = (int)threadIdx.x % 32, width = 8 * T::TN;
-    CUDA_UNROLL
-    for (int i = 0; i < T::TM; i++) {
-        CUDA_UNROLL
-        for (int j = 0; j < T::TN; j++)
-            CUDA_UNROLL
-            for (int l = 0; l < 4; l++)
-                slab[(lane / 4 + l / 2 * 8) * T::SLAB_RS + 8 * j + lane % 4 * 2 + l % 2] = c[i][j][l];
-        __syncwarp();
-        CUDA_NO_UNROLL
-        for (int e = 4 * lane; e < 16 * width; e += 4 * 32) {
-            const int m = first_m + 16 * i + e / width, n = first_n + e % width;
-            const float *from = slab + e / width * T::SLAB_RS + e % width;
-            const int64_t at = m * a.ldc + n;
-            if (m >= a.M)
-                continue;
-            if (a.quads) {
-                if (n < a.N)
-                    *(float4 *)(out + at) = cuda_finished(*(const float4 *)from, at, n, out, a.with);
-            } else {
-                for (int l = 0; l < 4 && n + l < a.N; l++)
-                    out[at + l] = cuda_finished(from[l], at + l, n + l, out, a.with);
-            }
-        }
-        __syncwarp();
     }
 }
 
@@ -400,7 +346,12 @@ template <typename T, bool K_ROWS, bool BF16> __global__ static void __launch_bo
     }
     cuda_copies_wait<0>();
     __syncthreads(); /* slots are read no more */
-    put<T>(a.out + (int64_t)part * a.M * a.ldc, a, tile_m * T::BM + warp_m, first_n + warp_n, c, (float *)shared + warp * 16 * T::SLAB_RS);
+    const int first_m = tile_m * T::BM + warp_m;
+    a.to.out += (int64_t)part * a.M * a.to.ldc;
+    cuda_conv_put<T>(a.to, first_n + warp_n, c, (float *)shared + warp * 16 * T::SLAB_RS, [&](int i, int row) {
+        const int m = first_m + 16 * i + row;
+        return m < a.M ? m : -1;
+    });
 }
 
 /* out = the sum of the parts, in order, and what ends a product. */
@@ -428,41 +379,32 @@ enum { TILES = sizeof tiles / sizeof *tiles, MOST_PARTS = 16, LEAST_K = 256, LEA
 struct conv_plan {
     int tile, parts;
     int64_t chunks; /* of a part */
+    double clocks;
 };
-
-static int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-#ifdef CDAD_CUDA_ON_HOST
-enum { PROCESSORS = 4 }; /* so that small tests come to every tile, and to parts */
-#else
-enum { PROCESSORS = 132 };
-#endif
 
 /* About the clocks that it takes, by what an H100 and each of its processors do in one: not by the GPU that is there, so that sums are
  * the same on all that have the shared memory. */
 static double clocks(const tile_costs &t, int64_t M, int64_t N, int64_t k, int64_t parts) {
-    const double products = 450, cache_bytes = 26 * PROCESSORS, memory_bytes = 19 * PROCESSORS, start = 3000, launch = 4000;
-    const int64_t blocks = over(M, t.BM) * over(N, t.BN) * parts, most = over(blocks, PROCESSORS);
+    const double products = 450, cache_bytes = 26 * CUDA_CONV_PROCESSORS, memory_bytes = 19 * CUDA_CONV_PROCESSORS, start = 3000, launch = 4000;
+    const int64_t blocks = cuda_over(M, t.BM) * cuda_over(N, t.BN) * parts, most = cuda_over(blocks, CUDA_CONV_PROCESSORS);
     const int64_t resident = cuda_min(most, t.resident);
     const double multiply = (double)(most * t.BM * t.BN * k) / products * (resident * t.warps < 8 ? 1.5 : 1.0);
     const double read = (double)(blocks * (t.BM + t.BN) * k * 4) / cache_bytes;
     const double add = parts > 1 ? launch + (double)(8 * parts * M * N) / memory_bytes : 0.0;
-    return (multiply > read ? multiply : read) + start * (double)over(most, t.resident) + add;
+    return (multiply > read ? multiply : read) + start * (double)cuda_over(most, t.resident) + add;
 }
 
 /* `shared`: bytes of shared memory that a block may have. */
 static conv_plan plan_of(int64_t M, int64_t N, int64_t K, int64_t shared) {
     const int64_t most = M * N < INT64_C(1) << 30 ? cuda_max(1, cuda_min(MOST_PARTS, K / LEAST_K)) : 1; /* sums within 32 bits */
     conv_plan plan = {};
-    double least = INFINITY;
+    plan.clocks = INFINITY;
     for (int i = 0; i < TILES; i++)
         for (int64_t wanted = 1; wanted <= most && tiles[i].bytes <= shared; wanted++) {
-            const int64_t all = over(K, tiles[i].BK), chunks = over(all, wanted), parts = over(all, chunks);
+            const int64_t all = cuda_over(K, tiles[i].BK), chunks = cuda_over(all, wanted), parts = cuda_over(all, chunks);
             const double cost = clocks(tiles[i], M, N, chunks * tiles[i].BK, parts);
-            if (cost < least) {
-                least = cost;
-                plan = {i, (int)parts, chunks};
-            }
+            if (cost < plan.clocks)
+                plan = {i, (int)parts, chunks, cost};
         }
     return plan;
 }
@@ -470,7 +412,7 @@ static conv_plan plan_of(int64_t M, int64_t N, int64_t K, int64_t shared) {
 /* For large GPUs and small ones. */
 int64_t cuda_conv_scratch(int64_t M, int64_t N, int64_t K) {
     const int parts = K > 0 ? (int)cuda_max(plan_of(M, N, K, INT64_MAX).parts, plan_of(M, N, K, LEAST_SHARED).parts) : 1;
-    return parts > 1 ? parts * M * N * (int64_t)sizeof(float) : 0;
+    return cuda_max(parts > 1 ? parts * M * N * (int64_t)sizeof(float) : 0, cuda_conv_hopper_scratch(M, N, K));
 }
 
 bool cuda_conv_fits(int64_t M, int64_t N, int64_t K, const cdad_mat &A, const cdad_mat &B, const cdad_epilogue *with) {
@@ -496,26 +438,22 @@ void cuda_conv(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, const c
     const conv_plan plan = plan_of(M, N, K, cuda_shared_bytes(ctx));
     const tile_costs &t = tiles[plan.tile];
     const bool k_rows = B.rs != 1, bf16 = with->precision == CDAD_BFLOAT16;
-    const uintptr_t met = (uintptr_t)with->bias | (uintptr_t)with->sum;
+    if (cuda_conv_hopper(ctx, M, N, K, A, B, C, ldc, with, scratch, plan.clocks))
+        return;
     conv_args a = {};
     a.x = A.data;
     a.b = B.data;
     a.M = (int)M, a.N = (int)N, a.K = (int)K;
-    a.tiles_m = (int)over(M, t.BM), a.tiles_n = (int)over(N, t.BN), a.chunks = (int)plan.chunks;
+    a.tiles_m = (int)cuda_over(M, t.BM), a.tiles_n = (int)cuda_over(N, t.BN), a.chunks = (int)plan.chunks;
     a.b_rs = (int)(k_rows ? B.rs : B.cs);
     a.C = (int)u.C, a.W = (int)u.W, a.image = (int)(u.H * u.W * u.C);
     a.S = (int)u.S, a.P = (int)u.P, a.Q = (int)u.Q;
     a.stride = (int)u.stride, a.pad_t = (int)u.pad_t, a.pad_l = (int)u.pad_l;
     a.up_h = (int)(u.H * u.up), a.up_w = (int)(u.W * u.up), a.shift = u.up == 2;
     if (plan.parts > 1) {
-        a.out = (float *)scratch;
-        a.ldc = N;
-        a.quads = N % 4 == 0;
+        a.to = {(float *)scratch, N, (int)N, N % 4 == 0, {}};
     } else {
-        a.out = C;
-        a.ldc = ldc;
-        a.quads = (N | ldc) % 4 == 0 && ((uintptr_t)C | met) % 16 == 0;
-        a.with = *with;
+        a.to = cuda_conv_results(N, C, ldc, with);
     }
     const int64_t blocks = (int64_t)a.tiles_m * a.tiles_n * plan.parts;
     switch (plan.tile) {

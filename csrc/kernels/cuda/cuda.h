@@ -33,6 +33,8 @@ typedef struct cuda_device cuda_device;
 cudaStream_t cuda_stream(const cdad_context *ctx);
 /* Bytes of shared memory that a block may have. */
 int64_t cuda_shared_bytes(const cdad_context *ctx);
+/* Its compute capability: 10 * major + minor. */
+int cuda_capability(const cdad_context *ctx);
 /* Keeps a failed launch for the next check. `what`: the kernel's slot. */
 void cuda_launched(const cdad_context *ctx, const char *what);
 

@@ -22,6 +22,7 @@ typedef struct cuda_queue {
 struct cuda_device {
     cdad_device base; /* first: a cdad_device is cast to what holds it */
     int number;
+    int capability; /* 10 * major + minor */
     int64_t shared_bytes; /* that a block may have */
     pid_t process; /* CUDA does not survive a fork */
     const cuda_cublas *cublas;

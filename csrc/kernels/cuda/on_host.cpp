@@ -21,10 +21,17 @@ struct host_copy {
     bool there;
     int group;
 };
+struct group_product {
+    float (*c)[4];
+    const uint32_t *a;
+    const unsigned char *b;
+    int n, group;
+};
 struct host_thread {
     ucontext_t context;
-    int waits, shown, group; /* shown: how often; group: of copies, which is open */
+    int waits, shown, group, products_group; /* shown: how often; group: of copies, which is open */
     std::vector<host_copy> copies;
+    std::vector<group_product> products;
 };
 static ucontext_t scheduler;
 static host_thread host_threads[MAX_THREADS];
@@ -69,6 +76,39 @@ void on_host_copies_wait(int but) {
     self.copies.swap(later);
 }
 
+/* A warpgroup's products too are done as late as they may be, of what registers and shared memory hold by then. */
+void on_host_multiply_later(float (*c)[4], const uint32_t *a, const unsigned char *b, int n) {
+    host_thread &self = host_threads[threadIdx.x];
+    self.products.push_back({c, a, b, n, self.products_group});
+}
+void on_host_products_close(void) { host_threads[threadIdx.x].products_group++; }
+
+static float factor_at(const unsigned char *b, int n, int k) {
+    const uintptr_t at = (uintptr_t)b + (uintptr_t)(n * 128 + k * 4);
+    uint32_t bits;
+    memcpy(&bits, (const void *)(at ^ (at >> 7 & 7) << 4), sizeof bits);
+    return on_host_float(bits & ~0x1FFFu);
+}
+static void multiply_now(const group_product &p) {
+    const int lane = (int)threadIdx.x % WARP;
+    const on_host_words *all = on_host_show(p.a, 4);
+    float a[2][8];
+    for (int row = 0; row < 2; row++)
+        for (int k = 0; k < 8; k++)
+            a[row][k] = on_host_float(all[lane / 4 * 4 + k % 4][row + k / 4 * 2] & ~0x1FFFu);
+    for (int j = 0; j < p.n / 8; j++)
+        for (int i = 0; i < 4; i++)
+            for (int k = 0; k < 8; k++)
+                p.c[j][i] += a[i / 2][k] * factor_at(p.b, 8 * j + lane % 4 * 2 + i % 2, k);
+}
+void on_host_products_wait(int but) {
+    host_thread &self = host_threads[threadIdx.x];
+    size_t done = 0;
+    while (done < self.products.size() && self.products[done].group < self.products_group - but)
+        multiply_now(self.products[done++]);
+    self.products.erase(self.products.begin(), self.products.begin() + (ptrdiff_t)done);
+}
+
 void on_host_want_shared(int64_t bytes) {
     if (bytes > ON_HOST_SHARED)
         abort();
@@ -95,8 +135,9 @@ static void release(unsigned first, unsigned n, int what) {
 static void run_block(unsigned threads) {
     for (unsigned t = 0; t < threads; t++) {
         host_thread &thread = host_threads[t];
-        thread.waits = thread.shown = thread.group = 0;
+        thread.waits = thread.shown = thread.group = thread.products_group = 0;
         thread.copies.clear();
+        thread.products.clear();
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = stacks + (size_t)t * STACK;
         thread.context.uc_stack.ss_size = STACK;

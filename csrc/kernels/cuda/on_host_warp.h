@@ -14,6 +14,9 @@ const on_host_words *on_host_show(const uint32_t *mine, int n);
 void on_host_copy_later(void *to, const void *from, bool there);
 void on_host_copies_close(void);
 void on_host_copies_wait(int but);
+void on_host_multiply_later(float (*c)[4], const uint32_t *a, const unsigned char *b, int n);
+void on_host_products_close(void);
+void on_host_products_wait(int but);
 extern unsigned char on_host_shared[ON_HOST_SHARED];
 void on_host_want_shared(int64_t bytes); /* more than there is ends the process */
 
@@ -99,5 +102,19 @@ static inline void cuda_copy_async(void *to, const void *from, bool there) {
 }
 static inline void cuda_copies_close(void) { on_host_copies_close(); }
 template <int N> void cuda_copies_wait(void) { on_host_copies_wait(N); }
+
+typedef const unsigned char *cuda_tile;
+static inline cuda_tile cuda_tile_at(const void *tile) {
+    if ((uintptr_t)tile % 1024)
+        abort();
+    return (cuda_tile)tile;
+}
+static inline cuda_tile cuda_tile_step(cuda_tile tile, int step) { return tile + 32 * step; }
+template <int N> void cuda_group_mma_tf32(float c[N / 8][4], const uint32_t a[4], cuda_tile b) { on_host_multiply_later(c, a, b, N); }
+static inline void cuda_group_fence(uint32_t *, uint32_t *) {}
+static inline void cuda_group_close(void) { on_host_products_close(); }
+template <int N> void cuda_groups_wait(void) { on_host_products_wait(N); }
+static inline void cuda_show_groups(void) {}
+static inline unsigned cuda_shared_address(const void *p) { return (unsigned)(uintptr_t)p; }
 
 #endif

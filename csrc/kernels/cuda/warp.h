@@ -71,6 +71,57 @@ __device__ inline void cuda_copy_async(void *to, const void *from, bool there) {
 }
 __device__ inline void cuda_copies_close(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ inline void cuda_copies_wait(void) { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+/* Products of warpgroups, which are four warps of neighbouring numbers from a multiple of four on; compute capability 9.0 alone, as code
+ * for "90a". They go on by themselves: from a cuda_group_fence on, which comes after the last write to registers that they take, to the
+ * cuda_groups_wait<N> that waits for all but the N latest cuda_group_close, nobody writes what they read or reads what they write.
+ *
+ * B [8,N] of TF32 is a part of a tile [N,32] in shared memory: rows of 128 bytes, from a multiple of 1024 bytes on, the 16-byte pieces
+ * of row n in the order piece ^ n % 8. */
+typedef uint64_t cuda_tile;
+/* The tile's rows 0-7 of B; those of step k are cuda_tile_step(tile, k). */
+__device__ inline cuda_tile cuda_tile_at(const void *tile) {
+    const uint64_t at = (uint64_t)__cvta_generic_to_shared(tile);
+    /* its address; how far eight rows are from the next; swizzled within 128 bytes: all but the last counted in 16 bytes */
+    return (at & 0x3FFFF) >> 4 | UINT64_C(1) << 16 | (uint64_t)(1024 >> 4) << 32 | UINT64_C(1) << 62;
+}
+__device__ inline cuda_tile cuda_tile_step(cuda_tile tile, int step) { return tile + (uint64_t)(2 * step); }
+
+#define CUDA_C4(c, j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
+#define CUDA_C16(c, j) CUDA_C4(c, j), CUDA_C4(c, j + 1), CUDA_C4(c, j + 2), CUDA_C4(c, j + 3)
+#define CUDA_C64(c) CUDA_C16(c, 0), CUDA_C16(c, 4), CUDA_C16(c, 8), CUDA_C16(c, 12)
+#define CUDA_C64_NAMES \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+/* C [64,N] += A [64,8] B: a warp has 16 rows of A and C, in N / 8 fragments of C. */
+template <int N> __device__ inline void cuda_group_mma_tf32(float c[N / 8][4], const uint32_t a[4], cuda_tile b) {
+    static_assert(N == 128 || N == 160, "a size that is not written down");
+    if constexpr (N == 128)
+        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; /* adds to C */\n"
+                     "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {" CUDA_C64_NAMES "},\n"
+                     "{%64,%65,%66,%67}, %68, p, 1, 1; }"
+                     : CUDA_C64(c)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    else
+        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n160k8.f32.tf32.tf32 {" CUDA_C64_NAMES ",\n"
+                     "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79},\n"
+                     "{%80,%81,%82,%83}, %84, p, 1, 1; }"
+                     : CUDA_C64(c), CUDA_C16(c, 16)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+/* For two fragments of A, which the compiler is told of, so that it writes them before. */
+__device__ inline void cuda_group_fence(uint32_t a[4], uint32_t b[4]) {
+    asm volatile("wgmma.fence.sync.aligned;"
+                 : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3]), "+r"(b[0]), "+r"(b[1]), "+r"(b[2]), "+r"(b[3])::"memory");
+}
+__device__ inline void cuda_group_close(void) { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ inline void cuda_groups_wait(void) { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+/* Shows the warpgroups' products what this thread has written to shared memory, or copied there and waited for; a barrier follows. */
+__device__ inline void cuda_show_groups(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/* Where it lies in shared memory. */
+__device__ inline unsigned cuda_shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }
 #endif
 
 /* For a kernel whose shared memory is wanted at its launch: `bytes` of it, which CUDA_SHARED(name) declares there as unsigned char[]. */

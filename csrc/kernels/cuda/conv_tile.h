@@ -1,0 +1,80 @@
+/* What the kernels of convolutions share. */
+#ifndef CDAD_KERNELS_CUDA_CONV_TILE_H
+#define CDAD_KERNELS_CUDA_CONV_TILE_H
+
+#include <string.h>
+
+#include "kernels/cuda/conv.h"
+#include "kernels/cuda/epilogue.h"
+#include "kernels/cuda/warp.h"
+
+#ifdef CDAD_CUDA_ON_HOST
+#define CUDA_NO_UNROLL
+#else
+#define CUDA_NO_UNROLL _Pragma("unroll 1")
+#endif
+
+/* Multiprocessors that plans are made for. */
+#ifdef CDAD_CUDA_ON_HOST
+enum { CUDA_CONV_PROCESSORS = 4 }; /* so that small tests come to every kernel, and to parts */
+#else
+enum { CUDA_CONV_PROCESSORS = 132 };
+#endif
+
+static inline int64_t cuda_over(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* The hardware drops what a factor has beyond TF32. This much larger before, it is rounded without bias: what TF32 holds stays, errors
+ * have the size that they have with rounding to nearest but for 6 %, and NaNs are left. One instruction, where cvt.rna.tf32 is three. */
+__device__ static inline uint32_t cuda_raised(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    x *= 1.0003522f;
+    memcpy(&bits, &x, sizeof x);
+    return bits;
+}
+
+/* Where results go: [.,N], rows ldc apart. */
+struct conv_results {
+    float *out;
+    int64_t ldc;
+    int N, quads; /* quads: whether they are read and written by four */
+    cdad_epilogue with;
+};
+static inline conv_results cuda_conv_results(int64_t N, float *C, int64_t ldc, const cdad_epilogue *with) {
+    const uintptr_t met = (uintptr_t)C | (uintptr_t)with->bias | (uintptr_t)with->sum;
+    return {C, ldc, (int)N, (N | ldc) % 4 == 0 && met % 16 == 0, *with};
+}
+
+/* A warp's sums, 16 T::TM rows of 8 T::TN columns from first_n on, to memory by way of its `slab` of shared memory, so that lanes write
+ * neighbours, and what ends a product is compiled once. row_of(i, row): where row `row` of the 16 number i goes, negative: nowhere. */
+template <typename T, typename F>
+__device__ static inline void cuda_conv_put(const conv_results &to, int first_n, const float c[T::TM][T::TN][4], float *slab, const F &row_of) {
+    const int lane = (int)threadIdx.x % 32, width = 8 * T::TN;
+    CUDA_UNROLL
+    for (int i = 0; i < T::TM; i++) {
+        CUDA_UNROLL
+        for (int j = 0; j < T::TN; j++)
+            CUDA_UNROLL
+            for (int l = 0; l < 4; l++)
+                slab[(lane / 4 + l / 2 * 8) * T::SLAB_RS + 8 * j + lane % 4 * 2 + l % 2] = c[i][j][l];
+        __syncwarp();
+        CUDA_NO_UNROLL
+        for (int e = 4 * lane; e < 16 * width; e += 4 * 32) {
+            const int m = row_of(i, e / width), n = first_n + e % width;
+            const float *from = slab + e / width * T::SLAB_RS + e % width;
+            const int64_t at = m * to.ldc + n;
+            if (m < 0)
+                continue;
+            if (to.quads) {
+                if (n < to.N)
+                    *(float4 *)(to.out + at) = cuda_finished(*(const float4 *)from, at, n, to.out, to.with);
+            } else {
+                for (int l = 0; l < 4 && n + l < to.N; l++)
+                    to.out[at + l] = cuda_finished(from[l], at + l, n + l, to.out, to.with);
+            }
+        }
+        __syncwarp();
+    }
+}
+
+#endif
