@@ -217,17 +217,19 @@ def test_conv2d_in_tf32(case, device):
 
 
 # 36 and 132 columns are added to four at a time, 21 one by one; 128 channels are summed in parts, 132 columns in bfloat16 gathered, and 133
-# multiplied where there is room for 136.
-@pytest.mark.parametrize(
-    "precision, channels, outputs", [(0, 8, 36), (0, 8, 21), (1, 8, 132), (1, 8, 133), (2, 8, 36), (2, 8, 21), (2, 128, 36)]
-)
+# multiplied where there is room for 136; 128 and 160 of a larger image are conv_hopper.cu's.
+PRODUCTS = [(0, 8, 36), (0, 8, 21), (1, 8, 132), (1, 8, 133), (2, 8, 36), (2, 8, 21), (2, 128, 36), (2, 32, 128), (2, 32, 160)]
+
+
+@pytest.mark.parametrize("precision, channels, outputs", PRODUCTS)
 @pytest.mark.parametrize("op", ["conv2d", "linear"])
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_what_ends_a_product(op, activation, precision, channels, outputs, device):
     """Bias, a sum and an activation, of several tiles of rows."""
     rng = np.random.default_rng(0)
     if op == "conv2d":
-        shapes, how = ((1, 5, 6, channels), (outputs, 3, 3, channels), (outputs,), (1, 5, 6, outputs)), SAME
+        size = (14, 17) if channels == 32 else (5, 6)
+        shapes, how = ((1, *size, channels), (outputs, 3, 3, channels), (outputs,), (1, *size, outputs)), SAME
     else:
         shapes, how = ((130, 9 * channels), (outputs, 9 * channels), (outputs,), (130, outputs)), {}
     arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]

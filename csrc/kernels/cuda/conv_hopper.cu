@@ -24,9 +24,10 @@ enum {
     PATCH_COPIES = (PIXELS * PIECES + THREADS - 1) / THREADS, /* of a thread */
     PLACES = PATCH_COPIES * THREADS / PIECES,                 /* past the last pixel zeros are copied */
     PATCH_BYTES = PLACES * PIXEL_BYTES,
-    NOWHERE = -1
+    NOWHERE = -4, /* copies want addresses that 16 divides, of zeros too */
+    COPY_STEPS = 2 /* of a turn: what is copied later would be waited for at its end */
 };
-static_assert(PATCH_COPIES <= 2 * (TAPS - AHEAD - 1), "a patch comes too late");
+static_assert(PATCH_COPIES <= COPY_STEPS * (TAPS - AHEAD - 1), "a patch comes too late");
 
 /* A block's columns, BN. */
 template <int BN_> struct patch_shape {
@@ -54,6 +55,12 @@ struct patch_args {
     int C, H, W, P, Q, shift; /* the image as it is read: enlarged by 1 << shift to P x Q */
 };
 
+/* Compilers of other GPUs' code know no such products: it is empty, and not launched. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CDAD_CUDA_ON_HOST)
+#define HAS_GROUPS
+#endif
+
+#ifdef HAS_GROUPS
 /* Where the pixels of the patch from (top, left) on and those around it are: in floats from x on. */
 __device__ static void place_pixels(int *places, const patch_args &a, int image, int top, int left) {
     for (int i = (int)threadIdx.x; i < PLACES; i += THREADS) {
@@ -66,8 +73,9 @@ __device__ static void place_pixels(int *places, const patch_args &a, int image,
 /* Queues the thread's copy number e of a patch's channels, from x on. Pieces of pixel i are in the order piece ^ i % 8, so that eight
  * neighbours' are in different banks. */
 __device__ static void copy_pixels(unsigned char *patch, const float *x, const int *places, int e) {
-    const int i = ((int)threadIdx.x + e * THREADS) / PIECES, piece = (int)threadIdx.x % PIECES, from = places[i];
-    cuda_copy_async(patch + i * PIXEL_BYTES + (piece ^ i % PIECES) * 16, x + from + 4 * piece, from >= 0);
+    const unsigned i = (threadIdx.x + (unsigned)e * THREADS) / PIECES, piece = threadIdx.x % PIECES;
+    const int from = places[i];
+    cuda_copy_async(patch + i * PIXEL_BYTES + (piece ^ i % PIECES) * 16, x + from + 4 * (int)piece, from >= 0);
 }
 
 /* Of a tile. */
@@ -76,7 +84,13 @@ __device__ static void copy_weights(unsigned char *slot, const unsigned char *ti
     cuda_copy_async(slot + at, tile + at, there);
 }
 
-/* A step's rows of A: of SIDE / 2 rows of the patch a warp has two, four apart. at: where the lane's first pixel and piece are. */
+/* Where a lane that begins with pixel i loads the first step's A: matrices are of eight pixels' one piece, of the next eight's, then of both
+ * the next piece. Those of a step are at ^ 32 * step. */
+__device__ static int place_of(int i) {
+    return i * PIXEL_BYTES + (int)((threadIdx.x % 32 / 16 ^ (unsigned)i % PIECES) * 16);
+}
+
+/* A step's rows of A: of SIDE / 2 rows of the patch a warp has two, four apart. */
 __device__ static void take(uint32_t f[2][4], const unsigned char *patch, int at, int step) {
     static_assert(4 * AROUND % PIECES == 0, "pieces of the second row are in another order");
     CUDA_UNROLL
@@ -84,8 +98,31 @@ __device__ static void take(uint32_t f[2][4], const unsigned char *patch, int at
         cuda_load_matrices(f[i], patch + (at ^ 32 * step) + i * 4 * AROUND * PIXEL_BYTES);
 }
 
+struct __align__(8) two {
+    float low, high;
+};
+
+/* c += the sum of what ends the product, of the lane's two rows m (negative: nowhere), from column n on: many are asked for at once, where
+ * cuda_conv_put waits for one after the other. */
+template <int TN> __device__ static void add_sums(float c[TN][4], const conv_results &to, const int m[2], int n) {
+    CUDA_UNROLL
+    for (int l = 0; l < 2; l++) {
+        if (m[l] < 0)
+            continue;
+        const float *from = to.with.sum + m[l] * to.ldc + n + (int)threadIdx.x % 4 * 2;
+        CUDA_UNROLL
+        for (int j = 0; j < TN; j++) {
+            const two x = *(const two *)(from + 8 * j);
+            c[j][2 * l] += x.low;
+            c[j][2 * l + 1] += x.high;
+        }
+    }
+}
+#endif
+
+/* Results of a patch in BN columns. */
 template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_kernel(patch_args a) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(CDAD_CUDA_ON_HOST)
+#ifdef HAS_GROUPS
     typedef patch_shape<BN> T;
     CUDA_SHARED(unaligned);
     unsigned char *shared = unaligned + (0u - cuda_shared_address(unaligned)) % T::ALIGN;
@@ -107,15 +144,17 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
                 c[i][j][l] = 0.0f;
 
     place_pixels(places, a, image, top, left);
-    __syncthreads();
-    CUDA_NO_UNROLL
-    for (int e = 0; e < PATCH_COPIES; e++)
-        copy_pixels(shared + T::PATCHES_AT, a.x, places, e);
     CUDA_UNROLL
     for (int i = 0; i < AHEAD; i++) {
         CUDA_UNROLL
         for (int e = 0; e < T::TILE_COPIES; e++)
             copy_weights(shared + i * T::TILE_BYTES, tile, e, true);
+        if (i == 0) {
+            __syncthreads(); /* places are there */
+            CUDA_UNROLL
+            for (int e = 0; e < PATCH_COPIES; e++)
+                copy_pixels(shared + T::PATCHES_AT, a.x, places, e);
+        }
         cuda_copies_close();
         tile += T::TILE_BYTES;
     }
@@ -123,20 +162,17 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
     cuda_show_groups();
     __syncthreads();
 
-    /* Of A, matrices are pixels 0-7 and 8-15 of one piece, then of the next. */
     const int row = warp / 4 * (SIDE / 2) + warp % 4, first = row * AROUND + lane % 16;
     const unsigned char *pixels = shared + T::PATCHES_AT;
-    int tap = 0, chunk = 0;
-    take(f[0], pixels, first * PIXEL_BYTES + (lane / 16 ^ first % PIECES) * 16, 0);
-    int at = first * PIXEL_BYTES + (lane / 16 ^ first % PIECES) * 16;
+    int tap = 0, chunk = 0, at = place_of(first);
+    take(f[0], pixels, at, 0);
     CUDA_NO_UNROLL
     for (int turn = 0; turn < turns; turn++) {
         const cuda_tile b = cuda_tile_at(shared + turn % SLOTS * T::TILE_BYTES);
         unsigned char *slot = shared + (turn + AHEAD) % SLOTS * T::TILE_BYTES;
         unsigned char *other = shared + T::PATCHES_AT + (chunk + 1) % 2 * PATCH_BYTES; /* was read in the chunk before */
         const bool last_tap = tap == TAPS - 1;
-        const int next_tap = last_tap ? 0 : tap + 1, next = first + next_tap / 3 * AROUND + next_tap % 3;
-        const int next_at = next * PIXEL_BYTES + (lane / 16 ^ next % PIECES) * 16;
+        const int next_tap = last_tap ? 0 : tap + 1, next_at = place_of(first + next_tap / 3 * AROUND + next_tap % 3);
         CUDA_UNROLL
         for (int step = 0; step < STEPS; step++) {
             const bool last = step == STEPS - 1;
@@ -153,10 +189,10 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
             cuda_group_close();
             /* Past the end zeros are copied, so that groups of copies behind the one waited for are always as many. */
             CUDA_UNROLL
-            for (int e = step * T::TILE_COPIES / STEPS; e < (step + 1) * T::TILE_COPIES / STEPS; e++)
+            for (int e = step; e < T::TILE_COPIES && step < COPY_STEPS; e += COPY_STEPS)
                 copy_weights(slot, tile, e, turn + AHEAD < turns);
-            if (step < 2 && 2 * tap + step < PATCH_COPIES && chunk + 1 < a.chunks)
-                copy_pixels(other, a.x + (chunk + 1) * CHANNELS, places, 2 * tap + step);
+            if (step < COPY_STEPS && COPY_STEPS * tap + step < PATCH_COPIES && chunk + 1 < a.chunks)
+                copy_pixels(other, a.x + (chunk + 1) * CHANNELS, places, COPY_STEPS * tap + step);
             cuda_groups_wait<1>(); /* of the step before, whose factors the next ones replace */
             /* At the very end this takes what nobody needs. */
             take(f[(step + 1) % 2], last && last_tap ? other : pixels, last ? next_at : at, (step + 1) % STEPS);
@@ -175,11 +211,21 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
     }
     cuda_groups_wait<0>();
     cuda_copies_wait<0>();
-    __syncthreads(); /* slots are read no more */
-    cuda_conv_put<T>(a.to, tile_n * BN, c, (float *)shared + warp * 16 * T::SLAB_RS, [&](int i, int pixel) {
+    __syncthreads(); /* shared memory is read no more */
+    const auto row_of = [&](int i, int pixel) {
         const int h = top + row + 4 * i, w = left + pixel;
         return h < a.P && w < a.Q ? (image * a.P + h) * a.Q + w : -1;
-    });
+    };
+    conv_results to = a.to;
+    if (to.quads && to.with.sum) {
+        CUDA_UNROLL
+        for (int i = 0; i < 2; i++) {
+            const int m[2] = {row_of(i, lane / 4), row_of(i, lane / 4 + 8)};
+            add_sums<T::TN>(c[i], to, m, tile_n * BN);
+        }
+        to.with.sum = NULL;
+    }
+    cuda_conv_put<T>(to, tile_n * BN, c, (float *)shared + warp * 16 * T::SLAB_RS, row_of);
 #else
     (void)a;
 #endif
@@ -188,24 +234,26 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
 struct __align__(16) packed_piece {
     uint32_t of[4];
 };
+
 /* to: the weight b in tiles of BN columns, rounded to TF32. K_ROWS: b's rows are contiguous, else its columns; b_rs apart. */
 template <bool K_ROWS> __global__ static void pack_kernel(packed_piece *to, const float *b, uint32_t b_rs, uint32_t BN, uint32_t C, uint32_t pieces) {
     CUDA_EACH_OF(uint32_t, i, pieces) {
         const uint32_t eight = i / 64, row = K_ROWS ? i % 8 : i / 8 % 8, piece = K_ROWS ? i / 8 % 8 : i % 8;
         const uint32_t tile = eight / (BN / 8), tap = tile % TAPS, chunk = tile / TAPS % (C / CHANNELS);
         const uint32_t n = tile / TAPS / (C / CHANNELS) * BN + eight % (BN / 8) * 8 + row, k = tap * C + chunk * CHANNELS + 4 * piece;
-        packed_piece p;
-        CUDA_UNROLL
-        for (uint32_t l = 0; l < 4; l++)
-            p.of[l] = cuda_tf32(K_ROWS ? b[(k + l) * b_rs + n] : b[n * b_rs + k + l]);
-        to[eight * 64 + row * 8 + (piece ^ row)] = p;
+        float4 x;
+        if (K_ROWS)
+            x = {b[k * b_rs + n], b[(k + 1) * b_rs + n], b[(k + 2) * b_rs + n], b[(k + 3) * b_rs + n]};
+        else
+            x = *(const float4 *)(b + n * b_rs + k);
+        to[eight * 64 + row * 8 + (piece ^ row)] = {{cuda_tf32(x.x), cuda_tf32(x.y), cuda_tf32(x.z), cuda_tf32(x.w)}};
     }
 }
 
 #ifdef CDAD_CUDA_ON_HOST
-enum { PRODUCTS = 1 << 20, LEAST_BLOCKS = 1 }; /* so that small tests come here */
+enum { PRODUCTS = 1 << 20, START = 0, LEAST_BLOCKS = 1 }; /* so that small tests come here */
 #else
-enum { PRODUCTS = 800, LEAST_BLOCKS = 64 }; /* PRODUCTS: of a multiprocessor in a clock */
+enum { PRODUCTS = 800, START = 6000, LEAST_BLOCKS = 64 }; /* PRODUCTS: of a multiprocessor in a clock; START: clocks of a block without */
 #endif
 
 /* Fewer blocks leave most of the GPU idle. */
@@ -217,9 +265,9 @@ int64_t cuda_conv_hopper_scratch(int64_t M, int64_t N, int64_t K) { return takes
 
 /* About the clocks that it takes, as conv.cu counts them; infinite where columns are no multiple of BN. */
 static double clocks_of(int64_t patches, int64_t N, int64_t K, int64_t BN) {
-    const double memory_bytes = 19 * CUDA_CONV_PROCESSORS, start = 3000, launch = 4000;
+    const double memory_bytes = 19 * CUDA_CONV_PROCESSORS, launch = 4000;
     const int64_t most = cuda_over(patches * (N / BN), CUDA_CONV_PROCESSORS);
-    const double each = (double)(SIDE * SIDE * BN * K) / PRODUCTS + start;
+    const double each = (double)(SIDE * SIDE * BN * K) / PRODUCTS + START;
     return N % BN == 0 ? (double)most * each + launch + (double)(8 * N * K) / memory_bytes : INFINITY;
 }
 

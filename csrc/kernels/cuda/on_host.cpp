@@ -56,10 +56,20 @@ const on_host_words *on_host_show(const uint32_t *mine, int n) {
     return all;
 }
 
-/* Copies are done as late as they may be, and groups that are not waited for never. */
+static void copy_now(const host_copy &c) {
+    if (c.there)
+        memcpy(c.to, c.from, 16);
+    else
+        memset(c.to, 0, 16);
+}
+/* Copies are done as late as they may be, and groups that are not waited for never; in every other block at once, as they may be too. */
 void on_host_copy_later(void *to, const void *from, bool there) {
     host_thread &self = host_threads[threadIdx.x];
-    self.copies.push_back({to, from, there, self.group});
+    const host_copy c = {to, from, there, self.group};
+    if (blockIdx.x % 2)
+        copy_now(c);
+    else
+        self.copies.push_back(c);
 }
 void on_host_copies_close(void) { host_threads[threadIdx.x].group++; }
 void on_host_copies_wait(int but) {
@@ -68,10 +78,8 @@ void on_host_copies_wait(int but) {
     for (const host_copy &c : self.copies) {
         if (c.group >= self.group - but)
             later.push_back(c);
-        else if (c.there)
-            memcpy(c.to, c.from, 16);
         else
-            memset(c.to, 0, 16);
+            copy_now(c);
     }
     self.copies.swap(later);
 }

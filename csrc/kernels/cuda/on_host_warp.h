@@ -96,7 +96,7 @@ static inline float cuda_swap(float x, int mask) {
 }
 
 static inline void cuda_copy_async(void *to, const void *from, bool there) {
-    if ((uintptr_t)to % 16 || (there && (uintptr_t)from % 16))
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16)
         abort();
     on_host_copy_later(to, from, there);
 }
