@@ -35,6 +35,14 @@ def device(request):
     _core.set_device(now)
 
 
+@pytest.fixture
+def quick_device(device):
+    """One on which whole models run in seconds."""
+    if device == "cuda" and os.environ.get("CDAD_CUDA_LIBRARY") == str(ON_HOST):
+        pytest.skip("no GPU, and models by CUDA's kernels on the CPU take long")
+    return device
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values(case, device):
     arrays = case.data()
@@ -202,18 +210,34 @@ PATCHES = [
 ]
 
 
-@pytest.mark.parametrize("case", [*CONVOLUTIONS, *PATCHES], ids=str)
-def test_conv2d_in_tf32(case, device):
+# Enough of them for a GPU.
+MANY_PATCHES = [
+    Case("conv2d", ((12, 60, 64, 128), (160, 3, 3, 128), (160,)), SAME),
+    Case("conv2d", ((8, 30, 32, 64), (256, 3, 3, 64), (256,)), {"upsample": 2} | SAME),
+]
+
+
+def assert_close_in_tf32(case, device):
     """Values and gradients beside float32's of the CPU."""
     arrays = case.data()
     _core.set_device("cpu")
-    target = target_of(case, case.reference(arrays)[0].shape)
+    target = target_of(case, run_case(case, arrays)[0][0].shape)
     (want,), grads = run_case(case, arrays, target)
     _core.set_device(device)
     other = dataclasses.replace(case, attrs=case.attrs | {"precision": 2})
     (y,), y_grads = run_case(other, arrays, target)
     for a, b in zip((y, *y_grads), (want, *grads), strict=True):
         assert np.linalg.norm(a - b) < 2**-10 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("case", [*CONVOLUTIONS, *PATCHES], ids=str)
+def test_conv2d_in_tf32(case, device):
+    assert_close_in_tf32(case, device)
+
+
+@pytest.mark.parametrize("case", MANY_PATCHES, ids=str)
+def test_conv2d_of_many_patches(case, quick_device):
+    assert_close_in_tf32(case, quick_device)
 
 
 # 36 and 132 columns are added to four at a time, 21 one by one; 128 channels are summed in parts, 132 columns in bfloat16 gathered, and 133
@@ -421,14 +445,6 @@ def second_task(checkpoint, products, device: str) -> tuple[ContinualModel, dict
     model = ContinualModel.load(checkpoint, device=device)
     assert model.params.device.partition(":")[0] == device
     return model, learn(model, [products[name] for name in SECOND])
-
-
-@pytest.fixture
-def quick_device(device):
-    """One on which whole models run in seconds."""
-    if device == "cuda" and os.environ.get("CDAD_CUDA_LIBRARY") == str(ON_HOST):
-        pytest.skip("no GPU, and models by CUDA's kernels on the CPU take long")
-    return device
 
 
 def test_a_task(first_checkpoint, products, tmp_path, quick_device):
