@@ -62,8 +62,8 @@ if X86:
 
 # The GPUs that csrc/kernels/cuda is compiled for, and code that newer ones translate when they load it.
 CUDA_ARCHS = os.environ.get("CDAD_CUDA_ARCHS", "80 90 100").split()
-# The first CUDA that knows a generation of them; every nvcc of C++17 knows older ones.
-FIRST_CUDA = {"86": (11, 1), "89": (11, 8), "90": (11, 8), "100": (12, 8), "103": (12, 9), "120": (12, 8)}
+# The first CUDA that knows a generation of them (90: as 90a, see own_features); every nvcc of C++17 knows older ones.
+FIRST_CUDA = {"86": (11, 1), "89": (11, 8), "90": (12, 0), "100": (12, 8), "103": (12, 9), "120": (12, 8)}
 NVCC_FLAGS = shlex.split("-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wshadow")
 
 # OpenBLAS releases whose matrix products are wrong or race on some processors.
@@ -252,9 +252,9 @@ class Toolchain:
         version = run([self.nvcc, "--version"], CompileError)
         OBJECTS.mkdir(parents=True, exist_ok=True)
         headers = max(h.stat().st_mtime for h in CSRC.rglob("*.h"))
-        newest = CUDA_ARCHS[-1]
-        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in map(own_features, CUDA_ARCHS))]
-        flags += ["-DCDAD_CUDA_SM90A=1"] if "90a" in map(own_features, CUDA_ARCHS) else []
+        newest, archs = CUDA_ARCHS[-1], [own_features(n) for n in CUDA_ARCHS]
+        flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in archs)]
+        flags += ["-DCDAD_CUDA_SM90A=1"] if "90a" in archs else []
         flags += [f"-gencode=arch=compute_{newest},code=compute_{newest}", *cuda_defines(), f"-I{CSRC}"]
         if os.environ.get("CDAD_WERROR") == "1":
             flags += ["--Werror", "all-warnings"]

@@ -34,7 +34,7 @@ def choose(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("release", "archs"), [("12.8", "80 90 100"), ("13.0", "80 90 100"), ("11.8", "80 90")])
+@pytest.mark.parametrize(("release", "archs"), [("12.8", "80 90 100"), ("13.0", "80 90 100"), ("12.0", "80 90"), ("11.8", "80 89")])
 def test_a_new_enough_nvcc_is_taken(choose, release, archs):
     assert choose(release, "auto", archs) and choose(release, "1", archs) and not choose(release, "0", archs)
 
