@@ -20,6 +20,7 @@ enum {
     STEPS = CHANNELS / 8,
     SLOTS = 4,
     AHEAD = SLOTS - 2, /* turns */
+    FACTORS = 4,       /* steps whose A a warp holds: of one that is multiplied, the one before, and two to come */
     THREADS = 256,     /* two warpgroups: 128 rows each, in two products of 64 */
     PATCH_COPIES = (PIXELS * PIECES + THREADS - 1) / THREADS, /* of a thread */
     PLACES = PATCH_COPIES * THREADS / PIECES,                 /* past the last pixel zeros are copied */
@@ -27,6 +28,7 @@ enum {
     NOWHERE = -4, /* copies want addresses that 16 divides, of zeros too */
     COPY_STEPS = 2 /* of a turn: what is copied later would be waited for at its end */
 };
+static_assert(STEPS % FACTORS == 0, "a step's registers are not the same in every turn");
 static_assert(PATCH_COPIES <= COPY_STEPS * (TAPS - AHEAD - 1), "a patch comes too late");
 
 /* A block's columns, BN. */
@@ -134,7 +136,7 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
     const int turns = a.chunks * TAPS;
     const unsigned char *tile = a.tiles + (int64_t)tile_n * turns * T::TILE_BYTES; /* to copy next */
     float c[2][T::TN][4];
-    uint32_t f[2][2][4];
+    uint32_t f[FACTORS][2][4];
     CUDA_UNROLL
     for (int i = 0; i < 2; i++)
         CUDA_UNROLL
@@ -166,6 +168,7 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
     const unsigned char *pixels = shared + T::PATCHES_AT;
     int tap = 0, chunk = 0, at = place_of(first);
     take(f[0], pixels, at, 0);
+    take(f[1], pixels, at, 1);
     CUDA_NO_UNROLL
     for (int turn = 0; turn < turns; turn++) {
         const cuda_tile b = cuda_tile_at(shared + turn % SLOTS * T::TILE_BYTES);
@@ -175,8 +178,8 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
         const int next_tap = last_tap ? 0 : tap + 1, next_at = place_of(first + next_tap / 3 * AROUND + next_tap % 3);
         CUDA_UNROLL
         for (int step = 0; step < STEPS; step++) {
-            const bool last = step == STEPS - 1;
-            uint32_t(*now)[4] = f[step % 2];
+            const bool beyond = step + 2 >= STEPS; /* what is loaded now is the next turn's */
+            uint32_t(*now)[4] = f[step % FACTORS];
             CUDA_UNROLL
             for (int i = 0; i < 2; i++)
                 CUDA_UNROLL
@@ -193,9 +196,9 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
                 copy_weights(slot, tile, e, turn + AHEAD < turns);
             if (step < COPY_STEPS && COPY_STEPS * tap + step < PATCH_COPIES && chunk + 1 < a.chunks)
                 copy_pixels(other, a.x + (chunk + 1) * CHANNELS, places, COPY_STEPS * tap + step);
-            cuda_groups_wait<1>(); /* of the step before, whose factors the next ones replace */
+            cuda_groups_wait<1>(); /* of the step before; while more went on, the compiler would let no registers be loaded */
             /* At the very end this takes what nobody needs. */
-            take(f[(step + 1) % 2], last && last_tap ? other : pixels, last ? next_at : at, (step + 1) % STEPS);
+            take(f[(step + 2) % FACTORS], beyond && last_tap ? other : pixels, beyond ? next_at : at, (step + 2) % STEPS);
         }
         cuda_copies_close();
         cuda_copies_wait<AHEAD - 1>();
