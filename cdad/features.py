@@ -110,8 +110,7 @@ class FeatureDistance:
         Mahalanobis' distance, a matrix [C,C] a layer."""
 
         def run(network: _core.Network, x: Array, y: Array) -> np.ndarray:
-            maps = network.run(self._normalised(x), self._normalised(y), *whitening)
-            return np.concatenate([np.asarray(m) for m in maps], axis=-1)
+            return np.asarray(network.run(self._normalised(x), self._normalised(y), *whitening)[0])
 
         return self.programs.run(run, _on_device(a), _on_device(b))
 

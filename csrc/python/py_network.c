@@ -168,7 +168,7 @@ static int distance_kind_of(const char *name) {
 }
 
 /* features -> distance: for two images, per layer the squared L2 distance of the features over the channels
- * (paper, Eq. 1), bilinearly enlarged to the image: one map [N,H,W,1] a layer. Mahalanobis': the features' difference first
+ * (paper, Eq. 1), bilinearly enlarged to the image: maps [N,H,W,layers]. Mahalanobis': the features' difference first
  * goes through one more input a layer, a whitening matrix [C,C]. */
 static int distance(cdad_builder *b, network_spec *s, network_fn features, distance_kind how) {
     network_spec a = *s, c = *s;
@@ -186,9 +186,10 @@ static int distance(cdad_builder *b, network_spec *s, network_fn features, dista
         }
         cdad_value sum = cdad_build_op(b, "mul", 2, CDAD_IN(d, d), NULL);
         sum = cdad_build_op(b, "reduce_sum", 1, &sum, "axes", 8.0, NULL); /* over the channels */
-        s->out[s->n_out++] =
-            cdad_build_op(b, "resize_bilinear", 1, &sum, "h", (double)s->h, "w", (double)s->w, NULL);
+        const cdad_value map = cdad_build_op(b, "resize_bilinear", 1, &sum, "h", (double)s->h, "w", (double)s->w, NULL);
+        s->out[0] = i == 0 ? map : cdad_build_op(b, "concat", 2, CDAD_IN(s->out[0], map), NULL);
     }
+    s->n_out = 1;
     return 0;
 }
 

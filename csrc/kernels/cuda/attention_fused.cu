@@ -13,7 +13,7 @@
 
 /* How a kernel shares out its work. DP: features of a head, padded with zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT
  * in registers or else read from shared memory; STAGED others come to shared memory at once, of which CHUNK are met at once. BLOCKS: for
- * how many a multiprocessor is to have registers, unless there is a mask. All stay below 99 KiB of shared memory. */
+ * how many a multiprocessor is to have registers. All stay below 99 KiB of shared memory. */
 template <int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
     enum {
         DP = DP_,
@@ -261,7 +261,7 @@ __device__ static head_rows rows_of(const float *x, int64_t rs, int64_t rows, co
 
 /* `aligned`: rows come and go 16 bytes at a time. */
 template <typename P, bool MASKED>
-__global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
+__global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     forward_kernel(float *out, float *lse, const float *q, const float *k, const float *v, cdad_attention_dims d, bool aligned) {
     CUDA_SHARED(shared);
     float *tiles = (float *)shared;
@@ -343,7 +343,7 @@ __device__ static floats<2> line_of(const float *lse, const float *delta, int t,
 
 /* OF_KEYS: dk and dv, of blocks of keys that go through the queries; else dq (in `d1`), of queries through the keys. */
 template <typename P, bool OF_KEYS, bool MASKED>
-__global__ static void __launch_bounds__(P::THREADS, MASKED ? 1 : P::BLOCKS)
+__global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     grad_kernel(float *d1, float *d2, const float *q, const float *k, const float *v, const float *lse, const float *delta,
                 const float *dout, cdad_attention_dims d, bool aligned) {
     CUDA_SHARED(shared);

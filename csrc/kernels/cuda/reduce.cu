@@ -1,6 +1,7 @@
 /* Sums over the indices in which an operand was repeated. What is summed is cut into tiles, so that a result is the work of many
  * blocks; then the sums of tiles are summed alike. */
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/warp.h"
 
 /* EACH: elements that a thread of a small tile adds up. */
 enum { LANES = 32, EACH = 8, MOST_TILES = 256 };
@@ -64,7 +65,17 @@ template <typename To, typename From> __global__ static void sums_kernel(To *y, 
     const int64_t end = (tile + 1) * p.rows < p.R ? (tile + 1) * p.rows : p.R;
     const bool there = k0 < p.K0 && c < p.K1;
     double sum = 0.0;
-    for (int64_t i = tile * p.rows + row; there && i < end; i += step)
+    int64_t i = tile * p.rows + row;
+    for (; there && i + (EACH - 1) * step < end; i += EACH * step) {
+        From several[EACH]; /* are asked for together */
+        CUDA_UNROLL
+        for (int j = 0; j < EACH; j++)
+            several[j] = x[(k0 * p.R + i + j * step) * p.K1 + c];
+        CUDA_UNROLL
+        for (int j = 0; j < EACH; j++)
+            sum += (double)several[j];
+    }
+    for (; there && i < end; i += step)
         sum += (double)x[(k0 * p.R + i) * p.K1 + c];
     parts[own] = sum;
     for (unsigned half = p.team / 2; half >= p.lanes; half /= 2) {
