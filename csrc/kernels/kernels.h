@@ -77,6 +77,11 @@ typedef struct cdad_broadcast {
     int64_t dim[5], stride[5];
 } cdad_broadcast;
 
+/* How a product takes its factors; sums are in float32. CDAD_BFLOAT16: rounded to bfloat16 (to nearest even; denormals to zero), and
+ * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
+ * unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
+typedef enum { CDAD_FLOAT32, CDAD_BFLOAT16, CDAD_TFLOAT32 } cdad_precision;
+
 /* Attention shapes: q, out [N,T,L*D]; k, v [N,S,L*D]; L heads of width D; rows have a stride of *_rs floats
  * (>= L*D) so that q, k, v may be slices of one packed projection. When mask_h > 0, tokens form a grid of
  * grid_h x grid_w = T = S, and a token does not see the mask_h x mask_w window centred on it, itself
@@ -88,7 +93,7 @@ typedef struct cdad_attention_dims {
     int64_t grid_h, grid_w, mask_h, mask_w;
     int causal;
     float scale;
-    int tf32; /* a GPU may multiply as CDAD_TFLOAT32: of graphs in bfloat16, too */
+    cdad_precision precision; /* a GPU's; the CPU computes in float32 */
 } cdad_attention_dims;
 
 /* The pull of a quadratic penalty, strength/2 * sum_i importance[i] * (w[i] - anchor[i])^2, on n weights. Its gradient is
@@ -134,11 +139,6 @@ CDAD_EVERYWHERE cdad_adamw cdad_adamw_at(cdad_adamw h, int64_t at) {
     h.path = h.path ? h.path + at : h.path;
     return h;
 }
-
-/* How a product takes its factors; sums are in float32. CDAD_BFLOAT16: rounded to bfloat16 (to nearest even; denormals to zero), and
- * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
- * unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
-typedef enum { CDAD_FLOAT32, CDAD_BFLOAT16, CDAD_TFLOAT32 } cdad_precision;
 
 /* What a product does beside multiplying. All zero: nothing. The result is act((A B + bias) + sum), in this order: the
  * bits of separate passes; a GPU's product may add bias and sum its own way. */

@@ -64,7 +64,7 @@ static cdad_attention_dims dims_of(const cdad_shape *q, const cdad_shape *k, con
                                  .mask_h = attr[MASK_H].i,
                                  .mask_w = attr[MASK_W].i,
                                  .causal = (int)attr[CAUSAL].i,
-                                 .tf32 = attr[PRECISION].i != CDAD_FLOAT32,
+                                 .precision = (cdad_precision)attr[PRECISION].i,
                                  .scale = (float)(scale > 0.0 ? scale : 1.0 / sqrt((double)D))};
 }
 

@@ -49,7 +49,7 @@ static cuda_product by_heads(const cdad_attention_dims *d, int64_t M, int64_t N,
                              cdad_mat B, int64_t stride_b, float *C, int64_t ldc, int64_t stride_c, float alpha,
                              float beta) {
     const cuda_product p = {M, N, K, d->L, A, B, C, ldc, stride_a, stride_b, stride_c, alpha, beta,
-                            d->tf32 ? CDAD_TFLOAT32 : CDAD_FLOAT32, false};
+                            d->precision == CDAD_FLOAT32 ? CDAD_FLOAT32 : CDAD_TFLOAT32, false};
     return p;
 }
 

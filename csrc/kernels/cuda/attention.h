@@ -1,4 +1,4 @@
-/* The two ways of attention on a device: by products of whole tiles, and fused, in TF32. */
+/* The two ways of attention on a device: by products of whole tiles, and fused, in TF32 or bfloat16. */
 #ifndef CDAD_KERNELS_CUDA_ATTENTION_H
 #define CDAD_KERNELS_CUDA_ATTENTION_H
 

@@ -1,7 +1,8 @@
-/* Fused attention on tensor cores, in TF32, whose scores never leave registers (Dao 2023, FlashAttention-2). A warp has rows of its own,
- * queries or, for dk and dv, keys; the block goes through the rows that they meet, which come to shared memory a tile ahead. Scores of own
- * rows with 8 others are a C fragment; the same registers are the A fragment of the product that follows, where its column t stands for the
- * other row 2t and column t+4 for 2t+1. Powers are of 2: queries are multiplied by scale * log2(e) before they are rounded. */
+/* Fused attention on tensor cores, in TF32 or bfloat16, whose scores never leave registers (Dao 2023, FlashAttention-2). A warp has rows of
+ * its own, queries or, for dk and dv, keys; the block goes through the rows that they meet, which come to shared memory a tile ahead. Scores
+ * of own rows with 8 others are a C fragment; the same registers are the A fragment of the product that follows: in TF32 its column t stands
+ * for the other row 2t and column t+4 for 2t+1; in bfloat16, packed by twos, those of 16 others are one where they lie. Powers are of 2:
+ * queries are multiplied by scale * log2(e) before they are rounded. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/warp.h"
 
@@ -11,14 +12,24 @@
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
 
-/* How a kernel shares out its work. DP: features of a head, padded with zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT
- * in registers or else read from shared memory; STAGED others come to shared memory at once, of which CHUNK are met at once. BLOCKS: for
- * how many a multiprocessor is to have registers. All stay below 99 KiB of shared memory. */
-template <int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
+typedef uint16_t bf16;
+
+/* How a kernel shares out its work. E: how factors lie in shared memory: float, of TF32, or bf16. DP: features of a head, padded with zeros.
+ * A warp has ROW_TILES times 16 rows, whose fragments are KEPT in registers or else read from shared memory; STAGED others come to shared
+ * memory at once, of which CHUNK are met at once. BLOCKS: for how many a multiprocessor is to have registers. All stay below 99 KiB of shared
+ * memory. */
+template <typename E, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
+    typedef E element;
     enum {
+        BF16 = sizeof(E) == 2,
         DP = DP_,
-        FRAGMENTS = DP / 8,
-        RS = DP + 4, /* of rows in shared memory: an odd multiple of 4, so that fragments lie in different banks */
+        PIECE = 16 / sizeof(E), /* elements */
+        DEPTH = 2 * PIECE,      /* of a fragment of A */
+        FRAGMENTS = (DP + DEPTH - 1) / DEPTH,
+        WIDE = FRAGMENTS * DEPTH,   /* features that are multiplied */
+        RS = WIDE + PIECE,          /* of rows in shared memory: an odd number of pieces, so that fragments lie in different banks */
+        RS_FLOATS = DP + 4,         /* of rows that have come and are to be rounded: also odd */
+        FEATURE_GROUPS = DP / 8,
         WARPS = WARPS_,
         THREADS = 32 * WARPS,
         ROW_TILES = ROW_TILES_,
@@ -29,16 +40,27 @@ template <int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEP
         GROUPS = CHUNK / 8,
         KEPT = KEPT_,
         BLOCKS = BLOCKS_,
-        TILES = 4 * STAGED * RS,              /* floats: two tiles in use, two on their way */
-        OWN = KEPT ? 0 : 2 * BLOCK_ROWS * RS, /* of two kinds of own rows */
-        LINES = 4 * STAGED                    /* of lse and delta of two tiles */
+        TILES = 4 * STAGED * RS,                     /* two tiles in use, two that are on their way or, in bfloat16, rounded meanwhile */
+        OWN = KEPT ? 0 : 2 * BLOCK_ROWS * RS,        /* of two kinds of own rows */
+        COMING = BF16 ? 2 * STAGED * RS_FLOATS : 0,  /* floats: in TF32 the tiles' own */
+        LINES = 4 * STAGED,                          /* floats: of lse and delta of two tiles */
+        BYTES = (TILES + OWN) * sizeof(E) + COMING * 4 /* without LINES */
     };
+    static_assert(CHUNK % 16 == 0 && STAGED % CHUNK == 0, "others are met 16 at a time");
+    static_assert(KEPT || !BF16 || (WIDE == DP && BLOCK_ROWS * RS_FLOATS * 4 <= TILES * 2), "own rows' floats lie in the tiles' place");
 };
-template <int DP> using forward_shape = shape<DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1>;
-template <int DP>
-using query_shape = shape<DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, 2>;
-template <int DP>
-using key_shape = shape<DP, DP <= 80 ? 4 : 2, 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, DP <= 40 ? 3 : DP <= 80 ? 2 : 1>;
+template <typename E, int DP> struct shapes {
+    typedef shape<E, DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1> forward;
+    typedef shape<E, DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, 2> of_queries;
+    typedef shape<E, DP, DP <= 80 ? 4 : 2, 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, DP <= 40 ? 3 : DP <= 80 ? 2 : 1> of_keys;
+};
+/* Half the registers for own rows. */
+template <int DP> struct shapes<bf16, DP> {
+    typedef shape<bf16, DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1> forward;
+    typedef shape<bf16, DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 16, true, DP <= 80 ? 3 : 1> of_queries;
+    typedef shape<bf16, DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, DP <= 40 ? 2 : DP <= 80 ? 3 : 1>
+        of_keys;
+};
 
 /* One head of one sample: row r begins at data[r * rs]. They are multiplied by `factor`. */
 struct head_rows {
@@ -51,8 +73,17 @@ struct head_rows {
 template <int N> struct alignas(4 * N) floats {
     float x[N];
 };
+template <int N> struct alignas(4 * N) words {
+    uint32_t x[N];
+};
 
-__device__ static float rounded(float x) { return __uint_as_float(cuda_tf32(x)); }
+/* c += A B */
+template <typename P> __device__ static void multiply(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    if constexpr (P::BF16)
+        cuda_mma_bf16(c, a, b);
+    else
+        cuda_mma_tf32(c, a, b);
+}
 
 /* What a thread stages of N rows, and rounds once it is there: COUNT times 4 features of one row, STEP floats apart. Of 8 threads that the
  * hardware serves at once, each 4 features lie in other banks, as rows that follow each other among theirs are LANES apart. */
@@ -67,13 +98,13 @@ template <typename P, int N> __device__ static share<P, N> my_share(void) {
     return {warp * (32 / LANES) + eight / LANES * 8 + eight % LANES + lane % 8 / LANES * LANES, lane % LANES * 4};
 }
 
-/* Copies to `tile` [N,DP] the rows `first` and following, zeros beyond. The whole block takes part. */
-template <typename P, int N> __device__ static void stage(float *tile, const head_rows &x, int first, bool aligned) {
+/* Copies to `place` [N,DP] the rows `first` and following, zeros beyond. The whole block takes part. */
+template <typename P, int N> __device__ static void stage(float *place, const head_rows &x, int first, bool aligned) {
     typedef share<P, N> part;
     const part at = my_share<P, N>();
     const bool there = first + at.row < x.n;
     const float *from = x.data + (first + at.row) * x.rs + at.column;
-    float *to = tile + at.row * P::RS + at.column;
+    float *to = place + at.row * P::RS_FLOATS + at.column;
     if (aligned) {
         CUDA_UNROLL
         for (int i = 0; i < part::COUNT; i++)
@@ -84,38 +115,63 @@ template <typename P, int N> __device__ static void stage(float *tile, const hea
         for (int c = part::STEP * i; c < part::STEP * i + 4; c++)
             to[c] = there && at.column + c < x.width ? from[c] : 0.0f;
 }
-template <typename P, int N> __device__ static void round_staged(float *tile, float factor) {
+/* What this thread staged: to `tile`, which in TF32 is the same place. */
+template <typename P, int N> __device__ static void round_staged(typename P::element *tile, const float *place, float factor) {
     typedef share<P, N> part;
     const part at = my_share<P, N>();
     CUDA_UNROLL
     for (int i = 0; i < part::COUNT; i++) {
-        floats<4> *four = (floats<4> *)(tile + at.row * P::RS + at.column + part::STEP * i), x = *four;
-        CUDA_UNROLL
-        for (int c = 0; c < 4; c++)
-            x.x[c] = rounded(factor * x.x[c]);
-        *four = x;
+        const int column = at.column + part::STEP * i;
+        const floats<4> x = *(const floats<4> *)(place + at.row * P::RS_FLOATS + column);
+        typename P::element *to = tile + at.row * P::RS + column;
+        if constexpr (P::BF16)
+            *(words<2> *)to = {cuda_bf16x2(factor * x.x[0], factor * x.x[1]), cuda_bf16x2(factor * x.x[2], factor * x.x[3])};
+        else
+            *(words<4> *)to = {cuda_tf32(factor * x.x[0]), cuda_tf32(factor * x.x[1]), cuda_tf32(factor * x.x[2]), cuda_tf32(factor * x.x[3])};
     }
 }
 
-/* The rows `first` and following of both, to two tiles that lie one after the other. */
+/* The rows `first` and following of both, to places that lie one after the other. */
 template <typename P>
-__device__ static void stage_both(float *tiles, const head_rows &x, const head_rows &y, int first, bool aligned) {
-    stage<P, P::STAGED>(tiles, x, first, aligned);
-    stage<P, P::STAGED>(tiles + P::STAGED * P::RS, y, first, aligned);
+__device__ static void stage_both(float *place, const head_rows &x, const head_rows &y, int first, bool aligned) {
+    stage<P, P::STAGED>(place, x, first, aligned);
+    stage<P, P::STAGED>(place + P::STAGED * P::RS_FLOATS, y, first, aligned);
+}
+/* Where the rows of `turn` come to. In bfloat16 it is the same for both turns, as a thread reads what itself has staged. */
+template <typename P> __device__ static float *coming(typename P::element *tiles, int turn) {
+    if constexpr (P::BF16)
+        return (float *)(tiles + P::TILES + P::OWN);
+    else
+        return tiles + turn * (P::TILES / 2);
 }
 
-/* Calls use(begin, tile of x, tile of y, turn) for all tiles; the first was staged. `turn` is 0, 1, 0, 1.. */
+/* Features between DP and WIDE are zeros, in all tiles; ready after the next barrier. */
+template <typename P> __device__ static void clear_padding(typename P::element *tiles) {
+    if constexpr (P::WIDE > P::DP)
+        for (int row = (int)threadIdx.x; row < 4 * P::STAGED; row += P::THREADS)
+            *(words<4> *)(tiles + row * P::RS + P::DP) = {};
+}
+
+/* Stages the first tiles of both. */
+template <typename P>
+__device__ static void begin_with(typename P::element *tiles, const head_rows &x, const head_rows &y, bool aligned) {
+    stage_both<P>(coming<P>(tiles, 0), x, y, 0, aligned);
+    cuda_copies_close();
+    clear_padding<P>(tiles);
+}
+/* Calls use(begin, tile of x, tile of y, turn) for all tiles, after begin_with. `turn` is 0, 1, 0, 1.. */
 template <typename P, typename F>
-__device__ static void go_through(float *tiles, const head_rows &x, const head_rows &y, bool aligned, const F &use) {
+__device__ static void go_through(typename P::element *tiles, const head_rows &x, const head_rows &y, bool aligned, const F &use) {
     int turn = 0;
     for (int begin = 0; begin < x.n; begin += P::STAGED, turn ^= 1) {
-        float *now = tiles + turn * (P::TILES / 2), *next = tiles + (turn ^ 1) * (P::TILES / 2);
+        typename P::element *now = tiles + turn * (P::TILES / 2);
+        const float *come = coming<P>(tiles, turn);
         cuda_copies_wait<0>();
-        round_staged<P, P::STAGED>(now, x.factor);
-        round_staged<P, P::STAGED>(now + P::STAGED * P::RS, y.factor);
+        round_staged<P, P::STAGED>(now, come, x.factor);
+        round_staged<P, P::STAGED>(now + P::STAGED * P::RS, come + P::STAGED * P::RS_FLOATS, y.factor);
         __syncthreads(); /* these tiles are there, and the next ones' place was read */
         if (begin + P::STAGED < x.n)
-            stage_both<P>(next, x, y, begin + P::STAGED, aligned);
+            stage_both<P>(coming<P>(tiles, turn ^ 1), x, y, begin + P::STAGED, aligned);
         cuda_copies_close();
         use(begin, now, now + P::STAGED * P::RS, turn);
     }
@@ -124,36 +180,47 @@ __device__ static void go_through(float *tiles, const head_rows &x, const head_r
 /* The A fragments of the warp's own rows. */
 template <typename P> struct own_rows {
     uint32_t kept[P::KEPT ? P::FRAGMENTS : 1][P::ROW_TILES][4];
-    const float *tile; /* this lane's part, unless they are kept */
+    const typename P::element *tile; /* this lane's part, unless they are kept */
 };
 
-/* `tile`: of the whole block's own rows, which begin at `first`; used if they are not kept, and ready after the next barrier. */
+/* Feature c of row r, times the factor; and, in bfloat16, the next feature with it. */
+template <typename P> __device__ static uint32_t factors_at(const head_rows &x, int r, int c) {
+    const float *at = x.data + r * x.rs + c;
+    const float one = r < x.n && c < x.width ? x.factor * at[0] : 0.0f;
+    if constexpr (P::BF16)
+        return cuda_bf16x2(one, r < x.n && c + 1 < x.width ? x.factor * at[1] : 0.0f);
+    else
+        return cuda_tf32(one);
+}
+
+/* Of the block's own rows, which begin at `first`. If they are not kept, they go to tile `which` of the own ones, ready after the next
+ * barrier; in bfloat16 by way of the tiles' place, so that a barrier comes before that is used. */
 template <typename P>
-__device__ static void take_own(own_rows<P> &own, float *tile, const head_rows &x, int first, bool aligned) {
+__device__ static void take_own(own_rows<P> &own, typename P::element *tiles, int which, const head_rows &x, int first, bool aligned) {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     if constexpr (P::KEPT) {
-        const int row = first + warp * P::ROWS + lane / 4;
+        const int row = first + warp * P::ROWS + lane / 4, column = lane % 4 * (4 / (int)sizeof(typename P::element));
         CUDA_UNROLL
         for (int k = 0; k < P::FRAGMENTS; k++)
             CUDA_UNROLL
-            for (int i = 0; i < 4 * P::ROW_TILES; i++) {
-                const int r = row + i / 4 * 16 + i % 2 * 8, c = 8 * k + lane % 4 + i % 4 / 2 * 4;
-                own.kept[k][i / 4][i % 4] = cuda_tf32(r < x.n && c < x.width ? x.factor * x.data[r * x.rs + c] : 0.0f);
-            }
+            for (int i = 0; i < 4 * P::ROW_TILES; i++)
+                own.kept[k][i / 4][i % 4] = factors_at<P>(x, row + i / 4 * 16 + i % 2 * 8, P::DEPTH * k + column + i % 4 / 2 * P::PIECE);
     } else {
-        stage<P, P::BLOCK_ROWS>(tile, x, first, aligned);
+        typename P::element *tile = tiles + P::TILES + which * (P::OWN / 2);
+        float *place = (float *)(P::BF16 ? tiles : tile);
+        stage<P, P::BLOCK_ROWS>(place, x, first, aligned);
         cuda_copies_close();
         cuda_copies_wait<0>();
-        round_staged<P, P::BLOCK_ROWS>(tile, x.factor);
-        own.tile = tile + (warp * P::ROWS + lane % 16) * P::RS + lane / 16 * 4;
+        round_staged<P, P::BLOCK_ROWS>(tile, place, x.factor);
+        own.tile = tile + (warp * P::ROWS + lane % 16) * P::RS + lane / 16 * P::PIECE;
     }
 }
 
 /* to = own rows x CHUNK rows of the tile. */
 template <typename P>
-__device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows<P> &own, const float *tile) {
+__device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows<P> &own, const typename P::element *tile) {
     const int lane = (int)threadIdx.x % 32;
-    const float *row = tile + (lane / 16 * 8 + lane % 8) * P::RS + lane / 8 % 2 * 4;
+    const typename P::element *row = tile + (lane / 16 * 8 + lane % 8) * P::RS + lane / 8 % 2 * P::PIECE;
     CUDA_UNROLL
     for (int m = 0; m < P::ROW_TILES; m++)
         CUDA_UNROLL
@@ -169,50 +236,74 @@ __device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows
                 for (int i = 0; i < 4; i++)
                     a[m][i] = own.kept[k][m][i];
             else
-                cuda_load_matrices(a[m], own.tile + m * 16 * P::RS + 8 * k);
+                cuda_load_matrices(a[m], own.tile + m * 16 * P::RS + P::DEPTH * k);
         }
         CUDA_UNROLL
         for (int j = 0; j < P::GROUPS; j += 2) {
             uint32_t b[4]; /* of rows 8j and following, and of 8 more */
-            cuda_load_matrices(b, row + 8 * j * P::RS + 8 * k);
+            cuda_load_matrices(b, row + 8 * j * P::RS + P::DEPTH * k);
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++) {
-                cuda_mma_tf32(to[m][j], a[m], b);
-                cuda_mma_tf32(to[m][j + 1], a[m], b + 2);
+                multiply<P>(to[m][j], a[m], b);
+                multiply<P>(to[m][j + 1], a[m], b + 2);
             }
         }
     }
 }
 
-/* to += weights x CHUNK rows of the tile. */
+/* to += weights x CHUNK rows of the tile; weights are rounded here. */
 template <typename P>
-__device__ static void add_weighted(float to[P::ROW_TILES][P::FRAGMENTS][4], const float weights[P::ROW_TILES][P::GROUPS][4],
-                                    const float *tile) {
-    const int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
-    CUDA_UNROLL
-    for (int j = 0; j < P::GROUPS; j++) {
-        const float *row = tile + (8 * j + 2 * t) * P::RS + g;
-        uint32_t a[P::ROW_TILES][4];
+__device__ static void add_weighted(float to[P::ROW_TILES][P::FEATURE_GROUPS][4], const float weights[P::ROW_TILES][P::GROUPS][4],
+                                    const typename P::element *tile) {
+    const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if constexpr (P::BF16) {
+        const bf16 *row = tile + lane % 16 * P::RS + lane / 16 * 8;
         CUDA_UNROLL
-        for (int m = 0; m < P::ROW_TILES; m++)
-            CUDA_UNROLL
-            for (int i = 0; i < 4; i++)
-                a[m][i] = __float_as_uint(weights[m][j][i % 2 * 2 + i / 2]);
-        CUDA_UNROLL
-        for (int f = 0; f < P::FRAGMENTS; f++) {
-            const uint32_t b[2] = {__float_as_uint(row[8 * f]), __float_as_uint(row[P::RS + 8 * f])};
+        for (int j = 0; j < P::GROUPS; j += 2) {
+            uint32_t a[P::ROW_TILES][4];
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++)
-                cuda_mma_tf32(to[m][f], a[m], b);
+                CUDA_UNROLL
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = cuda_bf16x2(weights[m][j + i / 2][i % 2 * 2], weights[m][j + i / 2][i % 2 * 2 + 1]);
+            CUDA_UNROLL
+            for (int f = 0; f < P::FEATURE_GROUPS; f += 2) {
+                uint32_t b[4]; /* of features 8f and following, and of 8 more, which may be padding */
+                cuda_load_matrices_turned(b, row + 8 * j * P::RS + 8 * f);
+                CUDA_UNROLL
+                for (int m = 0; m < P::ROW_TILES; m++) {
+                    cuda_mma_bf16(to[m][f], a[m], b);
+                    if (f + 1 < P::FEATURE_GROUPS)
+                        cuda_mma_bf16(to[m][f + 1], a[m], b + 2);
+                }
+            }
+        }
+    } else {
+        CUDA_UNROLL
+        for (int j = 0; j < P::GROUPS; j++) {
+            const float *row = tile + (8 * j + 2 * t) * P::RS + g;
+            uint32_t a[P::ROW_TILES][4];
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++)
+                CUDA_UNROLL
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = cuda_tf32(weights[m][j][i % 2 * 2 + i / 2]);
+            CUDA_UNROLL
+            for (int f = 0; f < P::FEATURE_GROUPS; f++) {
+                const uint32_t b[2] = {__float_as_uint(row[8 * f]), __float_as_uint(row[P::RS + 8 * f])};
+                CUDA_UNROLL
+                for (int m = 0; m < P::ROW_TILES; m++)
+                    cuda_mma_tf32(to[m][f], a[m], b);
+            }
         }
     }
 }
 
 /* One row, g or g+8, of the fragments. */
 template <typename P>
-__device__ static void put_row(float *row, const float from[P::FRAGMENTS][4], int half, float factor, int width, bool aligned) {
+__device__ static void put_row(float *row, const float from[P::FEATURE_GROUPS][4], int half, float factor, int width, bool aligned) {
     CUDA_UNROLL
-    for (int f = 0; f < P::FRAGMENTS; f++) {
+    for (int f = 0; f < P::FEATURE_GROUPS; f++) {
         const int c = 8 * f + (int)threadIdx.x % 4 * 2;
         const floats<2> x = {factor * from[f][2 * half], factor * from[f][2 * half + 1]};
         if (aligned && c < width)
@@ -264,23 +355,23 @@ template <typename P, bool MASKED>
 __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     forward_kernel(float *out, float *lse, const float *q, const float *k, const float *v, cdad_attention_dims d, bool aligned) {
     CUDA_SHARED(shared);
-    float *tiles = (float *)shared;
+    typedef typename P::element element;
+    element *tiles = (element *)shared;
     const int g = (int)threadIdx.x % 32 / 4, c = (int)threadIdx.x % 4 * 2, S = (int)d.S, T = (int)d.T;
     const block_place at = place_of<P>(d, d.T);
     const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E);
     const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
     const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
     const cuda_attention_mask mask = cuda_mask_of(d);
-    float o[P::ROW_TILES][P::FRAGMENTS][4] = {};
+    float o[P::ROW_TILES][P::FEATURE_GROUPS][4] = {};
     float most[P::ROW_TILES][2], total[P::ROW_TILES][2] = {}; /* of rows g and g+8 so far; total: of this lane's columns */
     own_rows<P> own;
-    stage_both<P>(tiles, K, V, 0, aligned);
-    cuda_copies_close();
-    take_own<P>(own, NULL, Q, at.first, aligned);
+    begin_with<P>(tiles, K, V, aligned);
+    take_own<P>(own, tiles, 0, Q, at.first, aligned);
     CUDA_UNROLL
     for (int m = 0; m < P::ROW_TILES; m++)
         most[m][0] = most[m][1] = -INFINITY;
-    go_through<P>(tiles, K, V, aligned, [&](int begin, const float *keys, const float *values, int) {
+    go_through<P>(tiles, K, V, aligned, [&](int begin, const element *keys, const element *values, int) {
         for (int at_row = 0; at_row < P::STAGED && begin + at_row < S && first < T; at_row += P::CHUNK) {
             float s[P::ROW_TILES][P::GROUPS][4];
             meet<P>(s, own, keys + at_row * P::RS);
@@ -307,10 +398,9 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
                         float *x = &s[m][i / 2][2 * half + i % 2];
                         *x = cuda_exp2(*x - base);
                         total[m][half] += *x;
-                        *x = rounded(*x);
                     }
                     CUDA_UNROLL
-                    for (int f = 0; f < P::FRAGMENTS; f++) {
+                    for (int f = 0; f < P::FEATURE_GROUPS; f++) {
                         o[m][f][2 * half] *= since;
                         o[m][f][2 * half + 1] *= since;
                     }
@@ -347,8 +437,9 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     grad_kernel(float *d1, float *d2, const float *q, const float *k, const float *v, const float *lse, const float *delta,
                 const float *dout, cdad_attention_dims d, bool aligned) {
     CUDA_SHARED(shared);
-    float *tiles = (float *)shared, *own_tiles = tiles + P::TILES;
-    floats<2> *lines = (floats<2> *)(own_tiles + P::OWN); /* of two tiles of queries */
+    typedef typename P::element element;
+    element *tiles = (element *)shared;
+    floats<2> *lines = (floats<2> *)(shared + P::BYTES); /* of two tiles of queries */
     const int g = (int)threadIdx.x % 32 / 4, c = (int)threadIdx.x % 4 * 2, S = (int)d.S, T = (int)d.T, E = (int)(d.L * d.D);
     const int64_t mine_n = OF_KEYS ? d.S : d.T;
     const block_place at = place_of<P>(d, mine_n);
@@ -357,15 +448,16 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
     const cuda_attention_mask mask = cuda_mask_of(d);
     own_rows<P> own, own_slope;
-    float g1[P::ROW_TILES][P::FRAGMENTS][4] = {}, g2[OF_KEYS ? P::ROW_TILES : 1][OF_KEYS ? P::FRAGMENTS : 1][4] = {};
+    float g1[P::ROW_TILES][P::FEATURE_GROUPS][4] = {}, g2[OF_KEYS ? P::ROW_TILES : 1][OF_KEYS ? P::FEATURE_GROUPS : 1][4] = {};
     floats<2> mine[P::ROW_TILES][2]; /* lines of rows g and g+8 */
     const head_rows &others = OF_KEYS ? Q : K, &others_slope = OF_KEYS ? dO : V;
     lse += (at.n * d.L + at.l) * T;
     delta += (at.n * d.L + at.l) * T;
-    stage_both<P>(tiles, others, others_slope, 0, aligned);
-    cuda_copies_close();
-    take_own<P>(own, own_tiles, OF_KEYS ? K : Q, at.first, aligned);
-    take_own<P>(own_slope, own_tiles + P::OWN / 2, OF_KEYS ? V : dO, at.first, aligned);
+    begin_with<P>(tiles, others, others_slope, aligned);
+    take_own<P>(own, tiles, 0, OF_KEYS ? K : Q, at.first, aligned);
+    take_own<P>(own_slope, tiles, 1, OF_KEYS ? V : dO, at.first, aligned);
+    if (P::BF16 && !P::KEPT)
+        __syncthreads();
     if constexpr (OF_KEYS) {
         if (threadIdx.x < P::STAGED)
             lines[threadIdx.x] = line_of(lse, delta, (int)threadIdx.x, T);
@@ -374,7 +466,7 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
         for (int i = 0; i < 2 * P::ROW_TILES; i++)
             mine[i / 2][i % 2] = line_of(lse, delta, first + 8 * i + g, T);
     }
-    go_through<P>(tiles, others, others_slope, aligned, [&](int begin, const float *tile, const float *tile_slope, int turn) {
+    go_through<P>(tiles, others, others_slope, aligned, [&](int begin, const element *tile, const element *tile_slope, int turn) {
         floats<2> next = {}; /* on its way while we compute */
         if (OF_KEYS && threadIdx.x < P::STAGED)
             next = line_of(lse, delta, begin + P::STAGED + (int)threadIdx.x, T);
@@ -403,13 +495,6 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
                     if (hidden)
                         p[m][j][i] = slope[m][j][i] = 0.0f;
                 });
-            CUDA_UNROLL
-            for (int m = 0; m < P::ROW_TILES; m++)
-                CUDA_UNROLL
-                for (int i = 0; i < 4 * P::GROUPS; i++) {
-                    p[m][i / 4][i % 4] = rounded(p[m][i / 4][i % 4]);
-                    slope[m][i / 4][i % 4] = rounded(slope[m][i / 4][i % 4]);
-                }
             if constexpr (OF_KEYS)
                 add_weighted<P>(g2, p, tile_slope + at_row * P::RS);
             add_weighted<P>(g1, slope, tile + at_row * P::RS);
@@ -444,39 +529,42 @@ template <typename P> static unsigned blocks_of(const cdad_attention_dims &d, in
     return (unsigned)(d.N * d.L * ((rows + P::BLOCK_ROWS - 1) / P::BLOCK_ROWS));
 }
 
-/* Calls `run` with the least DP that holds a head, as a constant. */
-template <typename F> static void with_width(int64_t D, const F &run) {
+/* Calls `run` with the shapes of the least DP that holds a head. */
+template <typename E, typename F> static void with_width(int64_t D, const F &run) {
     if (D <= 40)
-        run(std::integral_constant<int, 40>());
+        run(shapes<E, 40>());
     else if (D <= 64)
-        run(std::integral_constant<int, 64>());
+        run(shapes<E, 64>());
     else if (D <= 80)
-        run(std::integral_constant<int, 80>());
+        run(shapes<E, 80>());
     else
-        run(std::integral_constant<int, 160>());
+        run(shapes<E, 160>());
 }
 /* And with MASKED. */
 template <typename F> static void specialised(const cdad_attention_dims &d, const F &run) {
-    with_width(d.D, [&](auto dp) {
+    const auto masked_or_not = [&](auto shapes_of) {
         if (d.causal || d.mask_h)
-            run(dp, std::true_type());
+            run(shapes_of, std::true_type());
         else
-            run(dp, std::false_type());
-    });
+            run(shapes_of, std::false_type());
+    };
+    if (d.precision == CDAD_BFLOAT16)
+        with_width<bf16>(d.D, masked_or_not);
+    else
+        with_width<float>(d.D, masked_or_not);
 }
 
 /* Wider heads would want more registers than a thread has. */
-bool cuda_attention_fuses(const cdad_attention_dims *d) { return d->tf32 && d->D <= 160; }
+bool cuda_attention_fuses(const cdad_attention_dims *d) { return d->precision != CDAD_FLOAT32 && d->D <= 160; }
 
 void cuda_attention_fused(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
                           const cdad_attention_dims *dims) {
     const cdad_attention_dims d = *dims;
     const bool aligned = all_aligned(d, {out, q, k, v});
-    specialised(d, [&](auto dp, auto masked) {
-        typedef forward_shape<decltype(dp)::value> P;
+    specialised(d, [&](auto shapes_of, auto masked) {
+        typedef typename decltype(shapes_of)::forward P;
         const auto kernel = forward_kernel<P, decltype(masked)::value>;
-        CDAD_LAUNCH_SHARED(kernel, blocks_of<P>(d, d.T), P::THREADS, P::TILES * sizeof(float), cuda_stream(ctx), out, lse, q,
-                           k, v, d, aligned);
+        CDAD_LAUNCH_SHARED(kernel, blocks_of<P>(d, d.T), P::THREADS, P::BYTES, cuda_stream(ctx), out, lse, q, k, v, d, aligned);
     });
     cuda_launched(ctx, "attention");
 }
@@ -486,15 +574,15 @@ void cuda_attention_fused_grad(const cdad_context *ctx, float *dq, float *dk, fl
                                const cdad_attention_dims *dims) {
     const cdad_attention_dims d = *dims;
     const bool aligned = all_aligned(d, {dq, dk, dv, q, k, v, dout});
-    specialised(d, [&](auto dp, auto masked) {
-        typedef query_shape<decltype(dp)::value> A;
-        typedef key_shape<decltype(dp)::value> B;
+    specialised(d, [&](auto shapes_of, auto masked) {
+        typedef typename decltype(shapes_of)::of_queries A;
+        typedef typename decltype(shapes_of)::of_keys B;
         const auto of_queries = grad_kernel<A, false, decltype(masked)::value>, of_keys = grad_kernel<B, true, decltype(masked)::value>;
         float *none = NULL;
-        CDAD_LAUNCH_SHARED(of_queries, blocks_of<A>(d, d.T), A::THREADS, (A::TILES + A::OWN) * sizeof(float), cuda_stream(ctx), dq, none,
-                           q, k, v, lse, delta, dout, d, aligned);
-        CDAD_LAUNCH_SHARED(of_keys, blocks_of<B>(d, d.S), B::THREADS, (B::TILES + B::OWN + B::LINES) * sizeof(float), cuda_stream(ctx),
-                           dk, dv, q, k, v, lse, delta, dout, d, aligned);
+        CDAD_LAUNCH_SHARED(of_queries, blocks_of<A>(d, d.T), A::THREADS, A::BYTES, cuda_stream(ctx), dq, none, q, k, v, lse, delta, dout,
+                           d, aligned);
+        CDAD_LAUNCH_SHARED(of_keys, blocks_of<B>(d, d.S), B::THREADS, B::BYTES + B::LINES * 4, cuda_stream(ctx), dk, dv, q, k, v, lse,
+                           delta, dout, d, aligned);
     });
     cuda_launched(ctx, "attention_grad");
 }

@@ -87,6 +87,16 @@ static inline void cuda_load_matrices(uint32_t r[4], const void *row) {
     for (int m = 0; m < 4; m++)
         memcpy(&r[m], on_host_row(all[8 * m + lane / 4]) + lane % 4 * 4, 4);
 }
+static inline void cuda_load_matrices_turned(uint32_t r[4], const void *row) {
+    const on_host_words *all = on_host_show_rows(row);
+    const int lane = (int)threadIdx.x % 32;
+    for (int m = 0; m < 4; m++) {
+        uint16_t two[2];
+        for (int i = 0; i < 2; i++)
+            memcpy(&two[i], on_host_row(all[8 * m + lane % 4 * 2 + i]) + lane / 4 * 2, 2);
+        r[m] = two[0] | (uint32_t)two[1] << 16;
+    }
+}
 
 static inline float cuda_exp2(float x) { return exp2f(x); }
 

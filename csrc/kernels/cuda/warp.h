@@ -51,6 +51,14 @@ __device__ inline void cuda_load_matrices(uint32_t r[4], const void *row) {
                  : "r"(at)
                  : "memory");
 }
+/* The same, of 16-bit elements, turned: r[m]: the elements of rows 2t (the low half) and 2t+1 in column g of matrix m. */
+__device__ inline void cuda_load_matrices_turned(uint32_t r[4], const void *row) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
 
 /* 2^x, within 2^-22 of it; what is below float's normal numbers is 0. */
 __device__ inline float cuda_exp2(float x) {
