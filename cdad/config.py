@@ -258,8 +258,9 @@ class Config:
     """A whole run. `PRESETS` holds the ready ones; ``updated(PAPER_RECIPE)`` gives the paper's text where the default
     parts from it (docs/PITFALLS.md). ``preset``: what it began as. ``image_size``: the side, in pixels, to which images are resized.
     ``seed``: of first weights, noise and order. ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
-    convolutions to bfloat16, in training and sampling, and sums in float32; weights and all else stay float32. "tf32" lets a
-    CUDA device round factors to TF32, in all networks, and so does "bfloat16" for what it leaves; the CPU then computes in float32."""
+    convolutions to bfloat16 and, on a CUDA device, its attention's, in training and sampling, and sums in float32; weights and all
+    else stay float32. "tf32" lets a CUDA device round factors to TF32, in all networks, and so does "bfloat16" for what it leaves; the
+    CPU then computes in float32."""
 
     preset: str = "small"
     image_size: int = 128

@@ -1,0 +1,298 @@
+/* What fused attention is made of: how its kernels share out work, tiles of rows in shared memory, and products of their fragments, in TF32
+ * or bfloat16. */
+#ifndef CDAD_KERNELS_CUDA_ATTENTION_TILES_H
+#define CDAD_KERNELS_CUDA_ATTENTION_TILES_H
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/warp.h"
+
+typedef uint16_t bf16;
+
+/* How a kernel shares out its work. E: what factors are in shared memory, bf16 or, in TF32, float. DP: features of a head, padded with
+ * zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT in registers or else read from shared memory; STAGED others come to
+ * shared memory at once, of which CHUNK are met at once. BLOCKS: for how many a multiprocessor is to have registers. All stay below 99 KiB
+ * of shared memory. */
+template <typename E, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
+    typedef E element;
+    enum {
+        BF16 = sizeof(E) == 2,
+        DP = DP_,
+        PIECE = 16 / sizeof(E), /* elements */
+        DEPTH = 2 * PIECE,      /* of a fragment of A */
+        FRAGMENTS = (DP + DEPTH - 1) / DEPTH,
+        WIDE = FRAGMENTS * DEPTH, /* features that are multiplied */
+        RS = WIDE + PIECE,        /* of rows in shared memory: an odd number of pieces, so that fragments lie in different banks */
+        RS_FLOATS = DP + 4,       /* of rows that come and are not rounded yet: the same */
+        FEATURE_GROUPS = DP / 8,
+        WARPS = WARPS_,
+        THREADS = 32 * WARPS,
+        ROW_TILES = ROW_TILES_,
+        ROWS = 16 * ROW_TILES,
+        BLOCK_ROWS = WARPS * ROWS,
+        STAGED = STAGED_,
+        CHUNK = CHUNK_,
+        GROUPS = CHUNK / 8,
+        KEPT = KEPT_,
+        BLOCKS = BLOCKS_,
+        TILES = 4 * STAGED * RS,                    /* two tiles in use, two that are on their way or, in bfloat16, the next rounded ones */
+        OWN = KEPT ? 0 : 2 * BLOCK_ROWS * RS,       /* of two kinds of own rows */
+        COMING = BF16 ? 2 * STAGED * RS_FLOATS : 0, /* floats on their way to be rounded: in TF32 they come to their tiles */
+        LINES = 4 * STAGED,                         /* floats: of lse and delta of two tiles */
+        BYTES = (TILES + OWN) * sizeof(E) + COMING * 4 /* without LINES */
+    };
+    static_assert(CHUNK % 16 == 0 && STAGED % CHUNK == 0, "others are met 16 at a time");
+    static_assert(KEPT || !BF16 || (WIDE == DP && BLOCK_ROWS * RS_FLOATS * 4 <= TILES * 2), "own rows' floats lie in the tiles' place");
+};
+template <typename E, int DP> struct shapes {
+    typedef shape<E, DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1> forward;
+    typedef shape<E, DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, 2> of_queries;
+    typedef shape<E, DP, DP <= 80 ? 4 : 2, 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, DP <= 40 ? 3 : DP <= 80 ? 2 : 1> of_keys;
+};
+/* Own rows take half the registers. */
+template <int DP> struct shapes<bf16, DP> {
+    enum { WARPS = DP <= 80 ? 4 : 2, ROW_TILES = DP <= 40 ? 2 : 1, STAGED = DP <= 40 ? 64 : 32 };
+    typedef shape<bf16, DP, 4, ROW_TILES, STAGED, 32, true, DP <= 80 ? 3 : 1> forward;
+    typedef shape<bf16, DP, WARPS, ROW_TILES, STAGED, 16, true, DP <= 80 ? 3 : 1> of_queries;
+    typedef shape<bf16, DP, WARPS, ROW_TILES, DP <= 80 ? STAGED : 16, 16, DP <= 80, DP <= 40 ? 2 : DP <= 80 ? 3 : 1> of_keys;
+};
+
+/* One head of one sample: row r begins at data[r * rs]. They are multiplied by `factor`. */
+struct head_rows {
+    const float *data;
+    int64_t rs;
+    int n, width;
+    float factor;
+};
+
+template <int N> struct alignas(4 * N) floats {
+    float x[N];
+};
+template <int N> struct alignas(4 * N) words {
+    uint32_t x[N];
+};
+
+__device__ static float rounded(float x) { return __uint_as_float(cuda_tf32(x)); }
+
+/* c += A B */
+template <typename P> __device__ static void multiply(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    if constexpr (P::BF16)
+        cuda_mma_bf16(c, a, b);
+    else
+        cuda_mma_tf32(c, a, b);
+}
+
+/* What a thread stages of N rows, and rounds once it is there: COUNT times 4 features of one row, STEP floats apart. Of 8 threads that the
+ * hardware serves at once, each 4 features lie in other banks, as rows that follow each other among theirs are LANES apart. */
+template <typename P, int N> struct share {
+    enum { LANES = P::THREADS / N, STEP = 4 * LANES, COUNT = P::DP / STEP };
+    static_assert((LANES == 2 || LANES == 4) && P::DP % STEP == 0, "rows are shared out evenly");
+    int row, column;
+};
+template <typename P, int N> __device__ static share<P, N> my_share(void) {
+    enum { LANES = share<P, N>::LANES };
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, eight = lane / 8;
+    return {warp * (32 / LANES) + eight / LANES * 8 + eight % LANES + lane % 8 / LANES * LANES, lane % LANES * 4};
+}
+
+/* Copies to `place` [N,DP] the rows `first` and following, zeros beyond. The whole block takes part. */
+template <typename P, int N> __device__ static void stage(float *place, const head_rows &x, int first, bool aligned) {
+    typedef share<P, N> part;
+    const part at = my_share<P, N>();
+    const bool there = first + at.row < x.n;
+    const float *from = x.data + (first + at.row) * x.rs + at.column;
+    float *to = place + at.row * P::RS_FLOATS + at.column;
+    if (aligned) {
+        CUDA_UNROLL
+        for (int i = 0; i < part::COUNT; i++)
+            cuda_copy_async(to + part::STEP * i, from + part::STEP * i, there && at.column + part::STEP * i < x.width);
+        return;
+    }
+    for (int i = 0; i < part::COUNT; i++)
+        for (int c = part::STEP * i; c < part::STEP * i + 4; c++)
+            to[c] = there && at.column + c < x.width ? from[c] : 0.0f;
+}
+/* What this thread staged: to `tile`, which in TF32 is the same place. */
+template <typename P, int N> __device__ static void round_staged(typename P::element *tile, const float *place, float factor) {
+    typedef share<P, N> part;
+    const part at = my_share<P, N>();
+    CUDA_UNROLL
+    for (int i = 0; i < part::COUNT; i++) {
+        const int column = at.column + part::STEP * i;
+        const floats<4> x = *(const floats<4> *)(place + at.row * P::RS_FLOATS + column);
+        typename P::element *to = tile + at.row * P::RS + column;
+        if constexpr (P::BF16)
+            *(words<2> *)to = {cuda_bf16x2(factor * x.x[0], factor * x.x[1]), cuda_bf16x2(factor * x.x[2], factor * x.x[3])};
+        else
+            *(floats<4> *)to = {rounded(factor * x.x[0]), rounded(factor * x.x[1]), rounded(factor * x.x[2]), rounded(factor * x.x[3])};
+    }
+}
+
+/* The rows `first` and following of both, to places that lie one after the other. */
+template <typename P>
+__device__ static void stage_both(float *place, const head_rows &x, const head_rows &y, int first, bool aligned) {
+    stage<P, P::STAGED>(place, x, first, aligned);
+    stage<P, P::STAGED>(place + P::STAGED * P::RS_FLOATS, y, first, aligned);
+}
+/* Where the rows of `turn` come to. In bfloat16 it is the same for both turns, as a thread reads what itself has staged. */
+template <typename P> __device__ static float *coming(typename P::element *tiles, int turn) {
+    if constexpr (P::BF16)
+        return (float *)(tiles + P::TILES + P::OWN);
+    else
+        return tiles + turn * (P::TILES / 2);
+}
+
+/* Features between DP and WIDE are zeros, in all tiles; ready after the next barrier. */
+template <typename P> __device__ static void clear_padding(typename P::element *tiles) {
+    if constexpr (P::WIDE > P::DP)
+        for (int row = (int)threadIdx.x; row < 4 * P::STAGED; row += P::THREADS)
+            *(words<4> *)(tiles + row * P::RS + P::DP) = {};
+}
+
+/* Stages the first tiles of both. */
+template <typename P>
+__device__ static void begin_with(typename P::element *tiles, const head_rows &x, const head_rows &y, bool aligned) {
+    stage_both<P>(coming<P>(tiles, 0), x, y, 0, aligned);
+    cuda_copies_close();
+    clear_padding<P>(tiles);
+}
+/* Calls use(begin, tile of x, tile of y, turn) for all tiles, after begin_with. `turn` is 0, 1, 0, 1.. */
+template <typename P, typename F>
+__device__ static void go_through(typename P::element *tiles, const head_rows &x, const head_rows &y, bool aligned, const F &use) {
+    int turn = 0;
+    for (int begin = 0; begin < x.n; begin += P::STAGED, turn ^= 1) {
+        typename P::element *now = tiles + turn * (P::TILES / 2);
+        const float *come = coming<P>(tiles, turn);
+        cuda_copies_wait<0>();
+        round_staged<P, P::STAGED>(now, come, x.factor);
+        round_staged<P, P::STAGED>(now + P::STAGED * P::RS, come + P::STAGED * P::RS_FLOATS, y.factor);
+        __syncthreads(); /* these tiles are there, and the next ones' place was read */
+        if (begin + P::STAGED < x.n)
+            stage_both<P>(coming<P>(tiles, turn ^ 1), x, y, begin + P::STAGED, aligned);
+        cuda_copies_close();
+        use(begin, now, now + P::STAGED * P::RS, turn);
+    }
+}
+
+/* The A fragments of the warp's own rows. */
+template <typename P> struct own_rows {
+    uint32_t kept[P::KEPT ? P::FRAGMENTS : 1][P::ROW_TILES][4];
+    const typename P::element *tile; /* this lane's part, unless they are kept */
+};
+
+/* Feature c of row r, times the factor; and, in bfloat16, the next feature with it. */
+template <typename P> __device__ static uint32_t factors_at(const head_rows &x, int r, int c) {
+    const float *at = x.data + r * x.rs + c;
+    const float one = r < x.n && c < x.width ? x.factor * at[0] : 0.0f;
+    if constexpr (P::BF16)
+        return cuda_bf16x2(one, r < x.n && c + 1 < x.width ? x.factor * at[1] : 0.0f);
+    else
+        return cuda_tf32(one);
+}
+
+/* Of the block's own rows, which begin at `first`. If they are not kept, they go to tile `which` of the own ones, ready after the next
+ * barrier; in bfloat16 by way of the tiles' place, so that a barrier comes before that is used. */
+template <typename P>
+__device__ static void take_own(own_rows<P> &own, typename P::element *tiles, int which, const head_rows &x, int first, bool aligned) {
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    if constexpr (P::KEPT) {
+        const int row = first + warp * P::ROWS + lane / 4, column = lane % 4 * (4 / (int)sizeof(typename P::element));
+        CUDA_UNROLL
+        for (int k = 0; k < P::FRAGMENTS; k++)
+            CUDA_UNROLL
+            for (int i = 0; i < 4 * P::ROW_TILES; i++)
+                own.kept[k][i / 4][i % 4] = factors_at<P>(x, row + i / 4 * 16 + i % 2 * 8, P::DEPTH * k + column + i % 4 / 2 * P::PIECE);
+    } else {
+        typename P::element *tile = tiles + P::TILES + which * (P::OWN / 2);
+        float *place = (float *)(P::BF16 ? tiles : tile);
+        stage<P, P::BLOCK_ROWS>(place, x, first, aligned);
+        cuda_copies_close();
+        cuda_copies_wait<0>();
+        round_staged<P, P::BLOCK_ROWS>(tile, place, x.factor);
+        own.tile = tile + (warp * P::ROWS + lane % 16) * P::RS + lane / 16 * P::PIECE;
+    }
+}
+
+/* to = own rows x CHUNK rows of the tile. */
+template <typename P>
+__device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows<P> &own, const typename P::element *tile) {
+    const int lane = (int)threadIdx.x % 32;
+    const typename P::element *row = tile + (lane / 16 * 8 + lane % 8) * P::RS + lane / 8 % 2 * P::PIECE;
+    CUDA_UNROLL
+    for (int m = 0; m < P::ROW_TILES; m++)
+        CUDA_UNROLL
+        for (int i = 0; i < 4 * P::GROUPS; i++)
+            to[m][i / 4][i % 4] = 0.0f;
+    CUDA_UNROLL
+    for (int k = 0; k < P::FRAGMENTS; k++) {
+        uint32_t a[P::ROW_TILES][4];
+        CUDA_UNROLL
+        for (int m = 0; m < P::ROW_TILES; m++) {
+            if constexpr (P::KEPT)
+                CUDA_UNROLL
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = own.kept[k][m][i];
+            else
+                cuda_load_matrices(a[m], own.tile + m * 16 * P::RS + P::DEPTH * k);
+        }
+        CUDA_UNROLL
+        for (int j = 0; j < P::GROUPS; j += 2) {
+            uint32_t b[4]; /* of rows 8j and following, and of 8 more */
+            cuda_load_matrices(b, row + 8 * j * P::RS + P::DEPTH * k);
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++) {
+                multiply<P>(to[m][j], a[m], b);
+                multiply<P>(to[m][j + 1], a[m], b + 2);
+            }
+        }
+    }
+}
+
+/* to += weights x CHUNK rows of the tile; weights are rounded here. */
+template <typename P>
+__device__ static void add_weighted(float to[P::ROW_TILES][P::FEATURE_GROUPS][4], const float weights[P::ROW_TILES][P::GROUPS][4],
+                                    const typename P::element *tile) {
+    const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if constexpr (P::BF16) {
+        const bf16 *row = tile + lane % 16 * P::RS + lane / 16 * 8;
+        CUDA_UNROLL
+        for (int j = 0; j < P::GROUPS; j += 2) {
+            uint32_t a[P::ROW_TILES][4];
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++)
+                CUDA_UNROLL
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = cuda_bf16x2(weights[m][j + i / 2][i % 2 * 2], weights[m][j + i / 2][i % 2 * 2 + 1]);
+            CUDA_UNROLL
+            for (int f = 0; f < P::FEATURE_GROUPS; f += 2) {
+                uint32_t b[4]; /* of features 8f and following, and of 8 more, which may be padding */
+                cuda_load_matrices_turned(b, row + 8 * j * P::RS + 8 * f);
+                CUDA_UNROLL
+                for (int m = 0; m < P::ROW_TILES; m++) {
+                    cuda_mma_bf16(to[m][f], a[m], b);
+                    if (f + 1 < P::FEATURE_GROUPS)
+                        cuda_mma_bf16(to[m][f + 1], a[m], b + 2);
+                }
+            }
+        }
+    } else {
+        CUDA_UNROLL
+        for (int j = 0; j < P::GROUPS; j++) {
+            const float *row = tile + (8 * j + 2 * t) * P::RS + g;
+            uint32_t a[P::ROW_TILES][4];
+            CUDA_UNROLL
+            for (int m = 0; m < P::ROW_TILES; m++)
+                CUDA_UNROLL
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = cuda_tf32(weights[m][j][i % 2 * 2 + i / 2]);
+            CUDA_UNROLL
+            for (int f = 0; f < P::FEATURE_GROUPS; f++) {
+                const uint32_t b[2] = {__float_as_uint(row[8 * f]), __float_as_uint(row[P::RS + 8 * f])};
+                CUDA_UNROLL
+                for (int m = 0; m < P::ROW_TILES; m++)
+                    cuda_mma_tf32(to[m][f], a[m], b);
+            }
+        }
+    }
+}
+
+#endif
