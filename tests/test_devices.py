@@ -324,6 +324,15 @@ def test_attention_keeps_nan(precision, device):
     assert np.isfinite(np.delete(y, 2, axis=1)).all() and np.isfinite(np.delete(lse, 2, axis=2)).all()
 
 
+@pytest.mark.parametrize("precision", range(3))
+def test_attention_far_below_zero(precision, device):
+    """Powers of what is beyond the last key would be infinite."""
+    case = Case("attention", ((1, 21, 16), *((1, 37, 16),) * 2), {"precision": precision})
+    q, k, v = case.data()
+    y, grads = run_case(case, [q + 30, k - 30, v], np.ones(q.shape, np.float32))
+    assert all(np.isfinite(x).all() for x in (*y, *grads))
+
+
 # Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).
 @pytest.mark.parametrize("method, d, rows", [("exact", 1100, 40), ("exact", 40, 1800), ("incremental", 40, 120), ("isvd", 40, 120)])
 def test_streams_take_features_of_a_device(method, d, rows, device):
