@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import cv2
 import numpy as np
 
-from ._core import get_threads
 from .config import ScoringConfig
 
 _BLUR = 8.0  # pixels at 256: normal parts move by this much from image to image
@@ -91,10 +89,7 @@ def score_maps(
         normal = (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
         maps = maps / normal
     sigma = config.sigma * image_size / 256
-    if len(maps) == 1:
-        return _smooth(maps[0], sigma)[None]
-    with ThreadPoolExecutor(min(len(maps), get_threads())) as pool:
-        return np.stack(list(pool.map(partial(_smooth, sigma=sigma), maps)))
+    return np.stack([_smooth(m, sigma) for m in maps])
 
 
 def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
