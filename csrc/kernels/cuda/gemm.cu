@@ -198,7 +198,7 @@ template <typename I> __global__ static void move_kernel(float *C, const float *
 }
 
 /* Whether C's rows begin at 16 bytes. */
-static bool is_even(int64_t N) { return N % 4 == 0; }
+static bool is_of_fours(int64_t N) { return N % 4 == 0; }
 
 /* Ends a product that lies in `room`. */
 static void finish_from(const cdad_context *ctx, const cuda_product &p, const float *room, const cdad_epilogue &with) {
@@ -266,7 +266,7 @@ static int64_t after(int64_t n) { return (n + 127) / 128 * 128; }
 
 /* Rows of a tile of the first way of multiply_rounded. */
 static int64_t step_by_rows(int64_t M, int64_t N, int64_t K) {
-    return tile_rows(M, cuda_max(padded(K), is_even(N) ? 0 : 2 * padded(N)), sizeof(half1));
+    return tile_rows(M, cuda_max(padded(K), is_of_fours(N) ? 0 : 2 * padded(N)), sizeof(half1));
 }
 
 /* Rows of A, which may be unfolded, with all of a plain B. */
@@ -287,7 +287,7 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
             p.A = rounded_first(ctx, scratch, A, m, p.M, K, step >= M);
-            if (is_even(N)) {
+            if (is_of_fours(N)) {
                 multiply_rows(ctx, p, m, with);
                 continue;
             }
@@ -301,7 +301,7 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad
     half1 *const second = scratch + after(step * padded(M));
     float *const room = (float *)(second + after(step * padded(N)));
     const cdad_mat turned = {A.data, A.cs, 1, NULL};
-    const bool direct = is_even(N) || B.unfold; /* what is gathered has no padding */
+    const bool direct = is_of_fours(N) || B.unfold; /* what is gathered has no padding */
     cuda_product q = direct ? p : into_room(p, room);
     for (int64_t k = 0; k < K; k += step, q.beta = 1.0f) {
         q.K = cuda_min(step, K - k);
@@ -345,7 +345,7 @@ int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     (void)threads;
     const int64_t floats = cuda_max(tile_rows(M, K, sizeof(float)) * K, tile_rows(K, N, sizeof(float)) * N);
     const int64_t rows = step_by_rows(M, N, K), step = tile_rows(K, padded(M) + padded(N), sizeof(half1));
-    const int64_t room = is_even(N) ? 0 : 2 * padded(N); /* halves of a row */
+    const int64_t room = is_of_fours(N) ? 0 : 2 * padded(N); /* halves of a row */
     const int64_t by_rows = N * K <= MOST_WEIGHT ? after(rows * padded(K)) + after(padded(N) * padded(K)) + rows * room : 0;
     const int64_t halves = cuda_max(by_rows, after(step * padded(M)) + after(step * padded(N)) + M * room);
     return cuda_max(cuda_conv_scratch(M, N, K), cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1)));
