@@ -39,6 +39,7 @@ from cdad.scoring import image_scores, score_maps
 from cdad.weights.resnet import RESNETS
 
 sys.path.append(str(Path(__file__).parent))
+import gpu_kernels  # noqa: E402
 import torch_models as models  # noqa: E402
 from parity import schedule  # noqa: E402
 from run import normal  # noqa: E402
@@ -85,6 +86,7 @@ class Bench:
     seconds: float
     deadline: float
     ahead: bool
+    kernels: int = 0  # of each side of a row that are told of
 
     def __post_init__(self) -> None:
         # PyTorch on the CPU is no peer of a GPU, but serves small shapes where "cuda" is its kernels on the CPU.
@@ -149,6 +151,8 @@ class Bench:
                 drop(row, runs, side, error)
         if not self.ahead:
             self.tell(row, runs, values, memory, tolerance, least=3)
+        for side, run in runs.items() if self.kernels else ():
+            print(f"{name}, {side}:", *gpu_kernels.lines(gpu_kernels.trace_of(run), self.kernels), sep="\n", flush=True)
         runs.clear()
         gc.collect()
         if self.torch_device == "cuda":
@@ -510,13 +514,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of timings a row")
     parser.add_argument("--left", type=float, default=1e9, help="seconds after which nothing more is begun")
     parser.add_argument("--ahead", action="store_true", help="compile what PyTorch needs, and measure nothing")
+    parser.add_argument("--kernels", type=int, default=0, metavar="N", help="after each row, the N kernels that take most of a GPU's time")
     a = parser.parse_args()
+    if a.kernels and not torch.cuda.is_available():
+        parser.error("--kernels wants a GPU, and a PyTorch that sees it")
     deadline = time.monotonic() + a.left
     signal.signal(signal.SIGTERM, stop)
     if not a.ahead:
         _core.set_device(a.device)
         torch.set_num_threads(_core.get_threads())
-    b = Bench(a.device, a.quick, a.backend, a.seconds, deadline, a.ahead)
+    b = Bench(a.device, a.quick, a.backend, a.seconds, deadline, a.ahead, a.kernels)
     print(json.dumps({"machine": machine(b.core_device)}), flush=True)
     for name in a.entries:
         if stopping:

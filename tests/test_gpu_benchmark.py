@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
-from paths import benchmark
+from paths import ROOT, benchmark
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 
@@ -72,3 +74,29 @@ def test_a_row_says_which_side_failed_and_why(gpu):
     failures: list[str] = []
     gpu.report({"b": alone, "c": row | {"row": "c", "why": {"compiled": "Broken: it is"}}}, failures, [], "", lambda *_: "")
     assert failures == ["b: cdad: MemoryError: cuda:0: 9 MiB cannot be had"]
+
+
+def test_times_of_kernels():
+    """Two runs of two kernels, which overlap once, and a copy; what the host does is left out."""
+    kernels = benchmark("gpu_kernels")
+    events = [
+        {"cat": "kernel", "name": "a", "ts": 0, "dur": 1000},
+        {"cat": "kernel", "name": "b", "ts": 500, "dur": 100},
+        {"cat": "gpu_memcpy", "name": "copy", "ts": 3000, "dur": 500},
+        {"cat": "cpu_op", "name": "host", "ts": 0, "dur": 9000},
+        {"cat": "kernel", "name": "a", "ts": 3500, "dur": 2000},
+        {"name": "no category", "ts": 0},
+    ]
+    told = kernels.lines(events, 4, runs=2)
+    assert told[0] == "1.80 ms of kernels, 2 launches" and told[1].split() == ["1.500", "ms", "1.0", "a"]
+    assert told[4:] == ["1.00 ms between them", "    2.000 ms between a and copy"]
+    assert kernels.lines(events[3:4], 4) == ["nothing ran on a GPU"]
+
+
+def test_kernels_want_a_gpu():
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_entries.py"), "train", "--kernels", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--kernels wants a GPU" in done.stderr
