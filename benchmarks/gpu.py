@@ -146,8 +146,8 @@ def run_tests(a: argparse.Namespace, budget: Budget, package: Path) -> tuple[str
 def measure(
     a: argparse.Namespace, budget: Budget, package: Path, names: list[str], rows: dict[str, dict]
 ) -> tuple[list[str], list[str]]:
-    """Fills rows, by name; (what went wrong, what there was no time for)."""
-    left = budget.left if a.quick else min(budget.left, max(LEAST, ENTRY_SHARE * budget.seconds))
+    """Fills rows, by name; (what went wrong, what there was no time for). The last entry may take all the time that is left."""
+    left = budget.left if names[-1] == a.only[-1] else min(budget.left, max(LEAST, ENTRY_SHARE * budget.seconds))
     command, before = worker(a, names, "--left", f"{left:.0f}"), len(rows)
     process = Process(command, left + GRACE, cwd=ROOT, env=environment(package), stdout=subprocess.PIPE)
     for line in process.process.stdout:
