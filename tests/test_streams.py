@@ -139,7 +139,8 @@ print(peaks[1] - peaks[0])
 
 def test_memory_does_not_grow_with_blocks():
     done = subprocess.run([sys.executable, "-c", SKETCHED], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1 << 20  # a block is twice that, and a Gram matrix would be 64 MB
+    # 110 blocks are 220 MB, and a Gram matrix would be 64; a thread that first gets work late takes its buffers then.
+    assert int(done.stdout) < 8 << 20
 
 
 @pytest.mark.parametrize(("method", "columns"), [("auto", 0), ("exact", 0), ("incremental", 900), ("incremental", 0)])

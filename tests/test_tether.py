@@ -36,7 +36,7 @@ def weights(model: ContinualModel) -> dict[str, np.ndarray]:
     return {name: model.params[name].copy() for name in model.params.shapes()}
 
 
-@pytest.mark.parametrize("device", ["cpu", "emulated"])
+@pytest.mark.parametrize("device", ["cpu", "emulated", "cuda"])
 @pytest.mark.parametrize("projection", ["update", "gradient"])
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_a_step_goes_back_by_its_share(clip_norm, projection, device):
@@ -48,6 +48,10 @@ def test_a_step_goes_back_by_its_share(clip_norm, projection, device):
     image = rng.random((1, *c["image_size"], 3), np.float32)
     confined, guarded, frozen = "unet.out.2.weight", "amn.encoder.layers.0.linear1.weight", "unet.out.2.bias"
     found = {}
+    try:
+        _core.device_memory(device) if device == "cuda" else None
+    except RuntimeError as error:
+        pytest.skip(f"no cuda device: {error}")
     for tethered in (False, True):
         params = _core.Params(device)
         trainer = _core.Trainer(params, c, 1, optimizer, 0)

@@ -398,7 +398,11 @@ static void adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_u
     for (const cdad_update *u = updates; u < updates + count; u++) {
         cdad_adamw own = cdad_adamw_at(*h, u->at);
         own.squares = u->squares;
-        adamw(ctx, w + u->at, u->m, u->v, e ? e + u->at : NULL, NULL, u->g, u->n, &own);
+        adamw(ctx, w + u->at, u->m, u->v, e && !own.anchor ? e + u->at : NULL, NULL, u->g, u->n, &own);
+        if (own.anchor) {
+            add_to(ctx, (float *)(uintptr_t)own.anchor, w + u->at, NULL, u->n, u->stays);
+            add_to(ctx, w + u->at, e ? e + u->at : NULL, NULL, u->n, own.ema_decay);
+        }
     }
 }
 

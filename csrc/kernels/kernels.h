@@ -116,6 +116,7 @@ typedef struct cdad_adamw {
     cdad_pull pull;     /* added to the gradient before grad_scale */
     const double *squares; /* NULL, or the gradient's sum of squares: unless it is finite, du is zeros and nothing else is written */
     float *path;        /* [n] or NULL: path -= g * du, with the gradient as it was given (SI's path integral) */
+    const float *anchor; /* [n] or NULL: w then goes some of its way there, before e follows: adamw_each only */
 } cdad_adamw;
 
 /* One of several parameters that share a launch: its weight begins `at` floats into the blocks of weights. */
@@ -124,6 +125,7 @@ typedef struct cdad_update {
     const float *g;
     void *m, *v;
     double *squares; /* where the sum of its gradient's squares goes */
+    float stays;     /* the share of its way to the anchor that it does not go */
 } cdad_update;
 
 /* The numbers of one of them, of those of blocks: neither moments in 8 bit nor `squares` are shared. */
@@ -137,6 +139,7 @@ CDAD_EVERYWHERE cdad_pull cdad_pull_at(cdad_pull pull, int64_t at) {
 CDAD_EVERYWHERE cdad_adamw cdad_adamw_at(cdad_adamw h, int64_t at) {
     h.pull = cdad_pull_at(h.pull, at);
     h.path = h.path ? h.path + at : h.path;
+    h.anchor = h.anchor ? h.anchor + at : h.anchor;
     return h;
 }
 

@@ -350,7 +350,13 @@ static cdad_status take_norm(cdad_optimizer *o, double *norm, cdad_error *err) {
 
 /* Whether parameter i's update is one of those by one launch: as short as biases are, moved as it is, its moments not in 8 bit. */
 static int shares_launch(const cdad_optimizer *o, const cdad_context *ctx, int64_t i) {
-    return ctx->kernels->adamw_each && !o->tether && !stays(o, i) && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
+    return ctx->kernels->adamw_each && !stays(o, i) && !o->protection[i].basis && o->moving[i] < CDAD_SMALL8;
+}
+
+/* The share of parameter i's way to the tether's anchor that it does not go. */
+static float kept_by_tether(const cdad_optimizer *o, int64_t i) {
+    const float lr = (float)(o->config.lr * o->lr_scale);
+    return (float)(1.0 / (1.0 + lr * o->tether_rates[i]));
 }
 
 /* Puts such a parameter, and its gradient, on the list. */
@@ -361,7 +367,8 @@ static void list_small(cdad_optimizer *o, int64_t i, const float *grad) {
                                            .g = grad,
                                            .m = cdad_moment_of(&o->m, i, &most),
                                            .v = cdad_moment_of(&o->v, i, &most),
-                                           .squares = o->sums + i};
+                                           .squares = o->sums + i,
+                                           .stays = o->tether ? kept_by_tether(o, i) : 1.0f};
 }
 
 static void measure_small(cdad_optimizer *o, const cdad_context *ctx) {
@@ -420,7 +427,7 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
         cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
     }
     if (!still && o->tether) /* as an average of the anchor goes towards what it averages */
-        ctx->kernels->add_to(ctx, (float *)(uintptr_t)(o->tether + at), w, NULL, p->count, (float)(1.0 / (1.0 + h.lr * o->tether_rates[i])));
+        ctx->kernels->add_to(ctx, (float *)(uintptr_t)(o->tether + at), w, NULL, p->count, kept_by_tether(o, i));
     if (e)
         ctx->kernels->add_to(ctx, w, e, NULL, p->count, h.ema_decay);
 }
@@ -428,6 +435,7 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
 static void move_small(cdad_optimizer *o, const cdad_context *ctx, cdad_adamw h) {
     h.pull = o->pull;
     h.path = o->path;
+    h.anchor = o->tether;
     if (o->n_small)
         ctx->kernels->adamw_each(ctx, o->params->values, o->ema, o->small, o->n_small, &h);
 }

@@ -17,9 +17,9 @@ __device__ static float pulled(float g, float w, const cdad_pull &p, int64_t i) 
 __device__ static float decayed(float moment) { return fabsf(moment) < FLT_MIN ? 0.0f : moment; }
 
 /* AdamW's step of element i, which is `weight`, has the gradient `given`, and whose moments are m and v. The biases are factors that no
- * element divides by: kernels/cpu/update.c. */
+ * element divides by: kernels/cpu/update.c. rest: the share of its way to h.anchor that it then goes. */
 __device__ static void step(float *w, float weight, float &m, float &v, float *e, float *du, float given, int64_t i, const cdad_adamw &h,
-                            float rate, float eps) {
+                            float rate, float eps, float rest = 0.0f) {
     const float scaled = pulled(given, weight, h.pull, i) * h.grad_scale;
     m = decayed(h.beta1 * m + (1.0f - h.beta1) * scaled);
     v = decayed(h.beta2 * v + (1.0f - h.beta2) * (scaled * scaled));
@@ -31,6 +31,8 @@ __device__ static void step(float *w, float weight, float &m, float &v, float *e
         return;
     }
     weight += d;
+    if (rest != 0.0f)
+        weight += rest * (h.anchor[i] - weight);
     w[i] = weight;
     if (e)
         e[i] += (1.0f - h.ema_decay) * (weight - e[i]);
@@ -38,7 +40,7 @@ __device__ static void step(float *w, float weight, float &m, float &v, float *e
 
 /* AdamW's step of the elements from `first` on, each `stride` from the one before it. */
 __device__ static void steps(float *w, void *moment, float *v, float *e, float *du, const float *g, int64_t n, int64_t first, int64_t stride,
-                             const cdad_adamw &h, float rate, float eps) {
+                             const cdad_adamw &h, float rate, float eps, float rest = 0.0f) {
     for (int64_t i = first; i < n; i += AT_ONCE * stride) {
         float weights[AT_ONCE], gradients[AT_ONCE], one[AT_ONCE], two[AT_ONCE];
         CUDA_UNROLL
@@ -56,7 +58,7 @@ __device__ static void steps(float *w, void *moment, float *v, float *e, float *
             const int64_t at = i + j * stride;
             if (at >= n)
                 break;
-            step(w, weights[j], one[j], two[j], e, du, gradients[j], at, h, rate, eps);
+            step(w, weights[j], one[j], two[j], e, du, gradients[j], at, h, rate, eps, rest);
             v[at] = two[j];
             if (h.m_is_bf16)
                 ((uint16_t *)moment)[at] = cdad_to_bf16(one[j]);
@@ -93,7 +95,8 @@ __global__ static void adamw_each_kernel(float *w, float *e, updates_of_a_launch
     const cdad_update u = updates.of[blockIdx.x];
     if (!isfinite(*u.squares))
         return;
-    steps(w + u.at, u.m, (float *)u.v, e ? e + u.at : NULL, NULL, u.g, u.n, threadIdx.x, blockDim.x, cdad_adamw_at(h, u.at), rate, eps);
+    steps(w + u.at, u.m, (float *)u.v, e ? e + u.at : NULL, NULL, u.g, u.n, threadIdx.x, blockDim.x, cdad_adamw_at(h, u.at), rate, eps,
+          h.anchor ? 1.0f - u.stays : 0.0f);
 }
 
 /* The largest of every thread's ranks, for every thread of the block. */
