@@ -79,11 +79,9 @@ def score_maps(
     """Distances [N,H,W,L] -> anomaly maps [N,H,W]: summed over the layers, smoothed. With a calibration, layers weigh
     alike and a pixel is divided by what is normal there: 1 is a normal image's mean."""
     chosen = [layer for layer in config.layers if layer < distances.shape[-1]]
-    if calibration is not None:
-        distances = distances / calibration.layers
-    maps = distances[..., chosen[0]].astype(np.float32)  # a pass a layer takes half of what a mean over so few does
-    for layer in chosen[1:]:
-        maps += distances[..., layer]
+    maps = np.zeros(distances.shape[:-1], np.float32)
+    for layer in chosen:  # a pass a layer takes half of what a mean over so few does
+        maps += distances[..., layer] if calibration is None else distances[..., layer] / calibration.layers[layer]
     maps /= np.float32(len(chosen))
     if calibration is not None:
         normal = (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
