@@ -10,8 +10,11 @@ enum {
     DEPTH = 384,               /* rows that are one chain of float32 sums */
     MOST_DEPTHS = 4,           /* of them that are added in float32 before they go to the doubles, */
     PANEL_BYTES = 16 << 20,    /* where their panels take no more than this */
-    TILES_A_POLL = 96          /* at most 10 GFLOP between polls: tens of milliseconds */
+    TILES_A_POLL = 96,         /* at most 10 GFLOP between polls: tens of milliseconds */
+    ROUNDED_LEAST = 768        /* narrower features are multiplied in no time */
 };
+
+static const double ROUNDED_FINEST = 0x1p-11; /* 1 - gamma: a hundred times what rounding to bfloat16 changes in all */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -31,6 +34,10 @@ static int64_t stored(int64_t d) {
     for (int64_t first = 0; first < d; first += TILE)
         count += min64(TILE, d - first) * (d - first);
     return count;
+}
+
+int cdad_gram_may_round(int64_t side, double gamma) {
+    return side >= ROUNDED_LEAST && 1 - gamma >= ROUNDED_FINEST && cdad_kernels_select(NULL)->gram_rounds_fast();
 }
 
 int64_t cdad_gram_bytes(int64_t d) { return stored(d) * (int64_t)sizeof(double); }

@@ -30,6 +30,9 @@ typedef struct cdad_gram {
     double *there;       /* NULL, or what was added on a device and is not in `upper` yet: [d,d], of which the upper half counts */
 } cdad_gram;
 
+/* Whether rounding features to bfloat16 is worth it, and harmless to a basis of gamma, where the matrix is `side` wide. */
+int cdad_gram_may_round(int64_t side, double gamma);
+
 /* About 4 d^2. */
 int64_t cdad_gram_bytes(int64_t d);
 

@@ -32,22 +32,26 @@ typedef struct {
     int64_t k_old;
     float *Q, *Y; /* Y: G's products with the rows of Q from k_old on */
     float *Z;     /* [.,n], where there are features: a block's products with them */
+    int rounded;  /* directions are sought among features that are rounded to bfloat16 */
 } span;
 
 static cdad_mat rows_of(const float *data, int64_t width) { return (cdad_mat){.data = data, .rs = width, .cs = 1}; }
 static cdad_mat turned(const float *data, int64_t width) { return (cdad_mat){.data = data, .rs = 1, .cs = width}; }
 
-/* C [M,N] = A B, or C + A B. */
-static cdad_status multiply(const span *s, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
-                            int accumulate, cdad_error *err) {
+static cdad_status multiply_with(const span *s, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, cdad_epilogue with,
+                                 cdad_error *err) {
     const cdad_kernels *kernels = s->ctx->kernels;
-    const cdad_epilogue with = {.accumulate = accumulate};
     void *scratch;
     CDAD_FAIL_IF(s->ctx->poll && s->ctx->poll(s->ctx->poll_arg), err, CDAD_CANCELLED, "stopped while a basis was sought");
     CDAD_TRY(cdad_alloc(&scratch, kernels->gemm_scratch(M, N, K, cdad_pool_threads(s->ctx->pool)), err));
     kernels->gemm(s->ctx, M, N, K, A, B, C, N, &with, scratch);
     cdad_free(scratch);
     return CDAD_OK;
+}
+/* C [M,N] = A B, or C + A B. */
+static cdad_status multiply(const span *s, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
+                            int accumulate, cdad_error *err) {
+    return multiply_with(s, M, N, K, A, B, C, (cdad_epilogue){.accumulate = accumulate}, err);
 }
 
 /* x [b,d] -= its parts along the first `done` rows of Q. */
@@ -73,8 +77,9 @@ static cdad_status apply(const span *s, const float *x, float *y, int64_t b, cda
     if (n == 0) {
         CDAD_TRY(multiply(s, b, d, d, rows_of(x, d), rows_of(s->of.A, d), y, 0, err));
     } else {
-        CDAD_TRY(multiply(s, b, n, d, rows_of(x, d), turned(s->of.A, d), s->Z, 0, err));
-        CDAD_TRY(multiply(s, b, d, n, rows_of(s->Z, n), rows_of(s->of.A, d), y, 0, err));
+        const cdad_epilogue with = {.precision = s->rounded ? CDAD_BFLOAT16 : CDAD_FLOAT32};
+        CDAD_TRY(multiply_with(s, b, n, d, rows_of(x, d), turned(s->of.A, d), s->Z, with, err));
+        CDAD_TRY(multiply_with(s, b, d, n, rows_of(s->Z, n), rows_of(s->of.A, d), y, with, err));
     }
     return take_off(s, y, b, s->k_old, err);
 }
@@ -261,7 +266,7 @@ static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double 
                             int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
     const int64_t d = of.d, side = of.n > 0 ? min64(of.n, d) : d, limit = min64(side, d - k_old) / 2;
-    span s = {.ctx = ctx, .of = of, .k_old = k_old};
+    span s = {.ctx = ctx, .of = of, .k_old = k_old, .rounded = of.n > 0 && cdad_gram_may_round(side, gamma)};
     double kept = 0;
     float *V = NULL;
     int64_t l = 0, added = 0, count;
@@ -298,10 +303,10 @@ done:
 }
 
 /* *G [n,n]: the products of the rows of A [n,d] with each other. */
-static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, float **G, cdad_error *err) {
+static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, int bf16, float **G, cdad_error *err) {
     cdad_status status;
     cdad_gram g = {0};
-    CDAD_TRY_DONE(cdad_gram_init(&g, n, 0, err));
+    CDAD_TRY_DONE(cdad_gram_init(&g, n, bf16, err));
     CDAD_TRY_DONE(cdad_gram_add(&g, ctx, turned(A, d), d, err));
     CDAD_TRY_DONE(cdad_alloc((void **)G, n * n * (int64_t)sizeof **G, err));
     cdad_gram_expand_narrow(&g, *G);
@@ -333,7 +338,7 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
     if (kept < gamma * of.total) {
         cdad_leading_of combinations = {.d = n, .total = of.total - kept};
         double share;
-        CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, &G, err));
+        CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, cdad_gram_may_round(n, gamma), &G, err));
         combinations.A = G;
         CDAD_TRY_DONE(by_width(ctx, combinations, (gamma * of.total - kept) / combinations.total, NULL, 0, most, found, &W,
                                &added, &share, err));

@@ -17,11 +17,8 @@ enum {
     SKETCH_SHARE = 8, /* of the width: directions of a sketch */
     SKETCH_LEAST = 256,
     SKETCH_MOST = 1024, /* the eigensolve between two blocks grows with the cube */
-    RANK_LEAST = 64,    /* of a sketch that memory limits */
-    ROUNDED_LEAST = 768 /* narrower features are multiplied in no time */
+    RANK_LEAST = 64     /* of a sketch that memory limits */
 };
-
-static const double ROUNDED_FINEST = 0x1p-11; /* 1 - gamma: a hundred times what rounding to bfloat16 changes in all */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -34,10 +31,6 @@ static cdad_stream_method choose(int64_t d, double gamma, int64_t columns) {
     if (columns > 0 && columns <= d)
         return CDAD_STREAM_INCREMENTAL;
     return d <= EXACT_WIDEST ? CDAD_STREAM_EXACT : CDAD_STREAM_SKETCH;
-}
-
-static int may_round(int64_t d, double gamma) {
-    return d >= ROUNDED_LEAST && 1 - gamma >= ROUNDED_FINEST && cdad_kernels_select(NULL)->gram_rounds_fast();
 }
 
 static int64_t bytes_of(const cdad_stream_plan *p, int64_t columns) {
@@ -64,7 +57,7 @@ cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream
                                .chosen = method == CDAD_STREAM_AUTO};
     if (plan->chosen)
         plan->method = choose(d, gamma, h.columns);
-    plan->bf16 = plan->chosen && plan->method == CDAD_STREAM_EXACT && may_round(d, gamma);
+    plan->bf16 = plan->chosen && plan->method == CDAD_STREAM_EXACT && cdad_gram_may_round(d, gamma);
     if (plan->method == CDAD_STREAM_INCREMENTAL && h.columns <= d)
         plan->wait = max64(h.columns, plan->wait);
     if (plan->method == CDAD_STREAM_SKETCH) {

@@ -78,8 +78,8 @@ typedef struct cdad_broadcast {
 } cdad_broadcast;
 
 /* How a product takes its factors; sums are in float32. CDAD_BFLOAT16: rounded to bfloat16 (to nearest even; denormals to zero), and
- * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set,
- * unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
+ * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set but AMX,
+ * which sums groups of 32 (kernels/cpu/gemm.h), unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
 typedef enum { CDAD_FLOAT32, CDAD_BFLOAT16, CDAD_TFLOAT32 } cdad_precision;
 
 /* Attention shapes: q, out [N,T,L*D]; k, v [N,S,L*D]; L heads of width D; rows have a stride of *_rs floats
@@ -168,7 +168,7 @@ static inline cdad_runs cdad_columns(int64_t n, int64_t w, int64_t to_rs, int64_
 #define CDAD_GRAM_SIDE 96
 
 typedef struct cdad_kernels {
-    const char *name; /* "portable", "avx2", "avx512", ... */
+    const char *name; /* "portable", "avx2", "avx512", "amx", ... */
 
     /* C[m,n] = sum_k A[m,k] * B[k,n] and what `with` (NULL: nothing) adds. C has row stride ldc.
      * scratch: gemm_scratch(M, N, K, threads) bytes. Long sums (K much larger than M*N) are split by shape. */
@@ -179,13 +179,17 @@ typedef struct cdad_kernels {
     /* The upper half of X^T X, X [.,d] plain or unfolded. gram_pack copies rows first .. first+rows-1 into gram_panels bytes;
      * gram_tile multiplies them, on one thread: G[(i - i0)*ldg + j - j0] += sum over the rows of X[r,i] * X[r,j], i0 <= i <
      * i0+side, j0 <= j < j0+side, within d, where i <= j. i0, j0, side: multiples of CDAD_GRAM_SIDE. The sum is one chain of
-     * multiply-adds for each 384 rows, added in order, in float32. scratch: side*side floats. bf16: as CDAD_BFLOAT16;
+     * multiply-adds for each 384 rows (with AMX, 32), added in order, in float32. scratch: side*side floats. bf16: as CDAD_BFLOAT16;
      * gram_rounds_fast: the processor gains by it. NULL in a device's table. */
     int64_t (*gram_panels)(int64_t rows, int64_t d, int bf16);
     void (*gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16);
     void (*gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
                       int64_t side, int bf16, float *scratch);
     int (*gram_rounds_fast)(void);
+
+    /* How many times as fast as one of float32 a product of CDAD_BFLOAT16 is taken to be where ways are compared: the same in all
+     * tables that give the same bits. NULL in a device's table. */
+    double (*bf16_speed)(void);
 
     /* In a device's table alone: G [d,d] += the same of rows first .. first+rows-1 of X, whose cs is 1 where it is plain; at least in the
      * upper half. The sum over the rows is in float32. scratch: gram_scratch(rows, d, bf16) bytes. */
@@ -329,9 +333,10 @@ typedef struct cdad_kernels {
     void (*add_to)(const cdad_context *ctx, float *w, float *e, const float *du, int64_t n, float ema_decay);
 } cdad_kernels;
 
-/* The best table that this processor and operating system support, or the one named by `name` ("portable",
- * "avx2", "avx512"); NULL when it is unknown or not supported here. */
+/* The table named by `name` ("portable", "avx2", "avx512", "amx"); NULL when it is unknown, or this processor or operating system does
+ * not support it. A name of NULL: the one of cdad_kernels_use, before that the best. */
 const cdad_kernels *cdad_kernels_select(const char *name);
+void cdad_kernels_use(const cdad_kernels *kernels);
 
 /* Table number i that this build holds and this processor can run, or NULL: for tests and build_info. */
 const cdad_kernels *cdad_kernels_at(int i);

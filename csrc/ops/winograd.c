@@ -37,6 +37,11 @@ static double cost(const cdad_unfold *u, int64_t O, int64_t m, double samples, c
     return places * (tiles * C * (double)O + each->pixel * tiles * (C + (double)O) + each->weight * C * (double)O);
 }
 
+/* A device's table that has the CPU's ways runs them by the CPU's kernels. */
+static double bf16_speed(const cdad_kernels *kernels) {
+    return (kernels->bf16_speed ? kernels : cdad_kernels_select(NULL))->bf16_speed();
+}
+
 static int choose(const cdad_kernels *kernels, int64_t attr, int64_t precision, const cdad_unfold *u, int64_t O, double samples,
                   const costs *each) {
     if (!kernels->winograd)
@@ -47,7 +52,7 @@ static int choose(const cdad_kernels *kernels, int64_t attr, int64_t precision, 
         return 0;
     if (u->C * O <= each->narrow && each->is_narrow(kernels, u, O))
         return 0;
-    const double direct = (precision == CDAD_BFLOAT16 ? 4.5 : 9.0) * samples * (double)(u->P * u->Q) * (double)u->C * (double)O;
+    const double direct = 9.0 / (precision == CDAD_BFLOAT16 ? bf16_speed(kernels) : 1.0) * samples * (double)(u->P * u->Q) * (double)u->C * (double)O;
     const double two = cost(u, O, 2, samples, each), four = cost(u, O, 4, samples, each);
     return direct <= two && direct <= four ? 0 : two < four ? 2 : 4;
 }

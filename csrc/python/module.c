@@ -18,7 +18,6 @@
  * computation in another thread may be using one. All of this is read and written with the GIL held. */
 static cdad_pool *pools[MAX_THREADS + 1];
 static int threads_now;
-static const cdad_kernels *kernels_now;
 static cdad_profile *profile;
 static char device_name[32] = "cpu"; /* where objects are made that are not told; opened when the first of them is */
 
@@ -32,8 +31,8 @@ static int poll_signals(void *arg) {
 
 cdad_context cdad_py_context(cdad_device *device) {
     const int own = device && !device->is_planned; /* what is planned is a run here, with the scratch of its kernels */
-    return (cdad_context){.pool = pools[threads_now], .kernels = own ? device->kernels : kernels_now,
-                          .device = device, .host_kernels = kernels_now, .poll = poll_signals,
+    return (cdad_context){.pool = pools[threads_now], .kernels = own ? device->kernels : cdad_kernels_select(NULL),
+                          .device = device, .host_kernels = cdad_kernels_select(NULL), .poll = poll_signals,
                           .profile = cdad_profile_is_on(profile) ? profile : NULL};
 }
 
@@ -265,7 +264,7 @@ static PyObject *set_isa(PyObject *module, PyObject *arg) {
     if (!k)
         return PyErr_Format(PyExc_ValueError, "there are no %s kernels in this build, or this processor cannot run them",
                             name);
-    kernels_now = k;
+    cdad_kernels_use(k);
     Py_RETURN_NONE;
 }
 
@@ -384,7 +383,7 @@ static PyObject *build_info(PyObject *module, PyObject *unused) {
         }
         Py_DECREF(name);
     }
-    return Py_BuildValue("{s:s,s:N,s:i,s:s,s:s,s:s}", "isa", kernels_now->name, "isas", isas, "threads", threads_now,
+    return Py_BuildValue("{s:s,s:N,s:i,s:s,s:s,s:s}", "isa", cdad_kernels_select(NULL)->name, "isas", isas, "threads", threads_now,
                          "blas", openblas_get_config(), "blas_core", openblas_get_corename(), "compiler",
 #ifdef __clang__
                          "clang " __clang_version__
@@ -477,7 +476,7 @@ static PyMethodDef methods[] = {
     {"set_threads", set_threads, METH_O, "set_threads(n, /)\n--\n\nThreads of later calls (1 to 256)."},
     {"get_threads", get_threads, METH_NOARGS, "get_threads()\n--\n\nThreads that calls use."},
     {"set_isa", set_isa, METH_O,
-     "set_isa(name, /)\n--\n\nKernels of later calls: 'portable', 'avx2' or 'avx512'; ValueError where not available."},
+     "set_isa(name, /)\n--\n\nKernels of later calls: 'portable', 'avx2', 'avx512' or 'amx'; ValueError where not available."},
     {"set_device", set_device, METH_O,
      "set_device(name, /)\n--\n\nWhere programs and parameters that are made later, and not told, lie: 'cpu', 'cuda' or "
      "'cuda:N'; RuntimeError, which says why, where there is no such device."},
@@ -528,11 +527,12 @@ static int init_context(void) {
         cdad_py_raise(&err);
         return -1;
     }
-    kernels_now = cdad_kernels_select(isa && *isa ? isa : NULL);
-    if (!kernels_now) {
+    const cdad_kernels *kernels = cdad_kernels_select(isa && *isa ? isa : NULL);
+    if (!kernels) {
         PyErr_Format(PyExc_ImportError, "CDAD_CPU_ISA=%s: no such kernels here", isa);
         return -1;
     }
+    cdad_kernels_use(kernels);
     long n = cdad_cpu_count();
     if (threads && *threads) {
         char *end;

@@ -46,6 +46,18 @@ static inline float *noise(int64_t n, uint32_t seed, float middle, float spread)
     return x;
 }
 
+/* The nearest of the two bfloat16 beside a normal number, the even one of two equally near; by comparing, not by bits. */
+static inline float rounded(float x) {
+    uint32_t bits;
+    float low, high;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t down = bits & 0xffff0000, up = down + 0x10000;
+    memcpy(&low, &down, sizeof low);
+    memcpy(&high, &up, sizeof high);
+    const double below = fabs((double)x - (double)low), above = fabs((double)high - (double)x);
+    return below < above || (below == above && !(down & 0x10000)) ? low : high;
+}
+
 static inline double *widen(const float *x, int64_t n) {
     double *y = doubles(n);
     for (int64_t i = 0; i < n; i++)

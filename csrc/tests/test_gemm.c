@@ -5,6 +5,7 @@
 int cdad_test_gemm(void);
 
 static const cdad_kernels *portable;
+static cdad_precision precision; /* of the products under test */
 
 /* n values in [-1, 1). */
 static float *unit(int64_t n, uint32_t seed) { return noise(n, seed, 0.0f, 1.0f); }
@@ -13,7 +14,7 @@ static void run(const cdad_kernels *kernels, int threads, int64_t M, int64_t N, 
                 cdad_mat B, float *C, int64_t ldc, const float *bias, int accumulate) {
     cdad_context ctx = {.pool = pools[threads], .kernels = kernels};
     void *scratch = zeros(kernels->gemm_scratch(M, N, K, threads));
-    const cdad_epilogue with = {.bias = bias, .accumulate = accumulate};
+    const cdad_epilogue with = {.bias = bias, .accumulate = accumulate, .precision = precision};
     kernels->gemm(&ctx, M, N, K, A, B, C, ldc, &with, scratch);
     cdad_free(scratch);
 }
@@ -35,7 +36,8 @@ static float unfolded(const cdad_unfold *u, const float *x, int64_t pixel, int64
 }
 
 static double element(cdad_mat m, int64_t i, int64_t j) {
-    return m.unfold ? unfolded(m.unfold, m.data, i, j) : m.data[i * m.rs + j * m.cs];
+    const float x = m.unfold ? unfolded(m.unfold, m.data, i, j) : m.data[i * m.rs + j * m.cs];
+    return precision == CDAD_BFLOAT16 ? rounded(x) : x;
 }
 
 /* Against sums in double; also that columns past N are left alone, and that the tables agree. */
@@ -66,7 +68,7 @@ static void check_values(const char *what, int64_t M, int64_t N, int64_t K, cdad
     }
     const char *form = with_bias ? accumulate ? "C + AB + bias" : "AB + bias" : accumulate ? "C + AB" : "AB";
     CHECK(worst < 1e-6 && between < 2e-6 && kept,
-          "%s, %s, %lldx%lldx%lld: error %.2g, against portable %.2g of the terms' size%s", what, form,
+          "%s, %s, precision %d, %lldx%lldx%lld: error %.2g, against portable %.2g of the terms' size%s", what, form, (int)precision,
           (long long)M, (long long)N, (long long)K, worst, between, kept ? "" : ", and wrote past column N");
     cdad_free(before);
     cdad_free(bias);
@@ -113,6 +115,8 @@ static const cdad_unfold unfolds[] = {
     {2, 5, 4, 17, 10, 8, 3, 3, 1, 1, 1, 2},  {1, 5, 6, 40, 10, 12, 5, 3, 1, 2, 1, 2},
     {2, 9, 7, 5, 4, 5, 3, 2, 1, -1, -2, 1},  {1, 8, 9, 36, 5, 9, 1, 2, 1, -3, 0, 1},
     {1, 2, 2, 8, 2, 2, 5, 5, 1, 2, 2, 1},    {2, 3, 3, 48, 2, 2, 2, 2, 1, 0, 0, 1},
+    {2, 9, 7, 64, 9, 7, 3, 3, 1, 1, 1, 1},   {2, 5, 4, 32, 10, 8, 3, 3, 1, 1, 1, 2},
+    {3, 9, 8, 96, 4, 4, 3, 3, 2, 0, 1, 1},
 };
 enum { UNFOLDS = sizeof unfolds / sizeof *unfolds };
 
@@ -329,10 +333,14 @@ static void test_depthwise(void) {
 }
 
 static void test_table(void) {
-    test_plain();
-    test_unfold();
-    test_not_finite();
-    test_invariance();
+    static const cdad_precision each[] = {CDAD_FLOAT32, CDAD_BFLOAT16};
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++) {
+        precision = each[i];
+        test_plain();
+        test_unfold();
+        test_not_finite();
+        test_invariance();
+    }
     test_depthwise();
 }
 

@@ -3,15 +3,6 @@
 
 int cdad_test_gram(void);
 
-/* To nearest even; no denormals come up. */
-static double rounded(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-    memcpy(&x, &bits, sizeof x);
-    return (double)x;
-}
-
 static const cdad_unfold image = {3, 20, 17, 11, 20, 17, 3, 3, 1, 1, 1, 1}; /* 1020 rows of width 99 */
 
 /* G [d,d] of rows first .. first+rows-1, by tiles of `side`; two threads share the packing. */
@@ -36,7 +27,7 @@ static void check(cdad_mat X, const float *plain, int64_t first, int64_t rows, i
         for (int64_t j = 0; j < d; j++) {
             double want = 7;
             for (int64_t r = first; i <= j && r < first + rows; r++)
-                want += bf16 ? rounded(plain[r * d + i]) * rounded(plain[r * d + j])
+                want += bf16 ? (double)rounded(plain[r * d + i]) * (double)rounded(plain[r * d + j])
                              : (double)plain[r * d + i] * (double)plain[r * d + j];
             worst_of = fmax(worst_of, fabs(G[i * d + j] - want));
             CHECK(i <= j || G[i * d + j] == 7, "below the diagonal");

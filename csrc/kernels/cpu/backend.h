@@ -14,6 +14,20 @@ void CDAD_K(gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64
 void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
                        int64_t side, int bf16, float *scratch);
 int CDAD_K(gram_rounds_fast)(void);
+double CDAD_K(bf16_speed)(void);
+
+/* The slots that differ where products of bfloat16 go by AMX: in the build of AVX-512 alone (gemm.h: GEMM_AMX). */
+void CDAD_K(amx_gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
+    *C, int64_t ldc, const cdad_epilogue *with, void *scratch);
+int64_t CDAD_K(amx_gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
+int64_t CDAD_K(amx_gram_panels)(int64_t rows, int64_t d, int bf16);
+void CDAD_K(amx_gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d,
+                           int bf16);
+void CDAD_K(amx_gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
+                           int64_t side, int bf16, float *scratch);
+int CDAD_K(amx_gram_rounds_fast)(void);
+double CDAD_K(amx_bf16_speed)(void);
+
 void CDAD_K(winograd)(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t
     tap_s, const cdad_epilogue *with, const cdad_unfold *u, int64_t O, int m, void *scratch);
 int64_t CDAD_K(winograd_scratch)(const cdad_unfold *u, int64_t O, int m, int threads);

@@ -11,7 +11,8 @@
  * operands, A read transposed or B unfolded, which no forward product has; so a forward product, whose M
  * grows with the batch, is never summed in another way at another batch size.
  *
- * For bfloat16 a packed panel is turned into words of two steps of k each, half as large; all else is the same. */
+ * For bfloat16 a packed panel is turned into words of two steps of k each, half as large; all else is the same, but that by
+ * AMX (GEMM_TILES) the chain of a block goes on from the block before. */
 #include <stddef.h>
 
 #include "base/memory.h"
@@ -32,6 +33,7 @@ enum {
 };
 
 typedef struct gemm_plan {
+    gemm_form form;
     int64_t M, N, K;
     int by_rows;                 /* strips are rows of A; else columns of B */
     int64_t lanes, width;        /* of the operand that is cut into strips: M or N, its panels' width */
@@ -60,12 +62,12 @@ static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-static gemm_plan make_plan(int64_t M, int64_t N, int64_t K) {
-    gemm_plan p = {.M = M, .N = N, .K = K, .by_rows = M >= N};
+static gemm_plan make_plan(gemm_form form, int64_t M, int64_t N, int64_t K) {
+    gemm_plan p = {.form = form, .M = M, .N = N, .K = K, .by_rows = M >= N};
     p.lanes = p.by_rows ? M : N;
     p.others = p.by_rows ? N : M;
-    p.width = p.by_rows ? GEMM_MR : GEMM_NR;
-    p.other_width = p.by_rows ? GEMM_NR : GEMM_MR;
+    p.width = p.by_rows ? gemm_rows(form) : GEMM_NR;
+    p.other_width = p.by_rows ? GEMM_NR : gemm_rows(form);
     int64_t panels = max_i(1, min_i(ceil_div(p.lanes, p.width) / TASKS, STRIP / p.width));
     p.strip = panels * p.width;
     p.strips = ceil_div(p.lanes, p.strip);
@@ -83,22 +85,21 @@ static int64_t cut_k(int64_t M, int64_t N, int64_t K) {
     return slices < FEWEST_SLICES ? 1 : slices;
 }
 
-/* Of the panels of a block of K, in floats a lane: a word of bfloat16 holds two steps. GEMM_KC is even. */
-static int64_t steps(const gemm_job *job, int64_t kc) { return job->with.precision == CDAD_BFLOAT16 ? (kc + 1) / 2 : kc; }
+/* Of the panels of a block of K, in floats a lane. GEMM_KC is whole groups. */
+static int64_t steps(const gemm_job *job, int64_t kc) { return gemm_steps(job->plan.form, kc); }
 
-static int64_t shared_size(const gemm_plan *p) { return p->padded * min_i(p->depth, p->K); }
-static int64_t strip_size(const gemm_plan *p) { return min_i(p->K, GEMM_KC) * p->strip; }
+static int64_t shared_size(const gemm_plan *p) { return p->padded * gemm_steps(p->form, min_i(p->depth, p->K)); }
+static int64_t block_steps(const gemm_plan *p) { return gemm_steps(p->form, min_i(p->K, GEMM_KC)); }
+static int64_t strip_size(const gemm_plan *p) { return block_steps(p) * p->strip; }
 /* A worker of a sliced product packs both operands itself. */
-static int64_t sliced_size(const gemm_plan *p) {
-    return min_i(p->K, GEMM_KC) * (p->strip + p->padded);
-}
+static int64_t sliced_size(const gemm_plan *p) { return block_steps(p) * (p->strip + p->padded); }
 
 static int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
 
-int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
+static int64_t scratch_of(gemm_form form, int64_t M, int64_t N, int64_t K, int threads) {
     if (M <= 0 || N <= 0)
         return 0;
-    gemm_plan p = make_plan(M, N, K);
+    gemm_plan p = make_plan(form, M, N, K);
     int64_t bytes = bytes_of(shared_size(&p)) + threads * bytes_of(strip_size(&p));
     int64_t slices = cut_k(M, N, K);
     if (slices > 1)
@@ -108,17 +109,9 @@ int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
 
 /* Packs rows (of A) or columns (of B) l0 .. l1-1, panel after panel. */
 static void pack(const gemm_job *job, int rows, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
-    int64_t width = rows ? GEMM_MR : GEMM_NR;
-    float wide[GEMM_KC * (GEMM_MR > GEMM_NR ? GEMM_MR : GEMM_NR)];
-    for (int64_t l = l0; l < l1; l += width, dst += width * steps(job, kc)) {
-        float *panel = job->with.precision == CDAD_BFLOAT16 ? wide : dst;
-        if (rows)
-            CDAD_K(gemm_pack_a)(panel, &job->A, l, min_i(width, l1 - l), k0, kc);
-        else
-            CDAD_K(gemm_pack_b)(panel, &job->B, l, min_i(width, l1 - l), k0, kc);
-        if (job->with.precision == CDAD_BFLOAT16)
-            CDAD_K(gemm_words)(dst, wide, width, kc);
-    }
+    int64_t width = rows ? gemm_rows(job->plan.form) : GEMM_NR;
+    for (int64_t l = l0; l < l1; l += width, dst += width * steps(job, kc))
+        CDAD_K(gemm_panel)(job->plan.form, rows, dst, rows ? &job->A : &job->B, l, min_i(width, l1 - l), k0, kc);
 }
 static void pack_lanes(const gemm_job *job, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
     pack(job, job->plan.by_rows, dst, l0, l1, k0, kc);
@@ -150,20 +143,22 @@ static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_
     const gemm_plan *p = &job->plan;
     const int64_t n_steps = steps(job, kc), tiles = ceil_div(p->others, p->other_width) * ceil_div(l1 - l0, p->width);
     const int64_t lines = ceil_div(ahead.rows * ahead.lines, tiles);
+    const gemm_tile_fn tile = gemm_tile_of(p->form);
+    gemm_begin(p->form);
     for (int64_t o = 0; o < p->others; o += p->other_width)
         for (int64_t l = l0; l < l1; l += p->width) {
             const float *own = strip + (l - l0) * n_steps, *other = shared + o * n_steps;
             const float *a = p->by_rows ? own : other, *b = p->by_rows ? other : own;
             int64_t m = p->by_rows ? l : o, n = p->by_rows ? o : l, at = m * ldc + n;
-            int64_t rows = min_i(GEMM_MR, p->M - m), cols = min_i(GEMM_NR, p->N - n);
+            int64_t rows = min_i(gemm_rows(p->form), p->M - m), cols = min_i(GEMM_NR, p->N - n);
             const float *bias = last && last->bias ? last->bias + n : NULL;
             gemm_fetch(&ahead, lines);
             const float *sum = last && last->sum ? last->sum + at : NULL;
-            (job->with.precision == CDAD_BFLOAT16 ? CDAD_K(gemm_tile_bf16) : CDAD_K(gemm_tile))(n_steps, a, b, rows, cols, C + at, ldc,
-                                                                          add ? C + at : NULL, bias, sum);
+            tile(n_steps, a, b, rows, cols, C + at, ldc, add ? C + at : NULL, bias, sum);
             if (last && last->act != CDAD_ACT_NONE)
                 activate_tile(C + at, ldc, rows, cols, last->act);
         }
+    gemm_end(p->form);
 }
 
 static void pack_shared_panel(void *arg, int64_t panel, int worker) {
@@ -195,7 +190,7 @@ static void run_strip(void *arg, int64_t index, int worker) {
 static void run_slice(void *arg, int64_t index, int worker) {
     const gemm_job *job = arg;
     const gemm_plan *p = &job->plan;
-    float *strip = job->own + worker * job->own_size, *other = strip + p->strip * min_i(p->K, GEMM_KC);
+    float *strip = job->own + worker * job->own_size, *other = strip + strip_size(p);
     float *sum = job->partial + index * p->M * p->N;
     int64_t first = index * job->slice, end = min_i(p->K, first + job->slice);
     for (int64_t k = first; k < end; k += GEMM_KC) {
@@ -229,11 +224,13 @@ static void add_slices(void *arg, int64_t m, int worker) {
         CDAD_K(activate)(C, N, job->with.act);
 }
 
-void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
-                  int64_t ldc, const cdad_epilogue *with, void *scratch) {
+/* `rounded`: what panels hold for a product of bfloat16. */
+static void gemm_by(gemm_form rounded, const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
+                    int64_t ldc, const cdad_epilogue *with, void *scratch) {
     if (M <= 0 || N <= 0)
         return;
-    gemm_job job = {.plan = make_plan(M, N, K), .A = A, .B = B, .C = C, .ldc = ldc};
+    const gemm_form form = with && with->precision == CDAD_BFLOAT16 ? rounded : GEMM_FLOATS;
+    gemm_job job = {.plan = make_plan(form, M, N, K), .A = A, .B = B, .C = C, .ldc = ldc};
     if (with)
         job.with = *with;
     const gemm_plan *p = &job.plan;
@@ -262,3 +259,23 @@ void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad
         job.k0 = job.k1;
     } while (job.k0 < K);
 }
+
+void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
+                  const cdad_epilogue *with, void *scratch) {
+    gemm_by(GEMM_WORDS, ctx, M, N, K, A, B, C, ldc, with, scratch);
+}
+int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
+    return scratch_of(GEMM_FLOATS, M, N, K, threads); /* words take half */
+}
+double CDAD_K(bf16_speed)(void) { return 2.0; }
+
+#if GEMM_AMX
+void CDAD_K(amx_gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
+                      const cdad_epilogue *with, void *scratch) {
+    gemm_by(GEMM_TILES, ctx, M, N, K, A, B, C, ldc, with, scratch);
+}
+int64_t CDAD_K(amx_gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
+    return max_i(scratch_of(GEMM_FLOATS, M, N, K, threads), scratch_of(GEMM_TILES, M, N, K, threads));
+}
+double CDAD_K(amx_bf16_speed)(void) { return 6.0; }
+#endif

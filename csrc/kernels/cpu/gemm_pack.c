@@ -88,15 +88,6 @@ INLINE void pack_plain(float *dst, int64_t width, const float *src, int64_t lane
     }
 }
 
-/* The row (or column) of the image that is read for position `at`, or -1 outside; extent is the image's. */
-static inline int64_t source(int64_t at, int64_t extent, const cdad_unfold *u) {
-    if (at < 0)
-        return -1;
-    if (u->up > 1)
-        at /= u->up;
-    return at < extent ? at : -1;
-}
-
 /* n columns, from number `begin` of kernel row r on, of one row of the unfolded matrix, whose window begins
  * at (top, left) of `image`, for up = 1: taps side by side in a kernel row are so in the image. */
 static void unfold_row(float *dst, const cdad_unfold *u, const float *image, int64_t top, int64_t left,
@@ -154,7 +145,7 @@ static void unfold_a(float *dst, const cdad_unfold *u, const float *x, int64_t m
     for (int64_t k = 0; k < kc;) {
         int64_t run = min_i(u->C - c, kc - k);
         for (int64_t i = 0; i < rows; i++) {
-            int64_t h = source(top[i] + r, u->H, u), w = source(left[i] + s, u->W, u);
+            int64_t h = gemm_source(top[i] + r, u->H, u), w = gemm_source(left[i] + s, u->W, u);
             lane[i] = h < 0 || w < 0 ? zeros : image[i] + (h * u->W + w) * u->C + c;
         }
         interleave(dst + k * GEMM_MR, GEMM_MR, lane, run);
@@ -172,10 +163,10 @@ INLINE void unfold_tap(float *dst, const cdad_unfold *u, const float *x, int64_t
                        int64_t len, int64_t k0, int64_t kc) {
     int64_t q = k0 % u->Q, p = k0 / u->Q % u->P, n = k0 / u->Q / u->P;
     for (int64_t k = 0; k < kc;) {
-        int64_t end = min_i(kc, k + u->Q - q), h = source(p * u->stride + r - u->pad_t, u->H, u);
+        int64_t end = min_i(kc, k + u->Q - q), h = gemm_source(p * u->stride + r - u->pad_t, u->H, u);
         int64_t row = (n * u->H + h) * u->W;
         for (int64_t at = q * u->stride + s - u->pad_l; k < end; k++, at += u->stride, dst += GEMM_NR) {
-            int64_t w = source(at, u->W, u);
+            int64_t w = gemm_source(at, u->W, u);
             copy_run(dst, h < 0 || w < 0 ? zeros : x + (row + w) * u->C + c, len);
         }
         q = 0;
@@ -234,7 +225,8 @@ INLINE void words(float *restrict to, const float *restrict even, const float *r
     }
 }
 
-void CDAD_K(gemm_words)(float *to, const float *panel, int64_t width, int64_t kc) {
+/* to [(kc+1)/2, width] words = the panel of floats [kc, width], width GEMM_MR or GEMM_NR. */
+static void to_words(float *to, const float *panel, int64_t width, int64_t kc) {
     for (; kc >= 2; kc -= 2, panel += 2 * width, to += width) {
         if (width == GEMM_MR)
             words(to, panel, panel + GEMM_MR, GEMM_MR);
@@ -243,6 +235,41 @@ void CDAD_K(gemm_words)(float *to, const float *panel, int64_t width, int64_t kc
     }
     if (kc)
         words(to, panel, NULL, width);
+}
+
+void CDAD_K(gemm_panel)(gemm_form form, int rows, float *panel, const cdad_mat *m, int64_t l0, int64_t n, int64_t k0, int64_t kc) {
+    float wide[GEMM_KC * (GEMM_MR > GEMM_NR ? GEMM_MR : GEMM_NR)];
+#if GEMM_AMX
+    if (form == GEMM_TILES) {
+        CDAD_K(gemm_panel_amx)(rows, panel, m, l0, n, k0, kc);
+        return;
+    }
+#endif
+    float *floats = form == GEMM_WORDS ? wide : panel;
+    if (rows)
+        CDAD_K(gemm_pack_a)(floats, m, l0, n, k0, kc);
+    else
+        CDAD_K(gemm_pack_b)(floats, m, l0, n, k0, kc);
+    if (form == GEMM_WORDS)
+        to_words(panel, wide, rows ? GEMM_MR : GEMM_NR, kc);
+}
+
+void CDAD_K(gemm_unfold_line)(float *line, const cdad_unfold *u, const float *x, int64_t m, int64_t k0, int64_t kc) {
+    const float *image = x + m / u->Q / u->P * u->H * u->W * u->C;
+    const int64_t top = m / u->Q % u->P * u->stride - u->pad_t, left = m % u->Q * u->stride - u->pad_l;
+    if (u->up == 1) {
+        unfold_row(line, u, image, top, left, k0 / (u->S * u->C), k0 % (u->S * u->C), kc);
+        return;
+    }
+    int64_t tap = k0 / u->C, c = k0 % u->C;
+    for (int64_t k = 0; k < kc; tap++, c = 0) {
+        const int64_t run = min_i(u->C - c, kc - k), h = gemm_source(top + tap / u->S, u->H, u), w = gemm_source(left + tap % u->S, u->W, u);
+        if (h < 0 || w < 0)
+            memset(line + k, 0, (size_t)run * sizeof *line);
+        else
+            memcpy(line + k, image + (h * u->W + w) * u->C + c, (size_t)run * sizeof *line);
+        k += run;
+    }
 }
 
 void CDAD_K(gemm_unpack)(float *to, int64_t rs, const float *panel, int64_t lanes, int64_t kc) {

@@ -14,9 +14,11 @@ INLINE vf dot(vf sum, vf a, vf b) {
     return sum;
 }
 int CDAD_K(gemm_has_dots)(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
+int CDAD_K(gemm_dots_pay)(void) { return CDAD_K(gemm_has_dots)() && __builtin_cpu_is("amd"); }
 #else
 INLINE vf dot(vf sum, vf a, vf b) { return sum + a * b; } /* never run */
 int CDAD_K(gemm_has_dots)(void) { return 0; }
+int CDAD_K(gemm_dots_pay)(void) { return 0; }
 #endif
 
 INLINE vf even_of(vf words) { return (vf)((vi)words << 16); }

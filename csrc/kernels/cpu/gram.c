@@ -9,29 +9,41 @@ _Static_assert(GROUP % GEMM_MR == 0 && GEMM_NR % GEMM_STEP == 0, "a group holds 
 
 static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t padded(int64_t d) { return (d + GROUP - 1) / GROUP * GROUP; }
-static inline int64_t steps_of(int64_t kc, int bf16) { return bf16 ? (kc + 1) / 2 : kc; }
 
-/* A block of k: the panels of GEMM_NR columns side by side, then those of GEMM_MR, a whole GEMM_KC apart. */
-static inline int64_t block_size(int64_t d, int bf16) { return 2 * padded(d) * steps_of(GEMM_KC, bf16); }
+/* A block of k: the panels of GEMM_NR columns side by side, then those of A's width, a whole GEMM_KC apart. */
+static inline int64_t block_size(int64_t d, gemm_form form) { return 2 * padded(d) * gemm_steps(form, GEMM_KC); }
 
-int64_t CDAD_K(gram_panels)(int64_t rows, int64_t d, int bf16) {
-    return (rows + GEMM_KC - 1) / GEMM_KC * block_size(d, bf16) * (int64_t)sizeof(float);
+static int64_t panels_of(int64_t rows, int64_t d, gemm_form form) {
+    return (rows + GEMM_KC - 1) / GEMM_KC * block_size(d, form) * (int64_t)sizeof(float);
 }
 
 typedef struct {
     float *panels;
     cdad_mat X;
     int64_t first, rows, d;
-    int bf16;
+    gemm_form form;
 } pack_job;
+
+/* Of the columns of a group, from B's panels. */
+static void turn(float *a, const float *b, int64_t steps, gemm_form form) {
+#if GEMM_AMX
+    for (int64_t p = 0; form == GEMM_TILES && p < GROUP; p += GEMM_NR)
+        CDAD_K(gemm_turn_amx)(a + p * steps, b + p * steps, steps);
+#endif
+    for (int64_t i = 0; form != GEMM_TILES && i < GROUP; i += GEMM_STEP) { /* the same columns, narrower panels */
+        const float *from = b + i / GEMM_NR * GEMM_NR * steps + i % GEMM_NR;
+        float *to = a + i / GEMM_MR * GEMM_MR * steps + i % GEMM_MR;
+        for (int64_t s = 0; s < steps; s++)
+            memcpy(to + s * GEMM_MR, from + s * GEMM_NR, GEMM_STEP * sizeof *to);
+    }
+}
 
 static void pack_group(void *arg, int64_t group, int worker) {
     const pack_job *job = arg;
-    float wide[GEMM_KC * GEMM_NR];
     (void)worker;
     for (int64_t k = 0; k < job->rows; k += GEMM_KC) {
-        const int64_t kc = min_i(GEMM_KC, job->rows - k), steps = steps_of(kc, job->bf16);
-        float *block = job->panels + k / GEMM_KC * block_size(job->d, job->bf16);
+        const int64_t kc = min_i(GEMM_KC, job->rows - k), steps = gemm_steps(job->form, kc);
+        float *block = job->panels + k / GEMM_KC * block_size(job->d, job->form);
         float *b = block + group * GROUP * steps, *a = b + padded(job->d) * steps;
         for (int64_t p = 0; p < GROUP; p += GEMM_NR) {
             const int64_t column = group * GROUP + p;
@@ -40,39 +52,34 @@ static void pack_group(void *arg, int64_t group, int worker) {
                 memset(panel, 0, (size_t)(GEMM_NR * steps) * sizeof *panel);
                 continue;
             }
-            CDAD_K(gemm_pack_b)(job->bf16 ? wide : panel, &job->X, column, min_i(GEMM_NR, job->d - column), job->first + k, kc);
-            if (job->bf16)
-                CDAD_K(gemm_words)(panel, wide, GEMM_NR, kc);
+            CDAD_K(gemm_panel)(job->form, 0, panel, &job->X, column, min_i(GEMM_NR, job->d - column), job->first + k, kc);
         }
-        for (int64_t i = 0; i < GROUP; i += GEMM_STEP) { /* the same columns, narrower panels */
-            const float *from = b + i / GEMM_NR * GEMM_NR * steps + i % GEMM_NR;
-            float *to = a + i / GEMM_MR * GEMM_MR * steps + i % GEMM_MR;
-            for (int64_t s = 0; s < steps; s++)
-                memcpy(to + s * GEMM_MR, from + s * GEMM_NR, GEMM_STEP * sizeof *to);
-        }
+        turn(a, b, steps, job->form);
     }
 }
 
-void CDAD_K(gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                       int bf16) {
-    pack_job job = {.panels = panels, .X = X, .first = first, .rows = rows, .d = d, .bf16 = bf16};
+static void pack_panels(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d,
+                        gemm_form form) {
+    pack_job job = {.panels = panels, .X = X, .first = first, .rows = rows, .d = d, .form = form};
     cdad_pool_run(ctx->pool, padded(d) / GROUP, pack_group, &job);
 }
 
-void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
-                       int64_t side, int bf16, float *scratch) {
-    const int64_t i1 = min_i(i0 + side, d), j1 = min_i(j0 + side, d);
+static void add_tile(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0, int64_t side,
+                     gemm_form form, float *scratch) {
+    const int64_t i1 = min_i(i0 + side, d), j1 = min_i(j0 + side, d), MR = gemm_rows(form);
+    const gemm_tile_fn tile = gemm_tile_of(form);
+    gemm_begin(form);
     for (int64_t k = 0; k < rows; k += GEMM_KC) {
-        const int64_t steps = steps_of(min_i(GEMM_KC, rows - k), bf16);
-        const float *b = panels + k / GEMM_KC * block_size(d, bf16), *a = b + padded(d) * steps;
+        const int64_t steps = gemm_steps(form, min_i(GEMM_KC, rows - k));
+        const float *b = panels + k / GEMM_KC * block_size(d, form), *a = b + padded(d) * steps;
         for (int64_t j = j0; j < j1; j += GEMM_NR)
-            for (int64_t i = i0; i < i1 && i < j + GEMM_NR; i += GEMM_MR) {
+            for (int64_t i = i0; i < i1 && i < j + GEMM_NR; i += MR) {
                 float *c = scratch + (i - i0) * side + (j - j0);
-                (bf16 ? CDAD_K(gemm_tile_bf16) : CDAD_K(gemm_tile))(steps, a + i * steps, b + j * steps, min_i(GEMM_MR, i1 - i),
-                                                                    min_i(GEMM_NR, j1 - j), c, side, k > 0 ? c : NULL, NULL,
-                                                                    NULL);
+                tile(steps, a + i * steps, b + j * steps, min_i(MR, i1 - i), min_i(GEMM_NR, j1 - j), c, side, k > 0 ? c : NULL, NULL,
+                     NULL);
             }
     }
+    gemm_end(form);
     for (int64_t i = i0; i < i1; i++) {
         double *g = G + (i - i0) * ldg - j0;
         const float *c = scratch + (i - i0) * side - j0;
@@ -81,4 +88,28 @@ void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows
     }
 }
 
-int CDAD_K(gram_rounds_fast)(void) { return CDAD_K(gemm_has_dots)(); }
+static gemm_form form_of(int bf16) { return bf16 ? GEMM_WORDS : GEMM_FLOATS; }
+
+int64_t CDAD_K(gram_panels)(int64_t rows, int64_t d, int bf16) { return panels_of(rows, d, form_of(bf16)); }
+void CDAD_K(gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16) {
+    pack_panels(ctx, panels, X, first, rows, d, form_of(bf16));
+}
+void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0, int64_t side,
+                       int bf16, float *scratch) {
+    add_tile(G, ldg, panels, rows, d, i0, j0, side, form_of(bf16), scratch);
+}
+int CDAD_K(gram_rounds_fast)(void) { return CDAD_K(gemm_dots_pay)(); }
+
+#if GEMM_AMX
+static gemm_form amx_form_of(int bf16) { return bf16 ? GEMM_TILES : GEMM_FLOATS; }
+
+int64_t CDAD_K(amx_gram_panels)(int64_t rows, int64_t d, int bf16) { return panels_of(rows, d, amx_form_of(bf16)); }
+void CDAD_K(amx_gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16) {
+    pack_panels(ctx, panels, X, first, rows, d, amx_form_of(bf16));
+}
+void CDAD_K(amx_gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
+                           int64_t side, int bf16, float *scratch) {
+    add_tile(G, ldg, panels, rows, d, i0, j0, side, amx_form_of(bf16), scratch);
+}
+int CDAD_K(amx_gram_rounds_fast)(void) { return 1; }
+#endif

@@ -189,7 +189,8 @@ static const cdad_kernels kernels = {
     "cuda",
     cuda_gemm,
     cuda_gemm_scratch,
-    NULL, /* gram_panels to gram_rounds_fast: of the host alone */
+    NULL, /* gram_panels to bf16_speed: of the host alone */
+    NULL,
     NULL,
     NULL,
     NULL,
