@@ -105,7 +105,8 @@ def measured(model: cdad.ContinualModel, config: cdad.Config, classes, seeds) ->
     values = []
     for seed in seeds:
         model.config = config.updated({"seed": seed})
-        model.recalibrate(classes)
+        if config.scoring.calibrate:
+            model.recalibrate(classes)
         results = [evaluate_class(model, data).measures for data in classes]
         values.append([[100 * result[measure] for measure in MEASURES] for result in results])
     return np.array(values)

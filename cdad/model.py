@@ -417,11 +417,13 @@ class ContinualModel:
         """Measure the calibrations of these classes again, on their normal training images: what another sampler or
         backbone draws (`load` with a ``config``) differs from what the stored calibrations were measured on.
         A threshold that was measured by another calibration is dropped, with a warning. ``classes``: as in `consolidate`. ValueError:
-        a class that was not learned; RuntimeError: the model is training."""
+        a class that was not learned; RuntimeError: the model is training, or ``scoring.calibrate`` is off."""
         with self._use.changing():
             classes = as_classes(classes, None)
             for data in classes:
                 self._check_learned(data.name)
+            if not self.config.scoring.calibrate:
+                raise RuntimeError("scoring.calibrate is off: scores use no calibration, and those that are stored are kept")
             found = self._calibrate(classes)
             self._drop_thresholds(name for name, calibration in found.items() if not _same(calibration, self.calibrations.get(name)))
             self.calibrations |= found

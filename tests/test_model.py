@@ -256,6 +256,14 @@ def test_scores_that_were_calibrated_otherwise_are_refused(first_checkpoint, qui
     assert np.isfinite(other.predict(images, "gear").scores).all()
 
 
+def test_calibrations_are_kept_where_scores_use_none(first_checkpoint, quick_config, products):
+    model = ContinualModel.load(first_checkpoint, quick_config.updated({"scoring.calibrate": False}))
+    kept = dict(model.calibrations)
+    with pytest.raises(RuntimeError, match=r"scoring\.calibrate is off"):
+        model.recalibrate([products["gear"]])
+    assert model.calibrations == kept and kept["gear"] is not None
+
+
 def test_recalibrating_measures_what_learning_did(first, products):
     learned = dict(first.calibrations)
     first.calibrations = dict.fromkeys(FIRST)

