@@ -109,9 +109,10 @@ static int64_t scratch_of(gemm_form form, int64_t M, int64_t N, int64_t K, int t
 
 /* Packs rows (of A) or columns (of B) l0 .. l1-1, panel after panel. */
 static void pack(const gemm_job *job, int rows, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
-    int64_t width = rows ? gemm_rows(job->plan.form) : GEMM_NR;
-    for (int64_t l = l0; l < l1; l += width, dst += width * steps(job, kc))
-        CDAD_K(gemm_panel)(job->plan.form, rows, dst, rows ? &job->A : &job->B, l, min_i(width, l1 - l), k0, kc);
+    const int64_t width = rows ? gemm_rows(job->plan.form) : GEMM_NR, size = width * steps(job, kc);
+    const cdad_mat *m = rows ? &job->A : &job->B;
+    for (int64_t l = l0; l < l1; l += width, dst += size)
+        CDAD_K(gemm_panel)(job->plan.form, rows, dst, m, l, min_i(width, l1 - l), k0, kc);
 }
 static void pack_lanes(const gemm_job *job, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
     pack(job, job->plan.by_rows, dst, l0, l1, k0, kc);
@@ -143,6 +144,7 @@ static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_
     const gemm_plan *p = &job->plan;
     const int64_t n_steps = steps(job, kc), tiles = ceil_div(p->others, p->other_width) * ceil_div(l1 - l0, p->width);
     const int64_t lines = ceil_div(ahead.rows * ahead.lines, tiles);
+    const int64_t MR = gemm_rows(p->form);
     const gemm_tile_fn tile = gemm_tile_of(p->form);
     gemm_begin(p->form);
     for (int64_t o = 0; o < p->others; o += p->other_width)
@@ -150,7 +152,7 @@ static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_
             const float *own = strip + (l - l0) * n_steps, *other = shared + o * n_steps;
             const float *a = p->by_rows ? own : other, *b = p->by_rows ? other : own;
             int64_t m = p->by_rows ? l : o, n = p->by_rows ? o : l, at = m * ldc + n;
-            int64_t rows = min_i(gemm_rows(p->form), p->M - m), cols = min_i(GEMM_NR, p->N - n);
+            int64_t rows = min_i(MR, p->M - m), cols = min_i(GEMM_NR, p->N - n);
             const float *bias = last && last->bias ? last->bias + n : NULL;
             gemm_fetch(&ahead, lines);
             const float *sum = last && last->sum ? last->sum + at : NULL;

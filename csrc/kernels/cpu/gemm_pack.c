@@ -90,7 +90,7 @@ INLINE void pack_plain(float *dst, int64_t width, const float *src, int64_t lane
 
 /* n columns, from number `begin` of kernel row r on, of one row of the unfolded matrix, whose window begins
  * at (top, left) of `image`, for up = 1: taps side by side in a kernel row are so in the image. */
-static void unfold_row(float *dst, const cdad_unfold *u, const float *image, int64_t top, int64_t left,
+INLINE void unfold_row(float *dst, const cdad_unfold *u, const float *image, int64_t top, int64_t left,
                        int64_t r, int64_t begin, int64_t n) {
     int64_t row = u->S * u->C;
     int64_t first = clamp_i(-left, 0, u->S) * u->C, last = clamp_i(u->W - left, 0, u->S) * u->C;
