@@ -32,7 +32,7 @@ typedef struct {
     int64_t k_old;
     float *Q, *Y; /* Y: G's products with the rows of Q from k_old on */
     float *Z;     /* [.,n], where there are features: a block's products with them */
-    int rounded;  /* directions are sought among features that are rounded to bfloat16 */
+    int rounded;  /* a span is sought in products of features that are rounded to bfloat16 */
 } span;
 
 static cdad_mat rows_of(const float *data, int64_t width) { return (cdad_mat){.data = data, .rs = width, .cs = 1}; }
@@ -266,7 +266,7 @@ static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double 
                             int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
     const int64_t d = of.d, side = of.n > 0 ? min64(of.n, d) : d, limit = min64(side, d - k_old) / 2;
-    span s = {.ctx = ctx, .of = of, .k_old = k_old, .rounded = of.n > 0 && cdad_gram_may_round(side, gamma)};
+    span s = {.ctx = ctx, .of = of, .k_old = k_old};
     double kept = 0;
     float *V = NULL;
     int64_t l = 0, added = 0, count;
@@ -278,6 +278,7 @@ static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double 
         turn(s.Q, U_old, d, k_old);
         CDAD_TRY_DONE(known_energy(&s, &kept, err));
     }
+    s.rounded = of.n > 0 && cdad_gram_may_round(side, gamma);
     CDAD_TRY_DONE(find_span(&s, limit, gamma * of.total, kept, &l, found, err));
     if (*found && l > 0) {
         float *room = s.Y + l * d; /* NEXT_BLOCK rows */
@@ -303,10 +304,10 @@ done:
 }
 
 /* *G [n,n]: the products of the rows of A [n,d] with each other. */
-static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, int bf16, float **G, cdad_error *err) {
+static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, float **G, cdad_error *err) {
     cdad_status status;
     cdad_gram g = {0};
-    CDAD_TRY_DONE(cdad_gram_init(&g, n, bf16, err));
+    CDAD_TRY_DONE(cdad_gram_init(&g, n, 0, err));
     CDAD_TRY_DONE(cdad_gram_add(&g, ctx, turned(A, d), d, err));
     CDAD_TRY_DONE(cdad_alloc((void **)G, n * n * (int64_t)sizeof **G, err));
     cdad_gram_expand_narrow(&g, *G);
@@ -338,7 +339,7 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
     if (kept < gamma * of.total) {
         cdad_leading_of combinations = {.d = n, .total = of.total - kept};
         double share;
-        CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, cdad_gram_may_round(n, gamma), &G, err));
+        CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, &G, err));
         combinations.A = G;
         CDAD_TRY_DONE(by_width(ctx, combinations, (gamma * of.total - kept) / combinations.total, NULL, 0, most, found, &W,
                                &added, &share, err));

@@ -4,7 +4,8 @@
  * Random combinations of the features, a block at a time, until what they span holds gamma of the energy; then one step
  * of subspace iteration and the eigenproblem within its span (Rayleigh-Ritz; Halko, Martinsson, Tropp, "Finding structure
  * with randomness", SIAM Review 2011; blocks by their captured energy: Yu, Gu, Li, "Efficient randomized algorithms for
- * the fixed-precision low-rank matrix approximation", SIAM J. Matrix Anal. 2018). Products are float32, on the pool;
+ * the fixed-precision low-rank matrix approximation", SIAM J. Matrix Anal. 2018). Products are float32, on the pool, but that
+ * features one by one are rounded to bfloat16 while a span is sought, where cdad_gram_may_round;
  * their cost is some 8 d^2 l, l the width of the span, where a decomposition's 9 d^3 are bound by memory.
  *
  * Of n <= d/2 features the n x n Gram matrix of their products with each other takes G's place.

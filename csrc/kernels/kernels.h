@@ -79,7 +79,8 @@ typedef struct cdad_broadcast {
 
 /* How a product takes its factors; sums are in float32. CDAD_BFLOAT16: rounded to bfloat16 (to nearest even; denormals to zero), and
  * summed by pairs of k, the odd one first: what AVX512-BF16's dot products do, and the same bits on every instruction set but AMX,
- * which sums groups of 32 (kernels/cpu/gemm.h), unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10 bits of mantissa (TF32); the CPU does not. */
+ * which sums groups of 32 (kernels/cpu/gemm.h), unless a sum falls among the denormals. CDAD_TFLOAT32: a GPU may round them to 10
+ * bits of mantissa (TF32); the CPU does not. */
 typedef enum { CDAD_FLOAT32, CDAD_BFLOAT16, CDAD_TFLOAT32 } cdad_precision;
 
 /* Attention shapes: q, out [N,T,L*D]; k, v [N,S,L*D]; L heads of width D; rows have a stride of *_rs floats

@@ -6,8 +6,9 @@
 #define TEXT(x) TEXT2(x)
 #define SLOT(name) .name = CDAD_K(name)
 
-/* Those that do not multiply bfloat16. */
+/* Those that are the same with AMX. */
 #define PLAIN_SLOTS \
+    SLOT(gram_panels), \
     SLOT(winograd), \
     SLOT(winograd_scratch), \
     SLOT(winograd_grad), \
@@ -57,7 +58,6 @@ const cdad_kernels CDAD_K(kernels) = {
     .name = TEXT(CDAD_ISA),
     SLOT(gemm),
     SLOT(gemm_scratch),
-    SLOT(gram_panels),
     SLOT(gram_pack),
     SLOT(gram_tile),
     SLOT(gram_rounds_fast),
@@ -71,7 +71,6 @@ const cdad_kernels cdad_kernels_amx = {
     .name = "amx",
     .gemm = CDAD_K(amx_gemm),
     .gemm_scratch = CDAD_K(amx_gemm_scratch),
-    .gram_panels = CDAD_K(amx_gram_panels),
     .gram_pack = CDAD_K(amx_gram_pack),
     .gram_tile = CDAD_K(amx_gram_tile),
     .gram_rounds_fast = CDAD_K(amx_gram_rounds_fast),

@@ -20,7 +20,6 @@ double CDAD_K(bf16_speed)(void);
 void CDAD_K(amx_gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float
     *C, int64_t ldc, const cdad_epilogue *with, void *scratch);
 int64_t CDAD_K(amx_gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads);
-int64_t CDAD_K(amx_gram_panels)(int64_t rows, int64_t d, int bf16);
 void CDAD_K(amx_gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d,
                            int bf16);
 void CDAD_K(amx_gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,

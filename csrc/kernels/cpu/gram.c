@@ -13,10 +13,6 @@ static inline int64_t padded(int64_t d) { return (d + GROUP - 1) / GROUP * GROUP
 /* A block of k: the panels of GEMM_NR columns side by side, then those of A's width, a whole GEMM_KC apart. */
 static inline int64_t block_size(int64_t d, gemm_form form) { return 2 * padded(d) * gemm_steps(form, GEMM_KC); }
 
-static int64_t panels_of(int64_t rows, int64_t d, gemm_form form) {
-    return (rows + GEMM_KC - 1) / GEMM_KC * block_size(d, form) * (int64_t)sizeof(float);
-}
-
 typedef struct {
     float *panels;
     cdad_mat X;
@@ -90,7 +86,10 @@ static void add_tile(double *G, int64_t ldg, const float *panels, int64_t rows, 
 
 static gemm_form form_of(int bf16) { return bf16 ? GEMM_WORDS : GEMM_FLOATS; }
 
-int64_t CDAD_K(gram_panels)(int64_t rows, int64_t d, int bf16) { return panels_of(rows, d, form_of(bf16)); }
+/* With AMX, too: a whole GEMM_KC is as many words in tiles. */
+int64_t CDAD_K(gram_panels)(int64_t rows, int64_t d, int bf16) {
+    return (rows + GEMM_KC - 1) / GEMM_KC * block_size(d, form_of(bf16)) * (int64_t)sizeof(float);
+}
 void CDAD_K(gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16) {
     pack_panels(ctx, panels, X, first, rows, d, form_of(bf16));
 }
@@ -103,7 +102,6 @@ int CDAD_K(gram_rounds_fast)(void) { return CDAD_K(gemm_dots_pay)(); }
 #if GEMM_AMX
 static gemm_form amx_form_of(int bf16) { return bf16 ? GEMM_TILES : GEMM_FLOATS; }
 
-int64_t CDAD_K(amx_gram_panels)(int64_t rows, int64_t d, int bf16) { return panels_of(rows, d, amx_form_of(bf16)); }
 void CDAD_K(amx_gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16) {
     pack_panels(ctx, panels, X, first, rows, d, amx_form_of(bf16));
 }
