@@ -6,6 +6,7 @@
 The entries, the most important first (`gpu_entries` says what they measure and how):
 
     train_bf16, train_tf32, train    a training step of "sd15" at batch 12
+    train_bf16_8bit_moments          the same in bfloat16 with AdamW's moments in 8 bits; the peer's are float32
     ops                              convolutions, attention, a linear map and a norm of "sd15"
     score_bf16, score_tf32, score    32 images to scores: sampler, autoencoder, ResNet-50
     vae                              the autoencoder's halves
@@ -37,7 +38,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-ENTRIES = ("train_bf16", "train_tf32", "ops", "score_bf16", "train", "vae", "score_tf32", "score")
+ENTRIES = ("train_bf16", "train_tf32", "ops", "score_bf16", "train", "vae", "score_tf32", "score", "train_bf16_8bit_moments")
 # All but importances and 8-bit moments.
 KERNELS = "(values or gradients or attention or conv2d or bfloat16 or product or tiles or stream or precision or training_steps) and not emulated"
 LEAST = 20.0  # seconds in which an entry tells something

@@ -234,10 +234,10 @@ def images_of(config: cdad.Config, n: int, stream: int) -> np.ndarray:
 # ---- entries ----------------------------------------------------------------------------------------------
 
 
-def train(b: Bench, precision: str) -> None:
-    """A training step of "sd15" at its batch size, with its recomputation; the peer keeps its activations and draws noise
-    and timesteps on the device."""
-    config = b.config(precision=precision)
+def train(b: Bench, precision: str, moments: str = "float32") -> None:
+    """A training step of "sd15" at its batch size, with its recomputation; the peer keeps its activations and float32 moments,
+    and draws noise and timesteps on the device. ``moments``: "float32" or "8bit", the core's."""
+    config = b.config(precision=precision, **{"training.moments": moments})
     core, n, side = config.denoiser(), config.training.batch_size, config.latent_size
     params = _core.Params(b.core_device)
     trainer = _core.Trainer(params, core, n, config.optimizer(), SEED, **config.batching())
@@ -267,7 +267,8 @@ def train(b: Bench, precision: str) -> None:
         return run
 
     peers = {"eager": lambda: theirs(lambda f: f), "compiled": lambda: theirs(b.compiled)}
-    b.row(f"sd15_train_step{SUFFIXES[precision]}", ours, peers, precision=precision, memory=True)
+    name = f"sd15_train_step{SUFFIXES[precision]}" + ("" if moments == "float32" else f"_{moments}_moments")
+    b.row(name, ours, peers, precision=precision, memory=True)
 
 
 def score(b: Bench, precision: str) -> None:
@@ -485,6 +486,7 @@ ENTRIES: dict[str, Callable[[Bench], None]] = {
     "vae": vae,
     "ops": ops,
     **{f"train{suffix}": functools.partial(train, precision=precision) for precision, suffix in SUFFIXES.items()},
+    "train_bf16_8bit_moments": functools.partial(train, precision="bfloat16", moments="8bit"),
     **{f"score{suffix}": functools.partial(score, precision=precision) for precision, suffix in SUFFIXES.items()},
 }
 

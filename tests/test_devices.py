@@ -209,6 +209,16 @@ PATCHES = [
     Case("conv2d", ((3, 14, 16, 160), (64, 3, 3, 160), (64,)), SAME),
     Case("conv2d", ((1, 12, 14, 64), (256, 3, 3, 64), (256,)), {"upsample": 2} | SAME),
 ]
+# The same in bfloat16, of which it has twice as many channels at a time.
+ROUNDED_PATCHES = [
+    Case("conv2d", ((1, 16, 16, 64), (128, 3, 3, 64), (128,)), SAME),
+    Case("conv2d", ((2, 20, 28, 192), (128, 3, 3, 192), (128,)), SAME),
+    Case("conv2d", ((2, 17, 15, 64), (320, 3, 3, 64), None), SAME),
+    Case("conv2d", ((1, 13, 18, 128), (96, 3, 3, 128), None), SAME),
+    Case("conv2d", ((3, 14, 16, 320), (64, 3, 3, 320), (64,)), SAME),
+    Case("conv2d", ((1, 12, 14, 64), (256, 3, 3, 64), (256,)), {"upsample": 2} | SAME),
+    Case("conv2d", ((2, 16, 16, 32), (128, 3, 3, 32), (128,)), SAME),  # too few channels
+]
 
 
 # Enough of them for a GPU.
@@ -218,32 +228,38 @@ MANY_PATCHES = [
 ]
 
 
-def assert_close_in_tf32(case, device):
-    """Values and gradients beside float32's of the CPU."""
+def assert_close_when_rounded(case, device, precision):
+    """Values and gradients beside float32's of the CPU. ``precision``: 1 is bfloat16, 2 TF32."""
     arrays = case.data()
     _core.set_device("cpu")
     target = target_of(case, run_case(case, arrays)[0][0].shape)
     (want,), grads = run_case(case, arrays, target)
     _core.set_device(device)
-    other = dataclasses.replace(case, attrs=case.attrs | {"precision": 2})
+    other = dataclasses.replace(case, attrs=case.attrs | {"precision": precision})
     (y,), y_grads = run_case(other, arrays, target)
     for a, b in zip((y, *y_grads), (want, *grads), strict=True):
-        assert np.linalg.norm(a - b) < 2**-10 * np.linalg.norm(b)
+        assert np.linalg.norm(a - b) < (2**-7 if precision == 1 else 2**-10) * np.linalg.norm(b)
 
 
 @pytest.mark.parametrize("case", [*CONVOLUTIONS, *PATCHES], ids=str)
 def test_conv2d_in_tf32(case, device):
-    assert_close_in_tf32(case, device)
+    assert_close_when_rounded(case, device, 2)
 
 
+@pytest.mark.parametrize("case", ROUNDED_PATCHES, ids=str)
+def test_conv2d_by_patches_in_bfloat16(case, device):
+    assert_close_when_rounded(case, device, 1)
+
+
+@pytest.mark.parametrize("precision", [1, 2])
 @pytest.mark.parametrize("case", MANY_PATCHES, ids=str)
-def test_conv2d_of_many_patches(case, quick_device):
-    assert_close_in_tf32(case, quick_device)
+def test_conv2d_of_many_patches(case, precision, quick_device):
+    assert_close_when_rounded(case, quick_device, precision)
 
 
 # 36 and 132 columns are added to four at a time, 21 one by one; 128 channels are summed in parts, 132 columns in bfloat16 gathered, and 133
 # multiplied where there is room for 136; 128 and 160 of a larger image are conv_hopper.cu's.
-PRODUCTS = [(0, 8, 36), (0, 8, 21), (1, 8, 132), (1, 8, 133), (2, 8, 36), (2, 8, 21), (2, 128, 36), (2, 32, 128), (2, 32, 160)]
+PRODUCTS = [(0, 8, 36), (0, 8, 21), (1, 8, 132), (1, 8, 133), (2, 8, 36), (2, 8, 21), (2, 128, 36), (2, 32, 128), (2, 32, 160), (1, 64, 160)]
 
 
 @pytest.mark.parametrize("precision, channels, outputs", PRODUCTS)
@@ -253,7 +269,7 @@ def test_what_ends_a_product(op, activation, precision, channels, outputs, devic
     """Bias, a sum and an activation, of several tiles of rows."""
     rng = np.random.default_rng(0)
     if op == "conv2d":
-        size = (14, 17) if channels == 32 else (5, 6)
+        size = (14, 17) if channels in (32, 64) else (5, 6)
         shapes, how = ((1, *size, channels), (outputs, 3, 3, channels), (outputs,), (1, *size, outputs)), SAME
     else:
         shapes, how = ((130, 9 * channels), (outputs, 9 * channels), (outputs,), (130, outputs)), {}

@@ -438,8 +438,10 @@ void cuda_conv(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, const c
     const conv_plan plan = plan_of(M, N, K, cuda_shared_bytes(ctx));
     const tile_costs &t = tiles[plan.tile];
     const bool k_rows = B.rs != 1, bf16 = with->precision == CDAD_BFLOAT16;
-    if (cuda_conv_hopper(ctx, M, N, K, A, B, C, ldc, with, scratch, plan.clocks))
+    if (!bf16 && cuda_conv_hopper_clocks(ctx, M, N, K, A, with) < plan.clocks) {
+        cuda_conv_hopper(ctx, N, K, A, A.data, B, C, ldc, with, scratch);
         return;
+    }
     conv_args a = {};
     a.x = A.data;
     a.b = B.data;

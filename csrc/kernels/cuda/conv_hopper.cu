@@ -1,9 +1,10 @@
 /* Convolutions of 3 x 3 windows, a pixel apart and padded to the image's size, by compute capability 9.0's products of warpgroups, which
  * take B from shared memory. A block makes a patch of SIDE x SIDE pixels in some columns. It copies the patch with the pixels around it
- * once for all nine taps, CHANNELS channels at a time, as a tap is a matter of which pixels' rows a warp loads into registers.
+ * once for all nine taps, so many channels at a time, as a tap is a matter of which pixels' rows a warp loads into registers. They are 32
+ * floats, taken in TF32, or 64 that are bfloat16 in memory: bytes lie and move alike.
  *
- * The weight is rounded and put into scratch before, in the order in which blocks read it: so many columns, then CHANNELS channels, then
- * a tap make a tile, which lies there as it will in shared memory. A ring of SLOTS slots holds tiles, two more hold the patch's channels.
+ * The weight is rounded and put into scratch before, in the order in which blocks read it: so many columns, then channels, then a tap
+ * make a tile, which lies there as it will in shared memory. A ring of SLOTS slots holds tiles, two more hold the patch's channels.
  *
  * What is copied in a tile's turn is waited for at the end of the next one. A turn's products end in the next turn's first step, so that
  * slots are written two turns after they were read. */
@@ -13,11 +14,10 @@ enum {
     SIDE = 16, /* pixels of a patch: a warp has 16 rows of A, which are a row of these */
     AROUND = SIDE + 2,
     PIXELS = AROUND * AROUND,
-    CHANNELS = 32,
-    PIXEL_BYTES = CHANNELS * 4,
+    PIXEL_BYTES = 128, /* of the channels that are there at a time */
     PIECES = PIXEL_BYTES / 16,
     TAPS = 9,
-    STEPS = CHANNELS / 8,
+    STEPS = PIXEL_BYTES / 32,
     SLOTS = 4,
     AHEAD = SLOTS - 2, /* turns */
     FACTORS = 4,       /* steps whose A a warp holds: of one that is multiplied, the one before, and two to come */
@@ -25,7 +25,7 @@ enum {
     PATCH_COPIES = (PIXELS * PIECES + THREADS - 1) / THREADS, /* of a thread */
     PLACES = PATCH_COPIES * THREADS / PIECES,                 /* past the last pixel zeros are copied */
     PATCH_BYTES = PLACES * PIXEL_BYTES,
-    NOWHERE = -4, /* copies want addresses that 16 divides, of zeros too */
+    NOWHERE = -8, /* copies want addresses that 16 divides, of zeros too */
     COPY_STEPS = 2 /* of a turn: what is copied later would be waited for at its end */
 };
 static_assert(STEPS % FACTORS == 0, "a step's registers are not the same in every turn");
@@ -49,9 +49,12 @@ template <int BN_> struct patch_shape {
     static_assert(TILE_BYTES % ALIGN == 0 && TILE_BYTES % (16 * THREADS) == 0, "tiles are uneven");
 };
 
+/* Bytes of a channel of a pixel, and how many channels are there at a time. */
+static constexpr int element_of(bool bf16) { return bf16 ? 2 : 4; }
+static constexpr int channels_of(bool bf16) { return PIXEL_BYTES / element_of(bf16); }
+
 struct patch_args {
-    const float *x;
-    const unsigned char *tiles;
+    const unsigned char *x, *tiles;
     conv_results to;
     int tiles_n, patches_h, patches_w, chunks;
     int C, H, W, P, Q, shift; /* the image as it is read: enlarged by 1 << shift to P x Q */
@@ -63,7 +66,7 @@ struct patch_args {
 #endif
 
 #ifdef HAS_GROUPS
-/* Where the pixels of the patch from (top, left) on and those around it are: in floats from x on. */
+/* Where the pixels of the patch from (top, left) on and those around it are: in channels from x on. */
 __device__ static void place_pixels(int *places, const patch_args &a, int image, int top, int left) {
     for (int i = (int)threadIdx.x; i < PLACES; i += THREADS) {
         const int h = top - 1 + i / AROUND, w = left - 1 + i % AROUND;
@@ -74,10 +77,10 @@ __device__ static void place_pixels(int *places, const patch_args &a, int image,
 
 /* Queues the thread's copy number e of a patch's channels, from x on. Pieces of pixel i are in the order piece ^ i % 8, so that eight
  * neighbours' are in different banks. */
-__device__ static void copy_pixels(unsigned char *patch, const float *x, const int *places, int e) {
+template <bool BF16> __device__ static void copy_pixels(unsigned char *patch, const unsigned char *x, const int *places, int e) {
     const unsigned i = (threadIdx.x + (unsigned)e * THREADS) / PIECES, piece = threadIdx.x % PIECES;
     const int from = places[i];
-    cuda_copy_async(patch + i * PIXEL_BYTES + (piece ^ i % PIECES) * 16, x + from + 4 * (int)piece, from >= 0);
+    cuda_copy_async(patch + i * PIXEL_BYTES + (piece ^ i % PIECES) * 16, x + (int64_t)from * element_of(BF16) + 16 * (int)piece, from >= 0);
 }
 
 /* Of a tile. */
@@ -123,7 +126,7 @@ template <int TN> __device__ static void add_sums(float c[TN][4], const conv_res
 #endif
 
 /* Results of a patch in BN columns. */
-template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_kernel(patch_args a) {
+template <int BN, bool BF16> __global__ static void __launch_bounds__(THREADS, 1) patch_kernel(patch_args a) {
 #ifdef HAS_GROUPS
     typedef patch_shape<BN> T;
     CUDA_SHARED(unaligned);
@@ -155,7 +158,7 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
             __syncthreads(); /* places are there */
             CUDA_UNROLL
             for (int e = 0; e < PATCH_COPIES; e++)
-                copy_pixels(shared + T::PATCHES_AT, a.x, places, e);
+                copy_pixels<BF16>(shared + T::PATCHES_AT, a.x, places, e);
         }
         cuda_copies_close();
         tile += T::TILE_BYTES;
@@ -181,21 +184,21 @@ template <int BN> __global__ static void __launch_bounds__(THREADS, 1) patch_ker
             const bool beyond = step + 2 >= STEPS; /* what is loaded now is the next turn's */
             uint32_t(*now)[4] = f[step % FACTORS];
             CUDA_UNROLL
-            for (int i = 0; i < 2; i++)
+            for (int i = 0; i < 2 && !BF16; i++)
                 CUDA_UNROLL
                 for (int l = 0; l < 4; l++)
                     now[i][l] = cuda_raised(now[i][l]);
             cuda_group_fence(now[0], now[1]);
             CUDA_UNROLL
             for (int i = 0; i < 2; i++)
-                cuda_group_mma_tf32<BN>(c[i], now[i], cuda_tile_step(b, step));
+                cuda_group_mma<BN, BF16>(c[i], now[i], cuda_tile_step(b, step));
             cuda_group_close();
             /* Past the end zeros are copied, so that groups of copies behind the one waited for are always as many. */
             CUDA_UNROLL
             for (int e = step; e < T::TILE_COPIES && step < COPY_STEPS; e += COPY_STEPS)
                 copy_weights(slot, tile, e, turn + AHEAD < turns);
             if (step < COPY_STEPS && COPY_STEPS * tap + step < PATCH_COPIES && chunk + 1 < a.chunks)
-                copy_pixels(other, a.x + (chunk + 1) * CHANNELS, places, COPY_STEPS * tap + step);
+                copy_pixels<BF16>(other, a.x + (chunk + 1) * PIXEL_BYTES, places, COPY_STEPS * tap + step);
             cuda_groups_wait<1>(); /* of the step before; while more went on, the compiler would let no registers be loaded */
             /* At the very end this takes what nobody needs. */
             take(f[(step + 2) % FACTORS], beyond && last_tap ? other : pixels, beyond ? next_at : at, (step + 2) % STEPS);
@@ -238,44 +241,67 @@ struct __align__(16) packed_piece {
     uint32_t of[4];
 };
 
-/* to: the weight b in tiles of BN columns, rounded to TF32. K_ROWS: b's rows are contiguous, else its columns; b_rs apart. */
-template <bool K_ROWS> __global__ static void pack_kernel(packed_piece *to, const float *b, uint32_t b_rs, uint32_t BN, uint32_t C, uint32_t pieces) {
+/* to: the weight b in tiles of BN columns, rounded. K_ROWS: b's rows are contiguous, else its columns; b_rs apart. */
+template <bool K_ROWS, bool BF16>
+__global__ static void pack_kernel(packed_piece *to, const float *b, uint32_t b_rs, uint32_t BN, uint32_t C, uint32_t pieces) {
+    const uint32_t CHANNELS = channels_of(BF16), EACH = 16 / element_of(BF16);
     CUDA_EACH_OF(uint32_t, i, pieces) {
         const uint32_t eight = i / 64, row = K_ROWS ? i % 8 : i / 8 % 8, piece = K_ROWS ? i / 8 % 8 : i % 8;
         const uint32_t tile = eight / (BN / 8), tap = tile % TAPS, chunk = tile / TAPS % (C / CHANNELS);
-        const uint32_t n = tile / TAPS / (C / CHANNELS) * BN + eight % (BN / 8) * 8 + row, k = tap * C + chunk * CHANNELS + 4 * piece;
-        float4 x;
-        if (K_ROWS)
-            x = {b[k * b_rs + n], b[(k + 1) * b_rs + n], b[(k + 2) * b_rs + n], b[(k + 3) * b_rs + n]};
+        const uint32_t n = tile / TAPS / (C / CHANNELS) * BN + eight % (BN / 8) * 8 + row, k = tap * C + chunk * CHANNELS + EACH * piece;
+        float4 x[EACH / 4];
+        CUDA_UNROLL
+        for (uint32_t j = 0; j < EACH / 4; j++) {
+            const uint32_t at = k + 4 * j;
+            if (K_ROWS)
+                x[j] = {b[at * b_rs + n], b[(at + 1) * b_rs + n], b[(at + 2) * b_rs + n], b[(at + 3) * b_rs + n]};
+            else
+                x[j] = *(const float4 *)(b + n * b_rs + at);
+        }
+        packed_piece &piece_of = to[eight * 64 + row * 8 + (piece ^ row)];
+        if constexpr (BF16)
+            piece_of = {{cuda_bf16x2(x[0].x, x[0].y), cuda_bf16x2(x[0].z, x[0].w), cuda_bf16x2(x[1].x, x[1].y), cuda_bf16x2(x[1].z, x[1].w)}};
         else
-            x = *(const float4 *)(b + n * b_rs + k);
-        to[eight * 64 + row * 8 + (piece ^ row)] = {{cuda_tf32(x.x), cuda_tf32(x.y), cuda_tf32(x.z), cuda_tf32(x.w)}};
+            piece_of = {{cuda_tf32(x[0].x), cuda_tf32(x[0].y), cuda_tf32(x[0].z), cuda_tf32(x[0].w)}};
     }
 }
 
 #ifdef CDAD_CUDA_ON_HOST
-enum { PRODUCTS = 1 << 20, START = 0, LEAST_BLOCKS = 1 }; /* so that small tests come here */
+enum { PRODUCTS = 1 << 20, ROUNDED_PRODUCTS = 1 << 20, START = 0, LEAST_BLOCKS = 1 }; /* so that small tests come here */
 #else
-enum { PRODUCTS = 800, START = 6000, LEAST_BLOCKS = 64 }; /* PRODUCTS: of a multiprocessor in a clock; START: clocks of a block without */
+/* PRODUCTS: of a multiprocessor in a clock, in TF32; ROUNDED_PRODUCTS: in bfloat16; START: clocks of a block without. */
+enum { PRODUCTS = 800, ROUNDED_PRODUCTS = 1300, START = 6000, LEAST_BLOCKS = 64 };
 #endif
+static const double MEMORY_BYTES = 19.0 * CUDA_CONV_PROCESSORS, LAUNCH = 4000.0; /* of all of them in a clock; clocks */
 
 /* Fewer blocks leave most of the GPU idle. */
-static bool takes(int64_t M, int64_t N, int64_t K) {
-    return (N % 128 == 0 || N % 160 == 0) && K % (TAPS * CHANNELS) == 0 && cuda_over(M, SIDE * SIDE) * cuda_over(N, 160) >= LEAST_BLOCKS;
+static bool takes(int64_t M, int64_t N, int64_t K, bool bf16) {
+    return (N % 128 == 0 || N % 160 == 0) && K % (TAPS * channels_of(bf16)) == 0 &&
+           cuda_over(M, SIDE * SIDE) * cuda_over(N, 160) >= LEAST_BLOCKS;
 }
 
-int64_t cuda_conv_hopper_scratch(int64_t M, int64_t N, int64_t K) { return takes(M, N, K) ? N * K * (int64_t)sizeof(float) : 0; }
+int64_t cuda_conv_hopper_scratch(int64_t M, int64_t N, int64_t K) {
+    return takes(M, N, K, false) ? N * K * (int64_t)sizeof(float) : takes(M, N, K, true) ? N * K * 2 : 0;
+}
+
+static int64_t patches_of(const cdad_unfold &u) { return u.N * cuda_over(u.P, SIDE) * cuda_over(u.Q, SIDE); }
 
 /* About the clocks that it takes, as conv.cu counts them; infinite where columns are no multiple of BN. */
-static double clocks_of(int64_t patches, int64_t N, int64_t K, int64_t BN) {
-    const double memory_bytes = 19 * CUDA_CONV_PROCESSORS, launch = 4000;
+static double clocks_of(int64_t patches, int64_t N, int64_t K, int64_t BN, bool bf16) {
     const int64_t most = cuda_over(patches * (N / BN), CUDA_CONV_PROCESSORS);
-    const double each = (double)(SIDE * SIDE * BN * K) / PRODUCTS + START;
-    return N % BN == 0 ? (double)most * each + launch + (double)(8 * N * K) / memory_bytes : INFINITY;
+    const double each = (double)(SIDE * SIDE * BN * K) / (bf16 ? ROUNDED_PRODUCTS : PRODUCTS) + START;
+    return N % BN == 0 ? (double)most * each + LAUNCH + (double)((4 + element_of(bf16)) * N * K) / MEMORY_BYTES : INFINITY;
 }
 
-template <int BN> static void launch(const cdad_context *ctx, const patch_args &a, int64_t patches) {
-    CDAD_LAUNCH_SHARED(patch_kernel<BN>, (unsigned)(patches * a.tiles_n), THREADS, patch_shape<BN>::BYTES, cuda_stream(ctx), a);
+/* Rounding the weight too takes as much as it does here. */
+double cuda_conv_gathered_clocks(int64_t M, int64_t N, int64_t K) {
+    const double products = 1300.0 * CUDA_CONV_PROCESSORS, gathered = (double)(2 * 2 * M * K) / MEMORY_BYTES;
+    return gathered + (double)(M * N * K) / products + 2 * LAUNCH + (double)(6 * N * K) / MEMORY_BYTES;
+}
+
+template <int BN, bool BF16> static void launch(const cdad_context *ctx, const patch_args &a, int64_t patches) {
+    const auto kernel = patch_kernel<BN, BF16>;
+    CDAD_LAUNCH_SHARED(kernel, (unsigned)(patches * a.tiles_n), THREADS, patch_shape<BN>::BYTES, cuda_stream(ctx), a);
 }
 
 /* Whether there is code for the GPU: setup.py says so where it compiles for "90". */
@@ -288,31 +314,36 @@ static bool is_compiled(const cdad_context *ctx) {
 #endif
 }
 
-bool cuda_conv_hopper(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, const cdad_mat &A, const cdad_mat &B, float *C, int64_t ldc,
-                      const cdad_epilogue *with, void *scratch, double clocks) {
+double cuda_conv_hopper_clocks(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, const cdad_mat &A, const cdad_epilogue *with) {
     const cdad_unfold &u = *A.unfold;
-    if (!is_compiled(ctx) || with->precision != CDAD_TFLOAT32 || !takes(M, N, K) || u.C % CHANNELS != 0 || u.R != 3 || u.S != 3 ||
-        u.stride != 1 || u.pad_t != 1 || u.pad_l != 1 || u.P != u.H * u.up || u.Q != u.W * u.up || M != u.N * u.P * u.Q)
-        return false;
-    const int64_t patches_h = cuda_over(u.P, SIDE), patches_w = cuda_over(u.Q, SIDE), patches = u.N * patches_h * patches_w;
-    const double narrow = clocks_of(patches, N, K, 128), wide = clocks_of(patches, N, K, 160);
-    const int BN = narrow < wide ? 128 : 160;
-    if (!(narrow < clocks || wide < clocks))
-        return false;
-    const bool k_rows = B.rs != 1;
-    const auto pack = k_rows ? pack_kernel<true> : pack_kernel<false>;
-    CDAD_LAUNCH(pack, cuda_blocks(N * K / 4), CUDA_THREADS, cuda_stream(ctx), (packed_piece *)scratch, B.data, (uint32_t)(k_rows ? B.rs : B.cs),
-                (uint32_t)BN, (uint32_t)u.C, (uint32_t)(N * K / 4));
+    const bool bf16 = with->precision == CDAD_BFLOAT16;
+    if (!is_compiled(ctx) || with->precision == CDAD_FLOAT32 || !takes(M, N, K, bf16) || u.C % channels_of(bf16) != 0 || u.R != 3 ||
+        u.S != 3 || u.stride != 1 || u.pad_t != 1 || u.pad_l != 1 || u.P != u.H * u.up || u.Q != u.W * u.up || M != u.N * u.P * u.Q)
+        return INFINITY;
+    const double round = bf16 ? LAUNCH + (double)(6 * u.N * u.H * u.W * u.C) / MEMORY_BYTES : 0.0;
+    return round + fmin(clocks_of(patches_of(u), N, K, 128, bf16), clocks_of(patches_of(u), N, K, 160, bf16));
+}
+
+void cuda_conv_hopper(const cdad_context *ctx, int64_t N, int64_t K, const cdad_mat &A, const void *image, const cdad_mat &B, float *C,
+                      int64_t ldc, const cdad_epilogue *with, void *scratch) {
+    const cdad_unfold &u = *A.unfold;
+    const bool bf16 = with->precision == CDAD_BFLOAT16, k_rows = B.rs != 1;
+    const int64_t patches = patches_of(u), pieces = N * K * element_of(bf16) / 16;
+    const int BN = clocks_of(patches, N, K, 128, bf16) < clocks_of(patches, N, K, 160, bf16) ? 128 : 160;
+    const auto pack = bf16 ? k_rows ? pack_kernel<true, true> : pack_kernel<false, true>
+                           : k_rows ? pack_kernel<true, false> : pack_kernel<false, false>;
+    CDAD_LAUNCH(pack, cuda_blocks(pieces), CUDA_THREADS, cuda_stream(ctx), (packed_piece *)scratch, B.data, (uint32_t)(k_rows ? B.rs : B.cs),
+                (uint32_t)BN, (uint32_t)u.C, (uint32_t)pieces);
     patch_args a = {};
-    a.x = A.data;
+    a.x = (const unsigned char *)image;
     a.tiles = (const unsigned char *)scratch;
     a.to = cuda_conv_results(N, C, ldc, with);
-    a.tiles_n = (int)(N / BN), a.patches_h = (int)patches_h, a.patches_w = (int)patches_w, a.chunks = (int)(u.C / CHANNELS);
+    a.tiles_n = (int)(N / BN), a.chunks = (int)(u.C / channels_of(bf16));
+    a.patches_h = (int)cuda_over(u.P, SIDE), a.patches_w = (int)cuda_over(u.Q, SIDE);
     a.C = (int)u.C, a.H = (int)u.H, a.W = (int)u.W, a.P = (int)u.P, a.Q = (int)u.Q, a.shift = u.up == 2;
     if (BN == 128)
-        launch<128>(ctx, a, patches);
+        bf16 ? launch<128, true>(ctx, a, patches) : launch<128, false>(ctx, a, patches);
     else
-        launch<160>(ctx, a, patches);
+        bf16 ? launch<160, true>(ctx, a, patches) : launch<160, false>(ctx, a, patches);
     cuda_launched(ctx, "gemm");
-    return true;
 }

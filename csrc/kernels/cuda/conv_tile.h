@@ -21,8 +21,6 @@ enum { CUDA_CONV_PROCESSORS = 4 }; /* so that small tests come to every kernel, 
 enum { CUDA_CONV_PROCESSORS = 132 };
 #endif
 
-static inline int64_t cuda_over(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /* The hardware drops what a factor has beyond TF32. This much larger before, it is rounded without bias: what TF32 holds stays, errors
  * have the size that they have with rounding to nearest but for 6 %, and NaNs are left. One instruction, where cvt.rna.tf32 is three. */
 __device__ static inline uint32_t cuda_raised(uint32_t bits) {

@@ -65,6 +65,8 @@ double cuda_sums_read(const cdad_context *ctx, const char *what);
 
 static inline int64_t cuda_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cuda_max(int64_t a, int64_t b) { return a > b ? a : b; }
+/* a / b, rounded up. */
+static inline int64_t cuda_over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* Blocks of CUDA_THREADS threads for n elements, of which a thread takes every so many. */
 static inline unsigned cuda_blocks(int64_t n) {

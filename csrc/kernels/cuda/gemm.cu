@@ -1,6 +1,6 @@
 /* Products by cuBLAS. An operand that is unfolded from an image is gathered into scratch, so many rows at a time that a tile stays
- * within TILE_BYTES, and multiplied from there, unless conv.cu takes the product; in bfloat16 other operands too are rounded into scratch, as cuBLAS multiplies what
- * is bfloat16 in memory at more than twice the rate of floats. */
+ * within TILE_BYTES, and multiplied from there, unless conv.cu or conv_hopper.cu takes the product; in bfloat16 other operands too are
+ * rounded into scratch, as cuBLAS multiplies what is bfloat16 in memory at more than twice the rate of floats. */
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/epilogue.h"
@@ -316,6 +316,21 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad
         finish_from(ctx, p, room, with);
 }
 
+/* Where the weight's tiles begin in the scratch of a product by patches: behind the rounded image. */
+static int64_t image_bytes(int64_t elements) { return after(elements) * (int64_t)sizeof(half1); }
+
+/* In bfloat16, by conv_hopper.cu, where that is faster than gathering. */
+static bool multiply_by_patches(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, const cdad_mat &A, const cdad_mat &B, float *C,
+                                int64_t ldc, const cdad_epilogue *with, void *scratch) {
+    if (cuda_conv_hopper_clocks(ctx, M, N, K, A, with) >= cuda_conv_gathered_clocks(M, N, K))
+        return false;
+    const cdad_unfold &u = *A.unfold;
+    const int64_t pixels = u.N * u.H * u.W;
+    rounded_first(ctx, (half1 *)scratch, cdad_mat{A.data, u.C, 1, NULL}, 0, pixels, u.C, true);
+    cuda_conv_hopper(ctx, N, K, A, scratch, B, C, ldc, with, (char *)scratch + image_bytes(pixels * u.C));
+    return true;
+}
+
 /* Few rows take less time than the weight takes to be rounded. */
 static bool is_worth_rounding(const cuda_product &p) {
     return p.precision == CDAD_BFLOAT16 && (p.A.unfold || p.B.unfold || (p.M >= LEAST && p.K >= LEAST)) &&
@@ -324,10 +339,15 @@ static bool is_worth_rounding(const cuda_product &p) {
 
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                const cdad_epilogue *with, void *scratch) {
-    if (with && (with->precision == CDAD_TFLOAT32 || N <= FEW) && cuda_conv_fits(M, N, K, A, B, with)) {
-        left = {};
-        cuda_conv(ctx, M, N, K, A, B, C, ldc, with, scratch);
-        return;
+    if (with && cuda_conv_fits(M, N, K, A, B, with)) {
+        const bool bf16 = with->precision == CDAD_BFLOAT16;
+        if (bf16 && multiply_by_patches(ctx, M, N, K, A, B, C, ldc, with, scratch))
+            return;
+        if (!bf16 || N <= FEW) {
+            left = {};
+            cuda_conv(ctx, M, N, K, A, B, C, ldc, with, scratch);
+            return;
+        }
     }
     const cdad_epilogue how = with ? *with : cdad_epilogue();
     const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, how.accumulate ? 1.0f : 0.0f, how.precision, false};
@@ -340,7 +360,7 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
     cuda_launched(ctx, "gemm");
 }
 
-/* For either operand gathered, both rounded by multiply_rounded's two ways, and conv.cu. */
+/* For either operand gathered, both rounded by multiply_rounded's two ways, conv.cu, and patches, whose image is a ninth of A at most. */
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     (void)threads;
     const int64_t floats = cuda_max(tile_rows(M, K, sizeof(float)) * K, tile_rows(K, N, sizeof(float)) * N);
@@ -348,5 +368,7 @@ int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads) {
     const int64_t room = is_of_fours(N) ? 0 : 2 * padded(N); /* halves of a row */
     const int64_t by_rows = N * K <= MOST_WEIGHT ? after(rows * padded(K)) + after(padded(N) * padded(K)) + rows * room : 0;
     const int64_t halves = cuda_max(by_rows, after(step * padded(M)) + after(step * padded(N)) + M * room);
-    return cuda_max(cuda_conv_scratch(M, N, K), cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1)));
+    const int64_t tiles = cuda_conv_hopper_scratch(M, N, K), patches = tiles ? image_bytes(cuda_over(M * K, 9)) + tiles : 0;
+    const int64_t gathered = cuda_max(floats * (int64_t)sizeof(float), halves * (int64_t)sizeof(half1));
+    return cuda_max(cuda_max(cuda_conv_scratch(M, N, K), patches), gathered);
 }

@@ -26,6 +26,7 @@ struct group_product {
     const uint32_t *a;
     const unsigned char *b;
     int n, group;
+    bool bf16;
 };
 struct host_thread {
     ucontext_t context;
@@ -85,29 +86,35 @@ void on_host_copies_wait(int but) {
 }
 
 /* A warpgroup's products too are done as late as they may be, of what registers and shared memory hold by then. */
-void on_host_multiply_later(float (*c)[4], const uint32_t *a, const unsigned char *b, int n) {
+void on_host_multiply_later(float (*c)[4], const uint32_t *a, const unsigned char *b, int n, bool bf16) {
     host_thread &self = host_threads[threadIdx.x];
-    self.products.push_back({c, a, b, n, self.products_group});
+    self.products.push_back({c, a, b, n, self.products_group, bf16});
 }
 void on_host_products_close(void) { host_threads[threadIdx.x].products_group++; }
 
-static float factor_at(const unsigned char *b, int n, int k) {
-    const uintptr_t at = (uintptr_t)b + (uintptr_t)(n * 128 + k * 4);
-    uint32_t bits;
-    memcpy(&bits, (const void *)(at ^ (at >> 7 & 7) << 4), sizeof bits);
-    return on_host_float(bits & ~0x1FFFu);
+/* The k-th factor of a row of 32-bit words: one of TF32, or half of one. */
+static float factor_of(uint32_t word, int k, bool bf16) {
+    return on_host_float(!bf16 ? word & ~0x1FFFu : k % 2 ? word & 0xFFFF0000u : word << 16);
+}
+static float factor_at(const unsigned char *b, int n, int k, bool bf16) {
+    const uintptr_t at = (uintptr_t)b + (uintptr_t)(n * 128 + (bf16 ? k / 2 : k) * 4);
+    uint32_t word;
+    memcpy(&word, (const void *)(at ^ (at >> 7 & 7) << 4), sizeof word);
+    return factor_of(word, k, bf16);
 }
 static void multiply_now(const group_product &p) {
-    const int lane = (int)threadIdx.x % WARP;
+    const int lane = (int)threadIdx.x % WARP, n = p.bf16 ? 16 : 8;
     const on_host_words *all = on_host_show(p.a, 4);
-    float a[2][8];
+    float a[2][16];
     for (int row = 0; row < 2; row++)
-        for (int k = 0; k < 8; k++)
-            a[row][k] = on_host_float(all[lane / 4 * 4 + k % 4][row + k / 4 * 2] & ~0x1FFFu);
+        for (int k = 0; k < n; k++) {
+            const int word = p.bf16 ? k / 2 : k;
+            a[row][k] = factor_of(all[lane / 4 * 4 + word % 4][row + word / 4 * 2], k, p.bf16);
+        }
     for (int j = 0; j < p.n / 8; j++)
         for (int i = 0; i < 4; i++)
-            for (int k = 0; k < 8; k++)
-                p.c[j][i] += a[i / 2][k] * factor_at(p.b, 8 * j + lane % 4 * 2 + i % 2, k);
+            for (int k = 0; k < n; k++)
+                p.c[j][i] += a[i / 2][k] * factor_at(p.b, 8 * j + lane % 4 * 2 + i % 2, k, p.bf16);
 }
 void on_host_products_wait(int but) {
     host_thread &self = host_threads[threadIdx.x];

@@ -14,7 +14,7 @@ const on_host_words *on_host_show(const uint32_t *mine, int n);
 void on_host_copy_later(void *to, const void *from, bool there);
 void on_host_copies_close(void);
 void on_host_copies_wait(int but);
-void on_host_multiply_later(float (*c)[4], const uint32_t *a, const unsigned char *b, int n);
+void on_host_multiply_later(float (*c)[4], const uint32_t *a, const unsigned char *b, int n, bool bf16);
 void on_host_products_close(void);
 void on_host_products_wait(int but);
 extern unsigned char on_host_shared[ON_HOST_SHARED];
@@ -120,7 +120,9 @@ static inline cuda_tile cuda_tile_at(const void *tile) {
     return (cuda_tile)tile;
 }
 static inline cuda_tile cuda_tile_step(cuda_tile tile, int step) { return tile + 32 * step; }
-template <int N> void cuda_group_mma_tf32(float c[N / 8][4], const uint32_t a[4], cuda_tile b) { on_host_multiply_later(c, a, b, N); }
+template <int N, bool BF16> void cuda_group_mma(float c[N / 8][4], const uint32_t a[4], cuda_tile b) {
+    on_host_multiply_later(c, a, b, N, BF16);
+}
 static inline void cuda_group_fence(uint32_t *, uint32_t *) {}
 static inline void cuda_group_close(void) { on_host_products_close(); }
 template <int N> void cuda_groups_wait(void) { on_host_products_wait(N); }

@@ -84,10 +84,10 @@ template <int N> __device__ inline void cuda_copies_wait(void) { asm volatile("c
  * for "90a". They go on by themselves: from a cuda_group_fence on, which comes after the last write to registers that they take, to the
  * cuda_groups_wait<N> that waits for all but the N latest cuda_group_close, nobody writes what they read or reads what they write.
  *
- * B [8,N] of TF32 is a part of a tile [N,32] in shared memory: rows of 128 bytes, from a multiple of 1024 bytes on, the 16-byte pieces
- * of row n in the order piece ^ n % 8. */
+ * B [8,N] of TF32, or [16,N] of bf16, is a part of a tile [N,32] or [N,64] in shared memory: rows of 128 bytes, from a multiple of 1024
+ * bytes on, the 16-byte pieces of row n in the order piece ^ n % 8. */
 typedef uint64_t cuda_tile;
-/* The tile's rows 0-7 of B; those of step k are cuda_tile_step(tile, k). */
+/* The tile's first rows of B; those of step k are cuda_tile_step(tile, k). */
 __device__ inline cuda_tile cuda_tile_at(const void *tile) {
     const uint64_t at = (uint64_t)__cvta_generic_to_shared(tile);
     /* its address; how far eight rows are from the next; swizzled within 128 bytes: all but the last counted in 16 bytes */
@@ -101,22 +101,31 @@ __device__ inline cuda_tile cuda_tile_step(cuda_tile tile, int step) { return ti
 #define CUDA_C64_NAMES \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-/* C [64,N] += A [64,8] B: a warp has 16 rows of A and C, in N / 8 fragments of C. */
-template <int N> __device__ inline void cuda_group_mma_tf32(float c[N / 8][4], const uint32_t a[4], cuda_tile b) {
+/* Adds to C; `numbers`: the scales of A and B and, of bf16, that B's columns are contiguous. */
+#define CUDA_GROUP_MMA_128(factors, numbers)                                                                     \
+    asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;\n"                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n128" factors " {" CUDA_C64_NAMES "},\n"                       \
+                 "{%64,%65,%66,%67}, %68, p, " numbers "; }"                                                     \
+                 : CUDA_C64(c)                                                                                   \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define CUDA_GROUP_MMA_160(factors, numbers)                                                                     \
+    asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;\n"                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n160" factors " {" CUDA_C64_NAMES ",\n"                        \
+                 "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79},\n"                           \
+                 "{%80,%81,%82,%83}, %84, p, " numbers "; }"                                                     \
+                 : CUDA_C64(c), CUDA_C16(c, 16)                                                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+/* C [64,N] += A B, A [64,8] of TF32 or [64,16] of bf16: a warp has 16 rows of A and C, in N / 8 fragments of C. */
+template <int N, bool BF16> __device__ inline void cuda_group_mma(float c[N / 8][4], const uint32_t a[4], cuda_tile b) {
     static_assert(N == 128 || N == 160, "a size that is not written down");
-    if constexpr (N == 128)
-        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; /* adds to C */\n"
-                     "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {" CUDA_C64_NAMES "},\n"
-                     "{%64,%65,%66,%67}, %68, p, 1, 1; }"
-                     : CUDA_C64(c)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    if constexpr (N == 128 && BF16)
+        CUDA_GROUP_MMA_128("k16.f32.bf16.bf16", "1, 1, 0");
+    else if constexpr (N == 128)
+        CUDA_GROUP_MMA_128("k8.f32.tf32.tf32", "1, 1");
+    else if constexpr (BF16)
+        CUDA_GROUP_MMA_160("k16.f32.bf16.bf16", "1, 1, 0");
     else
-        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n160k8.f32.tf32.tf32 {" CUDA_C64_NAMES ",\n"
-                     "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79},\n"
-                     "{%80,%81,%82,%83}, %84, p, 1, 1; }"
-                     : CUDA_C64(c), CUDA_C16(c, 16)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        CUDA_GROUP_MMA_160("k8.f32.tf32.tf32", "1, 1");
 }
 /* For two fragments of A, which the compiler is told of, so that it writes them before. */
 __device__ inline void cuda_group_fence(uint32_t a[4], uint32_t b[4]) {
