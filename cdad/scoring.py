@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 
+from . import _core
 from .config import ScoringConfig
 
 _BLUR = 8.0  # pixels at 256: normal parts move by this much from image to image
 _FLOOR = 2.0  # of a map's mean: what every pixel's normal distance counts at least
 _RIDGE = 0.02  # of the mean variance: what is added to that of every direction of the features
+_LEAST = 1 << 18  # pixels that are worth several threads
 
 
 @dataclass(frozen=True)
@@ -79,31 +83,45 @@ def score_maps(
     """Distances [N,H,W,L] -> anomaly maps [N,H,W]: summed over the layers, smoothed. With a calibration, layers weigh
     alike and a pixel is divided by what is normal there: 1 is a normal image's mean."""
     chosen = [layer for layer in config.layers if layer < distances.shape[-1]]
-    maps = np.zeros(distances.shape[:-1], np.float32)
-    for layer in chosen:  # a pass a layer takes half of what a mean over so few does
-        maps += distances[..., layer] if calibration is None else distances[..., layer] / calibration.layers[layer]
-    maps /= np.float32(len(chosen))
-    if calibration is not None:
-        normal = (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
-        maps = maps / normal
+    normal = None if calibration is None else (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
     sigma = config.sigma * image_size / 256
-    return np.stack([_smooth(m, sigma) for m in maps])
+
+    def make(image: np.ndarray) -> np.ndarray:
+        map = np.zeros(image.shape[:-1], np.float32)
+        for layer in chosen:  # a pass a layer takes half of what a mean over so few does
+            map += image[..., layer] if calibration is None else image[..., layer] / calibration.layers[layer]
+        map /= np.float32(len(chosen))
+        return _smooth(map if normal is None else map / normal, sigma)
+
+    return np.stack(_each(make, distances))
 
 
 def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
     """Anomaly maps [N,H,W] -> scores [N]: the mean of a map's highest pixels, `ScoringConfig.top` of them, so that one
     speck that is hard to redraw weighs less than a defect (0: the maximum alone, the paper's score), less the map's median
     where the configuration says so."""
-    flat = maps.reshape(len(maps), -1)
-    n, middle = max(1, round(config.top * flat.shape[1])), flat.shape[1] // 2
-    highest = np.partition(flat, flat.shape[1] - n, axis=1)[:, flat.shape[1] - n :]
-    # Sorted, so that a sum's order, and with it a score's last bit, does not depend on partition's.
-    scores = np.sort(highest, axis=1).mean(1, dtype=np.float64)
-    if config.subtract_median:  # np.median, which asks partition for two places, takes nine times as long
-        parted = np.partition(flat, middle, axis=1)
-        upper = parted[:, middle]
-        scores -= upper if flat.shape[1] % 2 else (parted[:, :middle].max(axis=1) + upper) / 2
-    return scores.astype(np.float32)
+
+    def score(map: np.ndarray) -> float:
+        flat = map.ravel()
+        n, middle = max(1, round(config.top * flat.size)), flat.size // 2
+        # Sorted, so that a sum's order, and with it a score's last bit, does not depend on partition's.
+        mean = np.sort(np.partition(flat, flat.size - n)[flat.size - n :]).mean(dtype=np.float64)
+        if not config.subtract_median:
+            return mean
+        parted = np.partition(flat, middle)  # np.median, which asks partition for two places, takes nine times as long
+        upper = parted[middle]
+        return mean - (upper if flat.size % 2 else (parted[:middle].max() + upper) / 2)
+
+    return np.array(_each(score, maps), np.float32)
+
+
+def _each(f: Callable[[np.ndarray], Any], images: np.ndarray) -> list[Any]:
+    """f of every image, by as many threads as the core has: what NumPy and OpenCV do with one needs no lock."""
+    threads = min(_core.get_threads(), len(images)) if images.size >= _LEAST else 1
+    if threads < 2:
+        return [f(image) for image in images]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(f, images))
 
 
 def _smooth(array: np.ndarray, sigma: float) -> np.ndarray:

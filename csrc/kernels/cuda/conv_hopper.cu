@@ -50,8 +50,11 @@ template <int BN_> struct patch_shape {
 };
 
 /* Bytes of a channel of a pixel, and how many channels are there at a time. */
-static constexpr int element_of(bool bf16) { return bf16 ? 2 : 4; }
-static constexpr int channels_of(bool bf16) { return PIXEL_BYTES / element_of(bf16); }
+template <bool BF16> struct factor {
+    static constexpr int BYTES = BF16 ? 2 : 4, CHANNELS = PIXEL_BYTES / BYTES;
+};
+static int element_of(bool bf16) { return bf16 ? factor<true>::BYTES : factor<false>::BYTES; }
+static int channels_of(bool bf16) { return PIXEL_BYTES / element_of(bf16); }
 
 struct patch_args {
     const unsigned char *x, *tiles;
@@ -80,7 +83,7 @@ __device__ static void place_pixels(int *places, const patch_args &a, int image,
 template <bool BF16> __device__ static void copy_pixels(unsigned char *patch, const unsigned char *x, const int *places, int e) {
     const unsigned i = (threadIdx.x + (unsigned)e * THREADS) / PIECES, piece = threadIdx.x % PIECES;
     const int from = places[i];
-    cuda_copy_async(patch + i * PIXEL_BYTES + (piece ^ i % PIECES) * 16, x + (int64_t)from * element_of(BF16) + 16 * (int)piece, from >= 0);
+    cuda_copy_async(patch + i * PIXEL_BYTES + (piece ^ i % PIECES) * 16, x + (int64_t)from * factor<BF16>::BYTES + 16 * (int)piece, from >= 0);
 }
 
 /* Of a tile. */
@@ -244,7 +247,7 @@ struct __align__(16) packed_piece {
 /* to: the weight b in tiles of BN columns, rounded. K_ROWS: b's rows are contiguous, else its columns; b_rs apart. */
 template <bool K_ROWS, bool BF16>
 __global__ static void pack_kernel(packed_piece *to, const float *b, uint32_t b_rs, uint32_t BN, uint32_t C, uint32_t pieces) {
-    const uint32_t CHANNELS = channels_of(BF16), EACH = 16 / element_of(BF16);
+    const uint32_t CHANNELS = factor<BF16>::CHANNELS, EACH = 16 / factor<BF16>::BYTES;
     CUDA_EACH_OF(uint32_t, i, pieces) {
         const uint32_t eight = i / 64, row = K_ROWS ? i % 8 : i / 8 % 8, piece = K_ROWS ? i / 8 % 8 : i % 8;
         const uint32_t tile = eight / (BN / 8), tap = tile % TAPS, chunk = tile / TAPS % (C / CHANNELS);
