@@ -520,7 +520,7 @@ def test_what_a_model_says_of_itself(first_checkpoint, products, quick_config):
     model = ContinualModel.load(first_checkpoint)
     millions = sum(model.params[name].size for name in model.params.shapes()) / 1e6
     (what, learned) = lines(model)
-    assert what == f"ContinualModel(tiny, 64 pixels, {millions:.3g} M parameters, strategy cdad, on {_core.get_device()})"
+    assert what == f"ContinualModel(tiny, 64 pixels, {millions:.3g} M parameters, strategy cdad, on {model.params.device})"
     assert learned == "1 task learned: gear, cloth"
 
     def stop(report):

@@ -26,6 +26,7 @@ RUN = """
 import json, sys
 import cdad
 from cdad.process_memory import held, peak
+cdad.set_threads(2)
 config, root = cdad.preset("small").updated(json.loads(sys.argv[1])), sys.argv[2]
 data = cdad.open_dataset(root)["gear"]
 before, grown = held(), lambda: peak() - before
@@ -51,7 +52,18 @@ def measured(config: dict, root, what: str):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_memory_of_training_is_as_planned(root, products):
+@pytest.fixture
+def host():
+    """Plans are of a run on the host by two threads."""
+    before = _core.get_device(), _core.get_threads()
+    _core.set_device("cpu")
+    _core.set_threads(2)
+    yield
+    _core.set_device(before[0])
+    _core.set_threads(before[1])
+
+
+def test_memory_of_training_is_as_planned(root, products, host):
     training, whole, bases = measured(QUICK, root, "train")
     found = cdad.plan(preset("small").updated(QUICK), images=len(products["gear"].train))
     assert training == pytest.approx(found.peak["training"], rel=0.03)
@@ -62,7 +74,7 @@ def test_memory_of_training_is_as_planned(root, products):
     assert whole == pytest.approx(found.peak["collecting"], rel=0.1)  # threads' solving overlaps as it comes: 6 % alone, 9 beside others
 
 
-def test_memory_of_sampling_and_scoring_is_as_planned(root):
+def test_memory_of_sampling_and_scoring_is_as_planned(root, host):
     found = cdad.plan(preset("small").updated(QUICK))
     assert measured(QUICK, root, "predict") == pytest.approx(found.peak["prediction"], rel=0.06)
 

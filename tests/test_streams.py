@@ -125,8 +125,9 @@ def test_refusals():
 
 SKETCHED = """
 import numpy as np
-from cdad._core import Stream, random_normal
+from cdad._core import Stream, random_normal, set_threads
 from cdad.process_memory import peak
+set_threads(2)
 stream = Stream(4000, "sketch", rank=64)
 block, peaks = random_normal((128, 4000), 0, 0), []
 for i in range(120):

@@ -29,13 +29,6 @@ static int poll_signals(void *arg) {
     return stop;
 }
 
-cdad_context cdad_py_context(cdad_device *device) {
-    const int own = device && !device->is_planned; /* what is planned is a run here, with the scratch of its kernels */
-    return (cdad_context){.pool = pools[threads_now], .kernels = own ? device->kernels : cdad_kernels_select(NULL),
-                          .device = device, .host_kernels = cdad_kernels_select(NULL), .poll = poll_signals,
-                          .profile = cdad_profile_is_on(profile) ? profile : NULL};
-}
-
 /* Where Python knows of NVIDIA's libraries (cdad/devices.py), ':' between. */
 static int library_folders(char *folders, size_t bytes) {
     PyObject *module = PyImport_ImportModule("cdad.devices");
@@ -58,6 +51,22 @@ int cdad_py_device(PyObject *name, cdad_device **device) {
         return 0;
     cdad_py_raise(&err);
     return -1;
+}
+
+/* What is planned is a run where objects are made, with the scratch of its kernels; where that cannot be opened, on the host. */
+static const cdad_kernels *kernels_of(cdad_device *device) {
+    if (device && device->is_planned) {
+        device = NULL;
+        if (cdad_py_device(NULL, &device) < 0)
+            PyErr_Clear();
+    }
+    return device && !device->is_planned ? device->kernels : cdad_kernels_select(NULL);
+}
+
+cdad_context cdad_py_context(cdad_device *device) {
+    return (cdad_context){.pool = pools[threads_now], .kernels = kernels_of(device), .device = device,
+                          .host_kernels = cdad_kernels_select(NULL), .poll = poll_signals,
+                          .profile = cdad_profile_is_on(profile) ? profile : NULL};
 }
 
 PyObject *cdad_py_raise(const cdad_error *err) {

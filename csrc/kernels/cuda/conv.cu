@@ -39,7 +39,7 @@ template <int WARPS_M_, int WARPS_N_, int TM_, int TN_, int BK_, int STAGES_, in
         PLACES_AT = ROWS_AT + BM * 8,
         BYTES = PLACES_AT + QUADS * THREADS * 16
     };
-    static_assert(WARPS * 16 * SLAB_RS * 4 <= ROWS_AT && BYTES <= 160 << 10, "more shared memory than there is");
+    static_assert(WARPS * CUDA_SLAB_ROWS * SLAB_RS * 4 <= ROWS_AT && BYTES <= 160 << 10, "more shared memory than there is");
     static_assert(BM * PIECES % THREADS == 0 && BN % 32 == 0 && (THREADS / 8 % BK == 0 || BK % (THREADS / 8) == 0), "copies are uneven");
 };
 typedef tile_shape<4, 2, 4, 8, 32, 3, 1> tile_256x128;
@@ -348,7 +348,7 @@ template <typename T, bool K_ROWS, bool BF16> __global__ static void __launch_bo
     __syncthreads(); /* slots are read no more */
     const int first_m = tile_m * T::BM + warp_m;
     a.to.out += (int64_t)part * a.M * a.to.ldc;
-    cuda_conv_put<T>(a.to, first_n + warp_n, c, (float *)shared + warp * 16 * T::SLAB_RS, [&](int i, int row) {
+    cuda_conv_put<T>(a.to, first_n + warp_n, c, (float *)shared + warp * CUDA_SLAB_ROWS * T::SLAB_RS, [&](int i, int row) {
         const int m = first_m + 16 * i + row;
         return m < a.M ? m : -1;
     });

@@ -7,7 +7,10 @@
  * make a tile, which lies there as it will in shared memory. A ring of SLOTS slots holds tiles, two more hold the patch's channels.
  *
  * What is copied in a tile's turn is waited for at the end of the next one. A turn's products end in the next turn's first step, so that
- * slots are written two turns after they were read. */
+ * slots are written two turns after they were read.
+ *
+ * A multiprocessor has room for one block, which makes patch after patch: the first turns of the next one are copied while results of this
+ * one go to memory, by way of slabs that are nothing else. */
 #include "kernels/cuda/conv_tile.h"
 
 enum {
@@ -42,10 +45,12 @@ template <int BN_> struct patch_shape {
         TILE_COPIES = TILE_BYTES / 16 / THREADS, /* of a thread */
         PATCHES_AT = SLOTS * TILE_BYTES,
         PLACES_AT = PATCHES_AT + 2 * PATCH_BYTES,
+        SLABS_AT = PLACES_AT + PLACES * 4,
+        SLAB = CUDA_SLAB_ROWS * SLAB_RS, /* floats */
         ALIGN = 1024, /* of tiles */
-        BYTES = ALIGN + PLACES_AT + PLACES * 4
+        BYTES = ALIGN + SLABS_AT + THREADS / 32 * SLAB * 4
     };
-    static_assert(BYTES <= 227 << 10 && THREADS / 32 * 16 * SLAB_RS * 4 <= PLACES_AT, "more shared memory than there is");
+    static_assert(BYTES <= 227 << 10 && SLABS_AT % 16 == 0, "more shared memory than there is");
     static_assert(TILE_BYTES % ALIGN == 0 && TILE_BYTES % (16 * THREADS) == 0, "tiles are uneven");
 };
 
@@ -59,7 +64,7 @@ static int channels_of(bool bf16) { return PIXEL_BYTES / element_of(bf16); }
 struct patch_args {
     const unsigned char *x, *tiles;
     conv_results to;
-    int tiles_n, patches_h, patches_w, chunks;
+    int count, tiles_n, patches_h, patches_w, chunks; /* count: of patches, each once for every tile of columns */
     int C, H, W, P, Q, shift; /* the image as it is read: enlarged by 1 << shift to P x Q */
 };
 
@@ -69,12 +74,22 @@ struct patch_args {
 #endif
 
 #ifdef HAS_GROUPS
-/* Where the pixels of the patch from (top, left) on and those around it are: in channels from x on. */
-__device__ static void place_pixels(int *places, const patch_args &a, int image, int top, int left) {
+/* What a block makes at a time: columns number tile_n of a patch of an image. Neighbours, which are made at the same time, are of the same
+ * patch: it is read from memory once. */
+struct patch_place {
+    int tile_n, image, top, left;
+};
+__device__ static patch_place place_of_number(const patch_args &a, int number) {
+    const int patch = number / a.tiles_n;
+    return {number % a.tiles_n, patch / a.patches_w / a.patches_h, patch / a.patches_w % a.patches_h * SIDE, patch % a.patches_w * SIDE};
+}
+
+/* Where the pixels of the patch and those around it are: in channels from x on. */
+__device__ static void place_pixels(int *places, const patch_args &a, const patch_place &at) {
     for (int i = (int)threadIdx.x; i < PLACES; i += THREADS) {
-        const int h = top - 1 + i / AROUND, w = left - 1 + i % AROUND;
+        const int h = at.top - 1 + i / AROUND, w = at.left - 1 + i % AROUND;
         const bool there = i < PIXELS && (unsigned)h < (unsigned)a.P && (unsigned)w < (unsigned)a.Q;
-        places[i] = there ? ((image * a.H + (h >> a.shift)) * a.W + (w >> a.shift)) * a.C : (int)NOWHERE;
+        places[i] = there ? ((at.image * a.H + (h >> a.shift)) * a.W + (w >> a.shift)) * a.C : (int)NOWHERE;
     }
 }
 
@@ -90,6 +105,31 @@ template <bool BF16> __device__ static void copy_pixels(unsigned char *patch, co
 __device__ static void copy_weights(unsigned char *slot, const unsigned char *tile, int e, bool there) {
     const int at = ((int)threadIdx.x + e * THREADS) * 16;
     cuda_copy_async(slot + at, tile + at, there);
+}
+
+/* Where the tiles of its columns begin. */
+template <typename T> __device__ static const unsigned char *tiles_of(const patch_args &a, const patch_place &at) {
+    return a.tiles + (int64_t)at.tile_n * a.chunks * TAPS * T::TILE_BYTES;
+}
+
+/* Queues the copies of the first turns, a group a turn. */
+template <typename T, bool BF16> __device__ static void begin(unsigned char *shared, const patch_args &a, const patch_place &at) {
+    int *places = (int *)(shared + T::PLACES_AT);
+    const unsigned char *tile = tiles_of<T>(a, at);
+    place_pixels(places, a, at);
+    CUDA_UNROLL
+    for (int i = 0; i < AHEAD; i++) {
+        CUDA_UNROLL
+        for (int e = 0; e < T::TILE_COPIES; e++)
+            copy_weights(shared + i * T::TILE_BYTES, tile + i * T::TILE_BYTES, e, true);
+        if (i == 0) {
+            __syncthreads(); /* places are there */
+            CUDA_UNROLL
+            for (int e = 0; e < PATCH_COPIES; e++)
+                copy_pixels<BF16>(shared + T::PATCHES_AT, a.x, places, e);
+        }
+        cuda_copies_close();
+    }
 }
 
 /* Where a lane that begins with pixel i loads the first step's A: matrices are of eight pixels' one piece, of the next eight's, then of both
@@ -128,113 +168,104 @@ template <int TN> __device__ static void add_sums(float c[TN][4], const conv_res
 }
 #endif
 
-/* Results of a patch in BN columns. */
+/* All results. */
 template <int BN, bool BF16> __global__ static void __launch_bounds__(THREADS, 1) patch_kernel(patch_args a) {
 #ifdef HAS_GROUPS
     typedef patch_shape<BN> T;
     CUDA_SHARED(unaligned);
     unsigned char *shared = unaligned + (0u - cuda_shared_address(unaligned)) % T::ALIGN;
-    int *places = (int *)(shared + T::PLACES_AT);
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    /* Blocks that work at the same time are of the same patches: these are read from memory once. */
-    const int tile_n = (int)(blockIdx.x % (unsigned)a.tiles_n), patch = (int)(blockIdx.x / (unsigned)a.tiles_n);
-    const int left = patch % a.patches_w * SIDE, top = patch / a.patches_w % a.patches_h * SIDE, image = patch / a.patches_w / a.patches_h;
-    const int turns = a.chunks * TAPS;
-    const unsigned char *tile = a.tiles + (int64_t)tile_n * turns * T::TILE_BYTES; /* to copy next */
-    float c[2][T::TN][4];
-    uint32_t f[FACTORS][2][4];
-    CUDA_UNROLL
-    for (int i = 0; i < 2; i++)
-        CUDA_UNROLL
-        for (int j = 0; j < T::TN; j++)
-            CUDA_UNROLL
-            for (int l = 0; l < 4; l++)
-                c[i][j][l] = 0.0f;
-
-    place_pixels(places, a, image, top, left);
-    CUDA_UNROLL
-    for (int i = 0; i < AHEAD; i++) {
-        CUDA_UNROLL
-        for (int e = 0; e < T::TILE_COPIES; e++)
-            copy_weights(shared + i * T::TILE_BYTES, tile, e, true);
-        if (i == 0) {
-            __syncthreads(); /* places are there */
-            CUDA_UNROLL
-            for (int e = 0; e < PATCH_COPIES; e++)
-                copy_pixels<BF16>(shared + T::PATCHES_AT, a.x, places, e);
-        }
-        cuda_copies_close();
-        tile += T::TILE_BYTES;
-    }
-    cuda_copies_wait<AHEAD - 1>();
-    cuda_show_groups();
-    __syncthreads();
-
+    const int *places = (const int *)(shared + T::PLACES_AT);
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, turns = a.chunks * TAPS;
     const int row = warp / 4 * (SIDE / 2) + warp % 4, first = row * AROUND + lane % 16;
-    const unsigned char *pixels = shared + T::PATCHES_AT;
-    int tap = 0, chunk = 0, at = place_of(first);
-    take(f[0], pixels, at, 0);
-    take(f[1], pixels, at, 1);
+    float *slab = (float *)(shared + T::SLABS_AT) + warp * T::SLAB;
+    patch_place place = place_of_number(a, (int)blockIdx.x);
+    begin<T, BF16>(shared, a, place);
     CUDA_NO_UNROLL
-    for (int turn = 0; turn < turns; turn++) {
-        const cuda_tile b = cuda_tile_at(shared + turn % SLOTS * T::TILE_BYTES);
-        unsigned char *slot = shared + (turn + AHEAD) % SLOTS * T::TILE_BYTES;
-        unsigned char *other = shared + T::PATCHES_AT + (chunk + 1) % 2 * PATCH_BYTES; /* was read in the chunk before */
-        const bool last_tap = tap == TAPS - 1;
-        const int next_tap = last_tap ? 0 : tap + 1, next_at = place_of(first + next_tap / 3 * AROUND + next_tap % 3);
+    for (int number = (int)blockIdx.x; number < a.count; number += (int)gridDim.x) {
+        float c[2][T::TN][4];
+        uint32_t f[FACTORS][2][4];
         CUDA_UNROLL
-        for (int step = 0; step < STEPS; step++) {
-            const bool beyond = step + 2 >= STEPS; /* what is loaded now is the next turn's */
-            uint32_t(*now)[4] = f[step % FACTORS];
+        for (int i = 0; i < 2; i++)
             CUDA_UNROLL
-            for (int i = 0; i < 2 && !BF16; i++)
+            for (int j = 0; j < T::TN; j++)
                 CUDA_UNROLL
                 for (int l = 0; l < 4; l++)
-                    now[i][l] = cuda_raised(now[i][l]);
-            cuda_group_fence(now[0], now[1]);
-            CUDA_UNROLL
-            for (int i = 0; i < 2; i++)
-                cuda_group_mma<BN, BF16>(c[i], now[i], cuda_tile_step(b, step));
-            cuda_group_close();
-            /* Past the end zeros are copied, so that groups of copies behind the one waited for are always as many. */
-            CUDA_UNROLL
-            for (int e = step; e < T::TILE_COPIES && step < COPY_STEPS; e += COPY_STEPS)
-                copy_weights(slot, tile, e, turn + AHEAD < turns);
-            if (step < COPY_STEPS && COPY_STEPS * tap + step < PATCH_COPIES && chunk + 1 < a.chunks)
-                copy_pixels<BF16>(other, a.x + (chunk + 1) * PIXEL_BYTES, places, COPY_STEPS * tap + step);
-            cuda_groups_wait<1>(); /* of the step before; while more went on, the compiler would let no registers be loaded */
-            /* At the very end this takes what nobody needs. */
-            take(f[(step + 2) % FACTORS], beyond && last_tap ? other : pixels, beyond ? next_at : at, (step + 2) % STEPS);
-        }
-        cuda_copies_close();
+                    c[i][j][l] = 0.0f;
         cuda_copies_wait<AHEAD - 1>();
         cuda_show_groups();
-        __syncthreads(); /* the next tile is there; all have done with the tile before this one */
-        tile += T::TILE_BYTES;
-        tap = next_tap;
-        at = next_at;
-        if (last_tap) {
-            chunk++;
-            pixels = other;
+        __syncthreads();
+
+        const unsigned char *tile = tiles_of<T>(a, place) + AHEAD * T::TILE_BYTES; /* to copy next */
+        const unsigned char *pixels = shared + T::PATCHES_AT;
+        int tap = 0, chunk = 0, at = place_of(first);
+        take(f[0], pixels, at, 0);
+        take(f[1], pixels, at, 1);
+        CUDA_NO_UNROLL
+        for (int turn = 0; turn < turns; turn++) {
+            const cuda_tile b = cuda_tile_at(shared + turn % SLOTS * T::TILE_BYTES);
+            unsigned char *slot = shared + (turn + AHEAD) % SLOTS * T::TILE_BYTES;
+            unsigned char *other = shared + T::PATCHES_AT + (chunk + 1) % 2 * PATCH_BYTES; /* was read in the chunk before */
+            const bool last_tap = tap == TAPS - 1;
+            const int next_tap = last_tap ? 0 : tap + 1, next_at = place_of(first + next_tap / 3 * AROUND + next_tap % 3);
+            CUDA_UNROLL
+            for (int step = 0; step < STEPS; step++) {
+                const bool beyond = step + 2 >= STEPS; /* what is loaded now is the next turn's */
+                uint32_t(*now)[4] = f[step % FACTORS];
+                CUDA_UNROLL
+                for (int i = 0; i < 2 && !BF16; i++)
+                    CUDA_UNROLL
+                    for (int l = 0; l < 4; l++)
+                        now[i][l] = cuda_raised(now[i][l]);
+                cuda_group_fence(now[0], now[1]);
+                CUDA_UNROLL
+                for (int i = 0; i < 2; i++)
+                    cuda_group_mma<BN, BF16>(c[i], now[i], cuda_tile_step(b, step));
+                cuda_group_close();
+                /* Past the end zeros are copied, so that groups of copies behind the one waited for are always as many. */
+                CUDA_UNROLL
+                for (int e = step; e < T::TILE_COPIES && step < COPY_STEPS; e += COPY_STEPS)
+                    copy_weights(slot, tile, e, turn + AHEAD < turns);
+                if (step < COPY_STEPS && COPY_STEPS * tap + step < PATCH_COPIES && chunk + 1 < a.chunks)
+                    copy_pixels<BF16>(other, a.x + (chunk + 1) * PIXEL_BYTES, places, COPY_STEPS * tap + step);
+                cuda_groups_wait<1>(); /* of the step before; while more went on, the compiler would let no registers be loaded */
+                /* At the very end this takes what nobody needs. */
+                take(f[(step + 2) % FACTORS], beyond && last_tap ? other : pixels, beyond ? next_at : at, (step + 2) % STEPS);
+            }
+            cuda_copies_close();
+            cuda_copies_wait<AHEAD - 1>();
+            cuda_show_groups();
+            __syncthreads(); /* the next tile is there; all have done with the tile before this one */
+            tile += T::TILE_BYTES;
+            tap = next_tap;
+            at = next_at;
+            if (last_tap) {
+                chunk++;
+                pixels = other;
+            }
         }
-    }
-    cuda_groups_wait<0>();
-    cuda_copies_wait<0>();
-    __syncthreads(); /* shared memory is read no more */
-    const auto row_of = [&](int i, int pixel) {
-        const int h = top + row + 4 * i, w = left + pixel;
-        return h < a.P && w < a.Q ? (image * a.P + h) * a.Q + w : -1;
-    };
-    conv_results to = a.to;
-    if (to.quads && to.with.sum) {
-        CUDA_UNROLL
-        for (int i = 0; i < 2; i++) {
-            const int m[2] = {row_of(i, lane / 4), row_of(i, lane / 4 + 8)};
-            add_sums<T::TN>(c[i], to, m, tile_n * BN);
+        cuda_groups_wait<0>();
+        cuda_copies_wait<0>();
+        __syncthreads(); /* slots, patches and places are read no more */
+        const patch_place made = place;
+        if (number + (int)gridDim.x < a.count) {
+            place = place_of_number(a, number + (int)gridDim.x);
+            begin<T, BF16>(shared, a, place);
         }
-        to.with.sum = NULL;
+        const auto row_of = [&](int i, int pixel) {
+            const int h = made.top + row + 4 * i, w = made.left + pixel;
+            return h < a.P && w < a.Q ? (made.image * a.P + h) * a.Q + w : -1;
+        };
+        conv_results to = a.to;
+        if (to.quads && to.with.sum) {
+            CUDA_UNROLL
+            for (int i = 0; i < 2; i++) {
+                const int m[2] = {row_of(i, lane / 4), row_of(i, lane / 4 + 8)};
+                add_sums<T::TN>(c[i], to, m, made.tile_n * BN);
+            }
+            to.with.sum = NULL;
+        }
+        cuda_conv_put<T>(to, made.tile_n * BN, c, slab, row_of);
     }
-    cuda_conv_put<T>(to, tile_n * BN, c, (float *)shared + warp * 16 * T::SLAB_RS, row_of);
 #else
     (void)a;
 #endif
@@ -302,9 +333,10 @@ double cuda_conv_gathered_clocks(int64_t M, int64_t N, int64_t K) {
     return gathered + (double)(M * N * K) / products + 2 * LAUNCH + (double)(6 * N * K) / MEMORY_BYTES;
 }
 
-template <int BN, bool BF16> static void launch(const cdad_context *ctx, const patch_args &a, int64_t patches) {
+template <int BN, bool BF16> static void launch(const cdad_context *ctx, const patch_args &a) {
     const auto kernel = patch_kernel<BN, BF16>;
-    CDAD_LAUNCH_SHARED(kernel, (unsigned)(patches * a.tiles_n), THREADS, patch_shape<BN>::BYTES, cuda_stream(ctx), a);
+    const unsigned blocks = (unsigned)cuda_min(a.count, cuda_processors(ctx));
+    CDAD_LAUNCH_SHARED(kernel, blocks, THREADS, patch_shape<BN>::BYTES, cuda_stream(ctx), a);
 }
 
 /* Whether there is code for the GPU: setup.py says so where it compiles for "90". */
@@ -341,12 +373,12 @@ void cuda_conv_hopper(const cdad_context *ctx, int64_t N, int64_t K, const cdad_
     a.x = (const unsigned char *)image;
     a.tiles = (const unsigned char *)scratch;
     a.to = cuda_conv_results(N, C, ldc, with);
-    a.tiles_n = (int)(N / BN), a.chunks = (int)(u.C / channels_of(bf16));
+    a.tiles_n = (int)(N / BN), a.count = (int)patches * a.tiles_n, a.chunks = (int)(u.C / channels_of(bf16));
     a.patches_h = (int)cuda_over(u.P, SIDE), a.patches_w = (int)cuda_over(u.Q, SIDE);
     a.C = (int)u.C, a.H = (int)u.H, a.W = (int)u.W, a.P = (int)u.P, a.Q = (int)u.Q, a.shift = u.up == 2;
     if (BN == 128)
-        bf16 ? launch<128, true>(ctx, a, patches) : launch<128, false>(ctx, a, patches);
+        bf16 ? launch<128, true>(ctx, a) : launch<128, false>(ctx, a);
     else
-        bf16 ? launch<160, true>(ctx, a, patches) : launch<160, false>(ctx, a, patches);
+        bf16 ? launch<160, true>(ctx, a) : launch<160, false>(ctx, a);
     cuda_launched(ctx, "gemm");
 }

@@ -43,22 +43,25 @@ static inline conv_results cuda_conv_results(int64_t N, float *C, int64_t ldc, c
     return {C, ldc, (int)N, (N | ldc) % 4 == 0 && met % 16 == 0, *with};
 }
 
-/* A warp's sums, 16 T::TM rows of 8 T::TN columns from first_n on, to memory by way of its `slab` of shared memory, so that lanes write
- * neighbours, and what ends a product is compiled once. row_of(i, row): where row `row` of the 16 number i goes, negative: nowhere. */
+/* A warp's sums, 16 T::TM rows of 8 T::TN columns from first_n on, to memory by way of its `slab` of shared memory, CUDA_SLAB_ROWS rows of
+ * T::SLAB_RS floats, so that lanes write neighbours, and what ends a product is compiled once. row_of(i, row): where row `row` of the 16
+ * number i goes, negative: nowhere. */
+enum { CUDA_SLAB_ROWS = 8 };
 template <typename T, typename F>
 __device__ static inline void cuda_conv_put(const conv_results &to, int first_n, const float c[T::TM][T::TN][4], float *slab, const F &row_of) {
     const int lane = (int)threadIdx.x % 32, width = 8 * T::TN;
     CUDA_UNROLL
-    for (int i = 0; i < T::TM; i++) {
+    for (int half = 0; half < 2 * T::TM; half++) { /* of 16 rows */
+        const int i = half / 2, first_row = half % 2 * CUDA_SLAB_ROWS;
         CUDA_UNROLL
         for (int j = 0; j < T::TN; j++)
             CUDA_UNROLL
-            for (int l = 0; l < 4; l++)
-                slab[(lane / 4 + l / 2 * 8) * T::SLAB_RS + 8 * j + lane % 4 * 2 + l % 2] = c[i][j][l];
+            for (int l = 0; l < 2; l++)
+                slab[lane / 4 * T::SLAB_RS + 8 * j + lane % 4 * 2 + l] = c[i][j][half % 2 * 2 + l];
         __syncwarp();
         CUDA_NO_UNROLL
-        for (int e = 4 * lane; e < 16 * width; e += 4 * 32) {
-            const int m = row_of(i, e / width), n = first_n + e % width;
+        for (int e = 4 * lane; e < CUDA_SLAB_ROWS * width; e += 4 * 32) {
+            const int m = row_of(i, first_row + e / width), n = first_n + e % width;
             const float *from = slab + e / width * T::SLAB_RS + e % width;
             const int64_t at = m * to.ldc + n;
             if (m < 0)

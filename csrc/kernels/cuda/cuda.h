@@ -35,6 +35,8 @@ cudaStream_t cuda_stream(const cdad_context *ctx);
 int64_t cuda_shared_bytes(const cdad_context *ctx);
 /* Its compute capability: 10 * major + minor. */
 int cuda_capability(const cdad_context *ctx);
+/* How many multiprocessors it has. */
+int cuda_processors(const cdad_context *ctx);
 /* Keeps a failed launch for the next check. `what`: the kernel's slot. */
 void cuda_launched(const cdad_context *ctx, const char *what);
 

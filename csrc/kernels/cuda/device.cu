@@ -62,6 +62,7 @@ cudaStream_t cuda_stream(const cdad_context *ctx) {
 
 int64_t cuda_shared_bytes(const cdad_context *ctx) { return of(ctx)->shared_bytes; }
 int cuda_capability(const cdad_context *ctx) { return of(ctx)->capability; }
+int cuda_processors(const cdad_context *ctx) { return of(ctx)->processors; }
 
 void cuda_launched(const cdad_context *ctx, const char *what) {
     const cudaError_t e = cudaGetLastError();
@@ -329,6 +330,7 @@ static cdad_status start(cuda_device *d, const char *folders, cdad_error *err) {
     snprintf(d->text, sizeof d->text, "%s", properties.name);
     d->shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
     d->capability = 10 * properties.major + properties.minor;
+    d->processors = properties.multiProcessorCount;
     if (d->cublas->start_fused && d->cublas->start_fused(&d->fused))
         d->fused = NULL;
     if ((status = cuda_memory_open(d, err)) != CDAD_OK || (status = cuda_queue_open(d, &d->work, err)) != CDAD_OK)

@@ -23,6 +23,7 @@ struct cuda_device {
     cdad_device base; /* first: a cdad_device is cast to what holds it */
     int number;
     int capability; /* 10 * major + minor */
+    int processors; /* multiprocessors */
     int64_t shared_bytes; /* that a block may have */
     pid_t process; /* CUDA does not survive a fork */
     const cuda_cublas *cublas;

@@ -71,7 +71,7 @@ enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold, cudaMemPoolAttrUsedMemCu
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem, sharedMemPerBlockOptin;
-    int major, minor;
+    int major, minor, multiProcessorCount;
 };
 struct cudaMemPoolProps {
     int allocType;
@@ -136,6 +136,7 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = cudaDeviceProp();
     strcpy(p->name, "CUDA's kernels on the CPU");
     p->major = 9;
+    p->multiProcessorCount = 3; /* so that a block has several patches */
     p->sharedMemPerBlockOptin = 227 << 10;
     return cudaSuccess;
 }
