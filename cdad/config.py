@@ -237,8 +237,10 @@ class ScoringConfig:
     shares is another light or camera, not a defect. ``calibrate``: compare maps with those of the class's normal training images.
     ``distance``: of features, "euclidean", the paper's, or "mahalanobis", which weighs the features' directions by how far
     apart in them the class's normal training images and their drawings are; it wants ``calibrate``.
-    ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class. ``batch_size``: images
-    that are drawn and compared at once."""
+    ``memory_bank``: of each class so many normal features are kept (a PatchCore's coreset), whose distance from an image's own
+    features counts as much as that of what is drawn, and which later tasks do not change; it wants ``calibrate``. 0: none, as the
+    paper's maps. ``noise_seeds``: draws whose distances are averaged. ``calibration_images``: normal images of each class.
+    ``batch_size``: images that are drawn and compared at once."""
 
     backbone: str = "auto"
     weights: str = ""
@@ -248,6 +250,7 @@ class ScoringConfig:
     subtract_median: bool = True
     calibrate: bool = True
     distance: str = "mahalanobis"
+    memory_bank: int = 2048
     calibration_images: int = 64
     noise_seeds: int = 1
     batch_size: int = 8
@@ -432,7 +435,7 @@ class Config:
 # What checkpoints and runs of earlier versions call a key.
 _OLD_NAMES = {"training": {"first_moment": "moments"}}
 # What they did where they have no such key, and today's default is another.
-_BEFORE = {"continual": {"frozen": [], "tether": 0.0}}
+_BEFORE = {"continual": {"frozen": [], "tether": 0.0}, "scoring": {"memory_bank": 0}}
 
 
 def _renamed(values: Any) -> Any:
@@ -541,6 +544,7 @@ _SD15 = Config(
         light=0.0,
     ),
     continual=ContinualConfig(frozen=(), tether=0.0),
+    scoring=ScoringConfig(memory_bank=0),
 )
 
 PRESETS: dict[str, Config] = {
@@ -569,6 +573,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "continual.tether": 0.0,
     "scoring.calibrate": False,
     "scoring.distance": "euclidean",
+    "scoring.memory_bank": 0,
     "scoring.top": 0.0,
     "scoring.subtract_median": False,
 }

@@ -84,6 +84,7 @@ _RULES: dict[str, _Rule] = {
         (_from(1), "continual.images continual.replay_images"),
         (_from(0), "continual.memory"),  # 0: as much as it takes
         (_where(all, "a list of names without empty ones"), "continual.frozen"),
+        (_from(0), "scoring.memory_bank"),
         (_from(1), "scoring.calibration_images scoring.noise_seeds scoring.batch_size"),
         (_from(2, _MAX_TIMESTEPS), "diffusion.num_train_timesteps"),
         (_from(1), "diffusion.steps"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from .config import Config
 from .device_arrays import Array
 from .features import FeatureDistance
 from .programs import Programs
-from .scoring import Calibration, whitening
+from .memory_bank import MemoryBank
+from .scoring import Calibration, chosen_layers, whitening
 
 
 class Drawing:
@@ -95,13 +96,29 @@ class Drawing:
             total += self.features(reference, x, white)
         return total / np.float32(len(drawn))
 
-    def calibration_of(self, images: np.ndarray) -> Calibration:
-        """What a class's distances are measured against, of its normal images."""
+    def nearest(self, images: Array, calibration: Calibration | None) -> np.ndarray | None:
+        """How far images' own features are from the calibration's banks: [N,h,w]; None where there are none, or none are wanted."""
+        if calibration is None or not self.config.scoring.memory_bank:
+            return None
+        return calibration.nearest(self._chosen_features(images))
+
+    def _chosen_features(self, images: Array) -> list[np.ndarray]:
+        layers = self.features.extract(images)
+        return [np.asarray(layers[i]) for i in chosen_layers(self.config.scoring, len(layers))]
+
+    def calibration_of(self, images: np.ndarray, all_images: Iterable[np.ndarray] = (), n: int = 0) -> Calibration:
+        """What a class's distances are measured against, of its normal images. ``all_images``: in chunks the n images of which the
+        memory bank is made; none: of ``images``."""
         reference, drawn = self.draw(images)
         moments: list[np.ndarray] = []
-        if self.config.scoring.distance == "mahalanobis":
+        banks: list[MemoryBank] = []
+        scoring = self.config.scoring
+        if scoring.distance == "mahalanobis":
             moments = self.features.second_moments(np.concatenate([reference] * len(drawn)), np.concatenate(drawn))
-        return Calibration.measure(self.distances(reference, drawn, [whitening(m) for m in moments]), moments)
+        if scoring.memory_bank:
+            features = map(self._chosen_features, all_images if n else [images])
+            banks = [MemoryBank.measure(features, n or len(images), scoring.memory_bank, self.config.seed)]
+        return Calibration.measure(self.distances(reference, drawn, [whitening(m) for m in moments]), moments, banks)
 
 
 __all__ = ["Drawing"]

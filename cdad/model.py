@@ -31,6 +31,7 @@ from .drawing import Drawing
 from .errors import CheckpointError, DataError
 from .exclusion import Exclusion
 from .features import FeatureDistance
+from .memory_bank import BANK_IMAGES
 from .model_files import restore, save_model
 from .parallel import DataParallel
 from .prediction import Prediction
@@ -433,10 +434,17 @@ class ContinualModel:
         if not scoring.calibrate:
             return dict.fromkeys(data.name for data in classes)
 
-        def read(data: ClassData) -> np.ndarray:
-            return load_images(spread(data.train, scoring.calibration_images), self.config.image_size)
+        def load(part: Sequence[Path | MemoryImage]) -> np.ndarray:
+            return load_images(part, self.config.image_size)
 
-        return {data.name: self.drawing.calibration_of(images) for images, data in zip(ahead(read, classes), classes, strict=True)}
+        def read(data: ClassData) -> np.ndarray:
+            return load(spread(data.train, scoring.calibration_images))
+
+        found = {}
+        for images, data in zip(ahead(read, classes), classes, strict=True):
+            of_bank = spread(data.train, BANK_IMAGES)
+            found[data.name] = self.drawing.calibration_of(images, ahead(load, chunked(of_bank, scoring.batch_size)), len(of_bank))
+        return found
 
     # ---- prediction ---------------------------------------------------------------------------------------
 
@@ -493,7 +501,7 @@ class ContinualModel:
         for array in tqdm(ahead(read, parts), "predict", total, disable=not progress, leave=False):
             reference, drawn = self.drawing.draw(array)
             distances = self.drawing.distances(reference, drawn, calibration.whitening if calibration else ())
-            maps.append(score_maps(distances, calibration, self.config.scoring, size))
+            maps.append(score_maps(distances, calibration, self.config.scoring, size, self.drawing.nearest(array, calibration)))
             reconstructions.append(np.asarray(drawn[0]))
         if not maps:
             empty = np.zeros((0, size, size), np.float32)
@@ -539,7 +547,7 @@ class ContinualModel:
         chosen = self.calibrations if class_name is None else {class_name: self.calibrations[class_name]}
         for name, calibration in chosen.items():
             scoring = self.config.scoring
-            if calibration is None or not calibration.fits(self.config.image_size, self.features.widths, scoring.distance):
+            if calibration is None or not calibration.fits(self.config.image_size, self.features.widths, scoring):
                 raise RuntimeError(f"class {name!r} was learned without this calibration of its scores: recalibrate() measures it")
         if class_name is not None:
             return self.calibrations[class_name]

@@ -13,8 +13,10 @@ import numpy as np
 from . import _core
 from .config import Config, preset
 from .data.loader import CACHE_BYTES, PREFETCH, versions
+from .memory_bank import PLACES_AT_ONCE
 from .model import ContinualModel
 from .profile import profile_prediction, profile_training
+from .scoring import chosen_layers
 from .strategies import CDAD
 
 # Of the width: the directions that a new task gets beside the bases. Real products take 16 to 19 % (benchmarks/RESULTS.md).
@@ -121,7 +123,7 @@ def plan(
     first, second = ({part: told[part] for part in ("moments", "update", "gradients")} for told in (parts, model.memory_bytes))
     second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
-    scored = {"images": _prediction_arrays(model)}
+    scored = {"images": _prediction_arrays(model), "bank": _bank_bytes(model)}
     memory = {
         "training": training | first,
         "calibrating": after | scoring | scored,
@@ -238,6 +240,18 @@ def _prediction_arrays(model: ContinualModel) -> int:
     return 4 * c.scoring.batch_size * ((5 + c.scoring.noise_seeds) * _image_bytes(c) + distances)
 
 
+def _bank_vectors(model: ContinualModel) -> int:
+    """Floats of a class's memory bank."""
+    c, widths = model.config.scoring, model.features.widths
+    return c.memory_bank * sum(widths[layer] for layer in chosen_layers(c, len(widths))) if c.calibrate else 0
+
+
+def _bank_bytes(model: ContinualModel) -> int:
+    """Of one memory bank in use: its vectors, twice, and their products with places, as they are made and as they come out."""
+    vectors = _bank_vectors(model)
+    return 8 * (vectors + PLACES_AT_ONCE * model.config.scoring.memory_bank) if vectors else 0
+
+
 def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:
     """What bases are computed in, side by side: of each of the widest streams, a matrix of its width and directions."""
     return sum(sorted((4 * d * rank for d, _, rank, size in streams.values() if size), reverse=True)[: _core.get_threads()])
@@ -259,7 +273,7 @@ def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases
     if c.scoring.calibrate:
         widths = model.features.widths
         moments = sum(C * C for C in widths) if c.scoring.distance == "mahalanobis" else 0
-        calibration = c.image_size**2 + len(widths) + moments
+        calibration = c.image_size**2 + len(widths) + moments + _bank_vectors(model)
     if c.continual.basis_dtype != "float32":  # a file holds the narrow ones alone
         bases //= 3
     kept = model.strategy.kept_blocks * model.params.memory_bytes

@@ -13,11 +13,12 @@ import numpy as np
 
 from . import _core
 from .config import ScoringConfig
+from .memory_bank import MemoryBank
 
 _BLUR = 8.0  # pixels at 256: normal parts move by this much from image to image
 _FLOOR = 2.0  # of a map's mean: what every pixel's normal distance counts at least
 _RIDGE = 0.02  # of the mean variance: what is added to that of every direction of the features
-_LEAST = 1 << 18  # pixels that are worth several threads
+_LEAST = 1 << 18  # floats that are worth several threads
 
 
 @dataclass(frozen=True)
@@ -26,31 +27,40 @@ class Calibration:
     ``mean`` float32 [H,W], the mean map of the layers so balanced. Places that are hard to redraw on every normal part then
     count for less, and the maps of all classes have one scale. ``moments``: where distances are Mahalanobis', the second
     moments float32 [C,C] a layer of the features' differences: directions of the features in which normal images and their
-    drawings differ count for less."""
+    drawings differ count for less. ``banks``: of the class's normal features, one or none; several classes' where these are pooled."""
 
     layers: np.ndarray
     mean: np.ndarray
     moments: tuple[np.ndarray, ...] = ()
+    banks: tuple[MemoryBank, ...] = ()
 
     @classmethod
-    def measure(cls, distances: np.ndarray, moments: Sequence[np.ndarray] = ()) -> Calibration:
+    def measure(cls, distances: np.ndarray, moments: Sequence[np.ndarray] = (), banks: Sequence[MemoryBank] = ()) -> Calibration:
         """From distances [N,H,W,L] of normal images."""
         layers = distances.mean((0, 1, 2), dtype=np.float64).astype(np.float32) + np.float32(1e-12)
         mean = (distances / layers).mean((0, 3), dtype=np.float64).astype(np.float32)
-        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments))
+        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments), tuple(banks))
 
-    def fits(self, image_size: int, widths: Sequence[int], distance: str) -> bool:
-        """Whether it is of maps of this size, by layers of so many channels, and has or lacks moments as the distance wants it."""
-        wanted = list(widths) if distance == "mahalanobis" else []
+    def fits(self, image_size: int, widths: Sequence[int], config: ScoringConfig) -> bool:
+        """Whether it is of maps of this size, by layers of so many channels, has or lacks moments as the distance wants it, and a bank
+        of those layers where one is wanted."""
+        wanted = list(widths) if config.distance == "mahalanobis" else []
         same = len(self.layers) == len(widths) and self.mean.shape == (image_size, image_size)
-        return same and [len(moment) for moment in self.moments] == wanted
+        side_by_side = sum(widths[layer] for layer in chosen_layers(config, len(widths)))
+        banks = not config.memory_bank or (self.banks and all(bank.vectors.shape[1] == side_by_side for bank in self.banks))
+        return bool(same and banks) and [len(moment) for moment in self.moments] == wanted
 
     @classmethod
     def pool(cls, calibrations: Sequence[Calibration]) -> Calibration:
         """For images of an unknown class: the mean of several classes' calibrations."""
         layers = np.mean([c.layers for c in calibrations], axis=0)
         moments = [np.mean(layer, axis=0) for layer in zip(*(c.moments for c in calibrations), strict=True)]
-        return cls(layers, np.mean([c.mean for c in calibrations], axis=0), tuple(moments))
+        banks = tuple(bank for c in calibrations for bank in c.banks)
+        return cls(layers, np.mean([c.mean for c in calibrations], axis=0), tuple(moments), banks)
+
+    def nearest(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """Features [N,h,w,C] of images, one of the chosen layers each -> [N,h,w]: how far they are from the nearest bank."""
+        return np.min([bank.distances(features) for bank in self.banks], axis=0)
 
     @cached_property
     def whitening(self) -> list[np.ndarray]:
@@ -59,13 +69,15 @@ class Calibration:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        return {"layers": self.layers, "mean": self.mean} | {f"moment.{i}": m for i, m in enumerate(self.moments)}
+        banks = {f"bank.{key}": value for bank in self.banks for key, value in bank.tensors().items()}
+        return {"layers": self.layers, "mean": self.mean} | {f"moment.{i}": m for i, m in enumerate(self.moments)} | banks
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> Calibration:
         """The inverse of `tensors`."""
-        moments = (tensors[f"moment.{i}"] for i in range(len(tensors) - 2))
-        return cls(tensors["layers"], tensors["mean"], tuple(moments))
+        moments = (tensors[f"moment.{i}"] for i in range(sum(key.startswith("moment.") for key in tensors)))
+        bank = {key.removeprefix("bank."): value for key, value in tensors.items() if key.startswith("bank.")}
+        return cls(tensors["layers"], tensors["mean"], tuple(moments), (MemoryBank.from_tensors(bank),) if bank else ())
 
 
 def whitening(moment: np.ndarray) -> np.ndarray:
@@ -77,23 +89,38 @@ def whitening(moment: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.inv(factor), np.float32)
 
 
+def chosen_layers(config: ScoringConfig, n: int) -> list[int]:
+    """Those that a configuration wants, of n that a backbone has."""
+    return [layer for layer in config.layers if layer < n]
+
+
 def score_maps(
-    distances: np.ndarray, calibration: Calibration | None, config: ScoringConfig, image_size: int
+    distances: np.ndarray,
+    calibration: Calibration | None,
+    config: ScoringConfig,
+    image_size: int,
+    nearest: np.ndarray | None = None,
 ) -> np.ndarray:
     """Distances [N,H,W,L] -> anomaly maps [N,H,W]: summed over the layers, smoothed. With a calibration, layers weigh
-    alike and a pixel is divided by what is normal there: 1 is a normal image's mean."""
-    chosen = [layer for layer in config.layers if layer < distances.shape[-1]]
+    alike and a pixel is divided by what is normal there: 1 is a normal image's mean. ``nearest`` [N,h,w]: those from the calibration's
+    banks, with which the map is averaged."""
+    chosen = chosen_layers(config, distances.shape[-1])
     normal = None if calibration is None else (calibration.mean + _FLOOR * calibration.mean.mean()) / (1.0 + _FLOOR)
     sigma = config.sigma * image_size / 256
 
-    def make(image: np.ndarray) -> np.ndarray:
+    def make(i: int) -> np.ndarray:
+        image = distances[i]
         map = np.zeros(image.shape[:-1], np.float32)
         for layer in chosen:  # a pass a layer takes half of what a mean over so few does
             map += image[..., layer] if calibration is None else image[..., layer] / calibration.layers[layer]
         map /= np.float32(len(chosen))
-        return _smooth(map if normal is None else map / normal, sigma)
+        if normal is not None:
+            map /= normal
+        if nearest is not None:
+            map = (map + cv2.resize(nearest[i], map.shape[::-1], interpolation=cv2.INTER_LINEAR)) / 2
+        return _smooth(map, sigma)
 
-    return np.stack(_each(make, distances))
+    return np.stack(_each(make, len(distances), distances.size))
 
 
 def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
@@ -101,8 +128,8 @@ def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
     speck that is hard to redraw weighs less than a defect (0: the maximum alone, the paper's score), less the map's median
     where the configuration says so."""
 
-    def score(map: np.ndarray) -> float:
-        flat = map.ravel()
+    def score(i: int) -> float:
+        flat = maps[i].ravel()
         n, middle = max(1, round(config.top * flat.size)), flat.size // 2
         # Sorted, so that a sum's order, and with it a score's last bit, does not depend on partition's.
         mean = np.sort(np.partition(flat, flat.size - n)[flat.size - n :]).mean(dtype=np.float64)
@@ -112,16 +139,16 @@ def image_scores(maps: np.ndarray, config: ScoringConfig) -> np.ndarray:
         upper = parted[middle]
         return mean - (upper if flat.size % 2 else (parted[:middle].max() + upper) / 2)
 
-    return np.array(_each(score, maps), np.float32)
+    return np.array(_each(score, len(maps), maps.size), np.float32)
 
 
-def _each(f: Callable[[np.ndarray], Any], images: np.ndarray) -> list[Any]:
-    """f of every image, by as many threads as the core has: what NumPy and OpenCV do with one needs no lock."""
-    threads = min(_core.get_threads(), len(images)) if images.size >= _LEAST else 1
+def _each(f: Callable[[int], Any], n: int, size: int) -> list[Any]:
+    """f of the numbers of n images, of ``size`` floats in all, by as many threads as the core has: NumPy and OpenCV need no lock."""
+    threads = min(_core.get_threads(), n) if size >= _LEAST else 1
     if threads < 2:
-        return [f(image) for image in images]
+        return [f(i) for i in range(n)]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(f, images))
+        return list(pool.map(f, range(n)))
 
 
 def _smooth(array: np.ndarray, sigma: float) -> np.ndarray:

@@ -1,0 +1,126 @@
+"""Memory banks beside a search of all vectors in float64, and what models do with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cdad import Config, ContinualModel
+from cdad.memory_bank import MemoryBank, _resized, _spread
+from cdad.scoring import Calibration, score_maps
+
+
+def features(n: int, seed: int = 0) -> list[np.ndarray]:
+    """Three layers of n images, of 8, 4 and 2 places a side."""
+    rng = np.random.default_rng(seed)
+    shapes = ((8, 3, 5.0), (4, 6, 1.0), (2, 9, 0.1))
+    return [scale * rng.standard_normal((n, side, side, width)).astype(np.float32) for side, width, scale in shapes]
+
+
+def places(layers: list[np.ndarray]) -> np.ndarray:
+    """What a bank compares, of those: [n,4,4,18]."""
+    fine, middle, coarse = (layer.astype(np.float64) for layer in layers)
+    fine = fine.reshape(len(fine), 4, 2, 4, 2, -1).mean((2, 4))
+    at = np.array([0, 0.25, 0.75, 1])  # where the middles of four lie between those of two
+    near = 1 - np.abs(at[:, None] - np.array([0, 1]))
+    return np.concatenate([fine, middle, np.einsum("ap,bq,npqc->nabc", near, near, coarse)], -1)
+
+
+def measure(layers: list[np.ndarray], size: int) -> MemoryBank:
+    chunks = ([layer[:2] for layer in layers], [layer[2:] for layer in layers])
+    return MemoryBank.measure(chunks, len(layers[0]), size, 0)
+
+
+def nearest(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return ((x[:, None] - vectors) ** 2).sum(-1).min(1)
+
+
+def test_distances_are_those_from_the_nearest_normal_features():
+    normal, other = features(5), features(3, seed=1)
+    bank, each = measure(normal, 1000), places(normal)
+    widths = [layer.shape[-1] for layer in normal]
+    flat = each.reshape(-1, 18)
+    scales = [part.std() for part in np.split(flat, np.cumsum(widths)[:-1], axis=1)]
+    np.testing.assert_allclose(bank.scales, scales, rtol=1e-5)
+    flat = flat / np.repeat(scales, widths)
+    assert bank.vectors.shape == (5 * 16, 18)
+    # a normal image's own features do not count when it says what is normal
+    by_image = flat.reshape(5, 16, 18)
+    without = [nearest(image, np.delete(by_image, i, 0).reshape(-1, 18)) for i, image in enumerate(by_image)]
+    assert bank.normal == pytest.approx(np.mean(without), rel=1e-4)
+    wanted = nearest(places(other).reshape(-1, 18) / np.repeat(scales, widths), flat).reshape(3, 4, 4) / bank.normal
+    np.testing.assert_allclose(bank.distances(other), wanted, rtol=1e-4)
+    assert np.abs(bank.distances(normal)).max() < 1e-4
+
+
+def test_few_vectors_lie_near_all_others():
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.standard_normal((20, 100)).astype(np.float32)
+    vectors = np.repeat(centres, 50, axis=0) + 0.01 * rng.standard_normal((1000, 100)).astype(np.float32)
+    rng.shuffle(vectors)
+    kept = vectors[_spread(vectors, 20, rng)]
+    assert len(np.unique(nearest(centres, kept).argsort())) == 20 and nearest(centres, kept).max() < 1
+    assert nearest(centres, vectors[:20]).max() > 100  # as they come, some centres have none
+    assert list(_spread(vectors[:5], 20, rng)) == list(range(5))
+
+
+def test_of_one_image_its_spread_is_what_is_normal():
+    bank = MemoryBank.measure([features(1)], 1, 4, 0)
+    assert bank.vectors.shape == (4, 18) and 9 < bank.normal < 18  # of 18 channels, each of which varies by 1 with its layer
+
+
+@pytest.mark.parametrize("width", [1, 3, 600])
+def test_layers_of_any_width_are_resized(width):
+    layer = np.random.default_rng(0).random((2, 4, 4, width), np.float32)
+    np.testing.assert_allclose(_resized(layer, (2, 2)), layer.reshape(2, 2, 2, 2, 2, width).mean((2, 4)), rtol=1e-6)
+    assert _resized(layer, (8, 8)).shape == (2, 8, 8, width) and _resized(layer, (4, 4)) is layer
+
+
+def test_the_map_is_the_mean_of_both(quick_config):
+    rng = np.random.default_rng(0)
+    config = quick_config.updated({"scoring.sigma": 0.0}).scoring
+    normal = rng.random((6, 16, 16, 2), np.float32)
+    calibration, far = Calibration.measure(normal), rng.random((6, 4, 4), np.float32)
+    drawn = score_maps(normal, calibration, config, 16)
+    both = score_maps(normal, calibration, config, 16, far)
+    assert np.allclose(2 * both - drawn, score_maps(0 * normal, calibration, config, 16, 2 * far), atol=1e-6)
+    assert (2 * both - drawn)[:, 0, 0] == pytest.approx(far[:, 0, 0], abs=1e-6)
+
+
+def test_what_models_keep(first_checkpoint, products, quick_config, tmp_path):
+    """Later tasks change no bank; files keep it; an image of an unknown class is as far as from the nearest class's."""
+    model = ContinualModel.load(first_checkpoint)
+    (bank,) = model.calibrations["gear"].banks
+    vectors = bank.vectors.copy()
+    model.fit_task([products["steel"]], progress=False)
+    assert np.array_equal(model.calibrations["gear"].banks[0].vectors, vectors)
+    model.save(tmp_path / "model.safetensors")
+    loaded = ContinualModel.load(tmp_path / "model.safetensors")
+    images = [sample.path for sample in products["gear"].test[:3]]
+    assert np.array_equal(loaded.predict(images, "gear").maps, model.predict(images, "gear").maps)
+    one, other = (loaded.calibrations[name] for name in ("gear", "steel"))
+    layers = features(2)
+    banks = [MemoryBank.measure([features(4, seed)], 4, 100, 0) for seed in (3, 4)]
+    one, other = (Calibration(c.layers, c.mean, c.moments, (bank,)) for c, bank in zip((one, other), banks, strict=True))
+    pooled = Calibration.pool([one, other])
+    assert np.array_equal(pooled.nearest(layers), np.minimum(one.nearest(layers), other.nearest(layers)))
+
+
+def test_models_without_one(first_checkpoint, products, quick_config):
+    """None is used where none is wanted; where one is wanted that was never measured, that is said."""
+    images = [sample.path for sample in products["gear"].test[:3]]
+    model = ContinualModel.load(first_checkpoint)
+    without = ContinualModel.load(first_checkpoint, config=quick_config.updated({"scoring.memory_bank": 0}))
+    assert not np.array_equal(model.predict(images, "gear").maps, without.predict(images, "gear").maps)
+    without.recalibrate([products["gear"]])
+    assert without.calibrations["gear"].banks == ()
+    model.calibrations["gear"] = without.calibrations["gear"]
+    with pytest.raises(RuntimeError, match="'gear' was learned without this calibration"):
+        model.predict(images, "gear")
+
+
+def test_files_of_builds_without_banks_predict_as_they_did(first_checkpoint, quick_config):
+    values = quick_config.to_dict()
+    del values["scoring"]["memory_bank"]
+    assert Config.from_dict(values, whole=True).scoring.memory_bank == 0
+    assert Config().scoring.memory_bank == 2048
