@@ -123,7 +123,8 @@ def plan(
     first, second = ({part: told[part] for part in ("moments", "update", "gradients")} for told in (parts, model.memory_bytes))
     second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
-    scored = {"images": _prediction_arrays(model), "bank": _bank_bytes(model)}
+    bank = _bank(model, -(-images // classes))
+    scored = {"images": _prediction_arrays(model), "bank": _bank_bytes(*bank)}
     memory = {
         "training": training | first,
         "calibrating": after | scoring | scored,
@@ -144,7 +145,7 @@ def plan(
         assumed={"images": images, "classes": classes, "rank_share": rank_share},
         memory={phase: {name: size for name, size in of.items() if size} for phase, of in memory.items()},
         workspace=needs,
-        checkpoint=_checkpoint(model, shapes, bases, classes),
+        checkpoint=_checkpoint(model, shapes, bases, classes, math.prod(bank)),
         flops=flops,
         layers=_largest(shapes, streams, layers),
         seconds=_seconds(config, flops, parts, config.training.task_steps(0, classes, images)) if time else None,
@@ -240,16 +241,17 @@ def _prediction_arrays(model: ContinualModel) -> int:
     return 4 * c.scoring.batch_size * ((5 + c.scoring.noise_seeds) * _image_bytes(c) + distances)
 
 
-def _bank_vectors(model: ContinualModel) -> int:
-    """Floats of a class's memory bank."""
-    c, widths = model.config.scoring, model.features.widths
-    return c.memory_bank * sum(widths[layer] for layer in chosen_layers(c, len(widths))) if c.calibrate else 0
+def _bank(model: ContinualModel, images: int) -> tuple[int, int]:
+    """Vectors of a class's memory bank, of so many images, and their width."""
+    c, shapes = model.config.scoring, model.features._features.output_shapes
+    chosen = [shapes[layer] for layer in chosen_layers(c, len(shapes))]
+    places = math.prod(chosen[len(chosen) // 2][1:3])
+    return min(c.memory_bank, places * images) if c.calibrate else 0, sum(shape[-1] for shape in chosen)
 
 
-def _bank_bytes(model: ContinualModel) -> int:
+def _bank_bytes(n: int, width: int) -> int:
     """Of one memory bank in use: its vectors, twice, and their products with places, as they are made and as they come out."""
-    vectors = _bank_vectors(model)
-    return 8 * (vectors + PLACES_AT_ONCE * model.config.scoring.memory_bank) if vectors else 0
+    return 8 * n * (width + PLACES_AT_ONCE)
 
 
 def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:
@@ -265,7 +267,7 @@ def _image_flops(model: ContinualModel) -> float:
     return (encode + decode + c.scoring.noise_seeds * drawn) / c.scoring.batch_size
 
 
-def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases: int, classes: int) -> int:
+def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases: int, classes: int, bank: int) -> int:
     c = model.config
     weights = _elements(shapes.values()) + _elements(model.autoencoder.params.shapes().values())
     weights += 2 * c.autoencoder.latent_channels + (model.drawing.context.size if model.drawing.context is not None else 0)
@@ -273,7 +275,7 @@ def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases
     if c.scoring.calibrate:
         widths = model.features.widths
         moments = sum(C * C for C in widths) if c.scoring.distance == "mahalanobis" else 0
-        calibration = c.image_size**2 + len(widths) + moments + _bank_vectors(model)
+        calibration = c.image_size**2 + len(widths) + moments + bank
     if c.continual.basis_dtype != "float32":  # a file holds the narrow ones alone
         bases //= 3
     kept = model.strategy.kept_blocks * model.params.memory_bytes

@@ -144,7 +144,7 @@ def test_later_tasks_take_bases_and_directions():
 
 def test_the_size_of_a_checkpoint(first_checkpoint, quick_config):
     model = ContinualModel.load(first_checkpoint)
-    found = cdad.plan(quick_config, classes=len(model.classes))
+    found = cdad.plan(quick_config, images=12 * len(model.classes), classes=len(model.classes))
     real = sum(U.nbytes for U in model.bases.values())
     expected = found.checkpoint - found.memory["increment"]["bases"] + real
     assert os.path.getsize(first_checkpoint) == pytest.approx(expected, rel=0.01)
