@@ -15,6 +15,9 @@ from . import _core
 _CANDIDATES = 8  # for each vector that is kept
 _PROJECTED = 64  # directions in which candidates are compared
 _CHANNELS = 64  # that every OpenCV resizes at once
+_LEAST = 1e-3  # of a layer's largest feature: what its scale is at least
+_LEAST_SHARE = 0.01  # of the features' spread: what is normal at least
+_TINY = np.float32(1e-12)
 PLACES_AT_ONCE = 256  # whose distances are measured
 BANK_IMAGES = 1024  # of a class, at most
 
@@ -43,16 +46,16 @@ class MemoryBank:
                 n += 1
         vectors, owner = np.concatenate(parts), np.concatenate(owners)
         layers = np.split(vectors, np.cumsum(widths)[:-1], axis=1)
-        scales = np.array([layer.std(dtype=np.float64) for layer in layers], np.float32) + np.float32(1e-12)
+        scales = np.array([max(layer.std(dtype=np.float64), _LEAST * np.abs(layer).max()) for layer in layers], np.float32) + _TINY
         vectors /= np.repeat(scales, widths)
         order = rng.permutation(len(vectors))
         kept, probes = order[_spread(vectors[order], size, rng)], order[:size]
-        bank = cls(np.ascontiguousarray(vectors[kept]), scales, 1.0)
+        bank, spread = cls(np.ascontiguousarray(vectors[kept]), scales, 1.0), vectors.var(axis=0, dtype=np.float64).sum()
+        # What is nearest in images that are all but the same says little of the next one.
+        least = max(_LEAST_SHARE * spread, _LEAST**2 * vectors.shape[1])
         if n > 1:
-            normal = bank._squares(vectors[probes], owner[probes, None] == owner[kept]).mean(dtype=np.float64)
-        else:
-            normal = vectors.var(axis=0, dtype=np.float64).sum()
-        return cls(bank.vectors, scales, float(normal) + 1e-12)
+            spread = bank._squares(vectors[probes], owner[probes, None] == owner[kept]).mean(dtype=np.float64)
+        return cls(bank.vectors, scales, float(max(spread, least)))
 
     def distances(self, features: Sequence[np.ndarray]) -> np.ndarray:
         """Features [N,h,w,C] of images, a layer each -> float32 [N,h,w], of the middle layer's places: squared distances from the
@@ -90,8 +93,11 @@ class MemoryBank:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> MemoryBank:
-        """The inverse of `tensors`."""
-        return cls(tensors["vectors"], tensors["scales"], float(tensors["normal"][0]))
+        """The inverse of `tensors`. ValueError: what could be no bank."""
+        vectors, scales, normal = tensors["vectors"], tensors["scales"], float(tensors["normal"][0])
+        if vectors.ndim != 2 or not len(vectors) or scales.ndim != 1 or not (scales > 0).all() or not 0 < normal < np.inf:
+            raise ValueError(f"a memory bank of {list(vectors.shape)}, with scales {list(scales.shape)} and {normal} as normal, is none")
+        return cls(vectors, scales, normal)
 
 
 def _places(features: Sequence[np.ndarray]) -> np.ndarray:

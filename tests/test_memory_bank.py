@@ -69,6 +69,28 @@ def test_of_one_image_its_spread_is_what_is_normal():
     assert bank.vectors.shape == (4, 18) and 9 < bank.normal < 18  # of 18 channels, each of which varies by 1 with its layer
 
 
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_images_that_are_all_the_same(value):
+    """Nothing is infinite beside them, and what is normal is not nothing."""
+    same = [np.full_like(layer, value) for layer in features(3)]
+    bank = MemoryBank.measure([same], 3, 100, 0)
+    assert np.abs(bank.distances(same)).max() < 1e-3
+    far = bank.distances(features(2))
+    assert np.isfinite(far).all() and far.min() > 1
+    twice = [np.concatenate([layer, layer]) for layer in features(1)]
+    bank = MemoryBank.measure([twice], 2, 100, 0)
+    assert bank.normal == pytest.approx(0.01 * bank.vectors.var(0).sum(), rel=1e-3)
+
+
+def test_a_damaged_bank_is_refused():
+    tensors = MemoryBank.measure([features(2)], 2, 10, 0).tensors()
+    assert MemoryBank.from_tensors(tensors).normal == pytest.approx(tensors["normal"][0])
+    damaged = [{"vectors": tensors["vectors"][0]}, {"vectors": tensors["vectors"][:0]}, {"scales": 0 * tensors["scales"]}]
+    for part in [*damaged, *({"normal": np.array([x], np.float32)} for x in (0, np.nan, np.inf))]:
+        with pytest.raises(ValueError, match="is none"):
+            MemoryBank.from_tensors(tensors | part)
+
+
 @pytest.mark.parametrize("width", [1, 3, 600])
 def test_layers_of_any_width_are_resized(width):
     layer = np.random.default_rng(0).random((2, 4, 4, width), np.float32)
