@@ -120,15 +120,15 @@ def _resized(layer: np.ndarray, side: tuple[int, ...]) -> np.ndarray:
 
 def _spread(vectors: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Places of ``size`` of the vectors [n,C], the first one and then always the one that is farthest from all before (greedy
-    k-centre), compared in random directions."""
+    k-centre), compared in random directions; by einsum, whose sums do not depend on BLAS's threads."""
     if len(vectors) <= size:
         return np.arange(len(vectors))
     if vectors.shape[1] > _PROJECTED:
-        vectors = vectors @ rng.standard_normal((vectors.shape[1], _PROJECTED), np.float32)
+        vectors = np.einsum("ij,jk->ik", vectors, rng.standard_normal((vectors.shape[1], _PROJECTED), np.float32))
     squares = np.einsum("ij,ij->i", vectors, vectors)
     far, chosen = np.full(len(vectors), np.inf, np.float32), [0]
     for _ in range(size - 1):
         last = chosen[-1]
-        far = np.minimum(far, squares + squares[last] - 2 * (vectors @ vectors[last]))
+        far = np.minimum(far, squares + squares[last] - 2 * np.einsum("ij,j->i", vectors, vectors[last]))
         chosen.append(int(far.argmax()))
     return np.array(chosen)
