@@ -6,10 +6,10 @@
 The entries, the most important first (`gpu_entries` says what they measure and how):
 
     train_bf16, train_tf32, train    a training step of "sd15" at batch 12
-    train_bf16_8bit_moments          the same in bfloat16 with AdamW's moments in 8 bits; the peer's are float32
     ops                              convolutions, attention, a linear map and a norm of "sd15"
     score_bf16, score_tf32, score    32 images to scores: sampler, autoencoder, ResNet-50
     vae                              the autoencoder's halves
+    train_bf16_8bit_moments          a training step with AdamW's moments in 8 bits; the peer's are float32
 
 Each runs in a process of its own, which may fail or run out of memory: its rows then say why. What does not fit into
 ``--seconds``, which counts from the start, is listed as not run. While the backend is compiled and tested, PyTorch's compiler

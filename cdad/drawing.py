@@ -11,8 +11,8 @@ from .autoencoder import Autoencoder
 from .config import Config
 from .device_arrays import Array
 from .features import FeatureDistance
-from .programs import Programs
 from .memory_bank import MemoryBank
+from .programs import Programs
 from .scoring import Calibration, chosen_layers, whitening
 
 

@@ -59,7 +59,7 @@ def test_few_vectors_lie_near_all_others():
     vectors = np.repeat(centres, 50, axis=0) + 0.01 * rng.standard_normal((1000, 100)).astype(np.float32)
     rng.shuffle(vectors)
     kept = vectors[_spread(vectors, 20, rng)]
-    assert len(np.unique(nearest(centres, kept).argsort())) == 20 and nearest(centres, kept).max() < 1
+    assert nearest(centres, kept).max() < 1
     assert nearest(centres, vectors[:20]).max() > 100  # as they come, some centres have none
     assert list(_spread(vectors[:5], 20, rng)) == list(range(5))
 
