@@ -527,6 +527,34 @@ def test_training_steps(device):
     assert np.linalg.norm(others - weights) < 1e-4 * np.linalg.norm(weights)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
+def test_updates_stay_in_their_span(precision, device):
+    """To what float32 weights can hold, however the factors of products are rounded."""
+    wide = {"image_size": 16, "unet.model_channels": 64, "precision": precision, "training.clip_norm": 0.0, "training.ema_decay": 0.0, "training.lr": 1e-2}
+    config, rng = preset("tiny").updated(SMALLEST | wide), np.random.default_rng(0)
+    c, params = config.denoiser(), _core.Params(device)
+    latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
+    image = rng.random((1, *c["image_size"], 3), np.float32)
+    trainer, spans = _core.Trainer(params, c, 1, config.optimizer(), 0), {}
+    for name, shape in params.shapes().items():
+        if not params[name].any():  # zeros at first: no gradient would come from them
+            params[name] = 0.05 * rng.standard_normal(shape, np.float32)
+        d = int(np.prod(shape[1:]))
+        if len(shape) > 1 and shape[0] >= 64 and d >= 256:  # as large as GPUs round products
+            spans[name] = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, d // 4)))[0].T, np.float32)
+            trainer.confine(name, spans[name])
+        else:
+            trainer.protect(name, frozen=True)
+    before = {name: params[name].astype(np.float64) for name in spans}
+    trainer.step(latent, image, image)
+    moved = 0
+    for name, V in spans.items():
+        dW = (params[name] - before[name]).reshape(len(before[name]), -1)
+        moved += dW.any()
+        assert np.linalg.norm(dW - dW @ V.T.astype(np.float64) @ V) <= 1e-5 * np.linalg.norm(dW), name
+    assert moved >= 3
+
+
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_blocks_of_weights_cross_when_they_are_set_or_read(clip_norm, device):
     """And not in each step, under a penalty, a path integral and a teacher; nor for each sample whose magnitudes are added up."""

@@ -30,8 +30,8 @@ def first(products, config, tmp_path_factory):
 def increment(first, products, config):
     """A model before and after an increment of so many steps of AdamW."""
 
-    def learn(**how) -> tuple[ContinualModel, ContinualModel]:
-        changes = {f"continual.{key}": value for key, value in how.items()} | {"training.increment_steps": STEPS}
+    def learn(precision: str = "float32", **how) -> tuple[ContinualModel, ContinualModel]:
+        changes = {f"continual.{key}": value for key, value in how.items()} | {"training.increment_steps": STEPS, "precision": precision}
         before, model = (ContinualModel.load(first, config.updated(changes)) for _ in range(2))
         if before.config.continual.gamma != config.continual.gamma:
             before.strategy = make_strategy(before.config.continual)
@@ -79,11 +79,14 @@ def check_frozen(before: ContinualModel, after: ContinualModel) -> None:
         assert np.array_equal(after.params[name], before.params[name]), name
 
 
-@pytest.mark.parametrize(("free_gamma", "tether"), [(0.999, 0.0), (1.0, 0.0), (0.999, 10.0), (1.0, 10.0)])
-def test_old_features_in_the_basis_see_no_change(increment, features, free_gamma, tether):
+@pytest.mark.parametrize(
+    ("free_gamma", "tether", "precision"),
+    [(0.999, 0.0, "float32"), (1.0, 0.0, "float32"), (0.999, 10.0, "float32"), (1.0, 10.0, "float32"), (0.999, 0.0, "bfloat16")],
+)
+def test_old_features_in_the_basis_see_no_change(increment, features, free_gamma, tether, precision):
     """With a threshold below 1 a basis leaves some energy out, and what lies there may change: that is what the threshold
     is for. So features are projected onto the basis first: X U U^T dW."""
-    before, after = increment(projection="update", gamma=0.999, free_gamma=free_gamma, tether=tether)
+    before, after = increment(projection="update", gamma=0.999, free_gamma=free_gamma, tether=tether, precision=precision)
     check_frozen(before, after)
     assert sorted(before.bases) == sorted(features), "every linear map and convolution has a basis"
     for name, X in features.items():

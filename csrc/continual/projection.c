@@ -16,11 +16,10 @@ cdad_status cdad_project_scratch(const cdad_context *ctx, int64_t O, int64_t d, 
     return CDAD_OK;
 }
 
-/* out [O,n] = A [O,m] B [m,n], or, accumulating, + it. */
-static void product(const cdad_context *ctx, float *out, const float *A, cdad_mat B, int64_t O, int64_t n, int64_t m,
-                    int accumulate, void *scratch) {
+/* out [O,n] = A [O,m] B [m,n] and what `with` adds. */
+static void product(const cdad_context *ctx, float *out, const float *A, cdad_mat B, int64_t O, int64_t n, int64_t m, cdad_epilogue with,
+                    void *scratch) {
     const cdad_mat left = {.data = A, .rs = m, .cs = 1};
-    const cdad_epilogue with = {.accumulate = accumulate};
     ctx->kernels->gemm(ctx, O, n, m, left, B, out, n, &with, scratch);
 }
 
@@ -34,22 +33,23 @@ void cdad_project(const cdad_context *ctx, float *dW, int64_t O, cdad_mat U, int
                   cdad_projection_side side, void *scratch) {
     const int off = side == CDAD_PROJECT_OFF;
     float *inside = scratch; /* [O,k] */
-    product(ctx, inside, dW, U, O, k, d, 0, after_inside(scratch, O, k));
+    product(ctx, inside, dW, U, O, k, d, (cdad_epilogue){0}, after_inside(scratch, O, k));
     if (off)
         ctx->kernels->affine(ctx, inside, inside, O * k, -1, 0);
-    product(ctx, dW, inside, turned(U), O, d, k, off, after_inside(scratch, O, k));
+    product(ctx, dW, inside, turned(U), O, d, k, (cdad_epilogue){.accumulate = off}, after_inside(scratch, O, k));
 }
 
 void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, cdad_mat U, int64_t d, int64_t k,
-                      void *scratch) {
+                      cdad_precision precision, void *scratch) {
     float *out = C == G ? scratch : C;
-    product(ctx, out, G, U, O, k, d, 0, after_inside(scratch, O, k));
+    product(ctx, out, G, U, O, k, d, (cdad_epilogue){.precision = precision}, after_inside(scratch, O, k));
     const cdad_runs all = cdad_columns(1, O * k, 0, 0);
     if (C == G)
         ctx->kernels->copy_runs(ctx, C, out, &all);
 }
 
 void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, cdad_mat U, int64_t d, int64_t k,
-                          void *scratch) {
-    product(ctx, W, C, turned(U), O, d, k, 1, after_inside(scratch, O, k));
+                          cdad_precision precision, void *scratch) {
+    const cdad_epilogue with = {.accumulate = 1, .precision = precision, .split = 1};
+    product(ctx, W, C, turned(U), O, d, k, with, after_inside(scratch, O, k));
 }

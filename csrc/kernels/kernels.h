@@ -152,6 +152,8 @@ typedef struct cdad_epilogue {
     const float *sum;    /* laid out as the result, and apart from it, or NULL */
     cdad_activation act;
     cdad_precision precision; /* gemm only: the others ignore it */
+    int split; /* gemm of plain factors: one that rounds them takes the second as the sum of two of bfloat16, 16 bits of mantissa in all,
+                * where that pays, else both as they are */
 } cdad_epilogue;
 
 /* Floats that are copied, w at a time: run (i, j, k) of n[0] x n[1] x n[2] begins i*to[0] + j*to[1] + k*to[2] floats after where the

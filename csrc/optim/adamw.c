@@ -302,7 +302,8 @@ static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t 
     if (!q->basis || q->rank == 0 || (o->given && o->given[i]))
         return grad;
     if (in_coordinates(o, i)) {
-        cdad_coordinates(ctx, own, grad, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
+        cdad_coordinates(ctx, own, grad, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank,
+                         o->config.precision, o->scratch);
         return own;
     }
     const cdad_runs all = cdad_columns(1, p->count, 0, 0);
@@ -424,7 +425,8 @@ static void move(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const fl
             return;
     } else if (!still) {
         ctx->kernels->adamw(ctx, w, m, v, NULL, du, grad, o->moving[i], &h);
-        cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank, o->scratch);
+        cdad_add_coordinates(ctx, w, du, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank,
+                             o->config.precision, o->scratch);
     }
     if (!still && o->tether) /* as an average of the anchor goes towards what it averages */
         ctx->kernels->add_to(ctx, (float *)(uintptr_t)(o->tether + at), w, NULL, p->count, kept_by_tether(o, i));

@@ -18,6 +18,7 @@ typedef struct cdad_optimizer_config {
     double clip_norm; /* of the whole gradient; 0: no clipping */
     double ema_decay; /* 0: no moving average */
     cdad_projection_mode projection;
+    cdad_precision precision; /* of products with directions */
     cdad_moment_format moments; /* BFLOAT16: of the first moment alone, a sixth less memory for weights and moments; 8BIT: of both,
                                  * half */
 } cdad_optimizer_config;

@@ -27,12 +27,12 @@ static void check_complement(const cdad_context *ctx, const float *U, int64_t d,
     /* The same by coordinates, in memory of their own and in the gradient's, added to other values. */
     float *C = floats(O * d), *in_place = floats(O * d), *W = floats(O * d);
     memcpy(in_place, dW, (size_t)(O * d) * sizeof *dW);
-    cdad_coordinates(ctx, C, dW, O, cdad_mat_rows(Q, d - k), d, d - k, scratch);
-    cdad_coordinates(ctx, in_place, in_place, O, cdad_mat_rows(Q, d - k), d, d - k, scratch);
+    cdad_coordinates(ctx, C, dW, O, cdad_mat_rows(Q, d - k), d, d - k, CDAD_FLOAT32, scratch);
+    cdad_coordinates(ctx, in_place, in_place, O, cdad_mat_rows(Q, d - k), d, d - k, CDAD_FLOAT32, scratch);
     CHECK(!memcmp(C, in_place, (size_t)(O * (d - k)) * sizeof *C), "rank %" PRId64 ": other coordinates in place", k);
     for (int64_t i = 0; i < O * d; i++)
         W[i] = 1.0f;
-    cdad_add_coordinates(ctx, W, C, O, cdad_mat_rows(Q, d - k), d, d - k, scratch);
+    cdad_add_coordinates(ctx, W, C, O, cdad_mat_rows(Q, d - k), d, d - k, CDAD_FLOAT32, scratch);
     for (int64_t i = 0; i < O * d; i++)
         CHECK(fabsf(W[i] - 1.0f - onto[i]) < 2e-6f, "rank %" PRId64 ", element %" PRId64 ": %g by coordinates", k, i,
               (double)(W[i] - 1.0f));

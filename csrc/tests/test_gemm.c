@@ -334,6 +334,39 @@ static void test_depthwise(void) {
         test_depthwise_case(&cases[i]);
 }
 
+/* Factors of which only the second is not of bfloat16 already: the product has it whole, or 16 bits of it. */
+static void test_split(void) {
+    static const int64_t shapes[][3] = {{1, 1, 1}, {33, 70, 129}, {70, 33, 801}, {96, 64, 32}, {3, 40, 7}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int layout = 0; layout < 4; layout++) {
+            const int64_t M = shapes[i][0], N = shapes[i][1], K = shapes[i][2];
+            float *a = unit(M * K, 41), *b = unit(K * N, 42), *bias = unit(N, 43), *C = unit(M * N, 44), *before = unit(M * N, 44);
+            for (int64_t j = 0; j < M * K; j++)
+                a[j] = (float)rounded(a[j]);
+            const cdad_mat A = plain(a, M, K, layout / 2), B = plain(b, K, N, layout % 2);
+            const cdad_epilogue with = {.accumulate = layout != 1, .bias = bias, .precision = CDAD_BFLOAT16, .split = 1};
+            const cdad_context ctx = {.pool = pools[2], .kernels = table};
+            void *scratch = zeros(table->gemm_scratch(M, N, K, 2));
+            table->gemm(&ctx, M, N, K, A, B, C, N, &with, scratch);
+            double worst = 0.0;
+            for (int64_t m = 0; m < M; m++)
+                for (int64_t n = 0; n < N; n++) {
+                    double sum = (with.accumulate ? before[m * N + n] : 0.0) + bias[n], size = fabs(sum) + 1e-30;
+                    for (int64_t k = 0; k < K; k++) {
+                        const double product = (double)A.data[m * A.rs + k * A.cs] * B.data[k * B.rs + n * B.cs];
+                        sum += product;
+                        size += fabs(product);
+                    }
+                    worst = fmax(worst, fabs(C[m * N + n] - sum) / size);
+                }
+            CHECK(worst < 0x1p-17, "split, layout %d, %lldx%lldx%lld: error %.2g of the terms' size", layout, (long long)M, (long long)N,
+                  (long long)K, worst);
+            void *owned[] = {a, b, bias, C, before, scratch};
+            for (size_t j = 0; j < sizeof owned / sizeof *owned; j++)
+                cdad_free(owned[j]);
+        }
+}
+
 static void test_table(void) {
     static const cdad_precision each[] = {CDAD_FLOAT32, CDAD_BFLOAT16};
     for (size_t i = 0; i < sizeof each / sizeof *each; i++) {
@@ -344,6 +377,7 @@ static void test_table(void) {
         if (precision == CDAD_FLOAT32 || table != portable)
             test_invariance();
     }
+    test_split();
     test_depthwise();
 }
 

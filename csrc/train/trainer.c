@@ -351,8 +351,11 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     CDAD_TRY_DONE(cdad_training_build(&b, c, samples(t), &values));
     if (!params->values)
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
-    if (optimizer)
-        CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, optimizer, err));
+    if (optimizer) {
+        cdad_optimizer_config as_trained = *optimizer;
+        as_trained.precision = c->precision;
+        CDAD_TRY_DONE(cdad_optimizer_new(&t->optimizer, params, &as_trained, err));
+    }
     CDAD_TRY_DONE(plan(t, 1, ctx, err));
     if (c->distills)
         CDAD_TRY_DONE(cdad_device_alloc(ctx->device, (void **)&t->taught, cdad_trainer_taught_bytes(t), err));

@@ -11,6 +11,8 @@
  * operands, A read transposed or B unfolded, which no forward product has; so a forward product, whose M
  * grows with the batch, is never summed in another way at another batch size.
  *
+ * A product that takes B as the sum of two of bfloat16 goes over each block of k twice, once for either.
+ *
  * For bfloat16 a packed panel is turned into words of two steps of k each, half as large; all else is the same, but that by
  * AMX (GEMM_TILES) the chain of a block goes on from the block before. */
 #include <stddef.h>
@@ -34,6 +36,7 @@ enum {
 
 typedef struct gemm_plan {
     gemm_form form;
+    int parts;                   /* 1, or, of GEMM_TILES, 2: B rounded, and what that leaves */
     int64_t M, N, K;
     int by_rows;                 /* strips are rows of A; else columns of B */
     int64_t lanes, width;        /* of the operand that is cut into strips: M or N, its panels' width */
@@ -62,8 +65,8 @@ static inline int64_t max_i(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-static gemm_plan make_plan(gemm_form form, int64_t M, int64_t N, int64_t K) {
-    gemm_plan p = {.form = form, .M = M, .N = N, .K = K, .by_rows = M >= N};
+static gemm_plan make_plan(gemm_form form, int parts, int64_t M, int64_t N, int64_t K) {
+    gemm_plan p = {.form = form, .parts = parts, .M = M, .N = N, .K = K, .by_rows = M >= N};
     p.lanes = p.by_rows ? M : N;
     p.others = p.by_rows ? N : M;
     p.width = p.by_rows ? gemm_rows(form) : GEMM_NR;
@@ -88,7 +91,9 @@ static int64_t cut_k(int64_t M, int64_t N, int64_t K) {
 /* Of the panels of a block of K, in floats a lane. GEMM_KC is whole groups. */
 static int64_t steps(const gemm_job *job, int64_t kc) { return gemm_steps(job->plan.form, kc); }
 
+/* Of one part. */
 static int64_t shared_size(const gemm_plan *p) { return p->padded * gemm_steps(p->form, min_i(p->depth, p->K)); }
+static int shared_parts(const gemm_plan *p) { return p->by_rows ? p->parts : 1; }
 static int64_t block_steps(const gemm_plan *p) { return gemm_steps(p->form, min_i(p->K, GEMM_KC)); }
 static int64_t strip_size(const gemm_plan *p) { return block_steps(p) * p->strip; }
 /* A worker of a sliced product packs both operands itself. */
@@ -96,29 +101,37 @@ static int64_t sliced_size(const gemm_plan *p) { return block_steps(p) * (p->str
 
 static int64_t bytes_of(int64_t floats) { return cdad_align_up(floats * (int64_t)sizeof(float)); }
 
-static int64_t scratch_of(gemm_form form, int64_t M, int64_t N, int64_t K, int threads) {
+static int64_t scratch_of(gemm_form form, int parts, int64_t M, int64_t N, int64_t K, int threads) {
     if (M <= 0 || N <= 0)
         return 0;
-    gemm_plan p = make_plan(form, M, N, K);
-    int64_t bytes = bytes_of(shared_size(&p)) + threads * bytes_of(strip_size(&p));
+    gemm_plan p = make_plan(form, parts, M, N, K);
+    int64_t bytes = bytes_of(shared_parts(&p) * shared_size(&p)) + threads * bytes_of(strip_size(&p));
     int64_t slices = cut_k(M, N, K);
     if (slices > 1)
         bytes = max_i(bytes, bytes_of(slices * M * N) + threads * bytes_of(sliced_size(&p)));
     return bytes;
 }
 
-/* Packs rows (of A) or columns (of B) l0 .. l1-1, panel after panel. */
-static void pack(const gemm_job *job, int rows, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
+/* Packs rows (of A) or columns (of B, of that part) l0 .. l1-1, panel after panel. */
+static void pack(const gemm_job *job, int rows, int part, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
     const int64_t width = rows ? gemm_rows(job->plan.form) : GEMM_NR, size = width * steps(job, kc);
     const cdad_mat *m = rows ? &job->A : &job->B;
-    for (int64_t l = l0; l < l1; l += width, dst += size)
+    (void)part;
+    for (int64_t l = l0; l < l1; l += width, dst += size) {
+#if GEMM_AMX
+        if (part && !rows) {
+            CDAD_K(gemm_panel_amx_rest)(dst, m, l, min_i(width, l1 - l), k0, kc);
+            continue;
+        }
+#endif
         CDAD_K(gemm_panel)(job->plan.form, rows, dst, m, l, min_i(width, l1 - l), k0, kc);
+    }
 }
-static void pack_lanes(const gemm_job *job, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
-    pack(job, job->plan.by_rows, dst, l0, l1, k0, kc);
+static void pack_lanes(const gemm_job *job, int part, float *dst, int64_t l0, int64_t l1, int64_t k0, int64_t kc) {
+    pack(job, job->plan.by_rows, part, dst, l0, l1, k0, kc);
 }
-static void pack_others(const gemm_job *job, float *dst, int64_t o0, int64_t o1, int64_t k0, int64_t kc) {
-    pack(job, !job->plan.by_rows, dst, o0, o1, k0, kc);
+static void pack_others(const gemm_job *job, int part, float *dst, int64_t o0, int64_t o1, int64_t k0, int64_t kc) {
+    pack(job, !job->plan.by_rows, part, dst, o0, o1, k0, kc);
 }
 
 /* Rows of a tile that is in cache. */
@@ -169,8 +182,9 @@ static void pack_shared_panel(void *arg, int64_t panel, int worker) {
     const gemm_plan *p = &job->plan;
     int64_t o0 = panel * p->other_width, o1 = min_i(p->others, o0 + p->other_width);
     for (int64_t k = job->k0; k < job->k1; k += GEMM_KC) {
-        int64_t kc = min_i(GEMM_KC, job->k1 - k);
-        pack_others(job, job->shared + steps(job, k - job->k0) * p->padded + o0 * steps(job, kc), o0, o1, k, kc);
+        int64_t kc = min_i(GEMM_KC, job->k1 - k), at = steps(job, k - job->k0) * p->padded + o0 * steps(job, kc);
+        for (int part = 0; part < shared_parts(p); part++)
+            pack_others(job, part, job->shared + part * shared_size(p) + at, o0, o1, k, kc);
     }
 }
 
@@ -182,9 +196,15 @@ static void run_strip(void *arg, int64_t index, int worker) {
     int64_t k = job->k0;
     do { /* once when K = 0: C is the bias, or zero */
         int64_t kc = min_i(GEMM_KC, job->k1 - k);
-        pack_lanes(job, strip, l0, l1, k, kc);
-        multiply(job, strip, l0, l1, job->shared + steps(job, k - job->k0) * p->padded, kc, job->C, job->ldc,
-                 k > 0 || job->with.accumulate, k + kc == p->K ? &job->with : NULL, next_block(job, l0, l1, k + kc));
+        for (int part = 0; part < p->parts; part++) {
+            const float *shared = job->shared + steps(job, k - job->k0) * p->padded;
+            const int ends = part == p->parts - 1;
+            if (!part || !p->by_rows)
+                pack_lanes(job, part, strip, l0, l1, k, kc);
+            multiply(job, strip, l0, l1, p->by_rows ? shared + part * shared_size(p) : shared, kc, job->C, job->ldc,
+                     part || k > 0 || job->with.accumulate, ends && k + kc == p->K ? &job->with : NULL,
+                     ends ? next_block(job, l0, l1, k + kc) : (gemm_ahead){0});
+        }
         k += kc;
     } while (k < job->k1);
 }
@@ -197,10 +217,10 @@ static void run_slice(void *arg, int64_t index, int worker) {
     int64_t first = index * job->slice, end = min_i(p->K, first + job->slice);
     for (int64_t k = first; k < end; k += GEMM_KC) {
         int64_t kc = min_i(GEMM_KC, end - k);
-        pack_others(job, other, 0, p->others, k, kc);
+        pack_others(job, 0, other, 0, p->others, k, kc);
         for (int64_t l0 = 0; l0 < p->lanes; l0 += p->strip) {
             int64_t l1 = min_i(p->lanes, l0 + p->strip);
-            pack_lanes(job, strip, l0, l1, k, kc);
+            pack_lanes(job, 0, strip, l0, l1, k, kc);
             multiply(job, strip, l0, l1, other, kc, sum, p->N, k > first, NULL, (gemm_ahead){0});
         }
     }
@@ -226,20 +246,18 @@ static void add_slices(void *arg, int64_t m, int worker) {
         CDAD_K(activate)(C, N, job->with.act);
 }
 
-/* `rounded`: what panels hold for a product of bfloat16. */
-static void gemm_by(gemm_form rounded, const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
+static void gemm_by(gemm_form form, int parts, const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C,
                     int64_t ldc, const cdad_epilogue *with, void *scratch) {
     if (M <= 0 || N <= 0)
         return;
-    const gemm_form form = with && with->precision == CDAD_BFLOAT16 ? rounded : GEMM_FLOATS;
-    gemm_job job = {.plan = make_plan(form, M, N, K), .A = A, .B = B, .C = C, .ldc = ldc};
+    gemm_job job = {.plan = make_plan(form, parts, M, N, K), .A = A, .B = B, .C = C, .ldc = ldc};
     if (with)
         job.with = *with;
     const gemm_plan *p = &job.plan;
     cdad_pool *pool = M * N * K < SERIAL_PRODUCTS ? NULL : ctx->pool;
     char *memory = scratch;
     int is_gradient = B.unfold || (!A.unfold && A.rs == 1 && A.cs != 1);
-    int64_t slices = is_gradient ? cut_k(M, N, K) : 1;
+    int64_t slices = is_gradient && parts == 1 ? cut_k(M, N, K) : 1;
     if (slices > 1) {
         job.slice = ceil_div(ceil_div(K, GEMM_KC), slices) * GEMM_KC;
         job.slices = ceil_div(K, job.slice);
@@ -251,7 +269,7 @@ static void gemm_by(gemm_form rounded, const cdad_context *ctx, int64_t M, int64
         return;
     }
     job.shared = (float *)memory;
-    job.own = (float *)(memory + bytes_of(shared_size(p)));
+    job.own = (float *)(memory + bytes_of(shared_parts(p) * shared_size(p)));
     job.own_size = bytes_of(strip_size(p)) / (int64_t)sizeof(float);
     do {
         job.k1 = min_i(K, job.k0 + p->depth);
@@ -264,20 +282,22 @@ static void gemm_by(gemm_form rounded, const cdad_context *ctx, int64_t M, int64
 
 void CDAD_K(gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                   const cdad_epilogue *with, void *scratch) {
-    gemm_by(GEMM_WORDS, ctx, M, N, K, A, B, C, ldc, with, scratch);
+    const int words = with && with->precision == CDAD_BFLOAT16 && !with->split; /* two products of words take longer than one of floats */
+    gemm_by(words ? GEMM_WORDS : GEMM_FLOATS, 1, ctx, M, N, K, A, B, C, ldc, with, scratch);
 }
 int64_t CDAD_K(gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
-    return scratch_of(GEMM_FLOATS, M, N, K, threads); /* words take half */
+    return scratch_of(GEMM_FLOATS, 1, M, N, K, threads); /* words take half */
 }
 double CDAD_K(bf16_speed)(void) { return 2.0; }
 
 #if GEMM_AMX
 void CDAD_K(amx_gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                       const cdad_epilogue *with, void *scratch) {
-    gemm_by(GEMM_TILES, ctx, M, N, K, A, B, C, ldc, with, scratch);
+    const int tiles = with && with->precision == CDAD_BFLOAT16;
+    gemm_by(tiles ? GEMM_TILES : GEMM_FLOATS, tiles && with->split ? 2 : 1, ctx, M, N, K, A, B, C, ldc, with, scratch);
 }
 int64_t CDAD_K(amx_gemm_scratch)(int64_t M, int64_t N, int64_t K, int threads) {
-    return max_i(scratch_of(GEMM_FLOATS, M, N, K, threads), scratch_of(GEMM_TILES, M, N, K, threads));
+    return max_i(scratch_of(GEMM_FLOATS, 1, M, N, K, threads), scratch_of(GEMM_TILES, 2, M, N, K, threads));
 }
 double CDAD_K(amx_bf16_speed)(void) { return 6.0; }
 #endif

@@ -76,6 +76,8 @@ void CDAD_K(gemm_amx_begin)(void);
 void CDAD_K(gemm_amx_end)(void);
 /* gemm_panel's GEMM_TILES. */
 void CDAD_K(gemm_panel_amx)(int rows, float *panel, const cdad_mat *m, int64_t l0, int64_t n, int64_t k0, int64_t kc);
+/* Columns of a plain B, of what rounding them leaves. */
+void CDAD_K(gemm_panel_amx_rest)(float *panel, const cdad_mat *B, int64_t n0, int64_t cols, int64_t k0, int64_t kc);
 /* A's panel from B's of the same lanes. */
 void CDAD_K(gemm_turn_amx)(float *a, const float *b, int64_t words);
 #endif

@@ -22,6 +22,12 @@ INLINE halves round_two(vf low, vf high) {
     return to;
 }
 
+/* What rounding leaves. */
+INLINE vf rest_of(vf x) {
+    const vi bits = (vi)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) & (int32_t)0xffff0000;
+    return x - (vf)rounded;
+}
+
 /* Words of two steps: even's number in the lower half, odd's in the upper one. */
 INLINE vf words_of(vf even, vf odd) {
     const halves two = round_two(even, odd);
@@ -29,11 +35,12 @@ INLINE vf words_of(vf even, vf odd) {
                                        27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 
-/* The words of up to GEMM_GROUP steps that lie side by side. */
-INLINE vf words_of_run(const float *x, int64_t n) {
-    if (n >= GEMM_GROUP)
-        return (vf)round_two(v_load(x), v_load(x + VL));
-    return (vf)round_two(v_load_n(x, min_i(n, VL)), v_load_n(x + VL, n > VL ? n - VL : 0));
+/* The words of up to GEMM_GROUP steps that lie side by side; `rest`: of what rounding them leaves. */
+INLINE vf words_of_run(int rest, const float *x, int64_t n) {
+    const int whole = n >= GEMM_GROUP;
+    const vf low = whole ? v_load(x) : v_load_n(x, min_i(n, VL));
+    const vf high = whole ? v_load(x + VL) : v_load_n(x + VL, n > VL ? n - VL : 0);
+    return (vf)(rest ? round_two(rest_of(low), rest_of(high)) : round_two(low, high));
 }
 
 /* ---- sixteen by sixteen words ------------------------------------------------------------------------------------- */
@@ -80,18 +87,18 @@ INLINE void put_block(float *to, int is_a, int r_has_lanes, vf r[16]) {
 }
 
 /* Steps lie side by side in memory. */
-INLINE void pack_runs(int is_a, float *to, const float *x, int64_t lane_stride, int64_t lanes, int64_t kc) {
+INLINE void pack_runs(int is_a, int rest, float *to, const float *x, int64_t lane_stride, int64_t lanes, int64_t kc) {
     for (int64_t k = 0; k < kc; k += GEMM_GROUP)
         for (int64_t l = 0; l < GEMM_LANES; l += 16) {
             vf r[16];
             V_UNROLL for (int i = 0; i < 16; i++)
-                r[i] = l + i < lanes ? words_of_run(x + (l + i) * lane_stride + k, kc - k) : (vf){0};
+                r[i] = l + i < lanes ? words_of_run(rest, x + (l + i) * lane_stride + k, kc - k) : (vf){0};
             put_block(to + block_at(is_a, k / GEMM_GROUP, l), is_a, 1, r);
         }
 }
 
 /* Lanes lie side by side. */
-INLINE void pack_rows(int is_a, float *to, const float *x, int64_t k_stride, int64_t lanes, int64_t kc) {
+INLINE void pack_rows(int is_a, int rest, float *to, const float *x, int64_t k_stride, int64_t lanes, int64_t kc) {
     for (int64_t k = 0; k < kc; k += GEMM_GROUP)
         for (int64_t l = 0; l < GEMM_LANES; l += 16) {
             const int64_t n = lanes - l < 0 ? 0 : min_i(16, lanes - l);
@@ -100,7 +107,7 @@ INLINE void pack_rows(int is_a, float *to, const float *x, int64_t k_stride, int
             V_UNROLL for (int i = 0; i < 16; i++) {
                 const vf even = k + 2 * i < kc ? v_load_n(from + 2 * i * k_stride, n) : (vf){0};
                 const vf odd = k + 2 * i + 1 < kc ? v_load_n(from + (2 * i + 1) * k_stride, n) : (vf){0};
-                r[i] = words_of(even, odd);
+                r[i] = rest ? words_of(rest_of(even), rest_of(odd)) : words_of(even, odd);
             }
             put_block(to + block_at(is_a, k / GEMM_GROUP, l), is_a, 0, r);
         }
@@ -109,7 +116,7 @@ INLINE void pack_rows(int is_a, float *to, const float *x, int64_t k_stride, int
 /* One lane of A, the others' place left as it is. */
 static void put_lane(float *to, int64_t lane, const float *x, int64_t kc) {
     for (int64_t k = 0; k < kc; k += GEMM_GROUP)
-        v_store(to + block_at(1, k / GEMM_GROUP, lane), words_of_run(x + k, kc - k));
+        v_store(to + block_at(1, k / GEMM_GROUP, lane), words_of_run(0, x + k, kc - k));
 }
 
 /* Pixels of an image that is unfolded, in their order. */
@@ -169,7 +176,7 @@ static void unfold_b(float *to, const cdad_mat *B, int64_t n0, int64_t cols, int
     if (u->C % GEMM_NR) {
         float wide[GEMM_KC * GEMM_NR];
         CDAD_K(gemm_pack_b)(wide, B, n0, cols, k0, kc);
-        pack_rows(0, to, wide, GEMM_NR, GEMM_NR, kc);
+        pack_rows(0, 0, to, wide, GEMM_NR, GEMM_NR, kc);
         return;
     }
     const int64_t tap = n0 / u->C, c = n0 % u->C, r = tap / u->S, s = tap % u->S;
@@ -183,34 +190,34 @@ static void unfold_b(float *to, const cdad_mat *B, int64_t n0, int64_t cols, int
     }
 }
 
-void CDAD_K(gemm_panel_amx)(int rows, float *panel, const cdad_mat *m, int64_t l0, int64_t n, int64_t k0, int64_t kc) {
-    if (m->unfold) {
-        (rows ? unfold_a : unfold_b)(panel, m, l0, n, k0, kc);
-        return;
-    }
-    const int64_t lane_stride = rows ? m->rs : m->cs, k_stride = rows ? m->cs : m->rs;
+INLINE void pack_plain(int is_a, int rest, float *panel, const cdad_mat *m, int64_t l0, int64_t n, int64_t k0, int64_t kc) {
+    const int64_t lane_stride = is_a ? m->rs : m->cs, k_stride = is_a ? m->cs : m->rs;
     const float *x = m->data + l0 * lane_stride + k0 * k_stride;
     if (k_stride == 1) {
-        if (rows)
-            pack_runs(1, panel, x, lane_stride, n, kc);
-        else
-            pack_runs(0, panel, x, lane_stride, n, kc);
+        pack_runs(is_a, rest, panel, x, lane_stride, n, kc);
         return;
     }
     if (lane_stride == 1) {
-        if (rows)
-            pack_rows(1, panel, x, k_stride, n, kc);
-        else
-            pack_rows(0, panel, x, k_stride, n, kc);
+        pack_rows(is_a, rest, panel, x, k_stride, n, kc);
         return;
     }
     float wide[GEMM_KC * GEMM_LANES]; /* as B's floats, whose lanes lie side by side */
     const cdad_mat lanes = {.data = x, .rs = k_stride, .cs = lane_stride};
     CDAD_K(gemm_pack_b)(wide, &lanes, 0, n, 0, kc);
-    if (rows)
-        pack_rows(1, panel, wide, GEMM_LANES, GEMM_LANES, kc);
+    pack_rows(is_a, rest, panel, wide, GEMM_LANES, GEMM_LANES, kc);
+}
+
+void CDAD_K(gemm_panel_amx)(int rows, float *panel, const cdad_mat *m, int64_t l0, int64_t n, int64_t k0, int64_t kc) {
+    if (m->unfold)
+        (rows ? unfold_a : unfold_b)(panel, m, l0, n, k0, kc);
+    else if (rows)
+        pack_plain(1, 0, panel, m, l0, n, k0, kc);
     else
-        pack_rows(0, panel, wide, GEMM_LANES, GEMM_LANES, kc);
+        pack_plain(0, 0, panel, m, l0, n, k0, kc);
+}
+
+void CDAD_K(gemm_panel_amx_rest)(float *panel, const cdad_mat *B, int64_t n0, int64_t cols, int64_t k0, int64_t kc) {
+    pack_plain(0, 1, panel, B, n0, cols, k0, kc);
 }
 
 void CDAD_K(gemm_turn_amx)(float *a, const float *b, int64_t words) {

@@ -146,10 +146,6 @@ __device__ static void take(uint32_t f[2][4], const unsigned char *patch, int at
         cuda_load_matrices(f[i], patch + (at ^ 32 * step) + i * 4 * AROUND * PIXEL_BYTES);
 }
 
-struct __align__(8) two {
-    float low, high;
-};
-
 /* c += the sum of what ends the product, of the lane's two rows m (negative: nowhere), from column n on: many are asked for at once, where
  * cuda_conv_put waits for one after the other. */
 template <int TN> __device__ static void add_sums(float c[TN][4], const conv_results &to, const int m[2], int n) {

@@ -47,6 +47,9 @@ static inline conv_results cuda_conv_results(int64_t N, float *C, int64_t ldc, c
  * T::SLAB_RS floats, so that lanes write neighbours, and what ends a product is compiled once. row_of(i, row): where row `row` of the 16
  * number i goes, negative: nowhere. */
 enum { CUDA_SLAB_ROWS = 8 };
+struct __align__(8) two {
+    float low, high;
+};
 template <typename T, typename F>
 __device__ static inline void cuda_conv_put(const conv_results &to, int first_n, const float c[T::TM][T::TN][4], float *slab, const F &row_of) {
     const int lane = (int)threadIdx.x % 32, width = 8 * T::TN;
@@ -55,9 +58,7 @@ __device__ static inline void cuda_conv_put(const conv_results &to, int first_n,
         const int i = half / 2, first_row = half % 2 * CUDA_SLAB_ROWS;
         CUDA_UNROLL
         for (int j = 0; j < T::TN; j++)
-            CUDA_UNROLL
-            for (int l = 0; l < 2; l++)
-                slab[lane / 4 * T::SLAB_RS + 8 * j + lane % 4 * 2 + l] = c[i][j][half % 2 * 2 + l];
+            *(two *)(slab + lane / 4 * T::SLAB_RS + 8 * j + lane % 4 * 2) = {c[i][j][half % 2 * 2], c[i][j][half % 2 * 2 + 1]};
         __syncwarp();
         CUDA_NO_UNROLL
         for (int e = 4 * lane; e < CUDA_SLAB_ROWS * width; e += 4 * 32) {

@@ -83,9 +83,13 @@ void cuda_gather(const cdad_context *ctx, float *to, const cdad_mat &X, int64_t 
  * kernels of a third the rate. */
 static int64_t padded(int64_t n) { return (n + 7) / 8 * 8; }
 
-/* to [n/pitch,pitch] = x [rows,width], whose rows are rs apart, and zeros beyond it; to, pitch and n counted in fours. QUADS: so is x. */
+/* What rounding leaves. */
+__device__ static float rest_of(float x) { return x - __uint_as_float(cuda_bf16x2(x, 0.0f) << 16); }
+
+/* to [n/pitch,pitch] = x [rows,width], whose rows are rs apart, and zeros beyond it; to, pitch and n counted in fours. QUADS: so is x.
+ * rest: what rounding leaves of x. */
 template <typename I, bool QUADS>
-__global__ static void round_kernel(half4 *to, const float *x, int64_t rs, I width, I rows, I pitch, I n) {
+__global__ static void round_kernel(half4 *to, const float *x, int64_t rs, I width, I rows, I pitch, I n, bool rest) {
     CUDA_EACH_OF(I, i, n) {
         const I row = i / pitch, c = 4 * (i % pitch);
         const float *from = x + row * rs + c;
@@ -100,28 +104,32 @@ __global__ static void round_kernel(half4 *to, const float *x, int64_t rs, I wid
                 four.w = c + 3 < width ? from[3] : 0.0f;
             }
         }
+        if (rest)
+            four = float4{rest_of(four.x), rest_of(four.y), rest_of(four.z), rest_of(four.w)};
         put(to + i, four);
     }
 }
 
 /* to [padded(rows),padded(width)] or, where no zero rows are wanted, [rows,padded(width)]. */
-static void round_rows(const cdad_context *ctx, half1 *to, const float *x, int64_t rs, int64_t rows, int64_t width, bool zero_rows) {
+static void round_rows(const cdad_context *ctx, half1 *to, const float *x, int64_t rs, int64_t rows, int64_t width, bool zero_rows,
+                       bool rest) {
     const int64_t pitch = padded(width) / 4, n = (zero_rows ? padded(rows) : rows) * pitch;
     const bool quads = (width | rs) % 4 == 0 && (uintptr_t)x % 16 == 0, narrow = n < INT64_C(1) << 29;
     half4 *const fours = (half4 *)to;
     if (narrow) {
         const auto kernel = quads ? round_kernel<uint32_t, true> : round_kernel<uint32_t, false>;
         CDAD_LAUNCH(kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), fours, x, rs, (uint32_t)width, (uint32_t)rows, (uint32_t)pitch,
-                    (uint32_t)n);
+                    (uint32_t)n, rest);
     } else {
         const auto kernel = quads ? round_kernel<int64_t, true> : round_kernel<int64_t, false>;
-        CDAD_LAUNCH(kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), fours, x, rs, width, rows, pitch, n);
+        CDAD_LAUNCH(kernel, cuda_blocks(n), CUDA_THREADS, cuda_stream(ctx), fours, x, rs, width, rows, pitch, n, rest);
     }
 }
 
 /* Rows first .. first+rows-1 of X [.,columns], rounded to bfloat16, in its order; the matrix of them, whose data are half1. zeros: X is
- * padded in both directions. */
-static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, int64_t first, int64_t rows, int64_t columns, bool zeros) {
+ * padded in both directions. rest: of what rounding leaves, where X is plain. */
+static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, int64_t first, int64_t rows, int64_t columns, bool zeros,
+                        bool rest = false) {
     if (X.unfold) {
         if (X.unfold->C % 4 == 0 && (uintptr_t)X.data % 16 == 0)
             gather(ctx, (half4 *)to, (const float4 *)X.data, *X.unfold, first, rows);
@@ -130,7 +138,8 @@ static cdad_mat rounded(const cdad_context *ctx, half1 *to, const cdad_mat &X, i
         return cdad_mat{(const float *)to, columns, 1, NULL};
     }
     const bool by_rows = X.cs == 1;
-    round_rows(ctx, to, X.data + first * X.rs, by_rows ? X.rs : X.cs, by_rows ? rows : columns, by_rows ? columns : rows, zeros);
+    round_rows(ctx, to, X.data + first * X.rs, by_rows ? X.rs : X.cs, by_rows ? rows : columns, by_rows ? columns : rows, zeros,
+               rest);
     return cdad_mat{(const float *)to, by_rows ? padded(columns) : 1, by_rows ? 1 : padded(rows), NULL};
 }
 
@@ -273,8 +282,8 @@ static int64_t step_by_rows(int64_t M, int64_t N, int64_t K) {
 static bool is_by_rows(const cuda_product &p) { return p.A.unfold || (p.A.cs == 1 && !p.B.unfold); }
 
 /* Of factors rounded into scratch: rows of A with all of B, or, where A lies by columns, those with as many rows of B. Behind them is
- * room for results whose own rows begin at no 16 bytes. */
-static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad_epilogue &with, half1 *scratch) {
+ * room for results whose own rows begin at no 16 bytes. rest: by rows, with what rounding B leaves. */
+static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad_epilogue &with, half1 *scratch, bool rest = false) {
     const cdad_mat A = p.A, B = p.B;
     const int64_t M = p.M, N = p.N, K = p.K;
     p.rounded = true;
@@ -282,7 +291,7 @@ static void multiply_rounded(const cdad_context *ctx, cuda_product p, const cdad
         const int64_t step = step_by_rows(M, N, K);
         half1 *const second = scratch + after(step * padded(K));
         float *const room = (float *)(second + after(padded(N) * padded(K)));
-        p.B = rounded(ctx, second, B, 0, K, N, true);
+        p.B = rounded(ctx, second, B, 0, K, N, true, rest);
         p.K = A.unfold ? K : padded(K);
         for (int64_t m = 0; m < M; m += step) {
             p.M = cuda_min(step, M - m);
@@ -337,6 +346,23 @@ static bool is_worth_rounding(const cuda_product &p) {
            (is_by_rows(p) ? p.N * p.K <= MOST_WEIGHT : p.A.rs == 1 && (p.B.unfold || p.B.cs == 1));
 }
 
+/* B as the sum of what is rounded and its rest, two products; or floats. */
+static void multiply_split(const cdad_context *ctx, cuda_product p, cdad_epilogue with, void *scratch) {
+    p.precision = CDAD_BFLOAT16;
+    if (!is_by_rows(p) || !is_worth_rounding(p)) {
+        left = {};
+        p.precision = CDAD_FLOAT32;
+        multiply_floats(ctx, p, with, (float *)scratch);
+        return;
+    }
+    cdad_epilogue first = {};
+    first.accumulate = with.accumulate;
+    multiply_rounded(ctx, p, first, (half1 *)scratch);
+    p.beta = 1.0f;
+    with.accumulate = 1;
+    multiply_rounded(ctx, p, with, (half1 *)scratch, true);
+}
+
 void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float *C, int64_t ldc,
                const cdad_epilogue *with, void *scratch) {
     if (with && cuda_conv_fits(M, N, K, A, B, with)) {
@@ -351,7 +377,9 @@ void cuda_gemm(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_ma
     }
     const cdad_epilogue how = with ? *with : cdad_epilogue();
     const cuda_product p = {M, N, K, 1, A, B, C, ldc, 0, 0, 0, 1.0f, how.accumulate ? 1.0f : 0.0f, how.precision, false};
-    if (is_worth_rounding(p)) {
+    if (how.split && how.precision != CDAD_FLOAT32) {
+        multiply_split(ctx, p, how, scratch);
+    } else if (is_worth_rounding(p)) {
         multiply_rounded(ctx, p, how, (half1 *)scratch);
     } else {
         left = {};

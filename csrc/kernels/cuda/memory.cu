@@ -172,6 +172,8 @@ cdad_status cuda_download(cdad_device *base, void *to, const void *from, int64_t
     const cdad_status status = cuda_enter(d, err);
     if (status != CDAD_OK)
         return status;
+    if (cuda_is_recording(d))
+        return cuda_fail(err, CDAD_INVALID, "%s: a download cannot be recorded", d->name);
     if (bytes > DIRECT_BYTES)
         return cuda_told(d, "download", download_pieces(d, (char *)to, (const char *)from, bytes), err);
     cudaError_t e = cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToHost, cuda_queue_of(d)->stream);

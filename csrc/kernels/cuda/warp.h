@@ -150,8 +150,9 @@ __device__ inline unsigned cuda_shared_address(const void *p) { return (unsigned
 #define CUDA_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define CDAD_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...)                                          \
     do {                                                                                                         \
+        const cudaStream_t on_stream = (stream); /* asked for first: it makes its device the current one */      \
         cudaFuncSetAttribute((kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes));              \
-        kernel<<<(blocks), (threads), (bytes), (stream)>>>(__VA_ARGS__);                                         \
+        kernel<<<(blocks), (threads), (bytes), on_stream>>>(__VA_ARGS__);                                        \
     } while (0)
 #endif
 
