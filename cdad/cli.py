@@ -222,13 +222,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    if arguments.resume and arguments.config is None and (Path(arguments.out) / "config.toml").exists():
+    if arguments.config and arguments.preset:
+        raise ValueError("--config and --preset: one of them is wanted, as a TOML file names its preset itself")
+    if arguments.resume and (Path(arguments.out) / "config.toml").exists():
         config = read_config(arguments.out)
+        if arguments.config:  # what it does not name is as it was: defaults may have changed since
+            config = Config.from_toml(arguments.config, base=config)
         if arguments.preset not in (None, config.preset):
             raise ValueError(f"--preset {arguments.preset}: the run that goes on has the preset {config.preset}")
     else:
-        if arguments.config and arguments.preset:
-            raise ValueError("--config and --preset: one of them is wanted, as a TOML file names its preset itself")
         config = Config.from_toml(arguments.config) if arguments.config else preset(arguments.preset or "small")
     changes: dict[str, object] = dict(PAPER_RECIPE) if arguments.recipe == "paper" else {}
     if arguments.strategy:

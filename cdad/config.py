@@ -416,13 +416,17 @@ class Config:
         return "\n".join(lines + sections) + "\n"
 
     @classmethod
-    def from_toml(cls, path: str | os.PathLike, *, whole: bool = False) -> Config:
-        """Read a TOML file. A ``preset`` key names the preset that the other keys change. ``whole``: as in `from_dict`."""
+    def from_toml(cls, path: str | os.PathLike, *, whole: bool = False, base: Config | None = None) -> Config:
+        """Read a TOML file. A ``preset`` key names the preset that the other keys change. ``whole``: as in `from_dict`. ``base``: what
+        they change instead, and of that preset; ValueError where the file names another one."""
         try:
             values = tomllib.loads(Path(path).read_text("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
-        base = preset(values.pop("preset", "small"))
+        if base is None:
+            base = preset(values.pop("preset", "small"))
+        elif (name := values.pop("preset", "small")) != base.preset:
+            raise ValueError(f"{os.fspath(path)}: its preset is {name!r}, and what it goes on with has {base.preset!r}")
         flat = {}
         for key, value in (_completed(_renamed(values)) if whole else _renamed(values)).items():
             if isinstance(value, dict):

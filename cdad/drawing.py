@@ -112,13 +112,15 @@ class Drawing:
         reference, drawn = self.draw(images)
         moments: list[np.ndarray] = []
         banks: list[MemoryBank] = []
-        scoring = self.config.scoring
+        scoring, own = self.config.scoring, [] if n else [images]
         if scoring.distance == "mahalanobis":
             moments = self.features.second_moments(np.concatenate([reference] * len(drawn)), np.concatenate(drawn))
+        distances = self.distances(reference, drawn, [whitening(m) for m in moments])
+        del reference, drawn, images  # before the bank takes its memory
         if scoring.memory_bank:
-            features = map(self._chosen_features, all_images if n else [images])
-            banks = [MemoryBank.measure(features, n or len(images), scoring.memory_bank, self.config.seed)]
-        return Calibration.measure(self.distances(reference, drawn, [whitening(m) for m in moments]), moments, banks)
+            features, layers = map(self._chosen_features, own or all_images), chosen_layers(scoring, len(self.features.widths))
+            banks = [MemoryBank.measure(features, n or len(own[0]), scoring.memory_bank, self.config.seed, layers)]
+        return Calibration.measure(distances, moments, banks)
 
 
 __all__ = ["Drawing"]

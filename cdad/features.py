@@ -13,6 +13,7 @@ from .autoencoder import Autoencoder
 from .config import Config
 from .device_arrays import Array, Scaling, join
 from .programs import Programs
+from .scoring import chosen_layers
 from .weights import load_part
 from .weights.efficientnet import LITE0_MEAN, LITE0_STD, find_efficientnet_lite0, installed_efficientnet_lite0
 from .weights.resnet import IMAGENET_MEAN, IMAGENET_STD, RESNETS
@@ -94,7 +95,11 @@ class FeatureDistance:
         """What a configuration's scores are made of."""
         scoring = config.scoring
         distance = scoring.distance if scoring.calibrate else "euclidean"  # whitening is a calibration's
-        return cls(scoring.backbone, autoencoder, config.image_size, scoring.batch_size, distance, scoring.weights, load=load)
+        found = cls(scoring.backbone, autoencoder, config.image_size, scoring.batch_size, distance, scoring.weights, load=load)
+        n = len(found.widths)
+        if not chosen_layers(scoring, n):
+            raise ValueError(f"scoring.layers is {list(scoring.layers)}; some below {n} are wanted: {found.name} has so many")
+        return found
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight of the backbone (conv weights [O,R,S,C], depthwise [R,S,C])."""

@@ -3,9 +3,10 @@ Industrial Anomaly Detection", CVPR 2022, Sec. 3), which no later task changes."
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -17,87 +18,133 @@ _PROJECTED = 64  # directions in which candidates are compared
 _CHANNELS = 64  # that every OpenCV resizes at once
 _LEAST = 1e-3  # of a layer's largest feature: what its scale is at least
 _LEAST_SHARE = 0.01  # of the features' spread: what is normal at least
-_TINY = np.float32(1e-12)
+_PROBES = 2048  # places that tell what is normal, at most
 PLACES_AT_ONCE = 256  # whose distances are measured
 BANK_IMAGES = 1024  # of a class, at most
 
 
 @dataclass(frozen=True)
 class MemoryBank:
-    """Normal features: ``vectors`` float32 [n,C], of a place each, the layers' side by side, a layer divided by its ``scales``,
-    float32 [L]; chosen so that all others are near one of them. ``normal``: the mean squared distance of a normal image's features
-    from the nearest ones of other images."""
+    """Normal features: ``vectors`` float32 [n,C], of a place each, the backbone's ``layers`` (their numbers, [L]) side by side, a layer
+    divided by its ``scales``, float32 [L], from which their mean, ``centre`` float32 [C], is taken away; chosen so that all others are
+    near one of them. ``normal``: the mean squared distance of a normal image's features from the nearest ones of other images."""
 
     vectors: np.ndarray
     scales: np.ndarray
+    centre: np.ndarray
+    layers: np.ndarray
     normal: float
 
     @classmethod
-    def measure(cls, features: Iterable[Sequence[np.ndarray]], images: int, size: int, seed: int) -> MemoryBank:
-        """Of at most ``size`` vectors, from the features of so many normal images, in chunks: [N,h,w,C], a layer each."""
+    def measure(
+        cls, features: Iterable[Sequence[np.ndarray]], images: int, size: int, seed: int, layers: Sequence[int]
+    ) -> MemoryBank:
+        """Of at most ``size`` vectors, from the features of so many normal images, in chunks: [N,h,w,C] of each of the ``layers``.
+        Images of which one is a copy of the other count as one where it is told what is normal."""
         rng = np.random.Generator(np.random.Philox(seed))
-        parts, owners, each, n = [], [], -(-_CANDIDATES * size // images), 0
+        parts, owners, each, seen = [], [], -(-_CANDIDATES * size // images), {}
         for chunk in features:
             widths = [layer.shape[-1] for layer in chunk]
             for image in _places(chunk):
                 flat = image.reshape(-1, image.shape[-1])
                 parts.append(flat[rng.permutation(len(flat))[:each]])
-                owners.append(np.full(len(parts[-1]), n))
-                n += 1
+                owners.append(np.full(len(parts[-1]), seen.setdefault(hashlib.blake2b(flat).digest(), len(seen))))
         vectors, owner = np.concatenate(parts), np.concatenate(owners)
-        layers = np.split(vectors, np.cumsum(widths)[:-1], axis=1)
-        scales = np.array([max(layer.std(dtype=np.float64), _LEAST * np.abs(layer).max()) for layer in layers], np.float32) + _TINY
-        vectors /= np.repeat(scales, widths)
+        del parts
+        mean, variances = _moments(vectors)
+        scales = np.array([_scale(*of) for of in zip(*(_split(x, widths) for x in (vectors, mean, variances)), strict=True)], np.float32)
+        wide = np.repeat(scales, widths)
+        vectors /= wide
+        centre = (mean / wide).astype(np.float32)
+        vectors -= centre
         order = rng.permutation(len(vectors))
-        kept, probes = order[_spread(vectors[order], size, rng)], order[:size]
-        bank, spread = cls(np.ascontiguousarray(vectors[kept]), scales, 1.0), vectors.var(axis=0, dtype=np.float64).sum()
+        kept, probes = order[_spread(_compared(vectors, rng)[order], size)], order[: min(size, _PROBES)]
+        bank = cls(np.ascontiguousarray(vectors[kept]), scales, centre, np.array(layers, np.int64), 1.0)
+        spread = float(np.sum(variances / wide**2))
         # What is nearest in images that are all but the same says little of the next one.
         least = max(_LEAST_SHARE * spread, _LEAST**2 * vectors.shape[1])
-        if n > 1:
-            spread = bank._squares(vectors[probes], owner[probes, None] == owner[kept]).mean(dtype=np.float64)
-        return cls(bank.vectors, scales, float(max(spread, least)))
+        squares = bank._squares(vectors[probes], owner[probes], owner[kept])
+        squares = squares[np.isfinite(squares)]  # the others' nearest ones are all of their own image
+        return replace(bank, normal=float(max(squares.mean(dtype=np.float64) if len(squares) else spread, least)))
 
     def distances(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        """Features [N,h,w,C] of images, a layer each -> float32 [N,h,w], of the middle layer's places: squared distances from the
+        """Features [N,h,w,C] of images, of each layer -> float32 [N,h,w], of the middle layer's places: squared distances from the
         nearest vector; 1 is a normal image's mean."""
-        widths = [layer.shape[-1] for layer in features]
-        places = _places(features) / np.repeat(self.scales, widths)
+        places = _places(features) / np.repeat(self.scales, [layer.shape[-1] for layer in features]) - self.centre
         squares = [self._squares(image.reshape(-1, image.shape[-1])).reshape(image.shape[:-1]) for image in places]
         return np.stack(squares) / np.float32(self.normal)
 
-    def _squares(self, x: np.ndarray, but: np.ndarray | None = None) -> np.ndarray:
-        """[n,C] -> [n]. ``but`` bool [n,vectors]: those that do not count."""
-        input, program = self._program
+    @staticmethod
+    def making_bytes(size: int, images: int, places: int, width: int) -> int:
+        """That `measure` takes at most: the candidates twice, of so many images with so many places each."""
+        return 8 * width * images * min(places, -(-_CANDIDATES * size // images))
+
+    def _squares(self, x: np.ndarray, owner: np.ndarray | None = None, others: np.ndarray | None = None) -> np.ndarray:
+        """[n,C] -> [n]. ``owner`` [n], ``others`` [vectors]: of whom each is; its own ones do not count; infinite where there are no
+        others."""
+        (input, vectors, halves), program = _products(*self.vectors.shape)
+        feeds = {vectors: self.vectors, halves: self._halves}
         best = np.empty(len(x), np.float32)
         for start in range(0, len(x), PLACES_AT_ONCE):
             part, rows = x[start : start + PLACES_AT_ONCE], slice(start, start + PLACES_AT_ONCE)
-            (products,) = program.run({input: np.pad(part, ((0, PLACES_AT_ONCE - len(part)), (0, 0)))})
+            (products,) = program.run(feeds | {input: np.pad(part, ((0, PLACES_AT_ONCE - len(part)), (0, 0)))})
             products = products[: len(part)]
-            if but is not None:
-                products[but[rows]] = -np.inf
+            if owner is not None:
+                products[owner[rows, None] == others] = -np.inf
             best[rows] = products.max(axis=1)
         return np.maximum(np.einsum("ij,ij->i", x, x) - 2 * best, 0)
 
     @cached_property
-    def _program(self) -> tuple[int, _core.Program]:
-        """x v - |v|^2 / 2 of places x with every vector v, of which the largest is the nearest one's."""
-        graph = _core.Graph()
-        x = graph.input("x", (PLACES_AT_ONCE, self.vectors.shape[1]))
-        halves = np.einsum("ij,ij->i", self.vectors, self.vectors) / np.float32(-2)
-        (y,) = graph.op("linear", [x, graph.const(self.vectors), graph.const(halves)])
-        return x, graph.compile([y], device="cpu")
+    def _halves(self) -> np.ndarray:
+        """-|v|^2 / 2 of every vector v."""
+        return np.einsum("ij,ij->i", self.vectors, self.vectors) / np.float32(-2)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
-        return {"vectors": self.vectors, "scales": self.scales, "normal": np.array([self.normal], np.float32)}
+        normal = np.array([self.normal], np.float32)
+        return {"vectors": self.vectors, "scales": self.scales, "centre": self.centre, "layers": self.layers, "normal": normal}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> MemoryBank:
         """The inverse of `tensors`. ValueError: what could be no bank."""
-        vectors, scales, normal = tensors["vectors"], tensors["scales"], float(tensors["normal"][0])
-        if vectors.ndim != 2 or not len(vectors) or scales.ndim != 1 or not (scales > 0).all() or not 0 < normal < np.inf:
-            raise ValueError(f"a memory bank of {list(vectors.shape)}, with scales {list(scales.shape)} and {normal} as normal, is none")
-        return cls(vectors, scales, normal)
+        vectors, scales, centre, layers, normal = (
+            tensors.get(name, np.empty(0)) for name in ("vectors", "scales", "centre", "layers", "normal")
+        )
+        parts = vectors, scales, centre, normal
+        fit = all(part.dtype == np.float32 and np.isfinite(part).all() for part in parts) and layers.dtype == np.int64
+        fit = fit and vectors.ndim == 2 and len(vectors) > 0 and centre.shape == vectors.shape[1:] and scales.shape == layers.shape
+        if not fit or normal.shape != (1,) or not (scales > 0).all() or not normal[0] > np.finfo(np.float32).tiny:
+            told = ", ".join(f"{name} {part.dtype}{list(part.shape)}" for name, part in tensors.items())
+            raise ValueError(f"a memory bank of {told} is none, or has numbers that it cannot have")
+        return cls(*parts[:3], layers, float(normal[0]))
+
+
+@lru_cache(maxsize=4)
+def _products(n: int, width: int) -> tuple[tuple[int, int, int], _core.Program]:
+    """x v - |v|^2 / 2 of places x with n vectors v, of which the largest is the nearest one's: inputs x, v and -|v|^2 / 2."""
+    graph = _core.Graph()
+    shapes = {"x": (PLACES_AT_ONCE, width), "vectors": (n, width), "halves": (n,)}
+    inputs = x, vectors, halves = tuple(graph.input(name, shape) for name, shape in shapes.items())
+    (y,) = graph.op("linear", [x, vectors, halves])
+    return inputs, graph.compile([y], device="cpu")
+
+
+def _split(x: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    """By layers."""
+    return np.split(x, np.cumsum(widths)[:-1], axis=-1)
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance, float64 [C], of rows [n,C]: some rows at a time, as a copy in float64 would be large."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    squares = sum(np.square(x[i : i + PLACES_AT_ONCE] - mean).sum(axis=0) for i in range(0, len(x), PLACES_AT_ONCE))
+    return mean, squares / len(x)
+
+
+def _scale(layer: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> float:
+    """By which a layer's features are divided: its spread, or, where that is next to nothing, a share of its largest one."""
+    largest = max(float(layer.max()), -float(layer.min()))
+    return max(float(np.sqrt(variance.mean() + mean.var())), _LEAST * largest) or 1.0
 
 
 def _places(features: Sequence[np.ndarray]) -> np.ndarray:
@@ -118,13 +165,19 @@ def _resized(layer: np.ndarray, side: tuple[int, ...]) -> np.ndarray:
     return np.stack([resize(image) for image in layer])
 
 
-def _spread(vectors: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _compared(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As vectors [n,C] are compared when some are chosen: in random directions, where these are fewer; by einsum, whose sums do not
+    depend on BLAS's threads."""
+    if vectors.shape[1] <= _PROJECTED:
+        return vectors
+    return np.einsum("ij,jk->ik", vectors, rng.standard_normal((vectors.shape[1], _PROJECTED), np.float32))
+
+
+def _spread(vectors: np.ndarray, size: int) -> np.ndarray:
     """Places of ``size`` of the vectors [n,C], the first one and then always the one that is farthest from all before (greedy
-    k-centre), compared in random directions; by einsum, whose sums do not depend on BLAS's threads."""
+    k-centre)."""
     if len(vectors) <= size:
         return np.arange(len(vectors))
-    if vectors.shape[1] > _PROJECTED:
-        vectors = np.einsum("ij,jk->ik", vectors, rng.standard_normal((vectors.shape[1], _PROJECTED), np.float32))
     squares = np.einsum("ij,ij->i", vectors, vectors)
     far, chosen = np.full(len(vectors), np.inf, np.float32), [0]
     for _ in range(size - 1):

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from . import _core
 from .autoencoder import Autoencoder
 from .checkpoint import Checkpoint
-from .config import Config, preset
+from .config import Config, ScoringConfig, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images
 from .data.ahead import chunked
 from .data.images import source_key
@@ -246,6 +246,7 @@ class ContinualModel:
                 "pixels: finish it with these, or load a file that was saved before it"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
+        _ = self.features  # a backbone's file that is missing is told of before training, not after
         if self.predict_only:
             raise CheckpointError(
                 "the model was loaded to predict: load it whole, or let consolidate() take what its strategy "
@@ -429,6 +430,17 @@ class ContinualModel:
             self._drop_thresholds(name for name, calibration in found.items() if not _same(calibration, self.calibrations.get(name)))
             self.calibrations |= found
 
+    @property
+    def uncalibrated(self) -> list[str]:
+        """The classes whose calibration is of other scores than the configuration's, or was not measured: `recalibrate` does."""
+        if not self.config.scoring.calibrate:
+            return []
+        return [name for name in self.calibrations if not self._fits(name, self.config.scoring)]
+
+    def _fits(self, name: str, scoring: ScoringConfig) -> bool:
+        calibration = self.calibrations[name]
+        return calibration is not None and calibration.fits(self.config.image_size, self.features.widths, scoring)
+
     def _calibrate(self, classes: Sequence[ClassData]) -> dict[str, Calibration | None]:
         scoring = self.config.scoring
         if not scoring.calibrate:
@@ -463,8 +475,8 @@ class ContinualModel:
         chunk after chunk, an iterator's too. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or
         JAX array) is read there, and has the model's size. TypeError: something else; ValueError: an array of another shape, or on
         a device of another size; ImageError: an image that cannot be read.
-        ``class_name``: the product, if known: its calibration is used, else the mean of all classes'; ValueError where it was not
-        learned. RuntimeError: nothing was learned yet, or the model is training. A sample's result depends on (image, class_name,
+        ``class_name``: the product, if known: its calibration is used, else the mean of all classes' and the nearest of their memory
+        banks; ValueError where it was not learned. RuntimeError: nothing was learned yet, or the model is training. A sample's result depends on (image, class_name,
         model, seed) alone, not on what it is predicted with; by another instruction set, or on a GPU, within rounding.
         """
         with self._use.reading():
@@ -545,10 +557,12 @@ class ContinualModel:
         if not self.config.scoring.calibrate:
             return None
         chosen = self.calibrations if class_name is None else {class_name: self.calibrations[class_name]}
-        for name, calibration in chosen.items():
-            scoring = self.config.scoring
-            if calibration is None or not calibration.fits(self.config.image_size, self.features.widths, scoring):
-                raise RuntimeError(f"class {name!r} was learned without this calibration of its scores: recalibrate() measures it")
+        if stale := [name for name in self.uncalibrated if name in chosen]:
+            without = replace(self.config.scoring, memory_bank=0)
+            does = self._fits(stale[0], without) and not self._fits(stale[0], self.config.scoring)
+            other = ", and scoring.memory_bank = 0 does without a memory bank" if does else ""
+            told = f"class {stale[0]!r} was learned without this calibration of its scores"
+            raise RuntimeError(f"{told}: recalibrate() measures it{other}")
         if class_name is not None:
             return self.calibrations[class_name]
         own, pooled = tuple(chosen.values()), self._pooled

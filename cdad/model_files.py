@@ -125,7 +125,9 @@ def _scores_alike(stored: dict[str, Any], config: Config) -> bool:
     for name in stored.keys() & now.keys() - set(_NO_SCORES):
         here, there = now[name], stored[name]
         if isinstance(there, dict):  # keys that are newer than the file are not held against it
-            here, there = ({key: of[key] for key in there.keys() & here.keys() - set(_NO_SCORES_WITHIN)} for of in (here, there))
+            names = there.keys() & here.keys() - set(_NO_SCORES_WITHIN)
+            names |= {"weights"} & there.keys() if name == "scoring" else set()  # of a backbone, which come with no checkpoint
+            here, there = ({key: bool(of[key]) if key == "memory_bank" else of[key] for key in names} for of in (here, there))
         if here != there:
             return False
     return now["training"]["ema_decay"] > 0 or not stored.get("training", {}).get("ema_decay", 0) > 0  # another's weights would draw

@@ -13,7 +13,7 @@ import numpy as np
 from . import _core
 from .config import Config, preset
 from .data.loader import CACHE_BYTES, PREFETCH, versions
-from .memory_bank import PLACES_AT_ONCE
+from .memory_bank import BANK_IMAGES, PLACES_AT_ONCE, MemoryBank
 from .model import ContinualModel
 from .profile import profile_prediction, profile_training
 from .scoring import chosen_layers
@@ -119,15 +119,17 @@ def plan(
     predicting = scoring | {"workspace": max(size for name, size in needs.items() if name != "step")}
     after = held | {"data": _data(config, images)}
     training = after | {"workspace": max(needs["step"], needs["encode"])}
-    training |= {"batches": _batches(config), "images": _encoded_arrays(config)}
+    training |= {"batches": _batches(config), "images": _encoded_arrays(config), "backbone": parts["backbone"]}
     first, second = ({part: told[part] for part in ("moments", "update", "gradients")} for told in (parts, model.memory_bytes))
     second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
-    bank = _bank(model, -(-images // classes))
-    scored = {"images": _prediction_arrays(model), "bank": _bank_bytes(*bank)}
+    n, places, width = _bank(model, -(-images // classes))
+    drawn = _prediction_arrays(model, max(4 * config.scoring.batch_size, min(-(-images // classes), config.scoring.calibration_images)))
+    made = _making(model, -(-images // classes), places, width) if n else 0
+    scored = {"images": _prediction_arrays(model, 4 * config.scoring.batch_size), "bank": 4 * n * (classes * width + 2 * PLACES_AT_ONCE)}
     memory = {
         "training": training | first,
-        "calibrating": after | scoring | scored,
+        "calibrating": after | scoring | {"images": drawn, "bank": max(made - drawn, 0)},  # made when what was drawn is gone
         "collecting": after | scoring | {"streams": sum(size for *_, size in streams.values())},
         "increment": training | scoring | second | kept,
         "prediction": held | predicting | scored,
@@ -145,7 +147,7 @@ def plan(
         assumed={"images": images, "classes": classes, "rank_share": rank_share},
         memory={phase: {name: size for name, size in of.items() if size} for phase, of in memory.items()},
         workspace=needs,
-        checkpoint=_checkpoint(model, shapes, bases, classes, math.prod(bank)),
+        checkpoint=_checkpoint(model, shapes, bases, classes, n * width),
         flops=flops,
         layers=_largest(shapes, streams, layers),
         seconds=_seconds(config, flops, parts, config.training.task_steps(0, classes, images)) if time else None,
@@ -233,25 +235,27 @@ def _encoded_arrays(config: Config) -> int:
     return 2 * 4 * config.scoring.batch_size * _image_bytes(config)
 
 
-def _prediction_arrays(model: ContinualModel) -> int:
-    """Of `ContinualModel.predict`, which takes four batches at a time: this and the next chunk's images, x^ and x- of every
-    noise, both as the backbone takes them, and distances [H,W,layers], by batches and joined."""
+def _prediction_arrays(model: ContinualModel, n: int) -> int:
+    """Of so many images that are drawn at once: these and the next ones, x^ and x- of every noise, both as the backbone takes them, and
+    distances [H,W,layers], by batches and joined."""
     c = model.config
     distances = 2 * 4 * c.image_size**2 * len(model.features.widths)
-    return 4 * c.scoring.batch_size * ((5 + c.scoring.noise_seeds) * _image_bytes(c) + distances)
+    return n * ((5 + c.scoring.noise_seeds) * _image_bytes(c) + distances)
 
 
-def _bank(model: ContinualModel, images: int) -> tuple[int, int]:
-    """Vectors of a class's memory bank, of so many images, and their width."""
+def _bank(model: ContinualModel, images: int) -> tuple[int, int, int]:
+    """Vectors of a class's memory bank, of so many images, the places of one, and the vectors' width."""
     c, shapes = model.config.scoring, model.features._features.output_shapes
     chosen = [shapes[layer] for layer in chosen_layers(c, len(shapes))]
     places = math.prod(chosen[len(chosen) // 2][1:3])
-    return min(c.memory_bank, places * images) if c.calibrate else 0, sum(shape[-1] for shape in chosen)
+    return min(c.memory_bank, places * images) if c.calibrate else 0, places, sum(shape[-1] for shape in chosen)
 
 
-def _bank_bytes(n: int, width: int) -> int:
-    """Of one memory bank in use: its vectors, twice, and their products with places, as they are made and as they come out."""
-    return 8 * n * (width + PLACES_AT_ONCE)
+def _making(model: ContinualModel, images: int, places: int, width: int) -> int:
+    """What a memory bank takes while it is made: candidates, and the chunks of images that are read, with their features."""
+    c = model.config
+    chunk = c.scoring.batch_size * (3 * _image_bytes(c) + 2 * 4 * sum(math.prod(s) for s in model.features._features.output_shapes))
+    return chunk + MemoryBank.making_bytes(c.scoring.memory_bank, min(images, BANK_IMAGES), places, width)
 
 
 def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:

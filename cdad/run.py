@@ -113,6 +113,9 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         raise DataError(f"the model has learned {' / '.join('+'.join(task) for task in learned)}, and this protocol is {protocol}")
     if not resumed and learned and not model.strategy.ready:
         model.consolidate([dataset[name] for name in model.classes], progress=progress)
+    if not resumed and (stale := model.uncalibrated):
+        tell(f"measuring what is normal again, as another configuration scores: {', '.join(stale)}")
+        model.recalibrate([dataset[name] for name in stale])
     if finished_results(folder, protocol) is None:  # a run that is done keeps its own
         write_atomically(folder / CONFIG, config.to_toml().encode())
     writer = ResultWriter(
@@ -193,7 +196,7 @@ def check_same_run(config: Config, folder: Path) -> None:
     kept, wanted = (_flat(c.to_dict()) for c in (read_config(folder), config))
     differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if kept[key] != wanted[key]]
     if differ:
-        raise ValueError(f"{folder} was run with another configuration ({'; '.join(differ)}): choose another folder")
+        raise ValueError(f"{folder} was run with another configuration ({'; '.join(differ)}): choose another folder, or the same configuration")
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:

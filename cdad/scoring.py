@@ -46,8 +46,10 @@ class Calibration:
         of those layers where one is wanted."""
         wanted = list(widths) if config.distance == "mahalanobis" else []
         same = len(self.layers) == len(widths) and self.mean.shape == (image_size, image_size)
-        side_by_side = sum(widths[layer] for layer in chosen_layers(config, len(widths)))
-        banks = not config.memory_bank or (self.banks and all(bank.vectors.shape[1] == side_by_side for bank in self.banks))
+        chosen = chosen_layers(config, len(widths))
+        side_by_side = sum(widths[layer] for layer in chosen)
+        alike = (list(bank.layers) == chosen and len(bank.centre) == side_by_side for bank in self.banks)
+        banks = not config.memory_bank or (self.banks and all(alike))
         return bool(same and banks) and [len(moment) for moment in self.moments] == wanted
 
     @classmethod
@@ -90,8 +92,8 @@ def whitening(moment: np.ndarray) -> np.ndarray:
 
 
 def chosen_layers(config: ScoringConfig, n: int) -> list[int]:
-    """Those that a configuration wants, of n that a backbone has."""
-    return [layer for layer in config.layers if layer < n]
+    """Those that a configuration wants, of n that a backbone has, the finest first."""
+    return sorted(layer for layer in config.layers if layer < n)
 
 
 def score_maps(

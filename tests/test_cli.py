@@ -184,6 +184,50 @@ def test_finetuning_starts_from_the_same_first_task(root, run_folder, tmp_path):
     assert trained == ["1"] * 3, "the first task is the other run's"
 
 
+def test_a_start_whose_scores_are_others_is_measured_again(root, tmp_path):
+    """As one of a build that had no memory banks; and what `predict` says where nobody did so."""
+    out, data = tmp_path / "other", open_dataset(root)
+    first = ["train", "--data", str(root), "--protocol", "gear", "--out", str(tmp_path / "first"), *QUICK]
+    assert main([*first, "--set", "scoring.memory_bank=0"]) == 0
+    start = tmp_path / "first" / "tasks" / "0.safetensors"
+    config = ContinualModel.load(start).config.updated({"scoring.memory_bank": 64})
+    told = []
+    run.run_protocol(config, data, protocol("gear/steel"), out, start_from=start, progress=False, tell=told.append)
+    assert any("measuring what is normal again" in text and "gear" in text for text in told)
+    model = ContinualModel.load(out / "checkpoint.safetensors")
+    assert [len(model.calibrations[name].banks[0].vectors) for name in ("gear", "steel")] == [64, 64] and model.uncalibrated == []
+    older = ContinualModel.load(start, config=config)
+    assert older.uncalibrated == ["gear"]
+    with pytest.raises(RuntimeError, match=r"recalibrate\(\) measures it, and scoring.memory_bank = 0 does without"):
+        older.predict(data["gear"].test[0].path)
+
+
+def test_settings_in_a_file_go_on_as_they_began(root, tmp_path, capsys):
+    """What the file does not name may have another default since."""
+    file, out = tmp_path / "mine.toml", tmp_path / "run"
+    file.write_text('preset = "tiny"\n[training]\nsteps = 3\n[diffusion]\nsteps = 2\n[scoring]\nbackbone = "autoencoder"\n')
+    train = ["train", "--data", str(root), "--protocol", "gear", "--out", str(out), "--config", str(file), "--quiet"]
+    assert main(train) == 0
+    kept = (out / "config.toml").read_text()
+    assert "memory_bank = 2048" in kept
+    (out / "config.toml").write_text(kept.replace("memory_bank = 2048", "memory_bank = 0"))
+    assert main([*train, "--resume"]) == 0
+    file.write_text(file.read_text().replace("steps = 3", "steps = 4"))
+    assert main([*train, "--resume"]) == 1 and "training.steps = 3, not 4" in capsys.readouterr().err
+    file.write_text('preset = "demo"\n')
+    assert main([*train, "--resume"]) == 1 and "its preset is 'demo'" in capsys.readouterr().err
+
+
+def test_layers_that_a_backbone_lacks_are_told_before_training(monkeypatch, products):
+    """Of the one that "auto" finds: the configuration alone does not tell."""
+    monkeypatch.setattr("cdad.features.find_efficientnet_lite0", lambda: None)
+    model = ContinualModel(preset("tiny").updated({"scoring.layers": [1, 2], "training.steps": 3}))
+    reports = []
+    with pytest.raises(ValueError, match=r"scoring.layers is \[1, 2\]; some below 1 are wanted"):
+        model.fit_task([products["gear"]], progress=False, callback=reports.append)
+    assert not reports
+
+
 def test_what_is_within_a_task_is_no_start_and_not_tested(root, tmp_path):
     """Its weights are not those that the task before left."""
     config = preset("tiny").updated({

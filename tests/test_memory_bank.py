@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cdad import Config, ContinualModel
-from cdad.memory_bank import MemoryBank, _resized, _spread
+from cdad.memory_bank import MemoryBank, _compared, _resized, _spread
 from cdad.scoring import Calibration, score_maps
+
+
+LAYERS = (0, 1, 2)
 
 
 def features(n: int, seed: int = 0) -> list[np.ndarray]:
@@ -28,7 +35,7 @@ def places(layers: list[np.ndarray]) -> np.ndarray:
 
 def measure(layers: list[np.ndarray], size: int) -> MemoryBank:
     chunks = ([layer[:2] for layer in layers], [layer[2:] for layer in layers])
-    return MemoryBank.measure(chunks, len(layers[0]), size, 0)
+    return MemoryBank.measure(chunks, len(layers[0]), size, 0, LAYERS)
 
 
 def nearest(x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -58,14 +65,14 @@ def test_few_vectors_lie_near_all_others():
     centres = 10 * rng.standard_normal((20, 100)).astype(np.float32)
     vectors = np.repeat(centres, 50, axis=0) + 0.01 * rng.standard_normal((1000, 100)).astype(np.float32)
     rng.shuffle(vectors)
-    kept = vectors[_spread(vectors, 20, rng)]
+    kept = vectors[_spread(_compared(vectors, rng), 20)]
     assert nearest(centres, kept).max() < 1
     assert nearest(centres, vectors[:20]).max() > 100  # as they come, some centres have none
-    assert list(_spread(vectors[:5], 20, rng)) == list(range(5))
+    assert list(_spread(vectors[:5], 20)) == list(range(5))
 
 
 def test_of_one_image_its_spread_is_what_is_normal():
-    bank = MemoryBank.measure([features(1)], 1, 4, 0)
+    bank = MemoryBank.measure([features(1)], 1, 4, 0, LAYERS)
     assert bank.vectors.shape == (4, 18) and 9 < bank.normal < 18  # of 18 channels, each of which varies by 1 with its layer
 
 
@@ -73,22 +80,70 @@ def test_of_one_image_its_spread_is_what_is_normal():
 def test_images_that_are_all_the_same(value):
     """Nothing is infinite beside them, and what is normal is not nothing."""
     same = [np.full_like(layer, value) for layer in features(3)]
-    bank = MemoryBank.measure([same], 3, 100, 0)
+    bank = MemoryBank.measure([same], 3, 100, 0, LAYERS)
     assert np.abs(bank.distances(same)).max() < 1e-3
     far = bank.distances(features(2))
     assert np.isfinite(far).all() and far.min() > 1
-    twice = [np.concatenate([layer, layer]) for layer in features(1)]
-    bank = MemoryBank.measure([twice], 2, 100, 0)
+    nearly = [np.concatenate([layer, layer * np.float32(1.0001)]) for layer in features(1)]
+    bank = MemoryBank.measure([nearly], 2, 100, 0, LAYERS)
     assert bank.normal == pytest.approx(0.01 * bank.vectors.var(0).sum(), rel=1e-3)
 
 
+def test_copies_of_images_do_not_tell_what_is_normal():
+    once = features(6)
+    twice = [np.concatenate([layer, layer]) for layer in once]
+    alone, doubled = (MemoryBank.measure([layers], len(layers[0]), 1000, 0, LAYERS) for layers in (once, twice))
+    assert doubled.normal == pytest.approx(alone.normal, rel=1e-5)
+    one = [np.concatenate([layer[:1]] * 5) for layer in once]
+    bank = MemoryBank.measure([one], 5, 100, 0, LAYERS)
+    assert bank.normal == pytest.approx(MemoryBank.measure([features(1)], 1, 100, 0, LAYERS).normal, rel=0.1)
+
+
+@pytest.mark.parametrize("images", [2, 3, 12])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_so_few_vectors_that_places_may_have_none_of_other_images(size, images):
+    bank = MemoryBank.measure([features(images)], images, size, 0, LAYERS)
+    assert len(bank.vectors) == size and 0 < bank.normal < 100
+    assert np.isfinite(MemoryBank.from_tensors(bank.tensors()).distances(features(2, seed=1))).all()
+
+
+def test_distances_within_what_varies_little():
+    """Products of large numbers whose difference is small would be rounding."""
+    normal, other = ([1000 + 0.1 * layer for layer in features(n, seed)] for n, seed in ((5, 0), (2, 1)))
+    bank = measure(normal, 1000)
+    # a layer's scale is a share of its largest number here
+    flat, x = (places(layers).reshape(-1, 18) / np.repeat(bank.scales, [3, 6, 9]) for layers in (normal, other))
+    np.testing.assert_allclose(bank.distances(other), nearest(x, flat).reshape(2, 4, 4) / bank.normal, rtol=1e-2)
+
+
+def test_a_layer_of_zeros_says_nothing():
+    dark = [layer * (i > 0) for i, layer in enumerate(features(4))]
+    bank = MemoryBank.measure([dark], 4, 1000, 0, LAYERS)
+    lit = [layer + 1 if i == 0 else layer for i, layer in enumerate(dark)]
+    assert bank.distances(lit).max() < 100
+
+
+def test_copies_of_a_bank_that_was_used():
+    bank = measure(features(3), 20)
+    told = bank.distances(features(2, seed=1))
+    for other in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
+        assert np.array_equal(other.distances(features(2, seed=1)), told)
+
+
 def test_a_damaged_bank_is_refused():
-    tensors = MemoryBank.measure([features(2)], 2, 10, 0).tensors()
+    tensors = MemoryBank.measure([features(2)], 2, 10, 0, LAYERS).tensors()
     assert MemoryBank.from_tensors(tensors).normal == pytest.approx(tensors["normal"][0])
-    damaged = [{"vectors": tensors["vectors"][0]}, {"vectors": tensors["vectors"][:0]}, {"scales": 0 * tensors["scales"]}]
-    for part in [*damaged, *({"normal": np.array([x], np.float32)} for x in (0, np.nan, np.inf))]:
+    vectors, scales = tensors["vectors"], tensors["scales"]
+    damaged = [{"vectors": x} for x in (vectors[0], vectors[:0], np.nan * vectors, vectors.astype(np.float64), vectors.astype(np.uint8))]
+    damaged += [{"scales": x} for x in (0 * scales, np.inf * scales, scales[:2], scales[None])]
+    damaged += [{"normal": np.array(x, np.float32)} for x in ([0], [np.nan], [np.inf], [1e-40], [1, 1], 1)]
+    damaged += [{"centre": tensors["centre"][:-1]}, {"layers": np.array(LAYERS, np.float32)}, {"layers": np.arange(4)}]
+    for part in damaged:
         with pytest.raises(ValueError, match="is none"):
             MemoryBank.from_tensors(tensors | part)
+    for name in tensors:
+        with pytest.raises(ValueError, match="is none"):
+            MemoryBank.from_tensors({key: value for key, value in tensors.items() if key != name})
 
 
 @pytest.mark.parametrize("width", [1, 3, 600])
@@ -122,7 +177,7 @@ def test_what_models_keep(first_checkpoint, products, quick_config, tmp_path):
     assert np.array_equal(loaded.predict(images, "gear").maps, model.predict(images, "gear").maps)
     one, other = (loaded.calibrations[name] for name in ("gear", "steel"))
     layers = features(2)
-    banks = [MemoryBank.measure([features(4, seed)], 4, 100, 0) for seed in (3, 4)]
+    banks = [MemoryBank.measure([features(4, seed)], 4, 100, 0, LAYERS) for seed in (3, 4)]
     one, other = (Calibration(c.layers, c.mean, c.moments, (bank,)) for c, bank in zip((one, other), banks, strict=True))
     pooled = Calibration.pool([one, other])
     assert np.array_equal(pooled.nearest(layers), np.minimum(one.nearest(layers), other.nearest(layers)))
@@ -146,3 +201,28 @@ def test_files_of_builds_without_banks_predict_as_they_did(first_checkpoint, qui
     del values["scoring"]["memory_bank"]
     assert Config.from_dict(values, whole=True).scoring.memory_bank == 0
     assert Config().scoring.memory_bank == 2048
+
+
+def test_banks_of_other_layers_are_not_used(first_checkpoint, quick_config):
+    """Nor of layers that are as wide together; the order in which they are named does not matter."""
+    calibration, config = ContinualModel.load(first_checkpoint).calibrations["gear"], quick_config.updated({"scoring.layers": [2, 0]}).scoring
+    ones = np.ones(3, np.float32), np.ones((8, 8), np.float32)
+
+    def fits(*layers: int) -> bool:
+        bank = replace(calibration.banks[0], layers=np.array(layers), centre=np.zeros(2, np.float32))
+        return Calibration(*ones, (), (bank,)).fits(8, [1, 1, 1], replace(config, distance="euclidean"))
+
+    assert fits(0, 2) and not fits(0, 1) and not fits(2, 0)
+
+
+def test_thresholds_go_where_other_features_are_compared(first_checkpoint, products, quick_config, tmp_path):
+    model = ContinualModel.load(first_checkpoint)
+    model.set_threshold("gear", [sample.path for sample in products["gear"].test[:3]])
+    model.save(tmp_path / "model")
+
+    def kept(**changes) -> bool:
+        config = model.config.updated({f"scoring.{key}": value for key, value in changes.items()})
+        return "gear" in ContinualModel.load(tmp_path / "model", config=config).thresholds
+
+    assert kept(memory_bank=64) and kept(calibration_images=4)  # which would change what is measured, not what was
+    assert not kept(memory_bank=0) and not kept(weights="other.safetensors")
