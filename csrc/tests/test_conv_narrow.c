@@ -141,6 +141,11 @@ static void test_table(void) {
     check_case((cdad_unfold){2, 3, 3, 5, 6, 20, 3, 3, 1, 2, 9, 1}, 17);     /* pixels, rows that read nothing */
     check_case((cdad_unfold){2, 4, 2, 2, 4, 3, 3, 5, 1, 1, 2, 1}, 3);       /* a kernel wider than the image */
     check_case((cdad_unfold){2, 5, 40, 24, 5, 40, 1, 1, 1, 0, 0, 1}, 32);
+    for (int64_t O = 1; O <= 4; O++) { /* so few that lanes are what is read: whole vectors and more */
+        check_case((cdad_unfold){2, 6, 53, 64, 6, 53, 3, 3, 1, 1, 1, 1}, O);
+        check_case((cdad_unfold){2, 5, 40, 21, 5, 40, 3, 3, 1, 1, 1, 1}, O);
+        check_case((cdad_unfold){2, 7, 51, 48, 3, 26, 4, 1, 2, 0, 0, 1}, O);
+    }
     check_case((cdad_unfold){2, 40, 16, 2, 40, 16, 3, 3, 1, 1, 1, 1}, 8);   /* several groups of rows a slice */
     check_case((cdad_unfold){1, 3, 300, 1, 2, 100, 2, 3, 3, 1, 0, 1}, 70);
     check_case((cdad_unfold){1, 20, 600, 1, 20, 300, 1, 2, 2, 0, 1, 1}, 20); /* rows longer than a group */

@@ -152,7 +152,7 @@ static gemm_ahead next_block(const gemm_job *job, int64_t l0, int64_t l1, int64_
 
 /* A strip, lanes l0 .. l1-1, times the shared operand over one block of k. The strip's panels are read again
  * and again from the cache, the others once. `last`: after the last block; else NULL. */
-static void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_t l1, const float *shared,
+static inline __attribute__((always_inline)) void multiply(const gemm_job *job, const float *strip, int64_t l0, int64_t l1, const float *shared,
                      int64_t kc, float *C, int64_t ldc, int add, const cdad_epilogue *last, gemm_ahead ahead) {
     const gemm_plan *p = &job->plan;
     const int64_t n_steps = steps(job, kc), tiles = ceil_div(p->others, p->other_width) * ceil_div(l1 - l0, p->width);
@@ -188,6 +188,13 @@ static void pack_shared_panel(void *arg, int64_t panel, int worker) {
     }
 }
 
+/* B's first part of two, of a block of K: apart from run_strip, whose loops would take more instructions with both in them. */
+static __attribute__((noinline)) void add_first(const gemm_job *job, float *strip, int64_t l0, int64_t l1, const float *shared, int64_t k,
+                                                int64_t kc) {
+    pack_lanes(job, 0, strip, l0, l1, k, kc);
+    multiply(job, strip, l0, l1, shared, kc, job->C, job->ldc, k > 0 || job->with.accumulate, NULL, (gemm_ahead){0});
+}
+
 static void run_strip(void *arg, int64_t index, int worker) {
     const gemm_job *job = arg;
     const gemm_plan *p = &job->plan;
@@ -196,15 +203,14 @@ static void run_strip(void *arg, int64_t index, int worker) {
     int64_t k = job->k0;
     do { /* once when K = 0: C is the bias, or zero */
         int64_t kc = min_i(GEMM_KC, job->k1 - k);
-        for (int part = 0; part < p->parts; part++) {
-            const float *shared = job->shared + steps(job, k - job->k0) * p->padded;
-            const int ends = part == p->parts - 1;
-            if (!part || !p->by_rows)
-                pack_lanes(job, part, strip, l0, l1, k, kc);
-            multiply(job, strip, l0, l1, p->by_rows ? shared + part * shared_size(p) : shared, kc, job->C, job->ldc,
-                     part || k > 0 || job->with.accumulate, ends && k + kc == p->K ? &job->with : NULL,
-                     ends ? next_block(job, l0, l1, k + kc) : (gemm_ahead){0});
-        }
+        const float *shared = job->shared + steps(job, k - job->k0) * p->padded;
+        const int two = p->parts > 1;
+        if (two)
+            add_first(job, strip, l0, l1, shared, k, kc);
+        if (!two || !p->by_rows)
+            pack_lanes(job, two, strip, l0, l1, k, kc);
+        multiply(job, strip, l0, l1, two && p->by_rows ? shared + shared_size(p) : shared, kc, job->C, job->ldc,
+                 two || k > 0 || job->with.accumulate, k + kc == p->K ? &job->with : NULL, next_block(job, l0, l1, k + kc));
         k += kc;
     } while (k < job->k1);
 }
