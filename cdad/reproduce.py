@@ -284,9 +284,14 @@ def _wanted_weights(config: Config) -> dict[str, Shapes]:
 # ---- what it will take ------------------------------------------------------------------------------------------------
 
 
-def _task_steps(config: Config, dataset: Dataset, protocol: Protocol) -> tuple[int, ...]:
+def _trained(config: Config, protocol: Protocol) -> list[tuple[str, ...]]:
+    """The classes whose images each task trains on."""
     joint = config.continual.strategy == "joint"
-    trained = [protocol.seen(k) if joint else task for k, task in enumerate(protocol.tasks)]
+    return [tuple(protocol.seen(k) if joint else task) for k, task in enumerate(protocol.tasks)]
+
+
+def _task_steps(config: Config, dataset: Dataset, protocol: Protocol) -> tuple[int, ...]:
+    trained = _trained(config, protocol)
     images = [sum(len(dataset[name].train) for name in names) for names in trained]
     return tuple(config.training.task_steps(k, len(names), images[k]) for k, names in enumerate(trained))
 
@@ -330,7 +335,8 @@ def _describe_memory(reproduction: Reproduction) -> str:
     """The phase of a run that takes most, on the CPU."""
     most: tuple[int, str, dict[str, int]] = (0, "", {})
     for run in reproduction.runs:
-        sizes = [(sum(len(reproduction.dataset[name].train) for name in names), len(names)) for names in run.protocol.tasks]
+        trained = _trained(run.config, run.protocol)
+        sizes = [(sum(len(reproduction.dataset[name].train) for name in names), len(names)) for names in trained]
         images, classes = max(sizes)
         planned = plan(run.config, images=images, classes=classes)
         phase = max(planned.peak, key=planned.peak.__getitem__)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cdad import PROTOCOLS, _core, preset
+from cdad import PROTOCOLS, _core, preset, protocol
 from cdad.autoencoder import Autoencoder
 from cdad.cli import main
 from cdad.config import PAPER_RECIPE
 from cdad.data import write_dataset
 from cdad.protocols import MVTEC_CLASSES, VISA_CLASSES
-from cdad.reproduce import TABLES, _Pace, duration, prepare
+from cdad.reproduce import TABLES, _Pace, _trained, duration, prepare
 from cdad.results import read_json
 
 TINY = {
@@ -276,6 +276,12 @@ def test_an_estimate_ends_before_anything_is_made(reproduce, tmp_path, capsys):
     # 30 images in batches of 4, and five times 2 epochs of 3
     assert "18 of 18 training steps are left, 18 min at 60 s each" in out and "memory in GiB" in out
     assert not (tmp_path / "out").exists()
+
+
+def test_joint_training_is_counted_with_all_images_so_far():
+    tasks = protocol("gear,cloth/steel", ["gear", "cloth", "steel"])
+    told = {strategy: _trained(preset("tiny").updated({"continual.strategy": strategy}), tasks) for strategy in ("joint", "cdad")}
+    assert told == {"joint": [("gear", "cloth"), ("gear", "cloth", "steel")], "cdad": [("gear", "cloth"), ("steel",)]}
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.6, "1 min"), (3700, "1 h 1 min"), (200000, "2 d 7 h"), (86400, "1 d")])
