@@ -35,7 +35,7 @@ from .protocols import PROTOCOLS, protocol
 from .reproduce import TABLES, describe_tables, execute, prepare
 from .reproduce import describe as describe_reproduction
 from .results import compare_summaries, format_table, to_json
-from .run import CHECKPOINT, alone, read_config, run_or_resume, run_protocol
+from .run import CHECKPOINT, alone, is_begun, read_config, run_or_resume, run_protocol
 from .weights import Collection
 from .weights.hub import PUBLISHED, pull
 from .weights.report import convert, describe, format_description
@@ -224,8 +224,9 @@ def _parser() -> argparse.ArgumentParser:
 def _config(arguments: argparse.Namespace) -> Config:
     if arguments.config and arguments.preset:
         raise ValueError("--config and --preset: one of them is wanted, as a TOML file names its preset itself")
-    if arguments.resume and (Path(arguments.out) / "config.toml").exists():
-        config = read_config(arguments.out)
+    out = Path(arguments.out)
+    if arguments.resume and (out / "config.toml").exists() and (not arguments.config or is_begun(out)):
+        config = read_config(out)
         if arguments.config:  # what it does not name is as it was: defaults may have changed since
             config = Config.from_toml(arguments.config, base=config)
         if arguments.preset not in (None, config.preset):

@@ -263,7 +263,8 @@ class Config:
     ``seed``: of first weights, noise and order. ``precision``: "bfloat16" rounds the factors of the denoiser's linear maps and
     convolutions to bfloat16 and, on a CUDA device, its attention's, in training and sampling, and sums in float32; weights and all
     else stay float32. "tf32" lets a CUDA device round factors to TF32, in all networks, and so does "bfloat16" for what it leaves; the
-    CPU then computes in float32. Either also rounds the updates of confined weights, within the directions that these may take."""
+    CPU then computes in float32. Where either rounds, so it does with updates of confined weights, within the directions that these
+    may take."""
 
     preset: str = "small"
     image_size: int = 128

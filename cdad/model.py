@@ -246,7 +246,8 @@ class ContinualModel:
                 "pixels: finish it with these, or load a file that was saved before it"
             )
         config, t, index = self.config, self.config.training, len(self.ledger)
-        _ = self.features  # a backbone's file that is missing is told of before training, not after
+        if config.scoring.calibrate:
+            _ = self.features  # a backbone's file that is missing is told of before training, not after
         if self.predict_only:
             raise CheckpointError(
                 "the model was loaded to predict: load it whole, or let consolidate() take what its strategy "
@@ -437,9 +438,20 @@ class ContinualModel:
             return []
         return [name for name in self.calibrations if not self._fits(name, self.config.scoring)]
 
-    def _fits(self, name: str, scoring: ScoringConfig) -> bool:
-        calibration = self.calibrations[name]
-        return calibration is not None and calibration.fits(self.config.image_size, self.features.widths, scoring, self.features.checksum)
+    def check_calibrated(self, classes: Iterable[str]) -> None:
+        """RuntimeError, that says why, where one of these classes is `uncalibrated`."""
+        scoring, stale = self.config.scoring, set(self.uncalibrated)
+        for name in filter(stale.__contains__, classes):
+            why, other = "without this calibration of its scores", ""
+            if self._fits(name, scoring, checksum=False):
+                why = "by other weights of the scores' backbone"
+            elif self._fits(name, replace(scoring, memory_bank=0)):
+                other = ", and scoring.memory_bank = 0 does without a memory bank"
+            raise RuntimeError(f"class {name!r} was learned {why}: recalibrate() measures it{other}")
+
+    def _fits(self, name: str, scoring: ScoringConfig, checksum: bool = True) -> bool:
+        calibration, by = self.calibrations[name], self.features.checksum if checksum else None
+        return calibration is not None and calibration.fits(self.config.image_size, self.features.widths, scoring, by)
 
     def _calibrate(self, classes: Sequence[ClassData]) -> dict[str, Calibration | None]:
         scoring = self.config.scoring
@@ -557,12 +569,7 @@ class ContinualModel:
         if not self.config.scoring.calibrate:
             return None
         chosen = self.calibrations if class_name is None else {class_name: self.calibrations[class_name]}
-        if stale := [name for name in self.uncalibrated if name in chosen]:
-            without = replace(self.config.scoring, memory_bank=0)
-            does = self._fits(stale[0], without) and not self._fits(stale[0], self.config.scoring)
-            other = ", and scoring.memory_bank = 0 does without a memory bank" if does else ""
-            told = f"class {stale[0]!r} was learned without this calibration of its scores"
-            raise RuntimeError(f"{told}: recalibrate() measures it{other}")
+        self.check_calibrated(chosen)
         if class_name is not None:
             return self.calibrations[class_name]
         own, pooled = tuple(chosen.values()), self._pooled

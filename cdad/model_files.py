@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .config import Config
     from .model import ContinualModel
 
-# On what no score of an image depends, as it is of training alone, or comes with the checkpoint; a backbone's weights are known by their
-# checksum, wherever they lie.
+# On what no score of an image depends, as it is of training alone, or comes with the checkpoint; calibrations know a backbone's weights
+# by their checksum, wherever they lie.
 _NO_SCORES = ("preset", "autoencoder", "text", "training", "continual")
 _NO_SCORES_WITHIN = ("batch_size", "calibration_images", "weights", "ema", "target", "keep_variance")
 
@@ -127,6 +127,8 @@ def _scores_alike(stored: dict[str, Any], config: Config) -> bool:
         here, there = now[name], stored[name]
         if isinstance(there, dict):  # keys that are newer than the file are not held against it
             names = there.keys() & here.keys() - set(_NO_SCORES_WITHIN)
+            if name == "scoring" and not here["calibrate"]:
+                names |= {"weights"} & there.keys()
             here, there = ({key: bool(of[key]) if key == "memory_bank" else of[key] for key in names} for of in (here, there))
         if here != there:
             return False

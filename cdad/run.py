@@ -113,7 +113,9 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         raise DataError(f"the model has learned {' / '.join('+'.join(task) for task in learned)}, and this protocol is {protocol}")
     if not resumed and learned and not model.strategy.ready:
         model.consolidate([dataset[name] for name in model.classes], progress=progress)
-    if not resumed and (stale := model.uncalibrated):
+    if resumed:
+        model.check_calibrated(model.classes)
+    elif stale := model.uncalibrated:
         tell(f"measuring what is normal again, as another configuration scores: {', '.join(stale)}")
         model.recalibrate([dataset[name] for name in stale])
     if finished_results(folder, protocol) is None:  # a run that is done keeps its own
@@ -189,9 +191,14 @@ def holds_run(folder: Path) -> bool:
     return (folder / CHECKPOINT).exists() or previous_of(folder / CHECKPOINT).exists()
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is something of a run that its configuration belongs to: a checkpoint, or its results alone."""
+    return holds_run(folder) or (folder / JSON_NAME).exists()
+
+
 def check_same_run(config: Config, folder: Path) -> None:
     """ValueError, with the keys that differ, where the folder holds a run with another configuration, or its results alone."""
-    if not (holds_run(folder) or (folder / JSON_NAME).exists()) or not (folder / CONFIG).exists():
+    if not (is_begun(folder) and (folder / CONFIG).exists()):
         return
     kept, wanted = (_flat(c.to_dict()) for c in (read_config(folder), config))
     differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if kept[key] != wanted[key]]

@@ -90,6 +90,8 @@ class Calibration:
         """The inverse of `tensors`."""
         moments = (tensors[f"moment.{i}"] for i in range(sum(key.startswith("moment.") for key in tensors)))
         bank = {key.removeprefix("bank."): value for key, value in tensors.items() if key.startswith("bank.")}
+        if not bank.keys() & {"centre", "layers"}:  # as first builds with banks kept them: one to be measured again
+            bank = {}
         by = int(tensors["backbone"].item()) if "backbone" in tensors else None
         return cls(tensors["layers"], tensors["mean"], tuple(moments), (MemoryBank.from_tensors(bank),) if bank else (), by)
 

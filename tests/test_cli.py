@@ -214,8 +214,37 @@ def test_settings_in_a_file_go_on_as_they_began(root, tmp_path, capsys):
     assert main([*train, "--resume"]) == 0
     file.write_text(file.read_text().replace("steps = 3", "steps = 4"))
     assert main([*train, "--resume"]) == 1 and "training.steps = 3, not 4" in capsys.readouterr().err
+    empty = tmp_path / "empty"  # as of a run that was killed before its first checkpoint
+    empty.mkdir()
+    (empty / "config.toml").write_text((out / "config.toml").read_text().replace("steps = 3", "steps = 2", 1))
+    file.write_text(file.read_text().replace("steps = 4", "steps = 3"))
+    assert main([*train[:6], str(empty), *train[7:], "--resume"]) == 0
+    assert "\nsteps = 3\n" in (empty / "config.toml").read_text()
     file.write_text('preset = "demo"\n')
     assert main([*train, "--resume"]) == 1 and "its preset is 'demo'" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_by_other_weights_of_the_backbone(root, tmp_path, monkeypatch):
+    """Its scores would be of two kinds: told at once, not after another task."""
+    data, out = open_dataset(root), tmp_path / "run"
+    config = preset("tiny").updated({"training.steps": 2, "training.increment_steps": 2, "diffusion.steps": 2, "continual.images": 2,
+                                     "scoring.calibration_images": 2, "scoring.memory_bank": 8})  # fmt: skip
+    begun = []
+
+    def stop(report):
+        if report.task == 1:
+            begun.append(report)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("cdad.features.FeatureDistance.checksum", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_protocol(config, data, protocol("gear/steel"), out, progress=False, callback=stop)
+    monkeypatch.setattr("cdad.features.FeatureDistance.checksum", 2)
+    with pytest.raises(RuntimeError, match="other weights of the scores' backbone"):
+        run.run_protocol(config, data, protocol("gear/steel"), out, resume=True, progress=False, callback=begun.append)
+    assert len(begun) == 1
+    monkeypatch.setattr("cdad.features.FeatureDistance.checksum", 1)
+    assert run.run_protocol(config, data, protocol("gear/steel"), out, resume=True, progress=False)
 
 
 def test_layers_that_a_backbone_lacks_are_told_before_training(monkeypatch, products):

@@ -9,9 +9,11 @@ from dataclasses import replace
 import layouts
 import numpy as np
 import pytest
+from layouts import load_checkpoint
 from safetensors.numpy import save_file
 
-from cdad import Config, ContinualModel
+from cdad import CheckpointError, Config, ContinualModel
+from cdad.checkpoint import save_checkpoint
 from cdad.memory_bank import MemoryBank, _compared, _resized, _spread
 from cdad.scoring import Calibration, score_maps
 
@@ -236,10 +238,23 @@ def test_other_weights_of_the_backbone_are_told_of(products, quick_config, tmp_p
     copied, other = load("copy"), load("other")
     assert np.array_equal(copied.predict(images, "gear").scores, model.predict(images, "gear").scores) and "gear" in copied.thresholds
     assert other.uncalibrated == ["gear"]
-    with pytest.raises(RuntimeError, match="recalibrate"):
+    with pytest.raises(RuntimeError, match=r"other weights of the scores' backbone: recalibrate"):
         other.predict(images, "gear")
     other.recalibrate([products["gear"]])
     assert other.predict(images, "gear").scores.shape == (3,) and "gear" not in other.thresholds
+
+
+def test_banks_of_builds_that_kept_them_otherwise_are_measured_again(first_checkpoint, products, tmp_path):
+    tensors, state = load_checkpoint(first_checkpoint)
+    gone = ("bank.centre", "bank.layers")
+    save_checkpoint(tmp_path / "older", {name: array for name, array in tensors.items() if not name.endswith(gone)}, state)
+    model = ContinualModel.load(tmp_path / "older")
+    assert model.uncalibrated == list(model.classes) and not model.calibrations["gear"].banks
+    model.recalibrate([products[name] for name in model.classes])
+    assert model.uncalibrated == []
+    save_checkpoint(tmp_path / "damaged", {name: array for name, array in tensors.items() if not name.endswith(gone[:1])}, state)
+    with pytest.raises(CheckpointError, match="is none"):
+        ContinualModel.load(tmp_path / "damaged")
 
 
 def test_thresholds_go_where_other_features_are_compared(first_checkpoint, products, quick_config, tmp_path):
@@ -253,3 +268,4 @@ def test_thresholds_go_where_other_features_are_compared(first_checkpoint, produ
 
     assert kept(memory_bank=64) and kept(calibration_images=4)  # which would change what is measured, not what was
     assert not kept(memory_bank=0)
+    assert kept(weights="elsewhere.safetensors") and not kept(weights="elsewhere.safetensors", calibrate=False)

@@ -22,7 +22,7 @@ void cdad_project(const cdad_context *ctx, float *dW, int64_t O, cdad_mat U, int
 
 /* Coordinates C [O,k] = G U of a gradient G [O,d] in such directions U; C may be G's memory, whose first O*k elements they then
  * take. And the way back, W [O,d] += C U^T. A precision that rounds does so to G, U and C, but not to U on the way back, of which it keeps
- * 16 bits at least: a change of the weights that leaves the span is still less than some 1e-6 of it. */
+ * 16 bits at least: a change of the weights that leaves the span is still some 2e-6 of it at most. */
 void cdad_coordinates(const cdad_context *ctx, float *C, const float *G, int64_t O, cdad_mat U, int64_t d, int64_t k,
                       cdad_precision precision, void *scratch);
 void cdad_add_coordinates(const cdad_context *ctx, float *W, const float *C, int64_t O, cdad_mat U, int64_t d, int64_t k,
