@@ -224,9 +224,9 @@ def _parser() -> argparse.ArgumentParser:
 def _config(arguments: argparse.Namespace) -> Config:
     if arguments.config and arguments.preset:
         raise ValueError("--config and --preset: one of them is wanted, as a TOML file names its preset itself")
-    out = Path(arguments.out)
-    if arguments.resume and (out / "config.toml").exists() and (not arguments.config or is_begun(out)):
-        config = read_config(out)
+    begun = arguments.resume and (Path(arguments.out) / "config.toml").exists()
+    if begun and (not arguments.config or is_begun(Path(arguments.out))):
+        config = read_config(arguments.out)
         if arguments.config:  # what it does not name is as it was: defaults may have changed since
             config = Config.from_toml(arguments.config, base=config)
         if arguments.preset not in (None, config.preset):

@@ -488,8 +488,9 @@ class ContinualModel:
         JAX array) is read there, and has the model's size. TypeError: something else; ValueError: an array of another shape, or on
         a device of another size; ImageError: an image that cannot be read.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes' and the nearest of their memory
-        banks; ValueError where it was not learned. RuntimeError: nothing was learned yet, or the model is training. A sample's result depends on (image, class_name,
-        model, seed) alone, not on what it is predicted with; by another instruction set, or on a GPU, within rounding.
+        banks; ValueError where it was not learned. RuntimeError: nothing was learned yet, the model is training, or a class is
+        `uncalibrated`. A sample's result depends on (image, class_name, model, seed) alone, not on what it is predicted with;
+        by another instruction set, or on a GPU, within rounding.
         """
         with self._use.reading():
             found = self._predict(images, class_name, progress)
