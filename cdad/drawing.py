@@ -112,14 +112,14 @@ class Drawing:
         reference, drawn = self.draw(images)
         moments: list[np.ndarray] = []
         banks: list[MemoryBank] = []
-        scoring, own = self.config.scoring, [] if n else [images]
+        scoring = self.config.scoring
         if scoring.distance == "mahalanobis":
             moments = self.features.second_moments(np.concatenate([reference] * len(drawn)), np.concatenate(drawn))
         distances = self.distances(reference, drawn, [whitening(m) for m in moments])
-        del reference, drawn, images  # before the bank takes its memory
+        del reference, drawn  # before the bank takes its memory
         if scoring.memory_bank:
-            features, layers = map(self._chosen_features, own or all_images), chosen_layers(scoring, len(self.features.widths))
-            banks = [MemoryBank.measure(features, n or len(own[0]), scoring.memory_bank, self.config.seed, layers)]
+            features, layers = map(self._chosen_features, all_images if n else [images]), chosen_layers(scoring, len(self.features.widths))
+            banks = [MemoryBank.measure(features, n or len(images), scoring.memory_bank, self.config.seed, layers)]
         return Calibration.measure(distances, moments, banks, self.features.checksum)
 
 

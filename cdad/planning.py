@@ -123,9 +123,10 @@ def plan(
     first, second = ({part: told[part] for part in ("moments", "update", "gradients")} for told in (parts, model.memory_bytes))
     second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
-    n, places, width = _bank(model, -(-images // classes))
-    drawn = _prediction_arrays(model, max(4 * config.scoring.batch_size, min(-(-images // classes), config.scoring.calibration_images)))
-    made = _making(model, -(-images // classes), places, width) if n else 0
+    of_class = -(-images // classes)
+    n, places, width = _bank(model, of_class)
+    drawn = _prediction_arrays(model, max(4 * config.scoring.batch_size, min(of_class, config.scoring.calibration_images)))
+    made = _making(model, of_class, places, width) if n else 0
     scored = {"images": _prediction_arrays(model, 4 * config.scoring.batch_size), "bank": 4 * n * (classes * width + 2 * PLACES_AT_ONCE)}
     memory = {
         "training": training | first,

@@ -268,4 +268,8 @@ def test_thresholds_go_where_other_features_are_compared(first_checkpoint, produ
 
     assert kept(memory_bank=64) and kept(calibration_images=4)  # which would change what is measured, not what was
     assert not kept(memory_bank=0)
-    assert kept(weights="elsewhere.safetensors") and not kept(weights="elsewhere.safetensors", calibrate=False)
+    assert kept(weights="elsewhere.safetensors")  # calibrations would know whether these are others
+    model = ContinualModel.load(first_checkpoint, config=model.config.updated({"scoring.calibrate": False}))
+    model.set_threshold("gear", [sample.path for sample in products["gear"].test[:3]])
+    model.save(tmp_path / "model")
+    assert kept(noise_seeds=1) and not kept(weights="elsewhere.safetensors")
