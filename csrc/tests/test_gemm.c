@@ -337,8 +337,8 @@ static void test_depthwise(void) {
 /* Factors of which only the second is not of bfloat16 already: the product has it whole, or 16 bits of it. */
 static void test_split(void) {
     static const int64_t shapes[][3] = {{1, 1, 1}, {33, 70, 129}, {70, 33, 801}, {96, 64, 32}, {3, 40, 7}, {3, 2, 600000}, {2, 3, 600000}};
-    const size_t n = sizeof shapes / sizeof *shapes - (table == portable ? 2 : 0); /* the last ones are longer than what is packed at once */
-    for (size_t i = 0; i < n; i++)
+    const size_t count = sizeof shapes / sizeof *shapes - (table == portable ? 2 : 0); /* the last ones are longer than what is packed at once */
+    for (size_t i = 0; i < count; i++)
         for (int layout = 0; layout < 4; layout++) {
             const int64_t M = shapes[i][0], N = shapes[i][1], K = shapes[i][2];
             float *a = unit(M * K, 41), *b = unit(K * N, 42), *bias = unit(N, 43), *C = unit(M * N, 44), *before = unit(M * N, 44);
