@@ -497,8 +497,8 @@ def _format_plan(found: Plan) -> str:
     needs = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in found.workspace.items())
     lines.append(f"\nof the workspace: {needs} MiB")
     lines.append(f"a checkpoint after a task: {found.checkpoint / 2**20:.1f} MiB")
-    step, image = found.flops["step"] / 1e9, found.flops["image"] / 1e9
-    lines.append(f"products: {step:.1f} GFLOP a training step, {image:.1f} an image scored")
+    step, later, image = (found.flops[what] / 1e9 for what in ("step", "increment", "image"))
+    lines.append(f"products: {step:.1f} GFLOP a training step ({later:.1f} in a later task), {image:.1f} an image scored")
     if found.seconds:
         step, task, image = found.seconds["step"], found.seconds["task"] / 3600, found.seconds["image"]
         lines.append(f"estimated: {step:.3g} s a step, {task:.2g} h a first task, {image:.3g} s an image scored")

@@ -195,7 +195,9 @@ class ContinualConfig:
     few, the basis misses directions that other normal images of the same class use, and nothing keeps later tasks from
     changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many.
     ``max_rank_share``: no basis grows beyond this share of its width; of a task's new directions those with the most energy
-    stay, and the ledger tells what the others held. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
+    stay, and the ledger tells what the others held. ``max_directions``: a new task may move a weight in so many directions at most,
+    those that its features have the most energy in beside the bases (0: in as many as ``free_gamma`` asks for); what it learns with then
+    grows with this, not with the width, as an adapter's rank does, and so does what projection costs. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
     checkpoints; what is used is what a checkpoint gives back. ``frozen``: parts of the networks, by the beginnings of their
     weights' names up to a dot, that "cdad" trains in the first task alone: they get no bases, and later tasks no gradients there. With
     "amn" among them nothing is differentiated below the U-Net's output blocks, and an increment takes two thirds of the time. ``tether``: of
@@ -215,6 +217,7 @@ class ContinualConfig:
     free_gamma: float = 0.999
     images: int = 64
     max_rank_share: float = 1.0
+    max_directions: int = 0
     basis_dtype: str = "float32"
     frozen: tuple[str, ...] = ("unet.time_embed", "unet.input_blocks", "unet.middle_block")
     tether: float = 5.0
@@ -548,7 +551,7 @@ _SD15 = Config(
         timestep_focus=0.0,
         light=0.0,
     ),
-    continual=ContinualConfig(frozen=(), tether=0.0),
+    continual=ContinualConfig(frozen=(), tether=0.0, max_directions=512),
     scoring=ScoringConfig(memory_bank=0),
 )
 
@@ -574,6 +577,7 @@ PAPER_RECIPE: dict[str, Any] = {
     "continual.method": "isvd",
     "continual.gamma": 0.999,
     "continual.projection": "gradient",
+    "continual.max_directions": 0,
     "continual.frozen": (),
     "continual.tether": 0.0,
     "scoring.calibrate": False,

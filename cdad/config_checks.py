@@ -82,7 +82,7 @@ _RULES: dict[str, _Rule] = {
         (_from(1), "training.batch_size training.steps training.increment_steps training.accumulate"),
         (_from(0), "training.epochs training.increment_epochs training.warmup"),
         (_from(1), "continual.images continual.replay_images"),
-        (_from(0), "continual.memory"),  # 0: as much as it takes
+        (_from(0), "continual.memory continual.max_directions"),  # 0: as much, or as many, as it takes
         (_where(all, "a list of names without empty ones"), "continual.frozen"),
         (_from(0), "scoring.memory_bank"),
         (_from(1), "scoring.calibration_images scoring.noise_seeds scoring.batch_size"),

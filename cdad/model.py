@@ -389,11 +389,18 @@ class ContinualModel:
         )
 
     def collect_bases(
-        self, classes: Sequence[ClassData], progress: bool = True, *, gamma: float | None = None, max_rank_share: float | None = None
+        self,
+        classes: Sequence[ClassData],
+        progress: bool = True,
+        *,
+        gamma: float | None = None,
+        max_rank_share: float | None = None,
+        max_added: int = 0,
     ) -> dict[str, tuple[np.ndarray, float, float]]:
         """The significant representation of these classes joined to the earlier tasks' (paper, Eq. 6): {weight:
-        (U [d, rank], share of the energy kept, share lost to ``max_rank_share``)}, taken while the sampler reconstructs
-        `representative_batches`. ``gamma``, ``max_rank_share``: instead of the configuration's."""
+        (U [d, rank], share of the energy kept, share lost to the caps)}, taken while the sampler reconstructs
+        `representative_batches`. ``gamma``, ``max_rank_share``: instead of the configuration's; ``max_added``: directions by
+        which a basis may grow (0: any number)."""
         c, batches = self.config.continual, self.representative_batches(classes)
         # Samplers of its own: what is predicted meanwhile is none of these classes' features.
         samplers = Programs(self.drawing.samplers.make, self.drawing.samplers.batch_size)
@@ -405,7 +412,7 @@ class ContinualModel:
 
         for batch in tqdm(batches.epoch(0), "representations", len(batches), disable=not progress, leave=False):
             self.drawing.denoise(batch.perturbed, self.autoencoder.encode(batch.image), noise_seed=batch.step, samplers=samplers)
-        return collector.bases(self.bases, c.max_rank_share if max_rank_share is None else max_rank_share)
+        return collector.bases(self.bases, c.max_rank_share if max_rank_share is None else max_rank_share, max_added)
 
     def _collector(self, sampler: _core.Sampler, images: int, gamma: float) -> _core.Collector:
         """Streams for the features of so many images, drawn by this sampler."""

@@ -55,8 +55,8 @@ class Plan:
     in ``collecting`` what they take beyond the streams whose place they take; ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
 
     ``workspace``: bytes that each network takes of it (`ContinualModel.workspace_needs`); of a ``step`` nearly all are activations.
-    ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step`` and of an ``image``
-    that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
+    ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step``, of one of the second task (``increment``), projections included, and of an
+    ``image`` that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
     and an ``image``, or None. ``assumed``: what the plan supposes."""
 
     preset: str
@@ -111,7 +111,7 @@ def plan(
     for programs in (*model.autoencoder.programs, model.drawing.samplers, model.features.programs):
         programs.single  # noqa: B018 - compiled now, as a run that is not of whole batches alone does
     parts, needs, shapes = model.memory_bytes, model.workspace_needs, model.params.shapes()
-    flops = {"step": model._trainer.flops, "image": _image_flops(model)}
+    flops = {"step": model._trainer.flops}
     streams = _streams(model, images, classes)
     bases, directions = _subspaces(model, streams, rank_share)
     held = {"weights": parts["parameters"], "average": parts["average"], "autoencoder": parts["autoencoder"]}
@@ -120,6 +120,7 @@ def plan(
     after = held | {"data": _data(config, images)}
     training = after | {"workspace": max(needs["step"], needs["encode"])}
     training |= {"batches": _batches(config), "images": _encoded_arrays(config), "backbone": parts["backbone"]}
+    flops |= {"increment": model._trainer.flops, "image": _image_flops(model)}
     first, second = ({part: told[part] for part in ("moments", "update", "gradients")} for told in (parts, model.memory_bytes))
     second["workspace"] = max(scoring["workspace"], model.workspace_needs["step"])
     kept = {"bases": bases, "directions": directions, "kept": model.strategy.kept_blocks * parts["parameters"]}
@@ -197,7 +198,7 @@ def _subspaces(model: ContinualModel, streams: dict[str, tuple[int, str, int, in
         model._trainer.protect(name, frozen=True)
     for name, (d, _, most, _) in streams.items():
         k = ranks[name]
-        own = min(max(1, int(OWN_SHARE * d)), most, d - k)
+        own = min(max(1, int(OWN_SHARE * d)), c.max_directions or d, most, d - k)
         if whole:
             own = d - k if c.projection == "update" else min(k, d - k)
         if own:

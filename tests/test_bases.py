@@ -213,6 +213,51 @@ def test_a_cap_leaves_new_tasks_their_directions(products, quick):
     assert all(U.shape[1] <= max(1, int(0.25 * len(U))) for U in model.bases.values())  # and they stay capped
 
 
+def test_a_task_moves_weights_in_so_many_directions_at_most(products, quick, tmp_path):
+    """Those in which its features have the most energy; the ledger tells what the others held, also of a task that went on from a file."""
+    first, second = tasks(products)[:2]
+    free, models = {}, {}
+    for most in (0, 3):
+        model = models[most] = ContinualModel(quick.updated({"continual.max_directions": most, "scoring.calibrate": False}))
+        model.fit_task(first, progress=False)
+        before = {name: model.params[name].copy() for name in model.bases}
+
+        def keep(report, model=model, most=most):
+            free[most] = dict(model.strategy._free)
+            model.save(tmp_path / "within") if most and report.step == 1 else None
+
+        model.fit_task(second, progress=False, callback=keep)
+    assert sum(len(V) > 3 for V in free[0].values()) > 20
+    for name, V in free[3].items():
+        assert np.array_equal(V, free[0][name][:3]), name
+        change = (model.params[name] - before[name]).reshape(len(before[name]), -1)
+        assert np.abs(change - change @ V.T @ V).max() <= 1e-3 * np.abs(change).max(), name  # beside the rounding of weights
+    told = models[3].ledger[1]
+    assert told["free_capped_max"] >= told["free_capped"] > 0 and told["free_share"] < models[0].ledger[1]["free_share"]
+    assert "free_capped" not in models[0].ledger[1] and "free_capped" not in models[3].ledger[0]
+    again = ContinualModel.load(tmp_path / "within")
+    again.fit_task(second, progress=False)
+    assert again.ledger[1] == told and again.strategy.state()["free_capped"] == []
+
+
+def test_operations_of_projections_are_counted(quick):
+    trainers = {}
+    for projection in ("gradient", "update"):
+        params = _core.Params()
+        config = quick.updated({"continual.projection": projection})
+        trainers[projection] = _core.Trainer(params, config.denoiser(), 2, config.optimizer(), 0)
+    whole = trainers["gradient"].flops
+    weights = {name: (shape[0], int(np.prod(shape[1:]))) for name, shape in params.shapes().items() if len(shape) > 1}
+    name = max(weights, key=lambda name: np.prod(weights[name]))
+    o, d = weights[name]
+    V = np.eye(d, dtype=np.float32)[:5]
+    trainers["gradient"].protect(name, np.ascontiguousarray(V.T))
+    assert trainers["gradient"].flops == whole + 2 * 2 * o * d * 5  # G U and, of that, (G U) U^T
+    trainers["update"].confine(name, V)
+    there = trainers["update"].flops - 2 * o * d * 5  # W + C V
+    assert whole - 2 * o * d * 2 * config.latent_size**2 <= there < whole + 2 * o * d * 5  # coordinates in the gradient's place, where that pays
+
+
 def test_weights_that_share_features_keep_bases_of_their_own(learned, products, quick):
     """q and k read the same features: one basis, unless what they have so far differs."""
     model, first = learned[0], as_class(tasks(products)[0])
@@ -246,6 +291,8 @@ def test_a_collector_gives_its_bases_once(learned):
     collector = model._collector(model.drawing.samplers.whole, 1, 0.9)
     with pytest.raises(ValueError, match=r"is \[\d+, rank\]"):
         collector.bases({next(iter(model.bases)): np.zeros((1, 1), np.float32)})
+    with pytest.raises(ValueError, match="grow by -1"):
+        collector.bases({}, max_added=-1)
     collector.bases({})  # a failure has taken nothing
     with pytest.raises(ValueError, match="already"):
         collector.bases({})

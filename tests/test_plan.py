@@ -134,12 +134,24 @@ def test_later_tasks_take_bases_and_directions():
     assert ewc.memory["increment"]["kept"] == 2 * ewc.memory["increment"]["weights"]
     sketched = cdad.plan(config.updated({"continual.method": "sketch"})).memory["increment"]["bases"]
     assert sketched == sum(4 * d * min(d // 2, 256) for d in widths) < half.memory["increment"]["bases"]
+    few = cdad.plan(config.updated({"continual.max_directions": 5})).memory["increment"]["directions"]
+    assert few == sum(4 * d * min(5, max(1, int(0.18 * d))) for d in widths) < half.memory["increment"]["directions"]
     everywhere = cdad.plan(config.updated({"continual.free_gamma": 1.0})).memory["increment"]["directions"]
     assert everywhere == sum(4 * d * (d - d // 2) for d in widths)
     nearly = cdad.plan(config, rank_share=0.95).memory["increment"]["directions"]
     assert nearly == sum(4 * d * min(max(1, int(0.18 * d)), d - max(1, int(0.95 * d))) for d in widths)
     nothing = cdad.plan(config.updated({"continual.free_gamma": 1.0}), rank_share=1.0).memory["increment"]
     assert not {"moments", "directions"} & nothing.keys()  # nothing moves
+
+
+@pytest.mark.parametrize("preset", ["small", "sd15"])
+def test_projection_adds_a_tenth_to_a_step_at_most(preset):
+    """In operations, of an increment as the preset runs it."""
+    for rank_share in (0.25, 0.75):
+        flops = cdad.plan(preset, images=20, rank_share=rank_share).flops
+        assert 0.5 * flops["step"] < flops["increment"] <= 1.1 * flops["step"]
+        wide = cdad.plan(cdad.preset(preset).updated({"continual.max_directions": 0, "continual.frozen": []}), images=20, rank_share=rank_share)
+        assert wide.flops["increment"] > 1.1 * flops["step"] == 1.1 * wide.flops["step"]
 
 
 def test_the_size_of_a_checkpoint(first_checkpoint, quick_config):
@@ -153,7 +165,7 @@ def test_the_size_of_a_checkpoint(first_checkpoint, quick_config):
 def test_operations_are_those_that_a_profile_counts():
     config = preset("tiny").updated({"scoring.backbone": "autoencoder", "scoring.noise_seeds": 2})
     found = cdad.plan(config)
-    assert found.flops["step"] == sum(op.flops for op in cdad.profile.profile_training(config, repeats=1).ops)
+    assert found.flops["increment"] != found.flops["step"] == sum(op.flops for op in cdad.profile.profile_training(config, repeats=1).ops)
     drawn = sum(op.flops for op in cdad.profile.profile_prediction(config, repeats=1).ops)
     assert found.flops["image"] == pytest.approx(drawn / config.scoring.batch_size)
 

@@ -29,8 +29,8 @@ class CDAD(Strategy):
     features (biases, norms) are frozen on incremental tasks.
 
     Of what the bases leave free, a new task gets the directions that its own features take, up to a share ``free_gamma`` of
-    their energy, in whose coordinates AdamW works: at gamma 0.99, 16 to 20 % of the width on real products. In the others the
-    new features have next to nothing, and a step there would move what the old ones have left in them.
+    their energy and ``max_directions``, in whose coordinates AdamW works: at gamma 0.99, 16 to 20 % of the width on real products.
+    In the others the new features have next to nothing, and a step there would move what the old ones have left in them.
 
     What is ``frozen`` stays as the first task left it, so that its features need no bases.
 
@@ -43,6 +43,7 @@ class CDAD(Strategy):
         self.bases: dict[str, np.ndarray] = {}
         self._narrow: dict[str, np.ndarray] = {}  # what checkpoints hold where that is not the bases themselves
         self._free: dict[str, np.ndarray] = {}  # within a task: the directions [k, d] that are its own
+        self._free_capped: list[float] = []  # the share of its energy that max_directions took from them: mean and largest
         self._without: list[str] = []  # what was frozen when the bases were collected
         self._anchor: np.ndarray | None = None  # within a task: all weights as they were when it began
 
@@ -76,7 +77,9 @@ class CDAD(Strategy):
             return
         if step == 0 and not self.moves_everywhere(model.config):
             # What bases are capped at is no bound of these: full ones would leave a task nothing to move.
-            found = model.collect_bases(classes, progress, gamma=self.config.free_gamma, max_rank_share=1.0)
+            c = self.config
+            found = model.collect_bases(classes, progress, gamma=c.free_gamma, max_rank_share=1.0, max_added=c.max_directions)
+            self._free_capped = _mean_and_largest(found) if c.max_directions else []
             self._free = {name: np.ascontiguousarray(U[:, self._width(name) :].T) for name, (U, _, _) in found.items()}
         if step == 0:
             self._anchor = model._trainer.block("weights").copy() if self.config.tether > 0 else None
@@ -111,9 +114,10 @@ class CDAD(Strategy):
         if self._free:
             shares = sorted(V.shape[0] / V.shape[1] for V in self._free.values())  # which a file brings in another order
             report["free_share"] = float(np.mean(shares))
+        if self._free_capped:
+            report |= dict(zip(("free_capped", "free_capped_max"), self._free_capped, strict=True))
         if self.config.max_rank_share < 1:
-            capped = [share for _, _, share in found.values()]
-            report |= {"energy_capped": float(np.mean(capped)), "energy_capped_max": max(capped)}
+            report |= dict(zip(("energy_capped", "energy_capped_max"), _mean_and_largest(found), strict=True))
         kept = self._stored(new)
         if model.config.training.ema_decay > 0:
             # Features are the average's, which draws: later, on its way to other weights, it would move along them, and in what
@@ -122,7 +126,7 @@ class CDAD(Strategy):
         model._trainer.tether(None)
         # Without a call between, at whose end a signal's exception could come: half of it is no place to go on from.
         without, free = list(self.config.frozen), {}
-        (self.bases, self._narrow), self._without, self._free, self._anchor = kept, without, free, None
+        (self.bases, self._narrow), self._without, self._free, self._free_capped, self._anchor = kept, without, free, [], None
         return report
 
     def _width(self, name: str) -> int:
@@ -151,10 +155,11 @@ class CDAD(Strategy):
         return kept if self._anchor is None else kept + self._anchor.nbytes
 
     def state(self):
-        return {"frozen": self._without}
+        return {"frozen": self._without, "free_capped": self._free_capped}
 
     def restore(self, tensors, state):
         self._without, self._anchor = list(state.get("frozen", [])), tensors.get("strategy/anchor")
+        self._free_capped = list(state.get("free_capped", []))
         kept = {k.removeprefix("basis/"): v for k, v in tensors.items() if k.startswith("basis/")}
         self._free = {k.removeprefix("free/"): v for k, v in tensors.items() if k.startswith("free/")}
         wanted = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[self.config.basis_dtype]
@@ -164,6 +169,12 @@ class CDAD(Strategy):
         else:  # a checkpoint of another basis_dtype
             self._narrow = {}
             self.bases, self._narrow = self._stored(self.bases)
+
+
+def _mean_and_largest(found: Mapping[str, tuple[np.ndarray, float, float]]) -> list[float]:
+    """Of the shares of the energy that caps took from weights' bases."""
+    capped = [share for _, _, share in found.values()]
+    return [float(np.mean(capped)), max(capped)]
 
 
 def _is_within(name: str, scopes: Iterable[str]) -> bool:

@@ -295,11 +295,23 @@ const float *cdad_optimizer_directions(const cdad_optimizer *o, int64_t i, int64
     return there ? q->basis : NULL;
 }
 
+static int comes_projected(const cdad_optimizer *o, int64_t i) { return o->given && o->given[i]; }
+
+double cdad_optimizer_flops(const cdad_optimizer *o) {
+    double sum = 0;
+    for (int64_t i = 0; i < o->params->n; i++) {
+        const cdad_protection *q = &o->protection[i];
+        if (!q->frozen && q->basis) /* into the subspace and back out of it */
+            sum += (comes_projected(o, i) ? 2.0 : 4.0) * (double)o->params->items[i].count * (double)q->rank;
+    }
+    return sum;
+}
+
 /* What AdamW takes for parameter i's gradient: itself, or in `own`, which may be its memory, the gradient projected. */
 static const float *prepare(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad, float *own) {
     const cdad_param *p = &o->params->items[i];
     const cdad_protection *q = &o->protection[i];
-    if (!q->basis || q->rank == 0 || (o->given && o->given[i]))
+    if (!q->basis || q->rank == 0 || comes_projected(o, i))
         return grad;
     if (in_coordinates(o, i)) {
         cdad_coordinates(ctx, own, grad, p->shape.dim[0], span_of(q, row_width(p)), row_width(p), q->rank,

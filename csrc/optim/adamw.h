@@ -100,6 +100,8 @@ float *cdad_optimizer_gradient(const cdad_optimizer *o, int64_t i);
 
 /* The directions [*rank,d] in whose coordinates AdamW works for parameter i, where the parameters lie, or NULL: in none. */
 const float *cdad_optimizer_directions(const cdad_optimizer *o, int64_t i, int64_t *rank);
+/* Operations of the products with directions and bases in a step, with what is protected now. */
+double cdad_optimizer_flops(const cdad_optimizer *o);
 /* Bytes of the moments, with what is protected now. */
 int64_t cdad_optimizer_moment_bytes(const cdad_optimizer *o);
 /* Bytes of scratch that a step takes with what is protected now. */

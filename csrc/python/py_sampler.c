@@ -403,12 +403,13 @@ static PyObject *bases_dict(const cdad_params *p, cdad_weight_basis *bases) {
 }
 
 static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"old", "max_share", NULL};
+    static char *names[] = {"old", "max_share", "max_added", NULL};
     py_collector *self = (py_collector *)o;
     const cdad_params *p = self->sampler->params->params;
     PyObject *old_arg, *given, *held, *result = NULL;
     double max_share = 1.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|d:bases", names, &PyDict_Type, &old_arg, &max_share))
+    long long max_added = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|dL:bases", names, &PyDict_Type, &old_arg, &max_share, &max_added))
         return NULL;
     cdad_weight_basis *old = PyMem_Calloc((size_t)p->n + 1, sizeof *old);
     cdad_weight_basis *out = PyMem_Calloc((size_t)p->n + 1, sizeof *out);
@@ -426,7 +427,7 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
         goto done;
     const cdad_context ctx = cdad_py_context(NULL); /* streams are the host's */
     Py_BEGIN_ALLOW_THREADS
-    status = cdad_collector_bases(self->collector, &ctx, old, max_share, out, &err);
+    status = cdad_collector_bases(self->collector, &ctx, old, max_share, max_added, out, &err);
     Py_END_ALLOW_THREADS
     if (cdad_collector_ended(self->collector))
         detach(self->sampler, o);
@@ -550,9 +551,9 @@ static PyMethodDef collector_methods[] = {
      "plan($self)\n--\n\n{weight: (width d, method, directions kept at most, bytes held at most)}; bytes are 0 where an "
      "earlier weight reads the same features. No memory is taken before features come."},
     {"bases", (PyCFunction)(void (*)(void))collector_bases, METH_VARARGS | METH_KEYWORDS,
-     "bases($self, old, max_share=1.0)\n--\n\n{weight: (U [d, rank], share of energy kept, share lost to max_share)} "
-     "after the earlier tasks' bases `old` {weight: U} (paper, Eq. 6); a rank stays within max_share * d where the old "
-     "one does. Features are given back as bases are made of them: it can be called once, and nothing is collected any "
+     "bases($self, old, max_share=1.0, max_added=0)\n--\n\n{weight: (U [d, rank], share of energy kept, share lost to the "
+     "caps)} after the earlier tasks' bases `old` {weight: U} (paper, Eq. 6); a rank stays within max_share * d where the old "
+     "one does, and within max_added (0: any number) of the old one. Features are given back as bases are made of them: it can be called once, and nothing is collected any "
      "more. The GIL is released."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot collector_slots[] = {

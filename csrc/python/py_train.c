@@ -458,7 +458,7 @@ static PyGetSetDef trainer_getset[] = {
      "moments: with what is protected now. Moments, and gradients where steps hold them, take memory from the "
      "first step on until reset().", NULL},
     {"arena_bytes", trainer_arena, NULL, "Bytes of a step's activations, and of their gradients, at once.", NULL},
-    {"flops", trainer_flops, NULL, "Operations of the products of a step, but for a teacher's and the projections'.", NULL},
+    {"flops", trainer_flops, NULL, "Operations of the products of a step, but for a teacher's.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot trainer_slots[] = {

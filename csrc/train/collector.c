@@ -187,6 +187,7 @@ typedef struct solve_job {
     const cdad_weight_basis *old;
     cdad_weight_basis *out;
     double max_share;
+    int64_t max_added; /* 0: any */
     const int64_t *order; /* taps with a stream, widest first */
     cdad_error *errors;   /* [n] */
     atomic_int stopped;   /* by the caller's poll: a signal is told once */
@@ -229,7 +230,9 @@ static cdad_status solve_one(const solve_job *job, const cdad_context *ctx, cons
     const cdad_weight_basis *old = &job->old[tap->param];
     cdad_weight_basis *out = &job->out[tap->param];
     const int64_t k_old = old->U ? old->k : 0, share = (int64_t)(job->max_share * (double)tap->d);
-    const int64_t most = share < 1 ? 1 : share;
+    int64_t most = share < 1 ? 1 : share;
+    if (job->max_added > 0 && job->max_added < most - k_old)
+        most = k_old + job->max_added;
     out->d = tap->d;
     CDAD_TRY(cdad_stream_basis(stream, ctx, old->U, k_old, &out->U, &out->k, &out->energy, err));
     return cap(ctx, stream, out, most > k_old ? most : k_old, err);
@@ -274,7 +277,7 @@ static void solve(void *arg, int64_t task, int worker) {
 }
 
 cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, const cdad_weight_basis *old,
-                                 double max_share, cdad_weight_basis *out, cdad_error *err) {
+                                 double max_share, int64_t max_added, cdad_weight_basis *out, cdad_error *err) {
     cdad_status status = CDAD_OK;
     cdad_error *errors = NULL;
     int64_t *order = NULL;
@@ -282,6 +285,7 @@ cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, con
     memset(out, 0, (size_t)c->params->n * sizeof *out);
     CDAD_FAIL_IF(c->ended, err, CDAD_INVALID, "collector: bases have been made of its features already");
     CDAD_FAIL_IF(!(max_share > 0 && max_share <= 1), err, CDAD_INVALID, "a basis is capped at a share of 0 < share <= 1");
+    CDAD_FAIL_IF(max_added < 0, err, CDAD_INVALID, "a basis is to grow by %" PRId64 " directions at most; 0 or more is wanted", max_added);
     for (int64_t i = 0; i < c->n; i++)
         if (c->taps[i].twin < 0) {
             CDAD_TRY_DONE(open_stream(&c->taps[i], err));
@@ -297,8 +301,8 @@ cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx, con
             order[at] = order[at - 1];
         order[at] = i;
     }
-    solve_job job = {.c = c, .ctx = ctx, .old = old, .out = out, .max_share = max_share, .order = order,
-                     .errors = errors};
+    solve_job job = {.c = c, .ctx = ctx, .old = old, .out = out, .max_share = max_share, .max_added = max_added,
+                     .order = order, .errors = errors};
     cdad_pool_run(ctx->pool, n, solve, &job);
     end(c);
     for (int64_t i = 0; i < c->n; i++)

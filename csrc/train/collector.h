@@ -34,15 +34,15 @@ typedef struct cdad_weight_basis {
     float *U; /* as a result: freed by cdad_free; NULL for parameters that have none */
     int64_t d, k;
     double energy; /* share of this task's energy that U keeps */
-    double capped; /* share that it would keep too, but for max_share */
+    double capped; /* share that it would keep too, but for the caps */
 } cdad_weight_basis;
 
 /* old [params->n]: the bases of the earlier tasks (U NULL: none); out [params->n]: the joint bases (Eq. 6),
- * solved side by side on the pool. No basis grows beyond max_share of its width, in (0, 1], and at least one direction:
- * of the new ones those with the most energy stay; the old all do. A stream is freed as soon as its bases are made, and
+ * solved side by side on the pool. No basis grows beyond max_share of its width, in (0, 1], and at least one direction,
+ * nor by more than max_added directions (0: by any number): of the new ones those with the most energy stay; the old all do. A stream is freed as soon as its bases are made, and
  * the taps are removed: nothing is collected any more, and a second call fails. */
 CDAD_MUST_USE cdad_status cdad_collector_bases(cdad_collector *c, const cdad_context *ctx,
                                                const cdad_weight_basis *old, double max_share,
-                                               cdad_weight_basis *out, cdad_error *err);
+                                               int64_t max_added, cdad_weight_basis *out, cdad_error *err);
 
 #endif

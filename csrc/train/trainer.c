@@ -109,7 +109,8 @@ int64_t cdad_trainer_gradient_bytes(const cdad_trainer *t) {
 }
 
 double cdad_trainer_flops(const cdad_trainer *t) {
-    return (double)t->batching.accumulate * cdad_program_flops(t->plan.program);
+    const double projections = t->optimizer ? cdad_optimizer_flops(t->optimizer) : 0;
+    return (double)t->batching.accumulate * cdad_program_flops(t->plan.program) + projections;
 }
 
 void cdad_trainer_drawn(const cdad_trainer *t, const float **noise, const int64_t **timesteps) {

@@ -81,6 +81,6 @@ int64_t cdad_trainer_workspace_bytes(const cdad_trainer *t); /* with its kernels
 int cdad_trainer_holds_gradients(const cdad_trainer *t);     /* of all that moves at once, in a step */
 int64_t cdad_trainer_gradient_bytes(const cdad_trainer *t);  /* of what it holds so, with what is protected now */
 int64_t cdad_trainer_taught_bytes(const cdad_trainer *t);    /* of a teacher's prediction, kept apart */
-double cdad_trainer_flops(const cdad_trainer *t); /* of the products of a step, but for a teacher's and the projections' */
+double cdad_trainer_flops(const cdad_trainer *t); /* of the products of a step, but for a teacher's */
 
 #endif
