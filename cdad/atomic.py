@@ -32,7 +32,11 @@ def replacing(path: str | os.PathLike, previous: str | os.PathLike | None = None
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    with _locked(temporary) as file:
+    try:
+        opened = _locked(temporary)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    with opened as file:
         try:
             yield file
             file.flush()
@@ -40,8 +44,10 @@ def replacing(path: str | os.PathLike, previous: str | os.PathLike | None = None
             if previous is not None:
                 _keep(path, Path(previous))
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno and error.filename is None:  # of writing, as on a full disk
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
     if os.name == "posix":  # the rename itself is durable only once the folder is synced
         folder = os.open(path.parent, os.O_RDONLY)

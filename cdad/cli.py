@@ -20,13 +20,13 @@ import numpy as np
 
 from . import __version__, _core, process_memory
 from .atomic import write_atomically
-from .checkpoint import FORMAT
+from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_report import describe_checkpoint, format_checkpoint
 from .config import PAPER_RECIPE, PRESETS, Config, preset
 from .config_checks import STRATEGIES
 from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
-from .errors import ImageError
+from .errors import DataError, ImageError
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .planning import Plan, plan
@@ -44,10 +44,13 @@ from .weights.report import convert, describe, format_description
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0; 1 for an error that is told in one line, an image that cannot be read or a damaged
     file; 130 after Ctrl-C, 143 after SIGTERM. Wrong arguments end the process with 2."""
+    _check_streams()
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if empty := [name for name, value in vars(arguments).items() if value == ""]:  # an unset variable; Path takes it for the folder that one is in
+            raise ValueError(f"{empty[0]} is an empty text")
         if arguments.threads is not None:
             _core.set_threads(arguments.threads)
         if arguments.device:
@@ -66,6 +69,16 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+def _check_streams() -> None:
+    """Closed ones swallow what is written, and what an encoding lacks, as names of files may have it, ends no run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower().startswith("utf") else "backslashreplace")
 
 
 PLAN_HELP = """\
@@ -248,6 +261,8 @@ def _changes(arguments: argparse.Namespace) -> dict[str, object]:
         key, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item}: KEY=VALUE is wanted")
+        if key == "preset":
+            raise ValueError(f"--set {item}: that is the name alone; --preset begins with another preset's values")
         try:
             changes[key] = json.loads(text)
         except json.JSONDecodeError:
@@ -277,7 +292,9 @@ def _train(arguments: argparse.Namespace) -> int:
     rows = [{"measure": name} | {column: 100 * v[kind] for column, kind in columns.items()} for name, v in summary.items()]
     if results.matrix.n_learned:
         print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
-        if absent := results.matrix.undefined():
+        if elsewhere := results.matrix.untested():
+            print(f"-: not defined, as nothing was tested here when {', '.join(elsewhere)} was learned")
+        elif absent := results.matrix.undefined():
             print(f"-: not defined, as tests of {', '.join(absent)} lack normal or defective images, or masks")
     else:
         print("nothing was measured: no class has test images")
@@ -293,15 +310,27 @@ def _checkpoint(path: str) -> Path:
     return found
 
 
+def _folder(path: str | None) -> Path | None:
+    """The folder of ``--out``, made before anything is computed for it."""
+    if path is not None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return path and Path(path)
+
+
+def _shortened(stem: str) -> str:
+    """So that a file's name has room for more."""
+    name = os.fsencode(stem)
+    return stem if len(name) <= 200 else name[:200].decode(errors="ignore")
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
+    out = _folder(arguments.out)
     dataset = open_dataset(arguments.data, require_masks=not arguments.no_masks)
     results = evaluate(model, dataset, arguments.classes or None, progress=not arguments.quiet)
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
-    if arguments.out:
-        out = Path(arguments.out)
-        out.mkdir(parents=True, exist_ok=True)
+    if out:
         record = to_json({name: r.measures for name, r in results.items()})
         write_atomically(out / "metrics.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         for name, result in results.items():
@@ -316,6 +345,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from .plots import overlay, shared_range
 
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
+    model.features  # noqa: B018 - loaded now: a backbone that is not there is no image's fault
+    out = _folder(arguments.out)
     size, chunk = model.config.image_size, 4 * model.config.scoring.batch_size
     writer = csv.writer(sys.stdout, lineterminator="\n")
     decides = arguments.class_name in model.thresholds
@@ -340,21 +371,18 @@ def _predict(arguments: argparse.Namespace) -> int:
         for i, path in enumerate(paths):
             row = [path, f"{prediction.scores[i]:.6g}"]
             writer.writerow([*row, int(prediction.anomalous[i])] if decides else row)
-            if arguments.out:
+            if out:
                 maps[first + i] = prediction.maps[i].copy()
         sys.stdout.flush()
 
     for first in range(0, len(arguments.images), chunk):
         score(first, arguments.images[first : first + chunk])
-    if arguments.out:
-        out = Path(arguments.out)
-        out.mkdir(parents=True, exist_ok=True)
-        if maps:
-            low, high = shared_range(np.stack(list(maps.values())))
+    if out and maps:
+        low, high = shared_range(np.stack(list(maps.values())))
         for i, found in maps.items():
             path = arguments.images[i]
             picture = overlay(load_images([path], size)[0], found, vmin=low, vmax=high)
-            Image.fromarray(picture).save(out / f"{i:04d}_{Path(path).stem}_map.png")
+            Image.fromarray(picture).save(out / f"{i:04d}_{_shortened(Path(path).stem)}_map.png")
     return 1 if failed else 0
 
 
@@ -375,6 +403,9 @@ def _export(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} is the model itself, which learns on from what an exported one lacks: choose another file")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; a file's name is wanted")
+    with Checkpoint(given) as checkpoint:
+        if checkpoint.state["progress"].get("step"):  # another run would begin with it as what the tasks before left
+            raise DataError(f"{given} is in the middle of a task: export a file of that run's tasks/, or let the task end")
     model = ContinualModel.load(given, predict_only=True)
     model.save(out)
     print(f"learned: {', '.join(model.classes) or 'nothing yet'}")

@@ -250,6 +250,10 @@ def _relations(config: Config) -> Iterator[tuple[bool, str]]:
         "continual.max_rank_share wants another continual.method: 'isvd' forgets energies",
     )
     yield (
+        c.max_directions == 0 or c.method != "isvd" or c.projection == "gradient" or c.free_gamma == 1,
+        f"continual.max_directions is {c.max_directions}; 0 is wanted of continual.method 'isvd', which forgets energies",
+    )
+    yield (
         c.strategy != "replay" or t.batch_size >= 2,
         "continual.strategy 'replay' wants training.batch_size >= 2: old and new images in a batch",
     )

@@ -25,7 +25,7 @@ from .config import Config, ScoringConfig, preset
 from .data import MixedBatches, TrainingBatches, ahead, load_images
 from .data.ahead import chunked
 from .data.images import source_key
-from .data.inputs import as_classes, as_images
+from .data.inputs import as_classes, as_images, check_path
 from .data.records import ClassData, ImageLike, MemoryImage, spread
 from .drawing import Drawing
 from .errors import CheckpointError, DataError
@@ -121,6 +121,7 @@ class ContinualModel:
         self.drawing = Drawing(c, self.params, self.autoencoder, self._trainer, context)
         self.calibrations: dict[str, Calibration] = {}
         self.thresholds: dict[str, Threshold] = {}
+        self._stale_threshold: tuple[Any, ...] | None = None  # of which `predict` has warned last
         self._pooled: tuple[tuple[Calibration, ...], Calibration] | None = None
         self.ledger: list[dict[str, Any]] = []
         self.progress: dict[str, Any] = {}
@@ -558,7 +559,9 @@ class ContinualModel:
 
     def _threshold(self, class_name: str | None) -> float | None:
         threshold = None if class_name is None else self.thresholds.get(class_name)
-        if threshold is not None and threshold.tasks != len(self.ledger):
+        stale = (class_name, threshold and threshold.tasks, len(self.ledger))
+        if threshold is not None and threshold.tasks != len(self.ledger) and stale != self._stale_threshold:
+            self._stale_threshold = stale  # told once, not with every chunk of images
             log.warning("the threshold of %s was measured after %d of %d tasks: set_threshold() measures it again", class_name,
                         threshold.tasks, len(self.ledger))  # fmt: skip
         return threshold and threshold.value
@@ -626,6 +629,7 @@ class ContinualModel:
             if config is not None:
                 model = cls(config, device=device, parallel=parallel, _load_weights=False)
             else:
+                _core.Params(device)  # one that is not there is not the file's fault
                 try:
                     config = Config.from_dict(checkpoint.state["config"], whole=True)
                     model = cls(config, device=device, parallel=parallel, _load_weights=False)
@@ -651,6 +655,7 @@ def _same(a: Calibration | None, b: Calibration | None) -> bool:
 
 def _check_writable(path: str | os.PathLike) -> None:
     """OSError for what cannot be a checkpoint, before anything is trained for it."""
+    check_path(path, "a checkpoint")
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "a checkpoint is a file, and this is a folder", os.fspath(path))
     folder = os.path.dirname(os.fspath(path)) or "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from .weights.tensor_file import DTYPES
 if TYPE_CHECKING:
     from .config import Config
     from .model import ContinualModel
+
+log = logging.getLogger("cdad")
 
 # On what no score of an image depends, as it is of training alone, or comes with the checkpoint; calibrations know a backbone's weights
 # by their checksum, wherever they lie.
@@ -108,6 +111,9 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
     if predict_only:
+        if step and model.ledger:
+            log.warning("%s is at step %d of a task that has begun: its weights are no longer what the tasks before left, which the run's "
+                        "tasks/%d.safetensors holds", path, step, len(model.ledger) - 1)  # fmt: skip
         model.progress = {}
     for name in model.classes:
         parts = {key: piece.read() for key, piece in section(f"calibration/{name}/").items()}

@@ -104,6 +104,7 @@ def plan(
     for name, value in (("images", images), ("classes", classes)):
         if value < 1:
             raise ValueError(f"{name} is {value}; at least 1 is wanted")
+    images, classes, rank_share = int(images), int(classes), float(rank_share)  # NumPy's are no JSON
     if not 0 < rank_share <= 1:
         raise ValueError(f"rank_share is {rank_share}; 0 < share <= 1 is wanted")
     rank_share = min(rank_share, config.continual.max_rank_share)

@@ -9,6 +9,7 @@ checked against the paper's text; every run keeps every measure of every class.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -165,7 +166,7 @@ def prepare(
     missing, in one message; ValueError: an unknown setting or key, or a run in ``out`` with another configuration.
     """
     table, user = TABLES[name], dict(changes or {})
-    chosen = tuple(_setting(name, text) for text in settings) or table.settings
+    chosen = tuple(dict.fromkeys(_setting(name, text) for text in settings)) or table.settings
     rows = tuple(strategies) or table.strategies
     unknown = [strategy for strategy in rows if strategy not in STRATEGIES]
     if unknown:
@@ -297,7 +298,10 @@ def _task_steps(config: Config, dataset: Dataset, protocol: Protocol) -> tuple[i
 
 
 def describe(reproduction: Reproduction, *, step_seconds: float | None = None) -> str:
-    """What the runs are, and an estimate of their time and memory. ``step_seconds``: of a training step, if known."""
+    """What the runs are, and an estimate of their time and memory. ``step_seconds``: of a training step, if known. ValueError: that is
+    no time."""
+    if step_seconds is not None and not 0 < step_seconds < math.inf:
+        raise ValueError(f"a training step of {step_seconds} s is no estimate; more than 0 is wanted")
     rows, tests = [], 0
     for run in reproduction.runs:
         tasks = run.protocol.tasks

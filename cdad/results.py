@@ -128,6 +128,12 @@ class TaskMatrix:
                        "backward_transfer": backward_transfer(values[:n, :n]) if n > 1 else math.nan}
                 for name, values in self._values.items()}
 
+    def untested(self) -> list[str]:
+        """The learned tasks after which nothing was tested: another run learned them."""
+        n = self.n_learned
+        rows = np.any([~np.isnan(values[:n]).all(axis=1) for values in self._values.values()], axis=0)
+        return [task for task, tested in zip(self.tasks[:n], rows, strict=True) if not tested]
+
     def undefined(self) -> list[str]:
         """The tasks that leave A-, FM or BWT of some measure undefined: an entry of theirs is missing."""
         n = self.n_learned

@@ -17,6 +17,7 @@ import csv
 import fcntl
 import io
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from .atomic import write_atomically
 from .checkpoint import previous_of
 from .config import Config
 from .data import Dataset
+from .data.inputs import check_path
 from .errors import DataError, TrainingError
 from .evaluation import evaluate_class, write_contact_sheet
 from .model import ContinualModel, StepReport
@@ -67,6 +69,7 @@ def run_protocol(
     a task; ValueError: it was run with another configuration; CheckpointError: the checkpoint is damaged, and whether the one
     before it is kept; RuntimeError: another process works on this run.
     """
+    check_path(folder, "the run's folder")
     missing = [name for name in protocol.classes if name not in dataset]
     if missing:
         raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
@@ -95,7 +98,6 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     if resumed and not resume:
         raise DataError(f"{folder} holds a run already: resume it (--resume, resume=True), or choose another folder")
     check_same_run(config, folder)
-    (folder / "tasks").mkdir(exist_ok=True)
     names = ["+".join(task) for task in protocol.tasks]
     if resumed and previous:
         model = ContinualModel.load(kept, config)
@@ -111,13 +113,14 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     learned = [tuple(task["classes"]) for task in model.ledger]
     if learned != [tuple(task) for task in protocol.tasks[: len(learned)]]:
         raise DataError(f"the model has learned {' / '.join('+'.join(task) for task in learned)}, and this protocol is {protocol}")
-    if not resumed and learned and not model.strategy.ready:
+    if not resumed and learned and (model.predict_only or not model.strategy.ready):
         model.consolidate([dataset[name] for name in model.classes], progress=progress)
     if resumed:
         model.check_calibrated(model.classes)
     elif stale := model.uncalibrated:
         tell(f"measuring what is normal again, as another configuration scores: {', '.join(stale)}")
         model.recalibrate([dataset[name] for name in stale])
+    (folder / "tasks").mkdir(exist_ok=True)
     if finished_results(folder, protocol) is None:  # a run that is done keeps its own
         write_atomically(folder / CONFIG, config.to_toml().encode())
     writer = ResultWriter(
@@ -255,6 +258,16 @@ def _test(model, dataset, protocol, k, writer, folder, progress, tell) -> None:
 _LOSSES = ("task", "step", "loss", "loss_cdm", "loss_amn", "grad_norm")
 
 
+def _is_losses(row: list[str]) -> bool:
+    """Whether this line of a log is whole."""
+    if len(row) != len(_LOSSES) or not (row[0].isdecimal() and row[1].isdecimal()):
+        return False
+    try:
+        return all(map(math.isfinite, map(float, row[2:])))
+    except ValueError:
+        return False
+
+
 class _LossLog:
     """Losses as CSV, a line a step; a callback of `ContinualModel.fit_task`. Of an earlier log, the steps before
     ``done`` (task, step) are kept: a run that was killed has logged more than its checkpoint holds."""
@@ -263,8 +276,8 @@ class _LossLog:
         self.path = path
         kept = []
         if path.exists():
-            with open(path, newline="") as file:
-                rows = (row for row in csv.reader(file) if len(row) == len(_LOSSES) and row[0].isdigit())
+            with open(path, newline="", errors="replace") as file:
+                rows = (row for row in csv.reader(file) if _is_losses(row))
                 kept = [row for row in rows if (int(row[0]), int(row[1])) < done]
         begun = io.StringIO(newline="")
         csv.writer(begun).writerows([_LOSSES, *kept])
@@ -274,8 +287,11 @@ class _LossLog:
 
     def __call__(self, r: StepReport) -> None:
         values = (f"{x:.6g}" for x in (r.loss, r.loss_cdm, r.loss_amn, r.grad_norm))
-        self._writer.writerow([r.task, r.step, *values])
-        self._file.flush()
+        try:
+            self._writer.writerow([r.task, r.step, *values])
+            self._file.flush()
+        except OSError as error:  # which names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         self._file.close()

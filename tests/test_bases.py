@@ -367,6 +367,8 @@ def test_rows_are_checked():
     [
         ({"continual.max_rank_share": 0.0}, "max_rank_share"),
         ({"continual.max_rank_share": 0.5, "continual.method": "isvd"}, "forgets energies"),
+        ({"continual.max_directions": 4, "continual.method": "isvd"}, "max_directions is 4.*forgets energies"),
+        ({"continual.max_directions": -1}, "max_directions"),
         ({"continual.basis_dtype": "int8"}, "float16, bfloat16"),
     ],
 )

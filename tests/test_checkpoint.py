@@ -365,6 +365,26 @@ def test_a_writer_takes_over_what_a_crash_left(path):
     assert same(load_checkpoint(path)[0], OTHER) and names(path) == [path.name]
 
 
+def test_a_failure_to_write_names_the_file(path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic.write_atomically(path.parent / "none" / "file", b"x")
+    assert caught.value.filename == str(path.parent / "none" / "file")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        atomic.write_atomically(path, b"x")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+    assert same(load_checkpoint(path)[0]) and names(path) == [path.name]
+
+
+def test_a_device_that_is_not_there_is_no_damage(first_checkpoint):
+    with pytest.raises(ValueError, match="nothing") as caught:
+        cdad.ContinualModel.load(first_checkpoint, device="nothing")
+    assert not isinstance(caught.value, CheckpointError)
+
+
 def test_writers_wait_for_each_other(path):
     entered = threading.Event()
 

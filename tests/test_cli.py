@@ -79,7 +79,7 @@ def test_results_catch_up_with_a_table_that_a_crash_left_ahead(root, run_folder,
 def test_losses_outlive_a_crash_as_their_file_is_taken_up_again(tmp_path, monkeypatch):
     log = tmp_path / "loss.csv"
     text = "task,step,loss,loss_cdm,loss_amn,grad_norm\n0,0,1,1,1,1\n0,1,2,2,2,2\n"
-    log.write_text(text)
+    log.write_bytes(text.encode() + b"0,x,1,1,1,1\n0,0,1,1,1,one\n\xff\xfe\n")
 
     def crash(*_):
         raise OSError("no space left")
@@ -88,7 +88,7 @@ def test_losses_outlive_a_crash_as_their_file_is_taken_up_again(tmp_path, monkey
         patch.setattr("os.replace", crash)
         with pytest.raises(OSError, match="no space left"):
             run._LossLog(log, done=(0, 1))
-    assert log.read_text() == text
+    assert log.read_bytes().startswith(text.encode())
     again = run._LossLog(log, done=(0, 1))
     again(StepReport(task=0, step=1, steps=2, loss=3.0, loss_cdm=3.0, loss_amn=0.0, grad_norm=4.0, lr_scale=1.0))
     again.close()
@@ -257,7 +257,7 @@ def test_layers_that_a_backbone_lacks_are_told_before_training(monkeypatch, prod
     assert not reports
 
 
-def test_what_is_within_a_task_is_no_start_and_not_tested(root, tmp_path):
+def test_what_is_within_a_task_is_no_start_and_not_tested(root, tmp_path, capsys, caplog):
     """Its weights are not those that the task before left."""
     config = preset("tiny").updated({
         "training.steps": 3, "training.increment_steps": 3, "diffusion.steps": 2, "continual.images": 2, "continual.strategy": "finetune",
@@ -274,6 +274,12 @@ def test_what_is_within_a_task_is_no_start_and_not_tested(root, tmp_path):
         run.run_protocol(config, data, tasks, folder, progress=False, callback=stop)
     with pytest.raises(DataError, match="in the middle of a task"):
         run.run_protocol(config, data, tasks, out, start_from=folder / run.CHECKPOINT, progress=False)
+    assert not (out / "tasks").exists()
+    assert main(["export", str(folder), str(tmp_path / "exported")]) == 1 and not (tmp_path / "exported").exists()
+    assert "in the middle of a task" in capsys.readouterr().err
+    assert "that has begun" not in caplog.text
+    ContinualModel.load(folder / run.CHECKPOINT, predict_only=True)
+    assert "step 1 of a task that has begun" in caplog.text and "tasks/0.safetensors" in caplog.text
     learned = (folder / "tasks" / "0.safetensors").read_bytes()
     (folder / "metrics.csv").unlink()
     found = run.run_protocol(config, data, tasks, folder, resume=True, progress=False)
@@ -307,6 +313,9 @@ def test_eval_and_predict(root, run_folder, tmp_path, capsys):
         (["predict", "/nowhere", "a.png"], "/nowhere"),
         (["train", "--data", ".", "--out", "x", "--set", "training.step=3"], "training"),
         (["train", "--data", ".", "--out", "x", "--set", "training"], "KEY=VALUE"),
+        (["train", "--data", ".", "--out", ""], "out is an empty text"),
+        (["plan", "--set", "preset=sd15"], "--preset"),
+        (["export", "/nowhere", "x"], "/nowhere"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys):
@@ -352,6 +361,58 @@ def test_a_signal_in_training_keeps_the_state(root, tmp_path, number, status):
     assert process.returncode == status, error
     model = ContinualModel.load(out / "checkpoint.safetensors")
     assert model.progress["step"] > 0 and model.progress["classes"] == ["gear", "cloth"]
+
+
+def test_a_backbone_that_is_not_there_is_told_once(root, run_folder, capsys, monkeypatch):
+    def features(self):
+        raise FileNotFoundError("there is no weight file")
+
+    monkeypatch.setattr(ContinualModel, "features", property(features))
+    images = [str(path) for path in sorted((root / "gear" / "test" / "good").iterdir())[:2]]
+    assert main(["predict", str(run_folder), *images, "--class", "gear"]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("there is no weight file") == 1
+
+
+def test_an_exported_model_is_a_start_under_other_strategies(root, run_folder, tmp_path, capsys):
+    exported = str(tmp_path / "exported.safetensors")
+    assert main(["export", str(run_folder / "tasks" / "0.safetensors"), exported]) == 0
+    train = ["train", "--data", str(root), "--protocol", PROTOCOL, "--out", str(tmp_path / "run"), *QUICK]
+    assert main([*train, "--start-from", exported, "--strategy", "finetune"]) == 0
+    assert "nothing was tested here when" not in capsys.readouterr().out
+    assert main([*train[:-len(QUICK)], *QUICK, "--out", str(tmp_path / "late"), "--start-from", str(run_folder / "tasks" / "1.safetensors")]) == 0
+    assert "nothing was tested here when gear+cloth was learned" in capsys.readouterr().out
+
+
+def test_maps_of_images_with_long_names(root, run_folder, tmp_path, capsys):
+    image = next((root / "gear" / "test").rglob("*.png"))
+    for name in (250 * "x" + ".png", 83 * "\u96f6" + ".png"):
+        shutil.copy(image, tmp_path / name)
+        assert main(["predict", str(run_folder), str(tmp_path / name), "--class", "gear", "--out", str(tmp_path / "maps")]) == 0
+        (picture,) = (tmp_path / "maps").glob(f"0000_{name[:60]}*_map.png")
+        assert Image.open(picture).size == (64, 64)
+    (tmp_path / "file").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["predict", str(run_folder), str(image), "--class", "gear", "--out", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().out == ""  # before anything is computed
+
+
+def test_names_that_the_output_cannot_show_end_nothing(root, run_folder, tmp_path):
+    image = next((root / "gear" / "test").rglob("*.png"))
+    names = [os.fsencode(tmp_path / "\u96f6.png"), os.fsencode(tmp_path) + b"/\xff.png"]
+    for name in names:
+        shutil.copy(image, name)
+    command = [os.fsencode(x) for x in (sys.executable, "-m", "cdad", "predict", run_folder, *names, "--class", "gear")]
+    for encoding, shown in (("latin-1", b"\\u96f6.png"), ("utf-8", names[0])):
+        environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict"}
+        done = subprocess.run(command, capture_output=True, env=environment, timeout=60)
+        assert done.returncode == 0 and shown in done.stdout and len(done.stdout.splitlines()) == 3, done.stderr
+
+
+def test_a_closed_output_is_no_error():
+    command = [sys.executable, "-m", "cdad", "info"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=os.environ, timeout=60, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_a_closed_pipe_is_no_error():

@@ -206,3 +206,9 @@ def test_small_freezes_its_encoder():
     """What a longer search found to serve neither side (benchmarks/RESULTS.md)."""
     assert cdad.preset("small").continual.frozen == ENCODER == cdad.preset("small256").continual.frozen
     assert cdad.preset("sd15").continual.frozen == (), "the paper's"
+
+
+def test_runs_of_builds_without_newer_keys_go_on_as_they_did(tmp_path):
+    lines = cdad.preset("sd15").to_toml().splitlines()
+    (tmp_path / "config.toml").write_text("\n".join(line for line in lines if not line.startswith("max_directions")))
+    assert read_config(tmp_path).continual.max_directions == 0 < cdad.preset("sd15").continual.max_directions

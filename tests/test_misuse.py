@@ -256,6 +256,15 @@ def test_what_leaves_a_summary_undefined_is_named():
     assert matrix.summary()["image_auroc"] == {"average": 0.5, "forgetting": 0.0, "backward_transfer": 0.0}
 
 
+def test_what_another_run_learned_is_no_lack_of_tests():
+    matrix = TaskMatrix(["a", "b", "c"])
+    for task in range(2):
+        matrix.update(1, task, dict.fromkeys(matrix.measures, 0.5))
+    assert matrix.untested() == ["a"]
+    matrix.update(0, 0, {"image_auroc": 0.5})
+    assert matrix.untested() == []
+
+
 def test_an_unreadable_image_costs_the_others_nothing(first_checkpoint, products, tmp_path, capsys):
     paths = [str(s.path) for s in products["gear"].test[:3]]
     (tmp_path / "cut.png").write_bytes(open(paths[0], "rb").read()[:200])

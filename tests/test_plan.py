@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import cdad
@@ -152,6 +153,11 @@ def test_projection_adds_a_tenth_to_a_step_at_most(preset):
         assert 0.5 * flops["step"] < flops["increment"] <= 1.1 * flops["step"]
         wide = cdad.plan(cdad.preset(preset).updated({"continual.max_directions": 0, "continual.frozen": []}), images=20, rank_share=rank_share)
         assert wide.flops["increment"] > 1.1 * flops["step"] == 1.1 * wide.flops["step"]
+
+
+def test_a_plan_of_numpys_numbers_is_json():
+    found = cdad.plan("tiny", images=np.int64(20), classes=np.int32(2), rank_share=np.float32(0.5)).to_dict()
+    assert json.loads(json.dumps(found))["assumed"] == {"images": 20, "classes": 2, "rank_share": 0.5}
 
 
 def test_the_size_of_a_checkpoint(first_checkpoint, quick_config):

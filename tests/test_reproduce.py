@@ -18,7 +18,7 @@ from cdad.cli import main
 from cdad.config import PAPER_RECIPE
 from cdad.data import write_dataset
 from cdad.protocols import MVTEC_CLASSES, VISA_CLASSES
-from cdad.reproduce import TABLES, _Pace, _trained, duration, prepare
+from cdad.reproduce import TABLES, _Pace, _trained, describe, duration, prepare
 from cdad.results import read_json
 
 TINY = {
@@ -210,7 +210,10 @@ def test_across_data_sets(reproduce, trees, weights, tmp_path, capsys):
     assert [row["task"] for row in losses(run)] == 12 * ["0"] + 18 * ["1"]
     assert [row["class"] for row in measures(run) if row["after_task"] == "1"] == [*MVTEC_CLASSES, *VISA_CLASSES]
     assert "mvtec-visa" in (tmp_path / "table4.txt").read_text()
-    found = prepare("table4", preset("tiny"), data=[trees], weights=[weights], out=tmp_path, settings=["2"], changes=TINY)
+    found = prepare("table4", preset("tiny"), data=[trees], weights=[weights], out=tmp_path, settings=["2", "2"], changes=TINY)
+    assert len(found.runs) == len(TABLES["table4"].strategies)
+    with pytest.raises(ValueError, match="nan s is no estimate"):
+        describe(found, step_seconds=float("nan"))
     assert {path.is_relative_to(trees / "mvtec") for name in MVTEC_CLASSES for path in found.dataset[name].train} == {True}
     assert set(found.dataset) == {*MVTEC_CLASSES, *VISA_CLASSES}
 

@@ -30,6 +30,7 @@ import numpy as np
 
 from ..errors import DataError
 from .images import Size, check_mask, read_image, read_mask, resize_image, resize_mask
+from .inputs import check_path
 from .records import (
     GOOD,
     ClassData,
@@ -104,6 +105,7 @@ def read_sample(sample: Sample, *, size: Size | None = None) -> tuple[np.ndarray
 def _resolve_layout(root: str | os.PathLike, layout: str) -> tuple[Path, str]:
     if layout not in ("auto", *LAYOUTS):
         raise ValueError(f"layout is {layout!r}, expected 'auto' or one of {', '.join(LAYOUTS)}")
+    check_path(root, "the data set")
     root = Path(root)
     if layout == "table" or layout == "auto" and root.is_file():
         if not root.is_file() or root.suffix.lower() != ".csv":

@@ -8,6 +8,7 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "continual/basis.h"
+#include "continual/gram.h"
 #include "continual/leading.h"
 #include "continual/linalg.h"
 
@@ -15,21 +16,26 @@ enum {
     TILE = 256,       /* rows and columns of a tile of a Gram matrix */
     DEPTH = 512,      /* elements that a tile sums at a time */
     COLUMNS = 256,    /* columns that a task rotates */
+    STRIP = 2048,     /* columns that are rotated at once in float32 */
     TASKS_A_POLL = 2, /* of each worker: at the widest 6 GFLOP, tens of milliseconds */
     CHUNK = 256       /* rows of a basis that are widened to double at a time */
 };
 
 static const double ORTHONORMAL_TOLERANCE = 1e-4;
+static const double NARROW_FINEST = 0x1p-11; /* 1 - gamma: thousands of times the rounding of products in float32 */
 /* Energies that fall further than this leave their directions, found from their squares, less orthonormal than float32. */
 static const double STEEP = 1e-7;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static cdad_status alloc_doubles(double **out, int64_t rows, int64_t cols, cdad_error *err) {
     int64_t count;
     CDAD_TRY(cdad_size_mul(rows, cols, &count, err));
     return cdad_alloc((void **)out, count * (int64_t)sizeof(double), err);
 }
+
+int cdad_factor_may_narrow(double gamma) { return 1 - gamma >= NARROW_FINEST; }
 
 static int64_t workers(const cdad_context *ctx) { return ctx->pool ? cdad_pool_threads(ctx->pool) : 1; }
 
@@ -109,8 +115,15 @@ done:
     return status;
 }
 
-cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double *M,
+cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, int narrow, double *M,
                              cdad_error *err) {
+    if (narrow) {
+        cdad_gram g;
+        CDAD_TRY(n <= d ? cdad_gram_of(&g, ctx, cdad_mat_transposed(A, d), d, n, err) : cdad_gram_of(&g, ctx, cdad_mat_rows(A, d), n, d, err));
+        cdad_gram_expand(&g, M);
+        cdad_gram_reset(&g);
+        return CDAD_OK;
+    }
     gram_job job = {.A = A, .n = n, .d = d, .by_rows = n <= d, .M = M};
     const int64_t side = min64(n, d);
     CDAD_TRY(gram_tiles(ctx, &job, err));
@@ -161,12 +174,43 @@ static void rotate_task(void *arg, int64_t task, int worker) {
             job->A[i * job->d + first + j] = (float)Y[i * width + j];
 }
 
-cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W, int64_t k,
-                               int *begun, cdad_error *err) {
+static cdad_status rotate_narrow(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W, int64_t k, int *begun,
+                                 cdad_error *err) {
     cdad_status status;
+    const int64_t strip = min64(STRIP, d), threads = workers(ctx);
+    /* the last strip may be narrower, and want more: its product goes another way */
+    const int64_t bytes = max64(ctx->kernels->gemm_scratch(k, strip, n, threads), ctx->kernels->gemm_scratch(k, d % strip, n, threads));
+    const cdad_epilogue plain = {0};
+    float *narrow = NULL, *X = NULL; /* W^T [k,n], and the strip as it was */
+    void *scratch = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&narrow, k * n * (int64_t)sizeof *narrow, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&X, n * strip * (int64_t)sizeof *X, err));
+    CDAD_TRY_DONE(cdad_alloc(&scratch, bytes, err));
+    for (int64_t i = 0; i < k * n; i++)
+        narrow[i] = (float)W[i];
+    for (int64_t at = 0; at < d; at += strip) {
+        const int64_t width = min64(strip, d - at);
+        CDAD_TRY_DONE(check_stop(ctx, err));
+        for (int64_t i = 0; i < n; i++)
+            memcpy(X + i * width, A + i * d + at, (size_t)width * sizeof *X);
+        *begun = 1;
+        ctx->kernels->gemm(ctx, k, width, n, cdad_mat_rows(narrow, n), cdad_mat_rows(X, width), A + at, d, &plain, scratch);
+    }
+done:
+    cdad_free(narrow);
+    cdad_free(X);
+    cdad_free(scratch);
+    return status;
+}
+
+cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W, int64_t k,
+                               int narrow, int *begun, cdad_error *err) {
+    cdad_status status;
+    *begun = 0;
+    if (narrow)
+        return rotate_narrow(ctx, A, n, d, W, k, begun, err);
     const int64_t tasks = (d + COLUMNS - 1) / COLUMNS, at_once = TASKS_A_POLL * workers(ctx);
     rotate_job job = {.A = A, .n = n, .d = d, .k = k, .W = W};
-    *begun = 0;
     CDAD_TRY_DONE(alloc_doubles(&job.scratch, workers(ctx), (n + k) * COLUMNS, err));
     for (job.first_task = 0; job.first_task < tasks; job.first_task += at_once) {
         CDAD_TRY_DONE(check_stop(ctx, err));
@@ -282,7 +326,7 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_
     if (n > 0 && k_old < d && total > 0 && kept < gamma * total) {
         int64_t above = 0;
         CDAD_TRY_DONE(alloc_doubles(&M, n, n, err));
-        CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, M, err));
+        CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, 0, M, err));
         CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, n, err));
         while (above < min64(n, d - k_old) && eigen.values[above] > CDAD_FACTOR_NOISE * total)
             above++;
@@ -343,7 +387,7 @@ cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n
     if (n <= d)
         return basis_by_rows(ctx, A, n, d, total, gamma, U_old, k_old, most, U, k, energy, err);
     CDAD_TRY_DONE(alloc_doubles(&G, d, d, err));
-    CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, G, err));
+    CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, 0, G, err));
     CDAD_TRY_DONE(cdad_basis_extend(G, d, total, CDAD_FACTOR_NOISE, gamma, U_old, k_old, most, U, k, energy, err));
 done:
     cdad_free(G);

@@ -2,7 +2,10 @@
  *
  * Gram matrices of the factor's smaller side are summed in double from products in double, so singular values down
  * to 1e-8 of the largest survive: as far as float32 features hold them. (Demmel, Veselic, "Jacobi's method is more
- * accurate than QR", SIAM J. Matrix Anal. 1992, for why rounding the rows of S U^T to float32 keeps small ones.) */
+ * accurate than QR", SIAM J. Matrix Anal. 1992, for why rounding the rows of S U^T to float32 keeps small ones.)
+ *
+ * Where cdad_factor_may_narrow of its threshold, a stream that is factored again and again does so in products of float32,
+ * on the pool: its energies are off by some 1e-7 of the total, a thousandth of what gamma leaves and more. */
 #ifndef CDAD_CONTINUAL_FACTOR_H
 #define CDAD_CONTINUAL_FACTOR_H
 
@@ -11,18 +14,22 @@
 /* The energy below which a direction is float32's rounding of the others, of the total. */
 #define CDAD_FACTOR_NOISE 0x1p-46 /* FLT_EPSILON^2 */
 
-/* M [least,least], least = min(n,d): A A^T when n <= d, else A^T A. Work is cut by shape and polls for a stop. */
-CDAD_MUST_USE cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double *M,
+/* Whether products of float32 do for a basis of gamma. */
+int cdad_factor_may_narrow(double gamma);
+
+/* M [least,least], least = min(n,d): A A^T when n <= d, else A^T A. Work is cut by shape and polls for a stop. narrow: products
+ * are of float32. */
+CDAD_MUST_USE cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n, int64_t d, int narrow, double *M,
                                            cdad_error *err);
 
 /* CDAD_NOT_FINITE or CDAD_INVALID: U [d,k] holds no finite values with orthonormal columns (to 1e-4). */
 CDAD_MUST_USE cdad_status cdad_factor_check_basis(const cdad_context *ctx, const float *U, int64_t d, int64_t k,
                                                   cdad_error *err);
 
-/* A[0..k) = W^T A in place, W [n,k] column major, k <= n <= d. CDAD_NO_MEMORY leaves A as it was, CDAD_CANCELLED may
+/* A[0..k) = W^T A in place, W [n,k] column major, k <= n <= d; narrow: by products of float32. CDAD_NO_MEMORY leaves A as it was, CDAD_CANCELLED may
  * not: *begun says whether A has changed. */
 CDAD_MUST_USE cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W,
-                                             int64_t k, int *begun, cdad_error *err);
+                                             int64_t k, int narrow, int *begun, cdad_error *err);
 
 /* Eq. 6 (see cdad_basis_extend) of G = A^T A, in the calling thread. Shares are taken of |A|^2 + lost: not of an
  * energy summed before A was rounded to float32, which is off by more than the small directions have. Of n < d rows

@@ -93,6 +93,11 @@ static cdad_status add_there(cdad_gram *g, const cdad_context *ctx, cdad_mat X, 
     for (int64_t first = 0; first < rows; first += depth)
         ctx->kernels->gram_add(ctx, g->there, X, first, min64(depth, rows - first), g->d, g->bf16, scratch);
     status = cdad_device_check(ctx->device, 0, err);
+    g->spoiled = status != CDAD_OK;
+    if (status == CDAD_NO_MEMORY) { /* of a launch: not that nothing was added */
+        const cdad_error found = *err;
+        status = cdad_fail(err, CDAD_NO_DEVICE, "%s", found.message);
+    }
 done:
     cdad_device_free(ctx->device, scratch);
     return status;
@@ -147,6 +152,16 @@ done:
     return status;
 }
 
+cdad_status cdad_gram_of(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, int64_t d, cdad_error *err) {
+    cdad_status status;
+    *g = (cdad_gram){0};
+    CDAD_TRY(cdad_gram_init(g, d, 0, err));
+    status = cdad_gram_add(g, ctx, X, rows, err);
+    if (status != CDAD_OK)
+        cdad_gram_reset(g);
+    return status;
+}
+
 void cdad_gram_merge(cdad_gram *g, const cdad_gram *h) {
     for (int64_t i = 0, n = stored(g->d); i < n; i++)
         g->upper[i] += h->upper[i];
@@ -180,6 +195,7 @@ void cdad_gram_pack(const cdad_gram *g, double *packed) {
 void cdad_gram_unpack(cdad_gram *g, const double *packed) {
     cdad_device_free(g->device, g->there);
     g->there = NULL;
+    g->spoiled = 0;
     for (int64_t i = 0; i < g->d; packed += g->d - i, i++)
         memcpy(element(g, i, i), packed, (size_t)(g->d - i) * sizeof *packed);
 }

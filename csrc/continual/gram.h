@@ -28,6 +28,7 @@ typedef struct cdad_gram {
     double *upper; /* block rows of 192: block row b holds columns 192*b .. d-1 */
     cdad_device *device; /* where `there` lies */
     double *there;       /* NULL, or what was added on a device and is not in `upper` yet: [d,d], of which the upper half counts */
+    int spoiled;         /* the device failed while it added: `there` holds anything */
 } cdad_gram;
 
 /* Whether rounding features to bfloat16 is worth it, and harmless to a basis of gamma, where the matrix is `side` wide. */
@@ -41,9 +42,13 @@ CDAD_MUST_USE cdad_status cdad_gram_init(cdad_gram *g, int64_t d, int bf16, cdad
 void cdad_gram_reset(cdad_gram *g);
 
 /* G += X^T X, X [rows,d], already checked; packed by tiles of rows, never unfolded whole. Where ctx is a device's, X lies there, and so
- * does the sum until cdad_gram_settle. Polls for a stop: after CDAD_CANCELLED part of X is in G. CDAD_NO_MEMORY leaves G as it was. */
+ * does the sum until cdad_gram_settle. Polls for a stop: after CDAD_CANCELLED part of X is in G. CDAD_NO_MEMORY leaves G as it was; a device that fails
+ * meanwhile is CDAD_NO_DEVICE, and leaves G spoiled. */
 CDAD_MUST_USE cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows,
                                         cdad_error *err);
+
+/* *g = X^T X, made here: init and add. On failure it is empty. */
+CDAD_MUST_USE cdad_status cdad_gram_of(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, int64_t d, cdad_error *err);
 
 /* Brings the sum from the device. All that follows wants that, but for cdad_gram_unpack, which replaces it. CDAD_NO_MEMORY leaves all as it was; of another
  * failure a part is in `upper`. */

@@ -96,7 +96,7 @@ static cdad_status orthonormalise(span *s, int64_t done, int64_t b, float *room,
     CDAD_TRY_DONE(cdad_alloc((void **)&T, b * b * (int64_t)sizeof *T, err));
     for (int pass = 0; pass < PASSES && *found; pass++) {
         CDAD_TRY_DONE(take_off(s, q, b, done, err));
-        CDAD_TRY_DONE(cdad_factor_gram(s->ctx, q, b, d, M, err));
+        CDAD_TRY_DONE(cdad_factor_gram(s->ctx, q, b, d, 0, M, err));
         for (int64_t i = 0; i < b; i++)
             scale[i] = M[i * b + i] > 0 ? 1 / sqrt(M[i * b + i]) : 0;
         for (int64_t i = 0; i < b; i++)
@@ -192,7 +192,7 @@ static cdad_status project(const span *s, int64_t l, double *M, cdad_error *err)
     float *inside = NULL;
     if (n > 0) { /* l < n */
         CDAD_TRY(multiply(s, l, n, d, rows_of(q, d), turned(s->of.A, d), s->Z, 0, err));
-        return cdad_factor_gram(s->ctx, s->Z, l, n, M, err);
+        return cdad_factor_gram(s->ctx, s->Z, l, n, 0, M, err);
     }
     CDAD_TRY_DONE(cdad_alloc((void **)&inside, l * l * (int64_t)sizeof *inside, err));
     CDAD_TRY_DONE(apply(s, q, s->Y, l, err));
@@ -306,9 +306,8 @@ done:
 /* *G [n,n]: the products of the rows of A [n,d] with each other. */
 static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, float **G, cdad_error *err) {
     cdad_status status;
-    cdad_gram g = {0};
-    CDAD_TRY_DONE(cdad_gram_init(&g, n, 0, err));
-    CDAD_TRY_DONE(cdad_gram_add(&g, ctx, turned(A, d), d, err));
+    cdad_gram g;
+    CDAD_TRY(cdad_gram_of(&g, ctx, turned(A, d), d, n, err));
     CDAD_TRY_DONE(cdad_alloc((void **)G, n * n * (int64_t)sizeof **G, err));
     cdad_gram_expand_narrow(&g, *G);
 done:

@@ -21,13 +21,13 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Rows of k directions and the features that may wait beside them. */
 static int64_t room(int64_t k, int64_t wait) { return k + (k > wait ? k : wait); }
 
-void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share) {
-    *v = (cdad_lowrank){.d = d, .limit = limit, .wait = wait, .share = share};
+void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share, int narrow) {
+    *v = (cdad_lowrank){.d = d, .limit = limit, .wait = wait, .share = share, .narrow = narrow};
 }
 
 void cdad_lowrank_reset(cdad_lowrank *v) {
     cdad_free(v->A);
-    cdad_lowrank_init(v, v->d, v->limit, v->wait, v->share);
+    cdad_lowrank_init(v, v->d, v->limit, v->wait, v->share, v->narrow);
 }
 
 int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t wait, int64_t columns) {
@@ -54,45 +54,6 @@ static cdad_status reserve(cdad_lowrank *v, int64_t rows, cdad_error *err) {
     return CDAD_OK;
 }
 
-/* Rows k..n are taken into the directions. A failure leaves `v` as it was, or torn. */
-static cdad_status refactor(cdad_lowrank *v, const cdad_context *ctx, cdad_error *err) {
-    cdad_status status;
-    const int64_t n = v->n, d = v->d, least = min64(n, d);
-    double *M = NULL, *W = NULL, *energies = NULL;
-    cdad_eigen eigen = {0};
-    cdad_sketch_loss loss;
-    CDAD_TRY_DONE(cdad_alloc((void **)&M, least * least * (int64_t)sizeof *M, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&energies, least * (int64_t)sizeof *energies, err));
-    CDAD_TRY_DONE(cdad_factor_gram(ctx, v->A, n, d, M, err));
-    CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, least, err));
-    for (int64_t i = 0; i < least; i++)
-        energies[i] = eigen.values[i] = fmax(eigen.values[i], 0);
-    const int64_t k = cdad_sketch_cut(energies, least, fmax(v->share * v->total - v->loss.energy, 0),
-                                      CDAD_FACTOR_NOISE * v->total, v->limit, &loss);
-    CDAD_TRY_DONE(cdad_alloc((void **)&W, least * k * (int64_t)sizeof *W, err));
-    CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, k, W, err));
-    if (n <= d) {
-        for (int64_t j = 0; j < k; j++) /* 1 but for what a sketch takes */
-            for (int64_t i = 0; i < n && energies[j] < eigen.values[j]; i++)
-                W[i + j * n] *= sqrt(energies[j] / eigen.values[j]);
-        CDAD_TRY_DONE(cdad_factor_rotate(ctx, v->A, n, d, W, k, &v->torn, err));
-        v->torn = 0;
-    } else {
-        for (int64_t j = 0; j < k; j++)
-            for (int64_t i = 0; i < d; i++)
-                v->A[j * d + i] = (float)(sqrt(energies[j]) * W[i + j * d]);
-    }
-    v->k = v->n = k;
-    v->loss.energy += loss.energy;
-    v->loss.spectral += loss.spectral;
-done:
-    cdad_eigen_reset(&eigen);
-    cdad_free(M);
-    cdad_free(W);
-    cdad_free(energies);
-    return status;
-}
-
 typedef struct {
     const float *X;
     int64_t rows, d;
@@ -113,6 +74,62 @@ static void energy_task(void *arg, int64_t task, int worker) {
             lane[0] += (double)x[j] * (double)x[j];
         job->sums[i] = ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
     }
+}
+
+/* Sums of squares of the rows X [rows,d]: sums [rows] has each, the result all. */
+static double energies_of(const cdad_context *ctx, const float *X, int64_t rows, int64_t d, double *sums) {
+    energy_job job = {.X = X, .rows = rows, .d = d, .sums = sums};
+    double all = 0;
+    cdad_pool_run(ctx->pool, (rows + ROWS_A_TASK - 1) / ROWS_A_TASK, energy_task, &job);
+    for (int64_t i = 0; i < rows; i++)
+        all += sums[i];
+    return all;
+}
+
+/* Rows k..n are taken into the directions. A failure leaves `v` as it was, or torn. */
+static cdad_status refactor(cdad_lowrank *v, const cdad_context *ctx, cdad_error *err) {
+    cdad_status status;
+    const int64_t n = v->n, d = v->d, least = min64(n, d);
+    double *M = NULL, *W = NULL, *energies = NULL, *sums = NULL;
+    cdad_eigen eigen = {0};
+    cdad_sketch_loss loss;
+    CDAD_TRY_DONE(cdad_alloc((void **)&sums, n * (int64_t)sizeof *sums, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&M, least * least * (int64_t)sizeof *M, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&energies, least * (int64_t)sizeof *energies, err));
+    CDAD_TRY_DONE(cdad_factor_gram(ctx, v->A, n, d, v->narrow, M, err));
+    CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, least, err));
+    for (int64_t i = 0; i < least; i++)
+        energies[i] = eigen.values[i] = fmax(eigen.values[i], 0);
+    const int64_t k = cdad_sketch_cut(energies, least, fmax(v->share * v->total - v->loss.energy, 0),
+                                      CDAD_FACTOR_NOISE * v->total, v->limit, &loss);
+    CDAD_TRY_DONE(cdad_alloc((void **)&W, least * k * (int64_t)sizeof *W, err));
+    CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, k, W, err));
+    if (n <= d) {
+        for (int64_t j = 0; j < k; j++) /* 1 but for what a sketch takes */
+            for (int64_t i = 0; i < n && energies[j] < eigen.values[j]; i++)
+                W[i + j * n] *= sqrt(energies[j] / eigen.values[j]);
+        const double before = v->narrow ? energies_of(ctx, v->A, n, d, sums) : 0;
+        CDAD_TRY_DONE(cdad_factor_rotate(ctx, v->A, n, d, W, k, v->narrow, &v->torn, err));
+        v->torn = 0;
+        if (v->narrow) { /* the eigenvalues' rounding would add up */
+            loss.energy = fmax(before - energies_of(ctx, v->A, k, d, sums), 0);
+            loss.spectral = fmin(loss.spectral, loss.energy);
+        }
+    } else {
+        for (int64_t j = 0; j < k; j++)
+            for (int64_t i = 0; i < d; i++)
+                v->A[j * d + i] = (float)(sqrt(energies[j]) * W[i + j * d]);
+    }
+    v->k = v->n = k;
+    v->loss.energy += loss.energy;
+    v->loss.spectral += loss.spectral;
+done:
+    cdad_eigen_reset(&eigen);
+    cdad_free(M);
+    cdad_free(W);
+    cdad_free(energies);
+    cdad_free(sums);
+    return status;
 }
 
 /* Appends rows of X, and their energy where it is not in the total yet. A failure leaves `v` as it was, or torn. */
@@ -138,10 +155,9 @@ static cdad_status append(cdad_lowrank *v, const cdad_context *ctx, cdad_mat X, 
         }
         count = min64(rows - taken, room(v->k, v->wait) - v->n);
         CDAD_TRY_DONE(reserve(v, v->n + count, err));
-        energy_job job = {.X = v->A + v->n * v->d, .rows = count, .d = v->d, .sums = sums};
         cdad_features_gather(ctx, v->A + v->n * v->d, X, taken, count, v->d);
         if (!counted)
-            cdad_pool_run(ctx->pool, (count + ROWS_A_TASK - 1) / ROWS_A_TASK, energy_task, &job);
+            energies_of(ctx, v->A + v->n * v->d, count, v->d, sums);
         for (int64_t i = 0; i < count && !counted; i++)
             v->total += sums[i];
         v->n += count;
@@ -210,7 +226,7 @@ void cdad_lowrank_pack(const cdad_lowrank *v, double *packed) {
 static int is_count(double x, double limit) { return x >= 0 && x <= limit && x == floor(x); }
 
 cdad_status cdad_lowrank_unpack(cdad_lowrank *v, const double *packed, int64_t n, cdad_error *err) {
-    cdad_lowrank read = {.d = v->d, .limit = v->limit, .wait = v->wait, .share = v->share};
+    cdad_lowrank read = {.d = v->d, .limit = v->limit, .wait = v->wait, .share = v->share, .narrow = v->narrow};
     const int whole = n >= PACKED_HEAD && is_count(packed[0], (double)v->limit) &&
                       is_count(packed[1], (double)n) && packed[1] >= packed[0] &&
                       n == PACKED_HEAD + (int64_t)packed[1] * v->d && packed[2] >= 0 && packed[3] >= 0 && packed[4] >= 0;

@@ -8,7 +8,7 @@
  * summed exactly; `loss` is what cuts took: G - A^T A is positive semi-definite, its trace is loss.energy and its
  * norm at most loss.spectral, to float32's rounding of the rows.
  *
- * Incremental: limit = d, and a share of (1 - gamma)/16 of the energy may go, so that a basis can still reach gamma
+ * Incremental: limit = d, and a share of (1 - gamma)/4 of the energy may go, so that a basis can still reach gamma
  * with hardly a direction too many. Sketch: at most `limit` directions, see sketch.h. */
 #ifndef CDAD_CONTINUAL_LOWRANK_H
 #define CDAD_CONTINUAL_LOWRANK_H
@@ -22,6 +22,7 @@ typedef struct cdad_lowrank {
     int64_t d, limit;
     int64_t wait; /* features that wait for a factorisation, at least */
     double share; /* of the energy that cuts may take to save directions */
+    int narrow;   /* factorisations are products of float32: cdad_factor_may_narrow */
     int64_t k;    /* directions: the first rows of A, orthogonal, their squared lengths are energies */
     int64_t n;    /* rows: features from k on, as they came */
     int64_t capacity;
@@ -31,7 +32,7 @@ typedef struct cdad_lowrank {
     int torn; /* a failure left part of a block in, or half of the rows rotated */
 } cdad_lowrank;
 
-void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share);
+void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share, int narrow);
 void cdad_lowrank_reset(cdad_lowrank *v);
 
 /* That at most `limit` directions and the features that wait take, if `columns` features come (0: any number). */

@@ -90,6 +90,10 @@ static cdad_status initialise_device(cdad_params *p, uint64_t seed, cdad_error *
     }
 done:
     cdad_free(w);
+    if (status != CDAD_OK) { /* zeros would pass for weights */
+        cdad_device_free(p->device, p->values);
+        p->values = NULL;
+    }
     return status;
 }
 

@@ -297,13 +297,16 @@ const float *cdad_optimizer_directions(const cdad_optimizer *o, int64_t i, int64
 
 static int comes_projected(const cdad_optimizer *o, int64_t i) { return o->given && o->given[i]; }
 
+/* Of the projection of parameter i, into the subspace and back out of it. */
+static double projection_flops(const cdad_optimizer *o, int64_t i) {
+    const cdad_protection *q = &o->protection[i];
+    return q->frozen || !q->basis ? 0 : (comes_projected(o, i) ? 2.0 : 4.0) * (double)o->params->items[i].count * (double)q->rank;
+}
+
 double cdad_optimizer_flops(const cdad_optimizer *o) {
     double sum = 0;
-    for (int64_t i = 0; i < o->params->n; i++) {
-        const cdad_protection *q = &o->protection[i];
-        if (!q->frozen && q->basis) /* into the subspace and back out of it */
-            sum += (comes_projected(o, i) ? 2.0 : 4.0) * (double)o->params->items[i].count * (double)q->rank;
-    }
+    for (int64_t i = 0; i < o->params->n; i++)
+        sum += projection_flops(o, i);
     return sum;
 }
 
@@ -464,8 +467,7 @@ static void count_work(const cdad_optimizer *o, int64_t i, cdad_event *event) {
                                     2 * cdad_moment_element(o->moving[i], o->v.format));
     event->bytes += p->count * 2 * (int64_t)sizeof(float);
     event->bytes += p->count * (int64_t)sizeof(float) * ((o->pull.importance ? 2 : 0) + (o->path ? 2 : 0) + (o->tether ? 3 : 0));
-    if (o->protection[i].basis)
-        event->flops += (o->given && o->given[i] ? 2.0 : 4.0) * (double)p->count * (double)o->protection[i].rank;
+    event->flops += projection_flops(o, i);
 }
 
 cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {

@@ -118,7 +118,7 @@ CDAD_MUST_USE cdad_status cdad_optimizer_step(cdad_optimizer *o, const cdad_cont
 CDAD_MUST_USE cdad_status cdad_optimizer_begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale,
                                                cdad_error *err);
 /* Parameter i; the gradient is only read, of what is frozen, or has none, not at all; on a device one of less than CDAD_SMALL8 numbers
- * at the end, until when it has to stay. One that is not finite leaves the parameter as it was, and fails with its name: here, or, on a
+ * at the end, until when it has to stay. One that is not finite fails with its name: here, where the parameter stays as it was, or, on a
  * device, at the end. */
 CDAD_MUST_USE cdad_status cdad_optimizer_use(cdad_optimizer *o, const cdad_context *ctx, int64_t i, const float *grad,
                                              cdad_error *err);

@@ -354,7 +354,7 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_doc,
      "Stream(d, method='exact', gamma=0.999, columns=0, memory=0, rank=0)\n--\n\nThe input features of one layer over "
      "a task, taken in block by block in bounded memory. 'exact' equals one SVD of all of them; 'incremental' keeps a "
-     "weighted basis U S and loses at most (1 - gamma)/16 of the energy; 'sketch' keeps at most `rank` directions by "
+     "weighted basis U S and loses at most (1 - gamma)/4 of the energy; 'sketch' keeps at most `rank` directions by "
      "Frequent Directions (Ghashami et al. 2016), chosen to fit `memory` bytes or from d where 0; 'auto' is one of them "
      "by d, gamma and the number of feature vectors to come, `columns`, where known; 'isvd' is the iterative SVD of "
      "\"One-for-More\" (CVPR 2025) as published, each add() one block. ValueError: d not in 1..32768, gamma not in "

@@ -172,7 +172,7 @@ static void test_streams(const cdad_context *ctx) {
     CHECK(same_state(s, t, 0), "the state is another");
     for (int other = 0; other < 2; other++) {
         CHECK_OK(cdad_stream_add(other ? t : s, ctx, dense(X, 2 * LEAST), 300, err));
-        CHECK(cdad_stream_energies(other ? t : s).lost <= (1 - gamma) / 16 * 1.3 * e.total, "lost too much");
+        CHECK(cdad_stream_energies(other ? t : s).lost <= (1 - gamma) / 4 * 1.3 * e.total, "lost too much");
     }
     cdad_free(state);
     cdad_stream_free(t);

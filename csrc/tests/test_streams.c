@@ -1,4 +1,5 @@
 /* Incremental streams, sketches and their plans: against Gram matrices and spectra in double, and by their bounds. */
+#include "continual/factor.h"
 #include "continual/lowrank.h"
 #include "continual/sketch.h"
 #include "stream_check.h"
@@ -47,6 +48,41 @@ static void test_cut(void) {
     double even[3] = {2, 2, 2}; /* as much as is taken: nothing is left of the last that stays */
     cdad_sketch_loss loss;
     CHECK(cdad_sketch_cut(even, 3, 0, 0, 2, &loss) == 1 && loss.energy == 4 && loss.spectral == 2, "lost %g", loss.energy);
+}
+
+/* Products of float32 give what those of double give: also where the last strip of columns is as narrow as few rows are. */
+static void test_narrow_products(const cdad_context *ctx) {
+    static const int64_t shapes[][3] = {{3400, 4096 + 17, 18}, {70, 2048, 33}, {9, 40, 9}, {60, 20, 0}};
+    for (size_t c = 0; c < sizeof shapes / sizeof *shapes; c++) {
+        const int64_t n = shapes[c][0], d = shapes[c][1], k = shapes[c][2], side = n < d ? n : d;
+        float *A = normal(n * d, 51), *B = normal(n * d, 51), *w = normal(n * k, 52);
+        double *W = doubles(n * k), worst = 0;
+        int begun;
+        for (int64_t i = 0; i < n * k; i++)
+            W[i] = (double)w[i] / sqrt((double)n);
+        if (side < 100) {
+            double *M = doubles(side * side), *N = doubles(side * side);
+            CHECK_OK(cdad_factor_gram(ctx, A, n, d, 0, M, err));
+            CHECK_OK(cdad_factor_gram(ctx, A, n, d, 1, N, err));
+            for (int64_t i = 0; i < side * side; i++)
+                worst = fmax(worst, fabs(M[i] - N[i]));
+            CHECK(worst > 0 && worst < 3e-6 * (double)(n > d ? n : d), "case %zu: a Gram matrix is off by %g", c, worst);
+            cdad_free(M);
+            cdad_free(N);
+        }
+        if (k > 0) {
+            worst = 0;
+            CHECK_OK(cdad_factor_rotate(ctx, A, n, d, W, k, 0, &begun, err));
+            CHECK_OK(cdad_factor_rotate(ctx, B, n, d, W, k, 1, &begun, err));
+            for (int64_t i = 0; i < k * d; i++)
+                worst = fmax(worst, fabs((double)A[i] - (double)B[i]));
+            CHECK(begun && worst > 0 && worst < 1e-5, "case %zu: rotated rows are off by %g", c, worst);
+        }
+        cdad_free(A);
+        cdad_free(B);
+        cdad_free(w);
+        cdad_free(W);
+    }
 }
 
 static void test_plan(void) {
@@ -149,7 +185,7 @@ static void check_bounds(const cdad_context *ctx, const cdad_stream *s, const fl
     CHECK(fabs(e.total - total) < 1e-12 * total, "%s: total energy %.15g, should be %.15g", what, e.total, total);
     CHECK(fabs(e.total - left - e.lost) < 1e-6 * total, "%s: lost %g, measured %g", what, e.lost, e.total - left);
     CHECK(held <= cdad_lowrank_bytes(d, plan->rank, plan->wait, 0) / (d * (int64_t)sizeof(float)), "%s: %" PRId64 " rows", what, held);
-    const double allowed = (1 - plan->gamma) / 16;
+    const double allowed = (1 - plan->gamma) / 4;
     if (plan->method == CDAD_STREAM_INCREMENTAL)
         CHECK(e.lost <= allowed * total * (1 + 1e-9) + 1e-11 * total, "%s: lost %g", what, e.lost / total);
     for (int64_t j = 0; j < d; j += d > 200 ? 23 : 1) { /* |X v|^2 - |B v|^2 along the features' own directions */
@@ -276,7 +312,7 @@ static void test_old_basis(const cdad_context *ctx) {
     CHECK_OK(cdad_stream_basis(b, ctx, old, k_old, &U, &k, &energy, err));
     const double share = share_kept(Y, ROWS, D, U, k);
     CHECK(orthonormality(U, D, k) <= 1e-6, "%g", orthonormality(U, D, k));
-    CHECK(share >= 0.99 && energy >= 0.99 && fabs(share - energy) < 0.01 / 16 + 1e-6, "kept %g, said %g", share, energy);
+    CHECK(share >= 0.99 && energy >= 0.99 && fabs(share - energy) < 0.01 / 4 + 1e-6, "kept %g, said %g", share, energy);
     for (int64_t i = 0; i < D; i++)
         CHECK(!memcmp(U + i * k, old + i * k_old, (size_t)k_old * sizeof *U), "row %" PRId64 " of the old basis", i);
     CHECK_OK(cdad_stream_basis(exact, ctx, old, k_old, &again, &k_exact, &energy, err));
@@ -501,6 +537,8 @@ int cdad_test_streams(void) {
     ctx.pool = pool;
     four.pool = wide;
     test_cut();
+    test_narrow_products(&serial);
+    test_narrow_products(&ctx);
     test_plan();
     test_blocks_and_bounds(&ctx, &serial, 1);
     test_blocks_and_bounds(&ctx, &four, 0);
