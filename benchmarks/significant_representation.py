@@ -104,13 +104,13 @@ def memory_worker(blocks: int) -> dict[str, Any]:
     return {"peak": process_memory.peak()}
 
 
-def projection_worker(preset: str, repeats: int, precision: str) -> dict[str, list[float]]:
-    """Seconds, once a repeat, of a training step of a preset ("sd15": of one image), its updates in turn "plain"; "cdad": in as many
-    directions as new products get on real images (`cdad.planning.OWN_SHARE`); "whole": in all off d/4 protected ones;
-    "increment_plain" and "increment": as plain and cdad, without what the preset has frozen in increments. And the peer, "torch":
+def projection_worker(preset: str, repeats: int, precision: str, batch: int) -> dict[str, list[float]]:
+    """Seconds, once a repeat, of a training step of a preset, its updates in turn "plain"; "cdad": in as many
+    directions as new products get on real images (`cdad.planning.OWN_SHARE`), and no more than the preset allows; "whole": in all off
+    d/4 protected ones; "increment_plain" and "increment": as plain and cdad, without what the preset has frozen in increments. And the peer, "torch":
     what forming U U^T of those adds there. All in one process, one after the other, as the machine has slow moments."""
-    config = cdad.preset(preset).updated({"training.batch_size": 1 if preset == "sd15" else 8, "precision": precision})
-    batch, n = config.training.batch_size, config.latent_size
+    config = cdad.preset(preset).updated({"training.batch_size": batch, "precision": precision})
+    n = config.latent_size
     params = _core.Params()
     trainer = _core.Trainer(params, config.denoiser(), batch, config.optimizer(), SEED)
     latent = _core.random_normal((batch, n, n, config.autoencoder.latent_channels), SEED, 0)
@@ -121,7 +121,9 @@ def projection_worker(preset: str, repeats: int, precision: str) -> dict[str, li
     sides = {"plain": None, "cdad": OWN_SHARE}
     if preset != "sd15":
         sides |= {"whole": 0.75, "increment_plain": None, "increment": OWN_SHARE, "torch": 0.25}
-    ranks = {d: [max(1, int((share or 0) * d)) for share in sides.values()] for d in {d for _, d in weights.values()}}
+    most = config.continual.max_directions or max(d for _, d in weights.values())
+    ranks = {d: [max(1, min(int((share or 0) * d), most if share == OWN_SHARE else d)) for share in sides.values()]
+             for d in {d for _, d in weights.values()}}  # fmt: skip
     rows = {d: dict(zip(sides, (np.ascontiguousarray(V.T) for V in orthonormal_columns(d, ranks[d])), strict=True)) for d in ranks}
 
     def step(side: str) -> Callable[[], Any]:
@@ -223,15 +225,16 @@ class Bench:
         return [self.record("basis_memory_growth", growth, "MiB", "features held", stored, stored / max(growth, 1.0))]
 
     def projection_sd15(self) -> list[dict]:
-        times = self.spawn("projection", "sd15", str(min(3, self.arguments.rounds)), self.arguments.precision)
+        batch = str(self.arguments.batch)
+        times = self.spawn("projection", "sd15", str(min(3, self.arguments.rounds)), self.arguments.precision, batch)
         plain, ours = statistics.median(times["plain"]), statistics.median(times["cdad"])
-        print(f"sd15, a step of one image: {1e3 * plain:.0f} ms, projected {1e3 * ours:.0f} ms", flush=True)
+        print(f"sd15, a step of {batch} images: {1e3 * plain:.0f} ms, projected {1e3 * ours:.0f} ms", flush=True)
         over = added(times["cdad"], times["plain"])
         return [self.record("projection_overhead_sd15", 100 * over, "%", "the step without it", 0.0, 1 / (1 + over))]
 
     def projection(self) -> list[dict]:
         repeats = str(3 if self.arguments.quick else 5 * self.arguments.rounds)
-        runs = self.spawn("projection", "small", repeats, self.arguments.precision)
+        runs = self.spawn("projection", "small", repeats, self.arguments.precision, "8")
         times = {side: statistics.median(seconds) for side, seconds in runs.items()}
         plain, peer = times["plain"], times["torch"]
         print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * times['cdad']:.0f} ms, on all that is free {1e3 * times['whole']:.0f} ms; "
@@ -262,7 +265,7 @@ def worker(work: list[str], threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
     if work[0] == "basis":
         return basis_worker(int(work[1]), work[2], "check" in work)
-    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(work[1], int(work[2]), work[3])
+    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(work[1], int(work[2]), work[3], int(work[4]))
 
 
 def main() -> int:
@@ -272,6 +275,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the steps that projection makes longer")
+    parser.add_argument("--batch", type=int, default=12, help="images of a step of sd15 (default: the preset's 12, some 14 GiB)")
     parser.add_argument("--json")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

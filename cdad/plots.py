@@ -430,5 +430,5 @@ def _fit(text: str, font: ImageFont.ImageFont, width: float) -> str:
 
 def _saved(image: Image.Image, path: str | os.PathLike | None) -> Image.Image:
     if path is not None:
-        image.save(path)
+        image.save(path, None if os.path.splitext(path)[1] else "PNG")  # of a class called "." it is "..png", which has none
     return image

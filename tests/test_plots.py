@@ -158,6 +158,8 @@ def test_matrix_image_colours_the_known_entries(tmp_path):
         assert holds(image, plots.colormap([[0.1 + 0.85 * share]])[0, 0])
     assert not holds(image, plots.colormap([[0.1 + 0.85 * 0.25]])[0, 0])
     assert (tmp_path / "matrix.png").stat().st_size > 0
+    plots.matrix_image(matrix, tmp_path / "..png")  # of what is called "."
+    assert Image.open(tmp_path / "..png").format == "PNG"
     more_digits = plots.matrix_image(matrix, tasks=("base", "tile"), title="image AUROC", digits=8)
     assert more_digits.width > image.width  # the numbers are drawn, and fit
     assert not holds(plots.matrix_image([[np.nan]]), plots.colormap([[0.1]])[0, 0])

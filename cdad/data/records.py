@@ -102,7 +102,7 @@ def check_classes(names: Iterable[str], known: Iterable[str], where: str = "in t
 
 def check_name(name: Any, where: str = "") -> str:
     """A class's name as a plain str. DataError, saying ``where`` it stands: one that tensors, files and tables cannot be named
-    after, which are those of a checkpoint and a run: empty, of dots alone, longer than 200 bytes, or with a slash, a control character, an end
+    after, which are those of a checkpoint and a run: empty, longer than 200 bytes, or with a slash, a control character, an end
     of a line or what is no Unicode text."""
     where = where and f" ({where})"
     if not isinstance(name, str):
@@ -111,8 +111,6 @@ def check_name(name: Any, where: str = "") -> str:
     shown = repr(name if len(name) <= 60 else name[:57] + "...")
     if not name.strip():
         raise DataError(f"class {shown} has an empty name{where}")
-    if not name.strip("."):  # a name's end, or a folder
-        raise DataError(f"class {shown} has a name of dots alone, after which no file can be named{where}")
     for character in name:
         if character == "/" or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
             raise DataError(f"class {shown} has {character!r} in its name, which names cannot hold{where}")
