@@ -45,6 +45,8 @@ def replacing(path: str | os.PathLike, previous: str | os.PathLike | None = None
                 _keep(path, Path(previous))
             os.replace(temporary, path)
         except BaseException as error:
+            with suppress(OSError):  # what is left in its buffer fails again
+                file.close()
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno and error.filename is None:  # of writing, as on a full disk
                 raise OSError(error.errno, error.strerror, str(path)) from error

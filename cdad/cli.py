@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if empty := [name for name, value in vars(arguments).items() if value == ""]:  # an unset variable; Path takes it for the folder that one is in
-            raise ValueError(f"{empty[0]} is an empty text")
+            raise ValueError(f"{empty[0].removesuffix('_name')} is an empty text")
         if arguments.threads is not None:
             _core.set_threads(arguments.threads)
         if arguments.device:
@@ -218,12 +218,12 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = action("inspect", _weights_inspect, "Say what a weight file, folder or checkpoint is, and how its tensors are used.")
     inspect.add_argument("path", metavar="FILE|FOLDER")
-    inspect.add_argument("--variant", default="", help="of the files in a folder: fp16, non_ema")
+    inspect.add_argument("--variant", help="of the files in a folder: fp16, non_ema")
     inspect.add_argument("--json", action="store_true", help="everything, as JSON")
     convert = action("convert", _weights_convert, "Write safetensors with the original (CompVis, torchvision) names.")
     convert.add_argument("path", metavar="IN", help="a weight file or folder")
     convert.add_argument("out", metavar="OUT")
-    convert.add_argument("--variant", default="", help="of the files in a folder: fp16, non_ema")
+    convert.add_argument("--variant", help="of the files in a folder: fp16, non_ema")
     convert.add_argument("--ema", action="store_true", help="the U-Net's moving averages instead of its weights")
     pull = action("pull", _weights_pull, "Fetch published weights (pip install 'cdad[hub]').")
     pull.add_argument("name", choices=list(PUBLISHED))
@@ -404,8 +404,9 @@ def _export(arguments: argparse.Namespace) -> int:
     if out.is_dir():
         raise ValueError(f"{out} is a folder; a file's name is wanted")
     with Checkpoint(given) as checkpoint:
-        if checkpoint.state["progress"].get("step"):  # another run would begin with it as what the tasks before left
-            raise DataError(f"{given} is in the middle of a task: export a file of that run's tasks/, or let the task end")
+        progress = checkpoint.state.get("progress")
+    if isinstance(progress, dict) and progress.get("step"):  # another run would begin with it as what the tasks before left
+        raise DataError(f"{given} is in the middle of a task: let it end, or export what the tasks before left, a file of that run's tasks/")
     model = ContinualModel.load(given, predict_only=True)
     model.save(out)
     print(f"learned: {', '.join(model.classes) or 'nothing yet'}")
@@ -415,7 +416,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _weights_inspect(arguments: argparse.Namespace) -> int:
     text: Callable[[dict[str, Any]], str] = format_description
-    with Collection(arguments.path, arguments.variant) as collection:
+    with Collection(arguments.path, arguments.variant or "") as collection:
         if any(file.metadata.get("format") == FORMAT for file in collection.files):
             found, text = describe_checkpoint(arguments.path), format_checkpoint
         else:
@@ -425,7 +426,7 @@ def _weights_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _weights_convert(arguments: argparse.Namespace) -> int:
-    with Collection(arguments.path, arguments.variant) as collection:
+    with Collection(arguments.path, arguments.variant or "") as collection:
         count = convert(collection, arguments.out, ema=arguments.ema)
     print(f"{count} tensors in {arguments.out}")
     return 0

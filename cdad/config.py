@@ -196,8 +196,8 @@ class ContinualConfig:
     changing what is done with them (benchmarks/RESULTS.md). "ewc" and "mas" measure importances on as many.
     ``max_rank_share``: no basis grows beyond this share of its width; of a task's new directions those with the most energy
     stay, and the ledger tells what the others held. ``max_directions``: a new task may move a weight in so many directions at most,
-    those that its features have the most energy in beside the bases (0: in as many as ``free_gamma`` asks for; where that is 1, and
-    under "gradient", nothing is counted); what it learns with then grows with this, not with the width, as an adapter's rank does, and so
+    those that its features have the most energy in beside the bases (0: in as many as ``free_gamma`` asks for; where that is 1,
+    under "gradient" and without a condition nothing is counted); what it learns with then grows with this, not with the width, as an adapter's rank does, and so
     does what projection costs. ``basis_dtype``: "float32", "float16" or "bfloat16", of the bases in
     checkpoints; what is used is what a checkpoint gives back. ``frozen``: parts of the networks, by the beginnings of their
     weights' names up to a dot, that "cdad" trains in the first task alone: they get no bases, and later tasks no gradients there. With

@@ -250,7 +250,7 @@ def _relations(config: Config) -> Iterator[tuple[bool, str]]:
         "continual.max_rank_share wants another continual.method: 'isvd' forgets energies",
     )
     yield (
-        c.max_directions == 0 or c.method != "isvd" or c.projection == "gradient" or c.free_gamma == 1,
+        c.max_directions == 0 or c.method != "isvd" or c.strategy not in ("cdad", "controlnet") or c.projection == "gradient" or c.free_gamma == 1,
         f"continual.max_directions is {c.max_directions}; 0 is wanted of continual.method 'isvd', which forgets energies",
     )
     yield (

@@ -55,8 +55,8 @@ class Plan:
     in ``collecting`` what they take beyond the streams whose place they take; ``directions``; ``solving``, what bases are computed in; ``kept``, other blocks that a strategy keeps.
 
     ``workspace``: bytes that each network takes of it (`ContinualModel.workspace_needs`); of a ``step`` nearly all are activations.
-    ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step``, of one of the second task (``increment``), projections included, and of an
-    ``image`` that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
+    ``checkpoint``: bytes of the file after a task; one within a task has the moments too. ``flops``: of the products of a training ``step``, of one of the second task (``increment``), projections included but not a
+    teacher's, and of an ``image`` that is drawn and scored. ``layers``: the largest weights. ``seconds``: estimates for a ``step``, a first ``task``'s steps
     and an ``image``, or None. ``assumed``: what the plan supposes."""
 
     preset: str

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +276,8 @@ class _LossLog:
         self.path = path
         kept = []
         if path.exists():
-            with open(path, newline="", errors="replace") as file:
-                rows = (row for row in csv.reader(file) if _is_losses(row))
+            with open(path, errors="replace") as file:
+                rows = (row for line in file if _is_losses(row := line.rstrip("\n").split(",")))  # nothing is quoted here
                 kept = [row for row in rows if (int(row[0]), int(row[1])) < done]
         begun = io.StringIO(newline="")
         csv.writer(begun).writerows([_LOSSES, *kept])
@@ -291,6 +291,8 @@ class _LossLog:
             self._writer.writerow([r.task, r.step, *values])
             self._file.flush()
         except OSError as error:  # which names no file
+            with suppress(OSError):  # what is left in its buffer fails again
+                self._file.close()
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:

@@ -1,10 +1,12 @@
-"""What the tests find outside of them: the repository, its benchmarks, and shared data, which may be missing."""
+"""What the tests find outside of them: the repository, its benchmarks, shared data, which may be missing, and a disk, which may be full."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,17 @@ SHARED = Path(os.environ.get("CDAD_SHARED", ROOT.parent / "shared"))
 REAL = SHARED / "data"
 
 needs_real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images at {REAL}; CDAD_SHARED names the folder above")
+
+
+@contextmanager
+def full_disk(size: int):
+    """No file grows beyond so many bytes meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def golden_file(name: str) -> Path:

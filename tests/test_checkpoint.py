@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts import load_checkpoint
+from paths import full_disk
 from safetensors.numpy import load_file, save_file
 
 import cdad
@@ -365,17 +366,14 @@ def test_a_writer_takes_over_what_a_crash_left(path):
     assert same(load_checkpoint(path)[0], OTHER) and names(path) == [path.name]
 
 
-def test_a_failure_to_write_names_the_file(path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+@pytest.mark.parametrize("parts", [[bytes(100_000)], 1000 * [bytes(100)], [bytes(4097)]])
+def test_a_failure_to_write_names_the_file(path, parts):
     with pytest.raises(FileNotFoundError) as caught:
         atomic.write_atomically(path.parent / "none" / "file", b"x")
     assert caught.value.filename == str(path.parent / "none" / "file")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as caught:
-        atomic.write_atomically(path, b"x")
-    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+    with full_disk(4096), pytest.raises(OSError) as caught:
+        atomic.write_atomically(path, parts)
+    assert caught.value.errno == errno.EFBIG and caught.value.filename == str(path)
     assert same(load_checkpoint(path)[0]) and names(path) == [path.name]
 
 

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 from layouts import load_checkpoint
+from paths import full_disk
 from PIL import Image
 
 from cdad import ContinualModel, DataError, open_dataset, preset, protocol, run
@@ -79,7 +80,7 @@ def test_results_catch_up_with_a_table_that_a_crash_left_ahead(root, run_folder,
 def test_losses_outlive_a_crash_as_their_file_is_taken_up_again(tmp_path, monkeypatch):
     log = tmp_path / "loss.csv"
     text = "task,step,loss,loss_cdm,loss_amn,grad_norm\n0,0,1,1,1,1\n0,1,2,2,2,2\n"
-    log.write_bytes(text.encode() + b"0,x,1,1,1,1\n0,0,1,1,1,one\n\xff\xfe\n")
+    log.write_bytes(b'0,0,"1,1,1,1\n' + text.encode() + b"0,x,1,1,1,1\n0,0,1,1,1,one\n\xff\xfe\n" + bytes(200_000))
 
     def crash(*_):
         raise OSError("no space left")
@@ -88,10 +89,15 @@ def test_losses_outlive_a_crash_as_their_file_is_taken_up_again(tmp_path, monkey
         patch.setattr("os.replace", crash)
         with pytest.raises(OSError, match="no space left"):
             run._LossLog(log, done=(0, 1))
-    assert log.read_bytes().startswith(text.encode())
+    assert text.encode() in log.read_bytes()
     again = run._LossLog(log, done=(0, 1))
     again(StepReport(task=0, step=1, steps=2, loss=3.0, loss_cdm=3.0, loss_amn=0.0, grad_norm=4.0, lr_scale=1.0))
     again.close()
+    full = run._LossLog(log, done=(0, 2))
+    with full_disk(0), pytest.raises(OSError) as caught:
+        full(StepReport(task=0, step=2, steps=2, loss=3.0, loss_cdm=3.0, loss_amn=0.0, grad_norm=4.0, lr_scale=1.0))
+    full.close()
+    assert caught.value.filename == str(log)
     assert log.read_text().split() == ["task,step,loss,loss_cdm,loss_amn,grad_norm", "0,0,1,1,1,1", "0,1,3,3,0,4"]
 
 

@@ -5,7 +5,7 @@
  * accurate than QR", SIAM J. Matrix Anal. 1992, for why rounding the rows of S U^T to float32 keeps small ones.)
  *
  * Where cdad_factor_may_narrow of its threshold, a stream that is factored again and again does so in products of float32,
- * on the pool: its energies are off by some 1e-7 of the total, a thousandth of what gamma leaves and more. */
+ * on the pool: its energies are off by some 1e-7 of the total, less than a thousandth of what gamma leaves. */
 #ifndef CDAD_CONTINUAL_FACTOR_H
 #define CDAD_CONTINUAL_FACTOR_H
 

@@ -109,6 +109,56 @@ static void stream_on(const cdad_context *host, const cdad_context *ctx) {
     cdad_stream_free(other);
 }
 
+/* A launch that fails for want of memory may have left anything: not what is told where nothing was added yet. */
+static int launched;
+static void failing_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16, void *scratch) {
+    (void)ctx, (void)X, (void)first, (void)rows, (void)d, (void)bf16, (void)scratch, (void)G;
+    launched = 1;
+}
+static cdad_status failing_check(cdad_device *d, int wait, cdad_error *err) {
+    (void)d, (void)wait;
+    return launched ? cdad_fail(err, CDAD_NO_MEMORY, "no room for a launch") : CDAD_OK;
+}
+static void spoiled_stream_on(const cdad_context *ctx) {
+    enum { ROWS = 3, D = 20 };
+    cdad_device *const device = ctx->device;
+    cdad_status (*const check)(cdad_device *, int, cdad_error *) = device->check;
+    cdad_kernels kernels = *ctx->kernels;
+    cdad_context failing = *ctx;
+    float *X = normal(ROWS * D, 1);
+    cdad_stream *s = new_stream(D, CDAD_STREAM_EXACT, 0.9);
+    void *memory = NULL;
+    CHECK_OK(cdad_device_mirror(device, &memory, X, ROWS * D * (int64_t)sizeof *X, err));
+    kernels.gram_add = failing_add;
+    failing.kernels = &kernels;
+    device->check = failing_check;
+    CHECK_FAILS(CDAD_NO_DEVICE, "no room for a launch", cdad_stream_add(s, &failing, dense(memory, D), ROWS, err));
+    device->check = check;
+    CHECK_FAILS(CDAD_INVALID, "stopped half-way", cdad_stream_add(s, ctx, dense(memory, D), ROWS, err));
+    cdad_device_free(device, memory);
+    cdad_stream_free(s);
+    cdad_free(X);
+}
+
+/* Parameters whose first values did not arrive are none: zeros would pass for them. */
+static cdad_status failing_upload(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    (void)d, (void)to, (void)from, (void)bytes;
+    return cdad_fail(err, CDAD_NO_DEVICE, "the cable is out");
+}
+static void first_values_on(cdad_device *device) {
+    cdad_status (*const upload)(cdad_device *, void *, const void *, int64_t, cdad_error *) = device->upload;
+    cdad_params *params;
+    CHECK_OK(cdad_params_new(&params, err));
+    params->device = device;
+    CHECK_OK(cdad_params_register(params, "w", cdad_shape_make(2, (int64_t)2, (int64_t)3), (cdad_init){0}, err));
+    device->upload = failing_upload;
+    CHECK_FAILS(CDAD_NO_DEVICE, "the cable is out", cdad_params_allocate(params, 0, err));
+    device->upload = upload;
+    CHECK(!params->values, "they pass for allocated");
+    CHECK_OK(cdad_params_allocate(params, 0, err));
+    cdad_params_free(params);
+}
+
 /* A program is planned without memory, tells its sizes, and does not run; what is written there is lost. */
 static void plan_on(const cdad_context *host) {
     static const float given[6];
@@ -294,6 +344,8 @@ int cdad_test_devices(void) {
     cdad_program *p = NULL;
     void *memory;
     stream_on(&host, &there);
+    spoiled_stream_on(&there);
+    first_values_on(device);
     CHECK_OK(build(err));
     CHECK_OK(run_on(&host, want, err));
     CHECK_OK(run_on(&there, got, err));
