@@ -552,7 +552,7 @@ _SD15 = Config(
         timestep_focus=0.0,
         light=0.0,
     ),
-    continual=ContinualConfig(frozen=(), tether=0.0, max_directions=512),
+    continual=ContinualConfig(frozen=(), tether=0.0, max_directions=1024),
     scoring=ScoringConfig(memory_bank=0),
 )
 
