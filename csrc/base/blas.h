@@ -17,6 +17,7 @@ _Static_assert(sizeof(blasint) == 4 && sizeof(lapack_int) == 4, "an OpenBLAS wit
 #define cblas_dgemm scipy_cblas_dgemm
 #define cblas_dswap scipy_cblas_dswap
 #define cblas_dsyrk scipy_cblas_dsyrk
+#define cblas_dtrmm scipy_cblas_dtrmm
 #define cblas_sgemm scipy_cblas_sgemm
 #define cblas_sgemv scipy_cblas_sgemv
 #define cblas_ssyrk scipy_cblas_ssyrk

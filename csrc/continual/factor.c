@@ -305,22 +305,98 @@ static double sum_squares(const float *x, int64_t n) {
     return sum;
 }
 
+/* C [n,m] = X [n,d] Y^T, Y [m,d], or with `turned` [d,m]. */
+static cdad_status multiply(const float *X, int64_t n, const float *Y, int64_t m, int64_t d, int turned, double *C, cdad_error *err) {
+    cdad_status status;
+    double *x = NULL, *y = NULL;
+    CDAD_TRY_DONE(alloc_doubles(&x, n, CHUNK, err));
+    CDAD_TRY_DONE(alloc_doubles(&y, m, CHUNK, err));
+    for (int64_t at = 0; at < d; at += CHUNK) {
+        const int64_t width = min64(CHUNK, d - at);
+        widen(x, X + at, d, n, width);
+        if (turned)
+            widen(y, Y + at * m, m, width, m);
+        else
+            widen(y, Y + at, d, m, width);
+        cblas_dgemm(CblasRowMajor, CblasNoTrans, turned ? CblasNoTrans : CblasTrans, (int)n, (int)m, (int)width, 1, x, (int)width, y,
+                    (int)(turned ? m : width), at > 0, C, (int)m);
+    }
+done:
+    cdad_free(x);
+    cdad_free(y);
+    return status;
+}
+
+/* *energy: what the checks say that directions U [d,k] have beside |A U|^2. */
+static cdad_status rest_within(const cdad_factor *f, const float *U, int64_t k, double *energy, cdad_error *err) {
+    cdad_status status;
+    double *tests = NULL, *rests = NULL;
+    *energy = 0;
+    if (f->checks == 0 || k == 0)
+        return CDAD_OK;
+    CDAD_TRY_DONE(alloc_doubles(&tests, f->checks, k, err));
+    CDAD_TRY_DONE(alloc_doubles(&rests, f->checks, k, err));
+    CDAD_TRY_DONE(multiply(f->tests, f->checks, U, k, f->d, 1, tests, err));
+    CDAD_TRY_DONE(multiply(f->rests, f->checks, U, k, f->d, 1, rests, err));
+    for (int64_t i = 0; i < f->checks * k; i++)
+        *energy += tests[i] * rests[i];
+done:
+    cdad_free(tests);
+    cdad_free(rests);
+    return status;
+}
+
+/* energies[j] += the same of direction R^T w / sqrt(energies[j]), w [n] column j of W [n,k] column major. */
+static cdad_status add_rests(const cdad_factor *f, const float *R, const double *W, int64_t k, double *energies, cdad_error *err) {
+    cdad_status status;
+    const int64_t n = f->n, c = f->checks;
+    double *rows = NULL, *tests = NULL, *rests = NULL; /* [n,c], then [k,c] of both */
+    if (c == 0 || k == 0)
+        return CDAD_OK;
+    CDAD_TRY_DONE(alloc_doubles(&rows, n, c, err));
+    CDAD_TRY_DONE(alloc_doubles(&tests, k, c, err));
+    CDAD_TRY_DONE(alloc_doubles(&rests, k, c, err));
+    for (int side = 0; side < 2; side++) {
+        CDAD_TRY_DONE(multiply(R, n, side ? f->rests : f->tests, c, f->d, 0, rows, err));
+        cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)k, (int)c, (int)n, 1, W, (int)n, rows, (int)c, 0,
+                    side ? rests : tests, (int)c);
+    }
+    for (int64_t j = 0; j < k; j++) {
+        double more = 0;
+        for (int64_t i = 0; i < c; i++)
+            more += tests[j * c + i] * rests[j * c + i];
+        energies[j] += more / energies[j];
+    }
+done:
+    cdad_free(rows);
+    cdad_free(tests);
+    cdad_free(rests);
+    return status;
+}
+
 /* The n x n way, n <= d. */
-static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double total,
-                                 double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
-                                 double *energy, cdad_error *err) {
+static cdad_status basis_by_rows(const cdad_context *ctx, const cdad_factor *f, double total, double gamma, const float *U_old,
+                                 int64_t k_old, int64_t most, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status = CDAD_OK;
-    float *R = NULL; /* A's residual outside of U_old */
-    double *M = NULL, *V = NULL, *W = NULL, *part = NULL, kept = 0;
+    const int64_t n = f->n, d = f->d;
+    const float *A = f->A;
+    float *own = NULL; /* A's residual outside of U_old */
+    double *M = NULL, *V = NULL, *W = NULL, *part = NULL, *room = NULL, *energies = NULL, kept = 0;
     int64_t added = 0, count;
     cdad_eigen eigen = {0};
     if (k_old > 0) {
+        const double all = sum_squares(A, n * d);
+        float *R = f->spent;
         CDAD_TRY_DONE(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
-        CDAD_TRY_DONE(cdad_size_mul(n, d, &count, err));
-        CDAD_TRY_DONE(cdad_alloc((void **)&R, count * (int64_t)sizeof *R, err));
-        memcpy(R, A, (size_t)count * sizeof *R);
+        if (!R) {
+            CDAD_TRY_DONE(cdad_size_mul(n, d, &count, err));
+            CDAD_TRY_DONE(cdad_alloc((void **)&own, count * (int64_t)sizeof *own, err));
+            memcpy(own, A, (size_t)count * sizeof *own);
+            R = own;
+        }
+        CDAD_TRY_DONE(rest_within(f, U_old, k_old, &kept, err));
         CDAD_TRY_DONE(take_off(R, n, d, U_old, k_old, err));
-        kept = fmax(sum_squares(A, n * d) - sum_squares(R, n * d), 0);
+        kept = fmax(kept + all - sum_squares(R, n * d), 0);
         A = R;
     }
     if (n > 0 && k_old < d && total > 0 && kept < gamma * total) {
@@ -328,18 +404,26 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_
         CDAD_TRY_DONE(alloc_doubles(&M, n, n, err));
         CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, 0, M, err));
         CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, n, err));
-        while (above < min64(n, d - k_old) && eigen.values[above] > CDAD_FACTOR_NOISE * total)
+        while (above < min64(min64(n, d - k_old), most) && eigen.values[above] > CDAD_FACTOR_NOISE * total)
             above++;
-        added = cdad_energy_rank(eigen.values, above, kept, total, gamma, CDAD_RANK_REACH);
-        added = min64(added, most);
+        CDAD_TRY_DONE(alloc_doubles(&energies, above, 1, err));
+        memcpy(energies, eigen.values, (size_t)above * sizeof *energies);
+        if (f->checks > 0) {
+            CDAD_TRY_DONE(alloc_doubles(&W, n, above, err));
+            CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, above, W, err));
+            CDAD_TRY_DONE(add_rests(f, A, W, above, energies, err));
+        }
+        added = cdad_energy_rank(energies, above, kept, total, gamma, CDAD_RANK_REACH);
         for (int64_t j = 0; j < added; j++)
-            kept += eigen.values[j];
+            kept += energies[j];
     }
     if (added > 0) {
-        CDAD_TRY_DONE(alloc_doubles(&W, n, added, err));
-        CDAD_TRY_DONE(alloc_doubles(&V, d, 2 * added, err)); /* and room for its QR */
+        if (!W) {
+            CDAD_TRY_DONE(alloc_doubles(&W, n, added, err));
+            CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, added, W, err));
+        }
+        CDAD_TRY_DONE(alloc_doubles(&V, d, added, err));
         CDAD_TRY_DONE(alloc_doubles(&part, n, CHUNK, err));
-        CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, added, W, err));
         for (int64_t j = 0; j < added; j++)
             for (int64_t i = 0; i < n; i++)
                 W[i + j * n] /= sqrt(eigen.values[j]);
@@ -351,33 +435,37 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const float *A, int64_
         }
         if (k_old > 0)
             CDAD_TRY_DONE(take_off_columns(V, added, U_old, d, k_old, err));
-        if (eigen.values[added - 1] < STEEP * eigen.values[0])
-            CDAD_TRY_DONE(orthonormalise(V, d, added, V + d * added, err));
+        if (eigen.values[added - 1] < STEEP * eigen.values[0]) {
+            CDAD_TRY_DONE(alloc_doubles(&room, d, added, err));
+            CDAD_TRY_DONE(orthonormalise(V, d, added, room, err));
+        }
     }
     *energy = total > 0 ? fmin(kept / total, 1) : 1;
     CDAD_TRY_DONE(cdad_basis_join(U_old, k_old, V, added, d, U, k, err));
 done:
     cdad_eigen_reset(&eigen);
+    cdad_free(energies);
     cdad_free(part);
+    cdad_free(room);
     cdad_free(V);
     cdad_free(W);
     cdad_free(M);
-    cdad_free(R);
+    cdad_free(own);
     return status;
 }
 
-cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n, int64_t d, double lost,
-                              double gamma, const float *U_old, int64_t k_old, int64_t most, float **U, int64_t *k,
-                              double *energy, cdad_error *err) {
+cdad_status cdad_factor_basis(const cdad_context *ctx, const cdad_factor *f, double gamma, const float *U_old, int64_t k_old,
+                              int64_t most, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
+    const int64_t n = f->n, d = f->d;
     double *G = NULL;
-    const double total = sum_squares(A, n * d) + lost;
+    const double total = sum_squares(f->A, n * d) + f->lost;
     int found = 0;
     *U = NULL;
     CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
                  "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
-    if (cdad_leading_applies(min64(n, d - k_old), gamma)) {
-        const cdad_leading_of of = {.A = A, .n = n, .d = d, .total = total};
+    if (f->checks == 0 && cdad_leading_applies(min64(n, d - k_old), gamma)) {
+        const cdad_leading_of of = {.A = f->A, .n = n, .d = d, .total = total};
         if (k_old > 0)
             CDAD_TRY(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
         CDAD_TRY(cdad_leading_basis(ctx, of, gamma, U_old, k_old, most, &found, U, k, energy, err));
@@ -385,11 +473,26 @@ cdad_status cdad_factor_basis(const cdad_context *ctx, const float *A, int64_t n
             return CDAD_OK;
     }
     if (n <= d)
-        return basis_by_rows(ctx, A, n, d, total, gamma, U_old, k_old, most, U, k, energy, err);
+        return basis_by_rows(ctx, f, total, gamma, U_old, k_old, most, U, k, energy, err);
     CDAD_TRY_DONE(alloc_doubles(&G, d, d, err));
-    CDAD_TRY_DONE(cdad_factor_gram(ctx, A, n, d, 0, G, err));
+    CDAD_TRY_DONE(cdad_factor_gram(ctx, f->A, n, d, 0, G, err));
     CDAD_TRY_DONE(cdad_basis_extend(G, d, total, CDAD_FACTOR_NOISE, gamma, U_old, k_old, most, U, k, energy, err));
 done:
     cdad_free(G);
+    return status;
+}
+
+cdad_status cdad_factor_share(const cdad_factor *f, const float *U, int64_t k, double *energy, cdad_error *err) {
+    cdad_status status;
+    const double total = sum_squares(f->A, f->n * f->d) + f->lost;
+    double kept, *inside = NULL; /* [n,k] */
+    CDAD_TRY_DONE(rest_within(f, U, k, &kept, err));
+    CDAD_TRY_DONE(alloc_doubles(&inside, f->n, k, err));
+    CDAD_TRY_DONE(multiply(f->A, f->n, U, k, f->d, 1, inside, err));
+    for (int64_t i = 0; i < f->n * k; i++)
+        kept += inside[i] * inside[i];
+    *energy = total > 0 ? fmin(fmax(kept, 0) / total, 1) : 1;
+done:
+    cdad_free(inside);
     return status;
 }

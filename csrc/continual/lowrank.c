@@ -5,9 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/blas.h"
 #include "base/memory.h"
-#include "continual/factor.h"
 #include "continual/features.h"
 #include "continual/linalg.h"
 
@@ -21,17 +19,26 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 /* Rows of k directions and the features that may wait beside them. */
 static int64_t room(int64_t k, int64_t wait) { return k + (k > wait ? k : wait); }
 
-void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t limit, int64_t wait, double share, int narrow) {
-    *v = (cdad_lowrank){.d = d, .limit = limit, .wait = wait, .share = share, .narrow = narrow};
+void cdad_lowrank_init(cdad_lowrank *v, int64_t d, int64_t wait, double share, int narrow) {
+    *v = (cdad_lowrank){.d = d, .wait = wait, .share = share, .narrow = narrow};
 }
 
 void cdad_lowrank_reset(cdad_lowrank *v) {
     cdad_free(v->A);
-    cdad_lowrank_init(v, v->d, v->limit, v->wait, v->share, v->narrow);
+    cdad_lowrank_init(v, v->d, v->wait, v->share, v->narrow);
 }
 
-int64_t cdad_lowrank_bytes(int64_t d, int64_t limit, int64_t wait, int64_t columns) {
-    int64_t rows = room(limit, wait);
+int64_t cdad_lowrank_cut(const double *energies, int64_t n, double allowed, double noise, cdad_lowrank_loss *loss) {
+    double tail = 0;
+    int64_t k = n;
+    while (k > 0 && (energies[k - 1] <= noise || tail + energies[k - 1] <= allowed))
+        tail += energies[--k];
+    *loss = (cdad_lowrank_loss){.energy = tail, .spectral = k < n ? energies[k] : 0};
+    return k;
+}
+
+int64_t cdad_lowrank_bytes(int64_t d, int64_t wait, int64_t columns) {
+    int64_t rows = room(d, wait);
     if (columns > 0)
         rows = min64(rows, columns);
     return rows * d * (int64_t)sizeof(float);
@@ -90,24 +97,20 @@ static double energies_of(const cdad_context *ctx, const float *X, int64_t rows,
 static cdad_status refactor(cdad_lowrank *v, const cdad_context *ctx, cdad_error *err) {
     cdad_status status;
     const int64_t n = v->n, d = v->d, least = min64(n, d);
-    double *M = NULL, *W = NULL, *energies = NULL, *sums = NULL;
+    double *M = NULL, *W = NULL, *sums = NULL;
     cdad_eigen eigen = {0};
-    cdad_sketch_loss loss;
+    cdad_lowrank_loss loss;
     CDAD_TRY_DONE(cdad_alloc((void **)&sums, n * (int64_t)sizeof *sums, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&M, least * least * (int64_t)sizeof *M, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&energies, least * (int64_t)sizeof *energies, err));
     CDAD_TRY_DONE(cdad_factor_gram(ctx, v->A, n, d, v->narrow, M, err));
     CDAD_TRY_DONE(cdad_eigen_init(&eigen, M, least, err));
     for (int64_t i = 0; i < least; i++)
-        energies[i] = eigen.values[i] = fmax(eigen.values[i], 0);
-    const int64_t k = cdad_sketch_cut(energies, least, fmax(v->share * v->total - v->loss.energy, 0),
-                                      CDAD_FACTOR_NOISE * v->total, v->limit, &loss);
+        eigen.values[i] = fmax(eigen.values[i], 0);
+    const int64_t k = cdad_lowrank_cut(eigen.values, least, fmax(v->share * v->total - v->loss.energy, 0),
+                                       CDAD_FACTOR_NOISE * v->total, &loss);
     CDAD_TRY_DONE(cdad_alloc((void **)&W, least * k * (int64_t)sizeof *W, err));
     CDAD_TRY_DONE(cdad_eigen_vectors(&eigen, k, W, err));
     if (n <= d) {
-        for (int64_t j = 0; j < k; j++) /* 1 but for what a sketch takes */
-            for (int64_t i = 0; i < n && energies[j] < eigen.values[j]; i++)
-                W[i + j * n] *= sqrt(energies[j] / eigen.values[j]);
         const double before = v->narrow ? energies_of(ctx, v->A, n, d, sums) : 0;
         CDAD_TRY_DONE(cdad_factor_rotate(ctx, v->A, n, d, W, k, v->narrow, &v->torn, err));
         v->torn = 0;
@@ -118,7 +121,7 @@ static cdad_status refactor(cdad_lowrank *v, const cdad_context *ctx, cdad_error
     } else {
         for (int64_t j = 0; j < k; j++)
             for (int64_t i = 0; i < d; i++)
-                v->A[j * d + i] = (float)(sqrt(energies[j]) * W[i + j * d]);
+                v->A[j * d + i] = (float)(sqrt(eigen.values[j]) * W[i + j * d]);
     }
     v->k = v->n = k;
     v->loss.energy += loss.energy;
@@ -127,7 +130,6 @@ done:
     cdad_eigen_reset(&eigen);
     cdad_free(M);
     cdad_free(W);
-    cdad_free(energies);
     cdad_free(sums);
     return status;
 }
@@ -140,7 +142,7 @@ static cdad_status append(cdad_lowrank *v, const cdad_context *ctx, cdad_mat X, 
     int64_t n = v->n;
     double *sums = NULL;
     int part = 0; /* of X is in the directions already */
-    CDAD_TRY_DONE(cdad_alloc((void **)&sums, min64(rows, room(v->limit, v->wait)) * (int64_t)sizeof *sums, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&sums, min64(rows, room(v->d, v->wait)) * (int64_t)sizeof *sums, err));
     for (int64_t taken = 0, count; taken < rows; taken += count) {
         if (v->n >= room(v->k, v->wait)) {
             CDAD_TRY_DONE(refactor(v, ctx, err));
@@ -193,22 +195,8 @@ cdad_status cdad_lowrank_merge(cdad_lowrank *v, const cdad_context *ctx, const c
     return status;
 }
 
-cdad_status cdad_lowrank_share(const cdad_lowrank *v, const float *U, int64_t k, double *energy, cdad_error *err) {
-    double kept = 0, total = v->loss.energy; /* and what is stored: see cdad_factor_basis */
-    float *inside; /* [n,k] */
-    int64_t count;
-    CDAD_TRY(cdad_size_mul(v->n, k, &count, err));
-    CDAD_TRY(cdad_alloc((void **)&inside, count * (int64_t)sizeof *inside, err));
-    if (count > 0)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)v->n, (int)k, (int)v->d, 1, v->A, (int)v->d, U, (int)k,
-                    0, inside, (int)k);
-    for (int64_t i = 0; i < count; i++)
-        kept += (double)inside[i] * (double)inside[i];
-    for (int64_t i = 0; i < v->n * v->d; i++)
-        total += (double)v->A[i] * (double)v->A[i];
-    cdad_free(inside);
-    *energy = total > 0 ? fmin(kept / total, 1) : 1;
-    return CDAD_OK;
+cdad_factor cdad_lowrank_factor(const cdad_lowrank *v) {
+    return (cdad_factor){.A = v->A, .n = v->n, .d = v->d, .lost = v->loss.energy};
 }
 
 int64_t cdad_lowrank_packed(const cdad_lowrank *v) { return PACKED_HEAD + v->n * v->d; }
@@ -226,17 +214,17 @@ void cdad_lowrank_pack(const cdad_lowrank *v, double *packed) {
 static int is_count(double x, double limit) { return x >= 0 && x <= limit && x == floor(x); }
 
 cdad_status cdad_lowrank_unpack(cdad_lowrank *v, const double *packed, int64_t n, cdad_error *err) {
-    cdad_lowrank read = {.d = v->d, .limit = v->limit, .wait = v->wait, .share = v->share, .narrow = v->narrow};
-    const int whole = n >= PACKED_HEAD && is_count(packed[0], (double)v->limit) &&
+    cdad_lowrank read = {.d = v->d, .wait = v->wait, .share = v->share, .narrow = v->narrow};
+    const int whole = n >= PACKED_HEAD && is_count(packed[0], (double)v->d) &&
                       is_count(packed[1], (double)n) && packed[1] >= packed[0] &&
                       n == PACKED_HEAD + (int64_t)packed[1] * v->d && packed[2] >= 0 && packed[3] >= 0 && packed[4] >= 0;
     CDAD_FAIL_IF(!whole, err, CDAD_INVALID,
                  "stream state: %" PRId64 " values do not hold at most %" PRId64 " directions of width %" PRId64, n,
-                 v->limit, v->d);
+                 v->d, v->d);
     read.k = (int64_t)packed[0];
     read.n = (int64_t)packed[1];
     read.total = packed[2];
-    read.loss = (cdad_sketch_loss){.energy = packed[3], .spectral = packed[4]};
+    read.loss = (cdad_lowrank_loss){.energy = packed[3], .spectral = packed[4]};
     packed += PACKED_HEAD;
     for (int64_t i = 0; i < read.n * v->d; i++)
         CDAD_FAIL_IF((double)(float)packed[i] != packed[i], err, CDAD_INVALID,

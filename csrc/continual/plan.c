@@ -10,13 +10,14 @@
 #include "continual/isvd.h"
 #include "continual/linalg.h"
 #include "continual/lowrank.h"
+#include "continual/sketch.h"
 
 enum {
     EXACT_ALWAYS = 4096,
     EXACT_WIDEST = 6144,
     SKETCH_SHARE = 8, /* of the width: directions of a sketch */
     SKETCH_LEAST = 256,
-    SKETCH_MOST = 1024, /* the eigensolve between two blocks grows with the cube */
+    SKETCH_MOST = 1024, /* sums grow with it, and the cube of it is what a basis takes */
     RANK_LEAST = 64     /* of a sketch that memory limits */
 };
 
@@ -38,7 +39,7 @@ static int64_t bytes_of(const cdad_stream_plan *p, int64_t columns) {
         return cdad_gram_bytes(p->d);
     if (p->method == CDAD_STREAM_ISVD)
         return cdad_isvd_bytes(p->d);
-    return cdad_lowrank_bytes(p->d, p->rank, p->wait, columns);
+    return p->method == CDAD_STREAM_SKETCH ? cdad_sketch_bytes(p->d, p->rank) : cdad_lowrank_bytes(p->d, p->wait, columns);
 }
 
 cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method, double gamma,
@@ -62,8 +63,8 @@ cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream
         plan->wait = max64(h.columns, plan->wait);
     if (plan->method == CDAD_STREAM_SKETCH) {
         plan->rank = min64(max64(d / SKETCH_SHARE, SKETCH_LEAST), SKETCH_MOST);
-        if (h.memory > 0) /* two rows of floats a direction: itself, and a feature that waits */
-            plan->rank = max64(h.memory / (2 * d * (int64_t)sizeof(float)), RANK_LEAST);
+        if (h.memory > 0) /* it grows by as much with each two directions as with the two before, up to where it holds all */
+            plan->rank = max64(2 * ((h.memory - cdad_sketch_bytes(d, 0)) / (cdad_sketch_bytes(d, 2) - cdad_sketch_bytes(d, 0))), RANK_LEAST);
         if (h.rank > 0)
             plan->rank = h.rank;
         plan->rank = min64(plan->rank, d);

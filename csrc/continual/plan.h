@@ -8,7 +8,7 @@ typedef enum {
     CDAD_STREAM_EXACT,       /* a Gram matrix, see gram.h */
     CDAD_STREAM_ISVD,        /* the paper's rule, see isvd.h */
     CDAD_STREAM_INCREMENTAL, /* a weighted basis of as many directions as gamma asks for, see lowrank.h */
-    CDAD_STREAM_SKETCH,      /* the same of at most `rank` directions, see sketch.h */
+    CDAD_STREAM_SKETCH,      /* products with random vectors, for bases of at most `rank` directions, see sketch.h */
     CDAD_STREAM_AUTO         /* one of the above: see cdad_stream_plan_make */
 } cdad_stream_method;
 
@@ -16,15 +16,15 @@ typedef enum {
 typedef struct cdad_stream_hints {
     int64_t columns; /* feature vectors that will come, about */
     int64_t memory;  /* bytes that a sketch may hold */
-    int64_t rank;    /* directions that a sketch may keep; goes before `memory` */
+    int64_t rank;    /* directions that the basis of a sketch may have; goes before `memory` */
 } cdad_stream_hints;
 
 typedef struct cdad_stream_plan {
     int64_t d;
     cdad_stream_method method; /* never CDAD_STREAM_AUTO */
     double gamma;
-    int64_t rank;  /* directions kept at most; d unless a sketch */
-    int64_t wait;  /* features that an incremental stream or a sketch collects before it factors them, at least */
+    int64_t rank;  /* directions of a basis at most; d unless a sketch */
+    int64_t wait;  /* features that an incremental stream collects before it factors them, at least */
     int64_t bytes; /* that the stream holds at most: `columns` features, or any number of them */
     int bf16;      /* an exact stream rounds features to bfloat16 before it multiplies them: see gram.h */
     int chosen;    /* by CDAD_STREAM_AUTO */
@@ -40,7 +40,7 @@ typedef struct cdad_stream_plan {
  *   sketch       otherwise: 4 d^2 bytes grow to gigabytes, and so does an eigensolve's time where gamma asks for one.
  * An exact stream that it chose for features of width 768 and more takes products of bfloat16 where the processor has
  * them, twice as fast, and where 1 - gamma is at least 2^-11, gamma at most 0.9995: see gram.h.
- * A sketch keeps up to d/8 directions, at least 256 and at most 1024, unless the hints say otherwise. hints may be
+ * A sketch serves bases of up to d/8 directions, at least 256 and at most 1024, unless the hints say otherwise. hints may be
  * NULL. CDAD_SHAPE: d not in 1 to 32768; CDAD_INVALID: gamma not in (0, 1], an unknown method, or a negative hint. */
 CDAD_MUST_USE cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method,
                                                 double gamma, const cdad_stream_hints *hints, cdad_error *err);

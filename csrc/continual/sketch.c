@@ -1,29 +1,371 @@
-/* The rule of Frequent Directions. */
+/* Sketches: test vectors, sums, and the factor made of them. */
 #include "continual/sketch.h"
 
-enum { SHRUNK_SHARE = 5 }; /* one direction in five loses energy: alpha = 0.2 */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
 
-int64_t cdad_sketch_cut(double *energies, int64_t n, double allowed, double noise, int64_t limit,
-                        cdad_sketch_loss *loss) {
-    double tail = 0;
-    int64_t k = n;
-    *loss = (cdad_sketch_loss){0};
-    while (k > 0 && (energies[k - 1] <= noise || tail + energies[k - 1] <= allowed))
-        tail += energies[--k];
-    if (k > limit) {
-        const double delta = energies[limit];
-        for (; k > limit; k--)
-            tail += energies[k - 1];
-        for (int64_t i = limit - (limit + SHRUNK_SHARE - 1) / SHRUNK_SHARE; i < limit; i++) {
-            energies[i] -= delta;
-            tail += delta;
-        }
-        loss->spectral = delta;
-        while (k > 0 && energies[k - 1] <= noise) /* as large as delta itself: nothing is left */
-            tail += energies[--k];
-    } else if (k < n) {
-        loss->spectral = energies[k];
+#include "base/blas.h"
+#include "base/memory.h"
+#include "base/philox.h"
+#include "continual/linalg.h"
+
+enum {
+    SIGNS = 8,               /* of a feature, in as many equal parts of the test vectors */
+    WORDS = 12,              /* random numbers of a feature: its signs', the check's */
+    ROWS = 512,              /* added at once: half a second of one thread where features are widest */
+    GATHERED_BYTES = 64 << 20, /* and on a device */
+    STRIP = 256              /* columns of Y that are widened at a time */
+};
+
+static const uint64_t SEED = 0x736b6574;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static int64_t all_vectors(const cdad_sketch *s) { return s->vectors + CDAD_SKETCH_CHECKS; }
+static int64_t sums_bytes(const cdad_sketch *s) { return all_vectors(s) * s->d * (int64_t)sizeof(float); }
+static int64_t vectors_of(int64_t d, int64_t rank) { return min64(rank + (rank + 1) / 2, d); }
+static int64_t signs_bytes(int64_t d, int64_t vectors) {
+    return (2 * (vectors + CDAD_SKETCH_CHECKS) + (SIGNS + 1) * d) * (int64_t)sizeof(int32_t);
+}
+
+int64_t cdad_sketch_bytes(int64_t d, int64_t rank) {
+    const cdad_sketch s = {.d = d, .vectors = vectors_of(d, rank)};
+    return sums_bytes(&s) + signs_bytes(d, s.vectors);
+}
+
+static void leave_device(cdad_sketch *s) {
+    cdad_device_free(s->device, s->there);
+    cdad_device_free(s->device, s->signs_there);
+    s->there = s->signs_there = NULL;
+}
+
+void cdad_sketch_reset(cdad_sketch *s) {
+    leave_device(s);
+    cdad_free(s->Y);
+    cdad_free(s->signs);
+    *s = (cdad_sketch){0};
+}
+
+/* ---- test vectors ---- */
+
+/* The test vectors that feature j has a sign in, as 2t where it is 1 and 2t + 1 where it is -1; returns how many. */
+static int signs_of(const cdad_sketch *s, int64_t j, int64_t at[SIGNS + 1]) {
+    uint32_t words[WORDS];
+    int n = 0;
+    for (int w = 0; w < WORDS; w += 4)
+        cdad_philox(SEED, (uint64_t)s->vectors, (uint64_t)(j * WORDS + w) / 4, words + w);
+    for (int b = 0; b < SIGNS && s->vectors < s->d; b++) {
+        const int64_t first = b * s->vectors / SIGNS, width = (b + 1) * s->vectors / SIGNS - first;
+        if (width > 0)
+            at[n++] = 2 * (first + ((int64_t)(words[b] >> 1) * width >> 31)) + (words[b] & 1);
     }
-    loss->energy = tail;
-    return k;
+    if (s->vectors == s->d)
+        at[n++] = 2 * j;
+    const uint32_t check = words[SIGNS];
+    at[n++] = 2 * (s->vectors + ((int64_t)(check >> 1) * CDAD_SKETCH_CHECKS >> 31)) + (check & 1);
+    return n;
+}
+
+/* By test vector, in the order of the features. */
+static cdad_status make_signs(cdad_sketch *s, cdad_error *err) {
+    const int64_t lists = 2 * all_vectors(s);
+    int64_t at[SIGNS + 1];
+    int32_t *places, *next; /* where the next one of a list goes */
+    CDAD_TRY(cdad_alloc_zero((void **)&next, lists * (int64_t)sizeof *next, err));
+    const cdad_status status = cdad_alloc((void **)&s->signs, signs_bytes(s->d, s->vectors), err);
+    if (status == CDAD_OK) {
+        places = s->signs + lists;
+        for (int64_t j = 0; j < s->d; j++)
+            for (int i = signs_of(s, j, at) - 1; i >= 0; i--)
+                next[at[i]]++;
+        int32_t end = 0;
+        for (int64_t l = 0; l < lists; l++) {
+            const int32_t count = next[l];
+            next[l] = end;
+            s->signs[l] = end += count;
+        }
+        for (int64_t j = 0; j < s->d; j++)
+            for (int i = signs_of(s, j, at) - 1; i >= 0; i--)
+                places[next[at[i]]++] = (int32_t)j;
+    }
+    cdad_free(next);
+    return status;
+}
+
+cdad_status cdad_sketch_init(cdad_sketch *s, int64_t d, int64_t rank, cdad_error *err) {
+    cdad_status status;
+    *s = (cdad_sketch){.d = d, .vectors = vectors_of(d, rank)};
+    CDAD_TRY_DONE(make_signs(s, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&s->Y, sums_bytes(s), err));
+    return CDAD_OK;
+done:
+    cdad_sketch_reset(s);
+    return status;
+}
+
+/* The product of test vector t with x [d]. */
+static double product(const cdad_sketch *s, int64_t t, const float *x) {
+    const int32_t *places = s->signs + 2 * all_vectors(s);
+    double sum = 0;
+    int32_t at = t > 0 ? s->signs[2 * t - 1] : 0;
+    for (; at < s->signs[2 * t]; at++)
+        sum += (double)x[places[at]];
+    for (; at < s->signs[2 * t + 1]; at++)
+        sum -= (double)x[places[at]];
+    return sum;
+}
+
+/* ---- sums ---- */
+
+static cdad_status go_there(cdad_sketch *s, cdad_device *device, cdad_error *err) {
+    CDAD_FAIL_IF(s->there && s->device != device, err, CDAD_INVALID, "features of %s come after features of %s", device->name,
+                 s->device->name);
+    if (s->there)
+        return CDAD_OK;
+    s->device = device;
+    cdad_status status = cdad_device_mirror(device, &s->signs_there, s->signs, signs_bytes(s->d, s->vectors), err);
+    if (status == CDAD_OK)
+        status = cdad_device_alloc_zero(device, &s->there, CDAD_ALIGN + sums_bytes(s), err);
+    if (status != CDAD_OK)
+        leave_device(s);
+    return status;
+}
+
+cdad_status cdad_sketch_add(cdad_sketch *s, const cdad_context *ctx, cdad_mat X, int64_t rows, int *begun, cdad_error *err) {
+    const int64_t M = all_vectors(s), most = ctx->device ? max64(GATHERED_BYTES / (s->d * (int64_t)sizeof(float)), 1) : ROWS;
+    const int64_t depth = min64(most, rows), last = (rows - 1) % depth + 1;
+    const int threads = cdad_pool_threads(ctx->pool);
+    float *Y = s->Y;
+    double *total = &s->total;
+    const int32_t *signs = s->signs;
+    cdad_status status;
+    void *scratch = NULL;
+    *begun = 0;
+    if (ctx->device) {
+        CDAD_FAIL_IF(!X.unfold && (X.cs != 1 || X.rs != s->d), err, CDAD_INVALID, "on a device features lie row by row");
+        CDAD_TRY_DONE(go_there(s, ctx->device, err));
+        total = s->there;
+        Y = (float *)(void *)((char *)s->there + CDAD_ALIGN);
+        signs = s->signs_there;
+    }
+    /* the last rows may be fewer, and want more: their product goes another way */
+    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, max64(ctx->kernels->sketch_scratch(depth, s->d, M, threads),
+                                                                 ctx->kernels->sketch_scratch(last, s->d, M, threads)), err));
+    for (int64_t first = 0; first < rows; first += depth) {
+        if (ctx->poll && ctx->poll(ctx->poll_arg)) {
+            status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were added");
+            goto done;
+        }
+        *begun = 1;
+        ctx->kernels->sketch_add(ctx, Y, total, X, first, min64(depth, rows - first), s->d, signs, M, scratch);
+    }
+    if (ctx->device) {
+        status = cdad_device_check(ctx->device, 0, err);
+        s->spoiled = status != CDAD_OK;
+        if (status == CDAD_NO_MEMORY) { /* of a launch: not that nothing was added */
+            const cdad_error found = *err;
+            status = cdad_fail(err, CDAD_NO_DEVICE, "%s", found.message);
+        }
+    }
+done:
+    cdad_device_free(ctx->device, scratch);
+    return status;
+}
+
+cdad_status cdad_sketch_settle(cdad_sketch *s, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    float *row = NULL;
+    double total;
+    if (!s->there)
+        return CDAD_OK;
+    CDAD_TRY(cdad_alloc((void **)&row, s->d * (int64_t)sizeof *row, err));
+    CDAD_TRY_DONE(cdad_device_download(s->device, &total, s->there, (int64_t)sizeof total, err));
+    for (int64_t t = 0; t < all_vectors(s); t++) {
+        const char *from = (char *)s->there + CDAD_ALIGN + t * s->d * (int64_t)sizeof *row;
+        CDAD_TRY_DONE(cdad_device_download(s->device, row, from, s->d * (int64_t)sizeof *row, err));
+        for (int64_t j = 0; j < s->d; j++)
+            s->Y[t * s->d + j] += row[j];
+    }
+    s->total += total;
+    leave_device(s);
+done:
+    cdad_free(row);
+    return status;
+}
+
+void cdad_sketch_merge(cdad_sketch *s, const cdad_sketch *t) {
+    for (int64_t i = 0, n = all_vectors(s) * s->d; i < n; i++)
+        s->Y[i] += t->Y[i];
+    s->total += t->total;
+}
+
+/* ---- the factor ---- */
+
+typedef struct {
+    const cdad_sketch *s;
+    double *H;       /* [vectors,vectors]: Omega^T G Omega; then, column major, R^-1 in its upper triangle */
+    float *A;        /* R^-T Y [vectors,d] */
+    double *scratch; /* vectors*STRIP a worker */
+} factor_job;
+
+static void core_task(void *arg, int64_t task, int worker) {
+    const factor_job *job = arg;
+    const int64_t m = job->s->vectors;
+    (void)worker;
+    for (int64_t t = 0; t < m; t++)
+        job->H[task * m + t] = product(job->s, t, job->s->Y + task * job->s->d);
+}
+
+static void strip_task(void *arg, int64_t task, int worker) {
+    const factor_job *job = arg;
+    const int64_t m = job->s->vectors, d = job->s->d, first = task * STRIP, width = min64(STRIP, d - first);
+    double *strip = job->scratch + (int64_t)worker * m * STRIP; /* [m,width], that is, column major its transpose */
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < width; j++)
+            strip[i * width + j] = (double)job->s->Y[i * d + first + j];
+    cblas_dtrmm(CblasColMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, (int)width, (int)m, 1, job->H, (int)m, strip,
+                (int)width);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < width; j++)
+            job->A[i * d + first + j] = (float)strip[i * width + j];
+}
+
+/* H becomes R^-1 with R^T R = H + shift: as much as its noise, which differs on its two sides, or as little as makes it positive. */
+static cdad_status invert(double *H, int64_t m, cdad_error *err) {
+    double apart = 0, trace = 0, shift, *diagonal;
+    int found = 0;
+    for (int64_t i = 0; i < m; i++) {
+        trace += H[i * m + i];
+        for (int64_t j = 0; j < i; j++) {
+            const double a = H[i + j * m], b = H[j + i * m];
+            apart += 2 * (a - b) * (a - b);
+            H[i + j * m] = (a + b) / 2;
+        }
+    }
+    shift = sqrt(apart / (double)m) + 0x1p-44 * trace + 1e-300;
+    CDAD_TRY(cdad_alloc((void **)&diagonal, m * (int64_t)sizeof *diagonal, err));
+    for (int64_t i = 0; i < m; i++)
+        diagonal[i] = H[i * m + i];
+    cdad_status status = CDAD_OK;
+    for (; status == CDAD_OK && !found; shift *= 4) {
+        for (int64_t i = 0; i < m; i++) { /* the lower triangle, column major, stays as it is */
+            for (int64_t j = 0; j < i; j++)
+                H[j + i * m] = H[i + j * m];
+            H[i + i * m] = diagonal[i] + shift;
+        }
+        found = 1;
+        status = cdad_inverse_cholesky(H, m, &found, err);
+    }
+    cdad_free(diagonal);
+    return status;
+}
+
+/* rests [CHECKS,d] = what the checks' products with G have beyond those with A^T A. */
+static cdad_status find_rests(const cdad_sketch *s, const float *A, const float *tests, float *rests, cdad_error *err) {
+    enum { N = CDAD_SKETCH_CHECKS };
+    cdad_status status;
+    const int64_t m = s->vectors, d = s->d;
+    double *inside = NULL, *wide = NULL, *part = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&inside, N * m * (int64_t)sizeof *inside, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&wide, m * STRIP * (int64_t)sizeof *wide, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&part, N * STRIP * (int64_t)sizeof *part, err));
+    for (int back = 0; back < 2; back++)
+        for (int64_t first = 0; first < d; first += STRIP) {
+            const int64_t width = min64(STRIP, d - first);
+            const float *given = back ? s->Y + m * d : tests;
+            for (int64_t i = 0; i < m; i++)
+                for (int64_t j = 0; j < width; j++)
+                    wide[i * width + j] = (double)A[i * d + first + j];
+            for (int64_t i = 0; i < N; i++)
+                for (int64_t j = 0; j < width; j++)
+                    part[i * width + j] = (double)given[i * d + first + j];
+            if (!back) {
+                cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, (int)m, (int)width, 1, part, (int)width, wide, (int)width,
+                            first > 0, inside, (int)m);
+                continue;
+            }
+            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, N, (int)width, (int)m, -1, inside, (int)m, wide, (int)width, 1,
+                        part, (int)width);
+            for (int64_t i = 0; i < N; i++)
+                for (int64_t j = 0; j < width; j++)
+                    rests[i * d + first + j] = (float)part[i * width + j];
+        }
+done:
+    cdad_free(inside);
+    cdad_free(wide);
+    cdad_free(part);
+    return status;
+}
+
+cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cdad_factor *f, cdad_error *err) {
+    cdad_status status = CDAD_OK;
+    const int64_t m = s->vectors, d = s->d;
+    factor_job job = {.s = s};
+    float *tests = NULL, *rests = NULL;
+    *f = (cdad_factor){.d = d};
+    if (!(s->total > 0)) /* of nothing there are no directions */
+        return CDAD_OK;
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.H, m * m * (int64_t)sizeof *job.H, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.A, m * d * (int64_t)sizeof *job.A, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * m * STRIP * (int64_t)sizeof *job.scratch, err));
+    CDAD_TRY_DONE(cdad_alloc_zero((void **)&tests, CDAD_SKETCH_CHECKS * d * (int64_t)sizeof *tests, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&rests, CDAD_SKETCH_CHECKS * d * (int64_t)sizeof *rests, err));
+    for (int64_t j = 0, at[SIGNS + 1]; j < d; j++) {
+        const int64_t check = at[signs_of(s, j, at) - 1] - 2 * m;
+        tests[check / 2 * d + j] = check % 2 ? -1 : 1;
+    }
+    cdad_pool_run(ctx->pool, m, core_task, &job);
+    CDAD_TRY_DONE(invert(job.H, m, err));
+    if (ctx->poll && ctx->poll(ctx->poll_arg)) {
+        status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were factored");
+        goto done;
+    }
+    cdad_pool_run(ctx->pool, (d + STRIP - 1) / STRIP, strip_task, &job);
+    double kept = 0;
+    for (int64_t i = 0; i < m * d; i++)
+        kept += (double)job.A[i] * (double)job.A[i];
+    CDAD_TRY_DONE(find_rests(s, job.A, tests, rests, err));
+    *f = (cdad_factor){.A = job.A, .n = m, .d = d, .lost = fmax(s->total - kept, 0), .tests = tests, .rests = rests,
+                       .checks = CDAD_SKETCH_CHECKS, .spent = job.A};
+    job.A = tests = rests = NULL;
+done:
+    cdad_free(job.H);
+    cdad_free(job.A);
+    cdad_free(job.scratch);
+    cdad_free(tests);
+    cdad_free(rests);
+    return status;
+}
+
+void cdad_sketch_factor_free(cdad_factor *f) {
+    cdad_free(f->spent);
+    cdad_free((void *)(uintptr_t)f->tests);
+    cdad_free((void *)(uintptr_t)f->rests);
+    *f = (cdad_factor){0};
+}
+
+/* ---- states ---- */
+
+int64_t cdad_sketch_packed(const cdad_sketch *s) { return 1 + all_vectors(s) * s->d; }
+
+void cdad_sketch_pack(const cdad_sketch *s, double *packed) {
+    *packed++ = s->total;
+    for (int64_t i = 0; i < all_vectors(s) * s->d; i++)
+        packed[i] = (double)s->Y[i];
+}
+
+cdad_status cdad_sketch_unpack(cdad_sketch *s, const double *packed, int64_t n, cdad_error *err) {
+    CDAD_FAIL_IF(n != cdad_sketch_packed(s) || packed[0] < 0, err, CDAD_INVALID,
+                 "stream state: %" PRId64 " values are no sketch by %" PRId64 " test vectors of width %" PRId64, n, s->vectors, s->d);
+    for (int64_t i = 1; i < n; i++)
+        CDAD_FAIL_IF((double)(float)packed[i] != packed[i], err, CDAD_INVALID, "stream state: value %" PRId64 " is %g, no float32", i,
+                     packed[i]);
+    leave_device(s);
+    s->spoiled = 0;
+    s->total = packed[0];
+    for (int64_t i = 1; i < n; i++)
+        s->Y[i - 1] = (float)packed[i];
+    return CDAD_OK;
 }

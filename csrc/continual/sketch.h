@@ -1,30 +1,60 @@
-/* Frequent Directions: what a stream of bounded rank gives up between two blocks, and what that guarantees.
+/* A sketch of the Gram matrix G of features too wide for G itself, in one pass: Y = Omega^T G, its products with random test vectors.
  *
- * Where more than `limit` directions are left, the energy of the first one beyond, delta, is taken from the last fifth
- * of those that stay; what comes later and goes on coming is then not shut out by what came first, as it would be by
- * cutting alone (Ghashami, Liberty, Phillips, Woodruff, "Frequent Directions", SIAM J. Comput. 2016; shrinking a share
- * alpha of the directions: Desai, Ghashami, Phillips, "Improved Practical Matrix Sketching with Guarantees", TKDE 2016,
- * alpha = 0.2 after their measurements).
+ * Nystrom's approximation Y^T (Y Omega)^-1 Y lies below G, in every direction, and its leading directions, up to two in three of the
+ * number of test vectors, are nearly G's own (Tropp, Yurtsever, Udell, Cevher, "Fixed-rank approximation of a positive-semidefinite
+ * matrix from streaming data", NeurIPS 2017). So there are three test vectors for two directions that a basis may have; one that has
+ * that many has about a tenth more than the fewest that hold as much, one of half as many some hundredth. They hold signs and zeros, eight
+ * signs a feature (Nelson, Nguyen, "OSNAP", FOCS 2013), as products with them then take little time beside those that make Y of them. Of
+ * sketches that could hold all of G, they are the unit vectors, and it is G.
  *
- * With A all features and B what is kept, for every x of length 1 and every k < limit / 5:
- *     0 <= |A x|^2 - |B x|^2 <= spectral <= (|A - A_k|_F^2 + (limit/5) allowed) / (limit/5 - k),
- * where A_k is A's best approximation of rank k, spectral the sum over all cuts of the largest energy taken, and
- * `allowed` what the cuts by energy (cdad_sketch_cut) took together at most. So a basis that keeps an energy E of B
- * keeps at least E of A. `lost`, all that was taken, is |A|_F^2 - |B|_F^2: what a basis of all of B may miss at most,
- * measured, not estimated. */
+ * What the approximation misses is known as a whole, exactly: the energy of all features less its own. How much of that a basis keeps is
+ * estimated by CDAD_SKETCH_CHECKS test vectors more, which the approximation does not know (cdad_factor, `tests`): with no bias, and as
+ * many directions share what is missed, to a hundredth of it or so; otherwise a third of the directions would be there for a bound alone.
+ *
+ * Sums are float32: an energy below some 1e-8 of the largest is noise, and so is told from how far Omega^T G Omega is from symmetric. */
 #ifndef CDAD_CONTINUAL_SKETCH_H
 #define CDAD_CONTINUAL_SKETCH_H
 
-#include <stdint.h>
+#include "continual/factor.h"
 
-typedef struct cdad_sketch_loss {
-    double energy;   /* taken in all */
-    double spectral; /* taken from any one direction at most */
-} cdad_sketch_loss;
+enum { CDAD_SKETCH_CHECKS = 32 };
 
-/* How many of n energies >= 0, descending, to keep: the tail of at most `allowed` together goes, and what is at most
- * `noise`, and all but the first `limit`. energies[0..k) become what the kept directions have left. */
-int64_t cdad_sketch_cut(double *energies, int64_t n, double allowed, double noise, int64_t limit,
-                        cdad_sketch_loss *loss);
+typedef struct cdad_sketch {
+    int64_t d, vectors; /* test vectors, beside the checks */
+    float *Y;           /* [vectors + CHECKS, d] */
+    double total;       /* the energy of all features */
+    int32_t *signs;     /* the test vectors, as sketch_add takes them */
+    cdad_device *device;
+    void *there;         /* NULL, or what was added on a device and is not in Y yet: Y's floats, after `total` in CDAD_ALIGN bytes */
+    void *signs_there;
+    int spoiled; /* the device failed while it added */
+} cdad_sketch;
+
+/* Memory of a sketch for bases of up to `rank` directions. */
+int64_t cdad_sketch_bytes(int64_t d, int64_t rank);
+
+CDAD_MUST_USE cdad_status cdad_sketch_init(cdad_sketch *s, int64_t d, int64_t rank, cdad_error *err);
+void cdad_sketch_reset(cdad_sketch *s);
+
+/* X [rows,d], already checked; where ctx is a device's, X lies there, and so does the sum until cdad_sketch_settle. Polls for a stop. Of a
+ * failure before anything was added *begun is 0; of a device that fails meanwhile, CDAD_NO_DEVICE, the sketch is spoiled. */
+CDAD_MUST_USE cdad_status cdad_sketch_add(cdad_sketch *s, const cdad_context *ctx, cdad_mat X, int64_t rows, int *begun,
+                                          cdad_error *err);
+
+/* Brings the sum from the device; all below wants that. CDAD_NO_MEMORY leaves all as it was. */
+CDAD_MUST_USE cdad_status cdad_sketch_settle(cdad_sketch *s, cdad_error *err);
+
+/* s also stands for what t, of the same width and number of test vectors, stands for: to float32's rounding as if all had come to one. */
+void cdad_sketch_merge(cdad_sketch *s, const cdad_sketch *t);
+
+/* The approximation as a factor, which cdad_sketch_factor_free frees. */
+CDAD_MUST_USE cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cdad_factor *f, cdad_error *err);
+void cdad_sketch_factor_free(cdad_factor *f);
+
+/* Content as doubles, exact to the bit: total, then Y. */
+int64_t cdad_sketch_packed(const cdad_sketch *s);
+void cdad_sketch_pack(const cdad_sketch *s, double *packed);
+/* CDAD_INVALID: `n` doubles that hold no such content; s is then as it was. */
+CDAD_MUST_USE cdad_status cdad_sketch_unpack(cdad_sketch *s, const double *packed, int64_t n, cdad_error *err);
 
 #endif

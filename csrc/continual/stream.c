@@ -15,8 +15,9 @@
 #include "continual/leading.h"
 #include "continual/linalg.h"
 #include "continual/lowrank.h"
+#include "continual/sketch.h"
 
-/* Of what gamma leaves, an incremental stream or a sketch drops one part in 4. That is the tail far beyond the directions of a
+/* Of what gamma leaves, an incremental stream drops one part in 4. That is the tail far beyond the directions of a
  * basis, of which there were 0.5 % more than of one part in 16, in a third of the time. */
 enum { DROPPED_SHARE = 4 };
 
@@ -27,10 +28,28 @@ struct cdad_stream {
     cdad_gram gram;
     cdad_isvd isvd;
     cdad_lowrank lowrank;
+    cdad_sketch sketch;
 };
 
-static int is_lowrank(const cdad_stream *s) {
-    return s->plan.method == CDAD_STREAM_INCREMENTAL || s->plan.method == CDAD_STREAM_SKETCH;
+static int is(const cdad_stream *s, cdad_stream_method method) { return s->plan.method == method; }
+static int has_factor(const cdad_stream *s) { return is(s, CDAD_STREAM_INCREMENTAL) || is(s, CDAD_STREAM_SKETCH); }
+
+/* What a stream that has_factor stands for; a sketch's is made here, and freed by free_factor. */
+static cdad_status factor_of(const cdad_stream *s, const cdad_context *ctx, cdad_factor *f, cdad_error *err) {
+    if (is(s, CDAD_STREAM_SKETCH))
+        return cdad_sketch_factor(&s->sketch, ctx, f, err);
+    *f = cdad_lowrank_factor(&s->lowrank);
+    return CDAD_OK;
+}
+
+static void free_factor(const cdad_stream *s, cdad_factor *f) {
+    if (is(s, CDAD_STREAM_SKETCH))
+        cdad_sketch_factor_free(f);
+}
+
+/* Where what was added on a device is, or NULL. */
+static const cdad_device *elsewhere(const cdad_stream *s) {
+    return s->gram.there ? s->gram.device : s->sketch.there ? s->sketch.device : NULL;
 }
 
 cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cdad_error *err) {
@@ -40,10 +59,11 @@ cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cd
     CDAD_TRY(cdad_alloc_zero((void **)&s, (int64_t)sizeof *s, err));
     s->plan = *plan;
     cdad_isvd_init(&s->isvd, plan->d);
-    cdad_lowrank_init(&s->lowrank, plan->d, plan->rank, plan->wait, (1 - plan->gamma) / DROPPED_SHARE,
-                      cdad_factor_may_narrow(plan->gamma));
+    cdad_lowrank_init(&s->lowrank, plan->d, plan->wait, (1 - plan->gamma) / DROPPED_SHARE, cdad_factor_may_narrow(plan->gamma));
     if (plan->method == CDAD_STREAM_EXACT)
         CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, plan->bf16, err));
+    if (plan->method == CDAD_STREAM_SKETCH)
+        CDAD_TRY_DONE(cdad_sketch_init(&s->sketch, plan->d, plan->rank, err));
     *out = s;
     return CDAD_OK;
 done:
@@ -57,22 +77,13 @@ void cdad_stream_free(cdad_stream *s) {
     cdad_gram_reset(&s->gram);
     cdad_isvd_reset(&s->isvd);
     cdad_lowrank_reset(&s->lowrank);
+    cdad_sketch_reset(&s->sketch);
     cdad_free(s);
 }
 
 const cdad_stream_plan *cdad_stream_planned(const cdad_stream *s) { return &s->plan; }
 int64_t cdad_stream_width(const cdad_stream *s) { return s->plan.d; }
 int64_t cdad_stream_rows(const cdad_stream *s) { return s->rows; }
-
-cdad_stream_energy cdad_stream_energies(const cdad_stream *s) {
-    if (s->plan.method == CDAD_STREAM_EXACT)
-        return (cdad_stream_energy){.total = cdad_gram_trace(&s->gram)};
-    if (s->plan.method == CDAD_STREAM_ISVD)
-        return (cdad_stream_energy){.total = NAN, .lost = NAN, .spectral = NAN};
-    return (cdad_stream_energy){.total = s->lowrank.total,
-                                .lost = s->lowrank.loss.energy,
-                                .spectral = s->lowrank.loss.spectral};
-}
 
 static cdad_status check_whole(const cdad_stream *s, cdad_error *err) {
     CDAD_FAIL_IF(s->torn || s->lowrank.torn, err, CDAD_INVALID,
@@ -83,16 +94,37 @@ static cdad_status check_whole(const cdad_stream *s, cdad_error *err) {
 /* What is computed of all features is computed on the host. */
 static cdad_status check_host(const cdad_stream *s, const cdad_context *ctx, cdad_error *err) {
     CDAD_FAIL_IF(ctx->device, err, CDAD_INVALID, "stream: it lies on the host, and cannot work on %s", ctx->device->name);
-    CDAD_FAIL_IF(s->gram.there, err, CDAD_INVALID, "stream: its features are still on %s", s->gram.device->name);
+    CDAD_FAIL_IF(elsewhere(s), err, CDAD_INVALID, "stream: its features are still on %s", elsewhere(s)->name);
+    return CDAD_OK;
+}
+
+cdad_status cdad_stream_energies(const cdad_stream *s, const cdad_context *ctx, cdad_stream_energy *out, cdad_error *err) {
+    cdad_factor f;
+    CDAD_TRY(check_host(s, ctx, err));
+    CDAD_TRY(check_whole(s, err));
+    if (is(s, CDAD_STREAM_EXACT)) {
+        *out = (cdad_stream_energy){.total = cdad_gram_trace(&s->gram)};
+    } else if (is(s, CDAD_STREAM_ISVD)) {
+        *out = (cdad_stream_energy){.total = NAN, .lost = NAN, .spectral = NAN};
+    } else if (is(s, CDAD_STREAM_INCREMENTAL)) {
+        const cdad_lowrank *v = &s->lowrank;
+        *out = (cdad_stream_energy){.total = v->total, .lost = v->loss.energy, .spectral = v->loss.spectral};
+    } else {
+        CDAD_TRY(factor_of(s, ctx, &f, err));
+        *out = (cdad_stream_energy){.total = s->sketch.total, .lost = f.lost, .spectral = f.lost};
+        free_factor(s, &f);
+    }
     return CDAD_OK;
 }
 
 int cdad_stream_takes(const cdad_stream_plan *plan, const cdad_device *device) {
-    return !device || (plan->method == CDAD_STREAM_EXACT && device->kernels->gram_add);
+    const cdad_kernels *k = device ? device->kernels : NULL;
+    return !k || (plan->method == CDAD_STREAM_EXACT && k->gram_add) || (plan->method == CDAD_STREAM_SKETCH && k->sketch_add);
 }
 
 cdad_status cdad_stream_settle(cdad_stream *s, cdad_error *err) {
-    const cdad_status status = cdad_gram_settle(&s->gram, err);
+    const cdad_status status =
+        is(s, CDAD_STREAM_SKETCH) ? cdad_sketch_settle(&s->sketch, err) : cdad_gram_settle(&s->gram, err);
     s->torn |= status != CDAD_OK && status != CDAD_NO_MEMORY;
     return status;
 }
@@ -116,7 +148,12 @@ cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X,
         const cdad_status status = cdad_gram_add(&s->gram, ctx, X, rows, err);
         s->torn = status == CDAD_CANCELLED || s->gram.spoiled;
         CDAD_TRY(status);
-    } else if (is_lowrank(s)) {
+    } else if (is(s, CDAD_STREAM_SKETCH)) {
+        int begun;
+        const cdad_status status = cdad_sketch_add(&s->sketch, ctx, X, rows, &begun, err);
+        s->torn = (status == CDAD_CANCELLED && begun) || s->sketch.spoiled;
+        CDAD_TRY(status);
+    } else if (is(s, CDAD_STREAM_INCREMENTAL)) {
         CDAD_TRY(cdad_lowrank_add(&s->lowrank, ctx, X, rows, err));
     } else {
         CDAD_TRY(cdad_isvd_add(&s->isvd, ctx, X, rows, s->plan.gamma, err));
@@ -126,19 +163,22 @@ cdad_status cdad_stream_add(cdad_stream *s, const cdad_context *ctx, cdad_mat X,
 }
 
 cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cdad_stream *other, cdad_error *err) {
-    const int exact = s->plan.method == CDAD_STREAM_EXACT && other->plan.method == CDAD_STREAM_EXACT;
     CDAD_TRY(check_host(s, ctx, err));
     CDAD_TRY(check_host(other, ctx, err));
     CDAD_TRY(check_whole(s, err));
     CDAD_TRY(check_whole(other, err));
     CDAD_FAIL_IF(s == other, err, CDAD_INVALID, "stream: merging a stream with itself");
-    CDAD_FAIL_IF(!exact && !(is_lowrank(s) && is_lowrank(other)), err, CDAD_INVALID,
-                 "stream: two exact streams can be merged, or incremental streams and sketches, no others");
+    CDAD_FAIL_IF(s->plan.method != other->plan.method || is(s, CDAD_STREAM_ISVD), err, CDAD_INVALID,
+                 "stream: two exact streams can be merged, two incremental ones or two sketches, no others");
     CDAD_FAIL_IF(s->plan.d != other->plan.d, err, CDAD_SHAPE,
                  "stream: merging features of width %" PRId64 " into width %" PRId64, other->plan.d, s->plan.d);
+    CDAD_FAIL_IF(s->plan.rank != other->plan.rank, err, CDAD_SHAPE, "stream: merging a sketch of rank %" PRId64 " into rank %" PRId64,
+                 other->plan.rank, s->plan.rank);
     CDAD_TRY(check_stop(ctx, err));
-    if (exact)
+    if (is(s, CDAD_STREAM_EXACT))
         cdad_gram_merge(&s->gram, &other->gram);
+    else if (is(s, CDAD_STREAM_SKETCH))
+        cdad_sketch_merge(&s->sketch, &other->sketch);
     else
         CDAD_TRY(cdad_lowrank_merge(&s->lowrank, ctx, &other->lowrank, err));
     s->rows += other->rows;
@@ -197,14 +237,15 @@ cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, con
                               int64_t k_old, float **U, int64_t *k, double *energy, cdad_error *err) {
     const int64_t d = s->plan.d;
     double *G = NULL, total = 0;
+    cdad_factor f = {0};
     cdad_status status;
     *U = NULL;
     CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
-    if (is_lowrank(s)) {
-        status = cdad_factor_basis(ctx, s->lowrank.A, s->lowrank.n, d, s->lowrank.loss.energy, s->plan.gamma, U_old, k_old,
-                                   s->plan.rank, U, k, energy, err);
+    if (has_factor(s)) {
+        CDAD_TRY_DONE(factor_of(s, ctx, &f, err));
+        status = cdad_factor_basis(ctx, &f, s->plan.gamma, U_old, k_old, s->plan.rank, U, k, energy, err);
     } else if (s->plan.method == CDAD_STREAM_ISVD && k_old == 0) {
         status = isvd_basis(&s->isvd, U, k, energy, err);
     } else {
@@ -220,6 +261,7 @@ cdad_status cdad_stream_basis(const cdad_stream *s, const cdad_context *ctx, con
                                         U, k, energy, err));
     }
 done:
+    free_factor(s, &f);
     cdad_free(G);
     return status;
 }
@@ -231,6 +273,7 @@ cdad_status cdad_stream_share(const cdad_stream *s, const cdad_context *ctx, con
     double *G = NULL, total = 0;
     float *same = NULL;
     int64_t n;
+    cdad_factor f = {0};
     cdad_status status;
     CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
@@ -239,13 +282,17 @@ cdad_status cdad_stream_share(const cdad_stream *s, const cdad_context *ctx, con
         status = cdad_fail(err, CDAD_INVALID, "the paper's rule keeps no energies: no share can be told");
         goto done;
     }
-    if (is_lowrank(s))
-        return cdad_lowrank_share(&s->lowrank, U, k, energy, err);
+    if (has_factor(s)) {
+        CDAD_TRY_DONE(factor_of(s, ctx, &f, err));
+        status = cdad_factor_share(&f, U, k, energy, err);
+        goto done;
+    }
     CDAD_TRY_DONE(gram_matrix(s, &G, err));
     for (int64_t i = 0; i < d; i++)
         total += G[i * d + i];
     CDAD_TRY_DONE(cdad_basis_extend(G, d, total, 0, nothing, U, k, 0, &same, &n, energy, err));
 done:
+    free_factor(s, &f);
     cdad_free(G);
     cdad_free(same);
     return status;
@@ -253,12 +300,13 @@ done:
 
 cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context *ctx, float **values,
                                         int64_t *n, cdad_error *err) {
-    const int64_t d = s->plan.d, rows = is_lowrank(s) ? s->lowrank.n : s->rows;
+    const int64_t d = s->plan.d;
     const int stored = s->plan.method == CDAD_STREAM_ISVD;
-    const int64_t count = stored ? s->isvd.k : rows < d ? rows : d;
+    int64_t count = stored ? s->isvd.k : s->rows < d ? s->rows : d;
     cdad_context alone = *ctx;
     double *G = NULL;
     cdad_eigen eigen = {0};
+    cdad_factor f = {0};
     cdad_status status;
     *values = NULL;
     alone.pool = NULL;
@@ -266,10 +314,13 @@ cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context
     CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
-    if (is_lowrank(s) && count > 0) {
-        CDAD_TRY_DONE(cdad_alloc((void **)&G, count * count * (int64_t)sizeof *G, err));
-        CDAD_TRY_DONE(cdad_factor_gram(&alone, s->lowrank.A, rows, d, 0, G, err));
-        CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, count, err));
+    if (has_factor(s) && count > 0) {
+        CDAD_TRY_DONE(factor_of(s, ctx, &f, err));
+        const int64_t side = f.n < d ? f.n : d;
+        count = count < side ? count : side;
+        CDAD_TRY_DONE(cdad_alloc((void **)&G, side * side * (int64_t)sizeof *G, err));
+        CDAD_TRY_DONE(cdad_factor_gram(&alone, f.A, f.n, d, 0, G, err));
+        CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, side, err));
     } else if (!stored && count > 0) {
         CDAD_TRY_DONE(gram_matrix(s, &G, err));
         CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, d, err));
@@ -280,17 +331,19 @@ cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context
     *n = count;
 done:
     cdad_eigen_reset(&eigen);
+    free_factor(s, &f);
     cdad_free(G);
     return status;
 }
 
 cdad_status cdad_stream_state_size(const cdad_stream *s, int64_t *n, cdad_error *err) {
-    CDAD_FAIL_IF(s->gram.there, err, CDAD_INVALID, "stream: its features are still on %s", s->gram.device->name);
+    CDAD_FAIL_IF(elsewhere(s), err, CDAD_INVALID, "stream: its features are still on %s", elsewhere(s)->name);
     CDAD_TRY(check_whole(s, err));
     const int64_t d = s->plan.d;
-    *n = s->plan.method == CDAD_STREAM_EXACT ? 1 + d * (d + 1) / 2
-         : is_lowrank(s)                     ? 1 + cdad_lowrank_packed(&s->lowrank)
-                                             : 3 + s->isvd.k * (d + 1);
+    *n = is(s, CDAD_STREAM_EXACT)         ? 1 + d * (d + 1) / 2
+         : is(s, CDAD_STREAM_SKETCH)      ? 1 + cdad_sketch_packed(&s->sketch)
+         : is(s, CDAD_STREAM_INCREMENTAL) ? 1 + cdad_lowrank_packed(&s->lowrank)
+                                          : 3 + s->isvd.k * (d + 1);
     return CDAD_OK;
 }
 
@@ -300,7 +353,11 @@ void cdad_stream_state_get(const cdad_stream *s, double *state) {
         cdad_gram_pack(&s->gram, state);
         return;
     }
-    if (is_lowrank(s)) {
+    if (is(s, CDAD_STREAM_SKETCH)) {
+        cdad_sketch_pack(&s->sketch, state);
+        return;
+    }
+    if (is(s, CDAD_STREAM_INCREMENTAL)) {
         cdad_lowrank_pack(&s->lowrank, state);
         return;
     }
@@ -320,7 +377,9 @@ cdad_status cdad_stream_state_set(cdad_stream *s, const double *state, int64_t n
         CDAD_FAIL_IF(!isfinite(state[i]), err, CDAD_INVALID, "stream state: value %" PRId64 " is %g", i,
                      state[i]);
     CDAD_FAIL_IF(n < 1 || !is_count(state[0], 0x1p53), err, CDAD_INVALID, "stream state: no row count");
-    if (is_lowrank(s)) {
+    if (is(s, CDAD_STREAM_SKETCH)) {
+        CDAD_TRY(cdad_sketch_unpack(&s->sketch, state + 1, n - 1, err));
+    } else if (is(s, CDAD_STREAM_INCREMENTAL)) {
         CDAD_TRY(cdad_lowrank_unpack(&s->lowrank, state + 1, n - 1, err));
     } else if (s->plan.method == CDAD_STREAM_EXACT) {
         CDAD_FAIL_IF(n != 1 + d * (d + 1) / 2, err, CDAD_INVALID,

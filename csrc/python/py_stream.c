@@ -302,8 +302,14 @@ static PyObject *stream_get_energy(PyObject *o, void *unused) {
     cdad_error err = {0};
     if (cdad_py_lock_take(&self->lock) < 0)
         return NULL;
-    const cdad_status status = cdad_stream_settle(self->stream, &err);
-    const cdad_stream_energy energy = cdad_stream_energies(self->stream);
+    const cdad_context ctx = cdad_py_context(NULL);
+    cdad_stream_energy energy;
+    cdad_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = cdad_stream_settle(self->stream, &err);
+    if (status == CDAD_OK)
+        status = cdad_stream_energies(self->stream, &ctx, &energy, &err);
+    Py_END_ALLOW_THREADS
     cdad_py_lock_give(&self->lock);
     if (status != CDAD_OK)
         return cdad_py_raise(&err);
@@ -313,17 +319,17 @@ static PyObject *stream_get_energy(PyObject *o, void *unused) {
 static PyMethodDef stream_methods[] = {
     {"add", stream_add, METH_O,
      "add($self, features, /)\n--\n\nTakes in one block of feature vectors, float32 [rows, d]; those of a device "
-     "'exact' sums there. TrainingError names a NaN or infinity (of a device's none); the stream is then as it was."},
+     "'exact' and 'sketch' sum there. TrainingError names a NaN or infinity (of a device's none); the stream is then as it was."},
     {"basis", (PyCFunction)(void (*)(void))stream_basis, METH_VARARGS | METH_KEYWORDS,
      "basis($self, old=None)\n--\n\n(U, energy): U [d, k] keeps `old` [d, k_old] bit by bit and adds "
      "the fewest orthonormal directions with which it keeps at least gamma of the features' energy (Eq. 6); "
      "energy is the share that it keeps. ValueError: old is not orthonormal."},
     {"singular_values", stream_singular_values, METH_NOARGS,
      "singular_values($self)\n--\n\nOf all features together, float32 [min(rows, d)], descending; with "
-     "'incremental' and 'sketch' of what is kept, with 'isvd' those kept from the last block."},
+     "'incremental' and 'sketch' of what they stand for, with 'isvd' those kept from the last block."},
     {"merge", stream_merge, METH_O,
-     "merge($self, other, /)\n--\n\nTakes in all that another stream of the same width holds: two 'exact' streams, or "
-     "'incremental' ones and 'sketch'es in any pair, whose losses add up."},
+     "merge($self, other, /)\n--\n\nTakes in all that another stream of the same width and method holds ('sketch': and of "
+     "the same rank; 'isvd': none)."},
     {"state", stream_state, METH_NOARGS, "state($self)\n--\n\nThe content, float64 [n], exact to the bit."},
     {"load_state", stream_load_state, METH_O,
      "load_state($self, state, /)\n--\n\nReplaces the content by another stream's state(), of the same d, "
@@ -335,7 +341,7 @@ static PyGetSetDef stream_getset[] = {
     {"rows", stream_get_rows, NULL, "Feature vectors taken in so far.", NULL},
     {"method", stream_get_method, NULL, "'exact', 'incremental', 'sketch' or 'isvd'; never 'auto'.", NULL},
     {"gamma", stream_get_gamma, NULL, "Share of the energy that a basis keeps.", NULL},
-    {"rank", stream_get_rank, NULL, "Directions kept at most: d but for a sketch.", NULL},
+    {"rank", stream_get_rank, NULL, "Directions of a basis at most: d but for a sketch.", NULL},
     {"rounded", stream_get_rounded, NULL,
      "Whether features are rounded to bfloat16 before they are multiplied: by 'auto', where gamma and the processor allow.",
      NULL},
@@ -343,7 +349,7 @@ static PyGetSetDef stream_getset[] = {
     {"energy", stream_get_energy, NULL,
      "(total, lost, spectral): the sum of squares of all features; how much of it the stream no longer holds, which is "
      "what a basis of all that is left misses at most; and how much of it in any one direction at most. 'exact' loses "
-     "nothing; NaN with 'isvd', which does not know.", NULL},
+     "nothing; of a wide 'sketch' they take seconds; NaN with 'isvd', which does not know.", NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyType_Slot stream_slots[] = {
@@ -354,8 +360,9 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_doc,
      "Stream(d, method='exact', gamma=0.999, columns=0, memory=0, rank=0)\n--\n\nThe input features of one layer over "
      "a task, taken in block by block in bounded memory. 'exact' equals one SVD of all of them; 'incremental' keeps a "
-     "weighted basis U S and loses at most (1 - gamma)/4 of the energy; 'sketch' keeps at most `rank` directions by "
-     "Frequent Directions (Ghashami et al. 2016), chosen to fit `memory` bytes or from d where 0; 'auto' is one of them "
+     "weighted basis U S and loses at most (1 - gamma)/4 of the energy; 'sketch' keeps products with random vectors, for "
+     "a basis of at most `rank` directions (Nystrom's approximation, Tropp et al. 2017; energies are estimates), chosen to fit `memory` "
+     "bytes or from d where 0; 'auto' is one of them "
      "by d, gamma and the number of feature vectors to come, `columns`, where known; 'isvd' is the iterative SVD of "
      "\"One-for-More\" (CVPR 2025) as published, each add() one block. ValueError: d not in 1..32768, gamma not in "
      "(0, 1], an unknown method, a negative hint."},

@@ -20,6 +20,7 @@ int cdad_test_continual(void);
 int cdad_test_streams(void);
 int cdad_test_leading(void);
 int cdad_test_gram(void);
+int cdad_test_sketch(void);
 int cdad_test_places(void);
 int cdad_test_graph(void);
 int cdad_test_coordinates(void);
@@ -38,6 +39,7 @@ static const struct {
     {"attention", cdad_test_attention},
     {"gemm", cdad_test_gemm},
     {"gram", cdad_test_gram},
+    {"sketch", cdad_test_sketch},
     {"epilogue", cdad_test_epilogue},
     {"winograd", cdad_test_winograd},
     {"conv_narrow", cdad_test_conv_narrow},

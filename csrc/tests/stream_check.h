@@ -62,6 +62,12 @@ static inline int same_state(const cdad_stream *a, const cdad_stream *b, double 
     return same;
 }
 
+static inline cdad_stream_energy energies_of(const cdad_stream *s, const cdad_context *ctx) {
+    cdad_stream_energy e = {0};
+    CHECK_OK(cdad_stream_energies(s, ctx, &e, err));
+    return e;
+}
+
 /* max |U^T U - I| over U [d,k] */
 static inline double orthonormality(const float *U, int64_t d, int64_t k) {
     double off = 0;

@@ -68,19 +68,21 @@ static int is_complete(const cdad_kernels *kernels, int is_host) {
     return complete;
 }
 
-/* Features of a device go into exact streams alone, whose sum stays there until it is settled, and is then the host's to the bit. */
-static void stream_on(const cdad_context *host, const cdad_context *ctx) {
+/* Features of a device go into exact streams and sketches alone, whose sum stays there until it is settled, and is then the host's to the
+ * bit. */
+static void stream_on(const cdad_context *host, const cdad_context *ctx, cdad_stream_method method) {
     enum { ROWS = 500, D = 450, SIDE = 5, C = 50 };
     const cdad_unfold u = {.N = 20, .H = SIDE, .W = SIDE, .C = C, .P = SIDE, .Q = SIDE, .R = 3, .S = 3, .stride = 1, .pad_t = 1,
                            .pad_l = 1, .up = 1};
     float *X = normal(ROWS * D, 1), *U;
-    cdad_stream *s = new_stream(D, CDAD_STREAM_EXACT, 0.9), *want = new_stream(D, CDAD_STREAM_EXACT, 0.9);
+    cdad_stream *s = new_stream(D, method, 0.9), *want = new_stream(D, method, 0.9);
     cdad_stream *other = new_stream(D, CDAD_STREAM_INCREMENTAL, 0.9);
     const cdad_mat image = {.data = X, .unfold = &u}, plain = dense(X, D);
     cdad_mat image_there = image, plain_there = plain;
     void *memory = NULL;
     double energy;
     int64_t k;
+    cdad_stream_energy told;
     CHECK_OK(cdad_device_mirror(ctx->device, &memory, X, ROWS * D * (int64_t)sizeof *X, err));
     image_there.data = plain_there.data = memory;
     CHECK_FAILS(CDAD_INVALID, "cannot work on emulated", cdad_stream_add(other, ctx, plain_there, ROWS, err));
@@ -92,6 +94,7 @@ static void stream_on(const cdad_context *host, const cdad_context *ctx) {
     CHECK_OK(cdad_stream_add(want, host, image, 20 * SIDE * SIDE, err));
     CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_basis(s, host, NULL, 0, &U, &k, &energy, err));
     CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_merge(want, host, s, err));
+    CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_energies(s, host, &told, err));
     CHECK_FAILS(CDAD_INVALID, "still on emulated", cdad_stream_state_size(s, &k, err));
     CHECK_FAILS(CDAD_INVALID, "cannot work on emulated", cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
     EACH_ALLOCATION_FAILS(cdad_stream_settle(s, NULL), cdad_stream_rows(s) == 2 * ROWS);
@@ -111,6 +114,11 @@ static void stream_on(const cdad_context *host, const cdad_context *ctx) {
 
 /* A launch that fails for want of memory may have left anything: not what is told where nothing was added yet. */
 static int launched;
+static void failing_sketch(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
+                           const int32_t *signs, int64_t M, void *scratch) {
+    (void)ctx, (void)Y, (void)squares, (void)X, (void)first, (void)rows, (void)d, (void)signs, (void)M, (void)scratch;
+    launched = 1;
+}
 static void failing_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16, void *scratch) {
     (void)ctx, (void)X, (void)first, (void)rows, (void)d, (void)bf16, (void)scratch, (void)G;
     launched = 1;
@@ -119,17 +127,19 @@ static cdad_status failing_check(cdad_device *d, int wait, cdad_error *err) {
     (void)d, (void)wait;
     return launched ? cdad_fail(err, CDAD_NO_MEMORY, "no room for a launch") : CDAD_OK;
 }
-static void spoiled_stream_on(const cdad_context *ctx) {
+static void spoiled_stream_on(const cdad_context *ctx, cdad_stream_method method) {
     enum { ROWS = 3, D = 20 };
     cdad_device *const device = ctx->device;
     cdad_status (*const check)(cdad_device *, int, cdad_error *) = device->check;
     cdad_kernels kernels = *ctx->kernels;
     cdad_context failing = *ctx;
     float *X = normal(ROWS * D, 1);
-    cdad_stream *s = new_stream(D, CDAD_STREAM_EXACT, 0.9);
+    cdad_stream *s = new_stream(D, method, 0.9);
     void *memory = NULL;
     CHECK_OK(cdad_device_mirror(device, &memory, X, ROWS * D * (int64_t)sizeof *X, err));
     kernels.gram_add = failing_add;
+    kernels.sketch_add = failing_sketch;
+    launched = 0;
     failing.kernels = &kernels;
     device->check = failing_check;
     CHECK_FAILS(CDAD_NO_DEVICE, "no room for a launch", cdad_stream_add(s, &failing, dense(memory, D), ROWS, err));
@@ -343,8 +353,10 @@ int cdad_test_devices(void) {
     const int64_t before = device->memory(device, 0).used;
     cdad_program *p = NULL;
     void *memory;
-    stream_on(&host, &there);
-    spoiled_stream_on(&there);
+    stream_on(&host, &there, CDAD_STREAM_EXACT);
+    stream_on(&host, &there, CDAD_STREAM_SKETCH);
+    spoiled_stream_on(&there, CDAD_STREAM_EXACT);
+    spoiled_stream_on(&there, CDAD_STREAM_SKETCH);
     first_values_on(device);
     CHECK_OK(build(err));
     CHECK_OK(run_on(&host, want, err));

@@ -158,7 +158,7 @@ static void test_streams(const cdad_context *ctx) {
     CHECK_OK(cdad_stream_plan_make(&plan, 2 * LEAST, CDAD_STREAM_INCREMENTAL, gamma, &hints, err));
     CHECK_OK(cdad_stream_open(&s, &plan, err));
     CHECK_OK(cdad_stream_add(s, ctx, dense(X, 2 * LEAST), ROWS, err));
-    const cdad_stream_energy e = cdad_stream_energies(s);
+    const cdad_stream_energy e = energies_of(s, ctx);
     CHECK(e.lost == 0 && plan.bytes == 4ll * ROWS * 2 * LEAST, "lost %g while waiting", e.lost);
     CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
     const double share = share_kept(X, ROWS, 2 * LEAST, U, k);
@@ -172,7 +172,7 @@ static void test_streams(const cdad_context *ctx) {
     CHECK(same_state(s, t, 0), "the state is another");
     for (int other = 0; other < 2; other++) {
         CHECK_OK(cdad_stream_add(other ? t : s, ctx, dense(X, 2 * LEAST), 300, err));
-        CHECK(cdad_stream_energies(other ? t : s).lost <= (1 - gamma) / 4 * 1.3 * e.total, "lost too much");
+        CHECK(energies_of(other ? t : s, ctx).lost <= (1 - gamma) / 4 * 1.3 * e.total, "lost too much");
     }
     cdad_free(state);
     cdad_stream_free(t);

@@ -9,6 +9,8 @@
 /* Those that are the same with AMX. */
 #define PLAIN_SLOTS \
     SLOT(gram_panels), \
+    SLOT(sketch_add), \
+    SLOT(sketch_scratch), \
     SLOT(winograd), \
     SLOT(winograd_scratch), \
     SLOT(winograd_grad), \

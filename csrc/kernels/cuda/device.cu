@@ -197,6 +197,8 @@ static const cdad_kernels kernels = {
     NULL,
     cuda_gram_add,
     cuda_gram_scratch,
+    cuda_sketch_add,
+    cuda_sketch_scratch,
     NULL, /* winograd*, narrow_*: all convolutions go by gemm */
     NULL,
     NULL,

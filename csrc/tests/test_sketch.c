@@ -1,0 +1,242 @@
+/* Sketches: sketch_add on every table against sums in double, the factor against G, and bases against the fewest directions. */
+#include "continual/sketch.h"
+#include "kernel_check.h"
+#include "stream_check.h"
+
+int cdad_test_sketch(void);
+
+static const cdad_unfold image = {3, 9, 7, 5, 9, 7, 3, 3, 1, 1, 1, 1}; /* 189 rows of width 45 */
+
+/* Test vector t is +1 at (t + 3 i) % d and -1 at (t + 3 i + 1) % d, t % 4 of each. */
+static int32_t *signs_for(int64_t M, int64_t d) {
+    int32_t *signs = zeros((2 * M + 6 * M) * (int64_t)sizeof *signs), *places = signs + 2 * M, n = 0;
+    for (int64_t t = 0; t < M; t++)
+        for (int s = 0; s < 2; s++) {
+            for (int64_t i = 0; i < t % 4; i++)
+                places[n++] = (int32_t)((t + 3 * i + s) % d);
+            signs[2 * t + s] = n;
+        }
+    return signs;
+}
+
+static void check_add(cdad_mat X, const float *plain, int64_t first, int64_t rows, int64_t d) {
+    enum { M = 37 };
+    int32_t *signs = signs_for(M, d);
+    float *Y = noise(M * d, 3, 0, 1), *want = floats(M * d);
+    double worst_of = 0, squares = 0;
+    for (int64_t r = first; r < first + rows; r++)
+        for (int64_t j = 0; j < d; j++)
+            squares += (double)plain[r * d + j] * (double)plain[r * d + j];
+    EACH_POOL(float *found = floats(M * d); double told = 7; void *scratch = zeros(table->sketch_scratch(rows, d, M, threads));
+              memcpy(found, Y, (size_t)(M * d) * sizeof *Y);
+              table->sketch_add(ctx, found, &told, X, first, rows, d, signs, M, scratch);
+              CHECK(fabs(told - 7 - squares) < 1e-12 * (7 + squares), "squares %.15g, should be %.15g", told - 7, squares);
+              if (threads == 1) memcpy(want, found, (size_t)(M * d) * sizeof *Y);
+              CHECK(same(want, found, M * d), "%d threads change bits", threads); cdad_free(found); cdad_free(scratch);)
+    for (int64_t t = 0; t < M; t++)
+        for (int64_t j = 0; j < d; j++) {
+            double sum = (double)Y[t * d + j];
+            for (int64_t r = first; r < first + rows; r++) {
+                double z = 0;
+                for (int64_t i = 0; i < t % 4; i++)
+                    z += (double)plain[r * d + (t + 3 * i) % d] - (double)plain[r * d + (t + 3 * i + 1) % d];
+                sum += z * (double)plain[r * d + j];
+            }
+            worst_of = fmax(worst_of, fabs((double)want[t * d + j] - sum));
+        }
+    CHECK(worst_of < 1e-4, "%" PRId64 " rows, width %" PRId64 ": off by %g", rows, d, worst_of);
+    cdad_free(signs);
+    cdad_free(Y);
+    cdad_free(want);
+}
+
+static void test_add(void) {
+    static const int64_t widths[] = {1, 31, 130};
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++) {
+        const int64_t d = widths[w];
+        float *X = noise(90 * d, (uint32_t)d, 0.1f, 1), *columns = floats(90 * d);
+        for (int64_t i = 0; i < 90; i++)
+            for (int64_t j = 0; j < d; j++)
+                columns[j * 90 + i] = X[i * d + j];
+        check_add((cdad_mat){.data = X, .rs = d, .cs = 1}, X, 1, 89, d);
+        check_add((cdad_mat){.data = X, .rs = d, .cs = 1}, X, 0, 1, d);
+        check_add((cdad_mat){.data = columns, .rs = 1, .cs = 90}, X, 13, 50, d);
+        cdad_free(X);
+        cdad_free(columns);
+    }
+    const cdad_unfold *u = &image;
+    const int64_t rows = u->N * u->P * u->Q, d = u->R * u->S * u->C;
+    float *pixels = noise(u->N * u->H * u->W * u->C, 5, 0, 1), *X = floats(rows * d);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < d; j++) {
+            const int64_t y = r / u->Q % u->P + j / u->C / u->S - 1, x = r % u->Q + j / u->C % u->S - 1;
+            if (y >= 0 && y < u->H && x >= 0 && x < u->W)
+                X[r * d + j] = pixels[((r / u->Q / u->P * u->H + y) * u->W + x) * u->C + j % u->C];
+        }
+    check_add((cdad_mat){.data = pixels, .unfold = u}, X, 5, 180, d);
+    cdad_free(pixels);
+    cdad_free(X);
+}
+
+/* A sketch of X [rows,d], by blocks of 100. */
+static cdad_sketch sketch_of(const cdad_context *ctx, const float *X, int64_t rows, int64_t d, int64_t rank) {
+    cdad_sketch s;
+    int begun;
+    CHECK_OK(cdad_sketch_init(&s, d, rank, err));
+    for (int64_t i = 0; i < rows; i += 100)
+        CHECK_OK(cdad_sketch_add(&s, ctx, dense(X + i * d, d), rows - i < 100 ? rows - i : 100, &begun, err));
+    return s;
+}
+
+/* G - A^T A is positive semi-definite, its trace is what is lost, and the checks' products with it are what they say. */
+static void test_factor(const cdad_context *ctx) {
+    enum { ROWS = 700, D = 130 };
+    static const struct {
+        int64_t rank, directions;
+        float decay;
+        double lost; /* at most */
+    } cases[] = {{10, D, 0.9f, 0.15}, {30, D, 0.9f, 0.005}, {30, D, 0.97f, 0.25}, {60, 7, 0.1f, 1e-6}, {90, D, 0.97f, 1e-5}, {130, D, 0.99f, 1e-5}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        float *X = low_rank(ROWS, D, cases[c].directions, cases[c].decay, 300 + c);
+        double *G = gram_of(X, ROWS, D), total = 0, left = 0, off = 0, size = 0;
+        cdad_sketch s = sketch_of(ctx, X, ROWS, D, cases[c].rank);
+        cdad_factor f;
+        CHECK_OK(cdad_sketch_factor(&s, ctx, &f, err));
+        for (int64_t i = 0; i < D; i++)
+            total += G[i * D + i];
+        for (int64_t i = 0; i < D; i++)
+            for (int64_t j = 0; j < D; j++)
+                for (int64_t r = 0; r < f.n; r++)
+                    G[i * D + j] -= (double)f.A[r * D + i] * (double)f.A[r * D + j];
+        for (int64_t w = 0; w < f.checks; w++)
+            for (int64_t i = 0; i < D; i++) {
+                double rest = 0;
+                for (int64_t j = 0; j < D; j++)
+                    rest += G[i * D + j] * (double)f.tests[w * D + j];
+                off = fmax(off, fabs(rest - (double)f.rests[w * D + i]));
+                size += f.tests[w * D + i] * f.tests[w * D + i];
+            }
+        CHECK(f.n <= D && f.checks == CDAD_SKETCH_CHECKS && size == D, "%" PRId64 " rows, %g signs", f.n, size);
+        CHECK(off < 3e-6 * total, "case %zu: rests are off by %g of %g", c, off, total);
+        double *values = decompose(G, D);
+        for (int64_t i = 0; i < D; i++)
+            left += values[i];
+        CHECK(values[D - 1] > -1e-7 * total, "case %zu: a direction of %g of %g is overstated", c, values[D - 1], total);
+        CHECK(fabs(s.total - total) < 1e-12 * total && fabs(f.lost - left) < 1e-6 * total, "case %zu: lost %g, %g", c, f.lost, left);
+        CHECK(f.lost / total < cases[c].lost, "case %zu: lost %g", c, f.lost / total);
+        cdad_sketch_factor_free(&f);
+        cdad_sketch_reset(&s);
+        cdad_free(values);
+        cdad_free(G);
+        cdad_free(X);
+    }
+}
+
+/* Bases of sketches hold what they say, and need hardly more directions than the fewest, also beside an old basis. */
+static void test_bases(const cdad_context *ctx) {
+    enum { ROWS = 2000, D = 400 };
+    static const struct {
+        int64_t rank;
+        float decay;
+        double gamma;
+        int exhausted; /* it has too few directions */
+    } cases[] = {{120, 0.97f, 0.99, 0}, {120, 0.97f, 0.9, 0}, {60, 0.97f, 0.99, 1}, {350, 0.985f, 0.999, 0}, {20, 0.5f, 1, 1}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        const double gamma = cases[c].gamma;
+        float *X = low_rank(ROWS, D, D, cases[c].decay, 320 + c), *U, *V;
+        double *G = gram_of(X, ROWS, D), energy, again, *values = decompose(G, D), total = 0, best = 0;
+        int64_t k, n, fewest = 0;
+        const cdad_stream_hints hints = {.rank = cases[c].rank};
+        cdad_stream_plan plan;
+        cdad_stream *s;
+        CHECK_OK(cdad_stream_plan_make(&plan, D, CDAD_STREAM_SKETCH, gamma, &hints, err));
+        CHECK_OK(cdad_stream_open(&s, &plan, err));
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), ROWS, err));
+        for (int64_t i = 0; i < D; i++)
+            total += values[i];
+        while (fewest < D && best < gamma * total)
+            best += values[fewest++];
+        CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+        const double share = share_kept(X, ROWS, D, U, k);
+        CHECK(orthonormality(U, D, k) <= 1e-6, "case %zu: %g", c, orthonormality(U, D, k));
+        CHECK(fabs(share - energy) < 0.1 * (1 - share) + 1e-6, "case %zu: kept %.7f, said %.7f", c, share, energy);
+        CHECK(cases[c].exhausted ? k <= cases[c].rank
+                                 : energy >= gamma && k >= fewest - 1 && (double)k <= 1.05 * (double)fewest + 1,
+              "case %zu: rank %" PRId64 ", %" PRId64 " would do, kept %g", c, k, fewest, energy);
+        CHECK_OK(cdad_stream_share(s, ctx, U, k, &again, err));
+        CHECK(fabs(again - energy) < 1e-6, "case %zu: the share is %.8f, it was %.8f", c, again, energy);
+        /* Every other direction is known, and one that nothing has. */
+        const int64_t some = k / 2 + 1;
+        float *old = floats(D * some);
+        for (int64_t i = 0; i < D; i++)
+            for (int64_t j = 0; j < some - 1; j++)
+                old[i * some + j] = U[i * k + 2 * j];
+        double along = 0;
+        for (int64_t i = 0; i < D; i++)
+            old[i * some + some - 1] = (float)G[i + (D - 1) * D];
+        for (int64_t j = 0; j < some - 1; j++) { /* orthogonal to the others */
+            along = 0;
+            for (int64_t i = 0; i < D; i++)
+                along += (double)old[i * some + j] * (double)old[i * some + some - 1];
+            for (int64_t i = 0; i < D; i++)
+                old[i * some + some - 1] -= (float)along * old[i * some + j];
+        }
+        along = 0;
+        for (int64_t i = 0; i < D; i++)
+            along += (double)old[i * some + some - 1] * (double)old[i * some + some - 1];
+        for (int64_t i = 0; i < D; i++)
+            old[i * some + some - 1] /= (float)sqrt(along);
+        CHECK_OK(cdad_stream_basis(s, ctx, old, some, &V, &n, &energy, err));
+        for (int64_t i = 0; i < D; i++)
+            CHECK(!memcmp(V + i * n, old + i * some, (size_t)some * sizeof *V), "case %zu: row %" PRId64 " of the old basis", c, i);
+        const double joint = share_kept(X, ROWS, D, V, n);
+        CHECK(orthonormality(V, D, n) <= 1e-6, "case %zu: %g", c, orthonormality(V, D, n));
+        CHECK(fabs(joint - energy) < 0.1 * (1 - joint) + 1e-6, "case %zu: kept %.7f, said %.7f", c, joint, energy);
+        CHECK(cases[c].exhausted || (n > some && (double)n <= 1.05 * (double)fewest + 3), "case %zu: rank %" PRId64 ", %" PRId64, c, n, k);
+        cdad_free(old);
+        cdad_free(U);
+        cdad_free(V);
+        cdad_free(values);
+        cdad_free(G);
+        cdad_stream_free(s);
+        cdad_free(X);
+    }
+}
+
+/* Nothing, zeros, and one direction. */
+static void test_little(const cdad_context *ctx) {
+    enum { D = 90, ROWS = 40 };
+    float *X = floats(ROWS * D), *U;
+    const cdad_stream_hints hints = {.rank = 20};
+    cdad_stream_plan plan;
+    cdad_stream *s;
+    double energy;
+    int64_t k;
+    CHECK_OK(cdad_stream_plan_make(&plan, D, CDAD_STREAM_SKETCH, 0.99, &hints, err));
+    CHECK_OK(cdad_stream_open(&s, &plan, err));
+    for (int step = 0; step < 3; step++) {
+        if (step == 2)
+            for (int64_t i = 0; i < ROWS; i++)
+                X[i * D + 7] = 3e-20f * (float)(i + 1);
+        if (step > 0)
+            CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), ROWS, err));
+        CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+        CHECK(k == (step == 2) && energy > 0.999999, "step %d: rank %" PRId64 ", energy %g", step, k, energy);
+        CHECK(step < 2 || fabsf(fabsf(U[7]) - 1) < 1e-6f, "another direction: %g", (double)U[7]);
+        cdad_free(U);
+    }
+    cdad_stream_free(s);
+    cdad_free(X);
+}
+
+int cdad_test_sketch(void) {
+    cdad_pool *pool = NULL;
+    on_every_table(test_add);
+    CHECK_OK(cdad_pool_new(&pool, 3, err));
+    const cdad_context ctx = {.kernels = cdad_kernels_select(NULL), .pool = pool};
+    test_factor(&ctx);
+    test_bases(&ctx);
+    test_little(&ctx);
+    cdad_pool_free(pool);
+    return failures;
+}
