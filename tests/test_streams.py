@@ -73,7 +73,7 @@ def test_energy_is_counted():
             continue
         assert found == pytest.approx(total, rel=1e-6)
         assert {"exact": lost == spectral == 0, "incremental": 0 < lost <= total * 0.01 / 4,
-                "sketch": lost > 0.001 * total}[method] and spectral <= lost  # fmt: skip
+                "sketch": 0.001 * total < lost < 0.1 * total}[method] and spectral <= lost  # fmt: skip
 
 
 def test_any_blocks_give_the_same():
@@ -108,7 +108,7 @@ def test_merge_and_resume(method):
     with pytest.raises(ValueError, match="two exact streams"):
         half.merge(Stream(300))
     with pytest.raises(ValueError, match="no sketch by 8 test vectors" if method == "sketch" else "do not hold"):
-        Stream(300, method, rank=5).load_state(whole.state()[:-1])
+        Stream(300, method, rank=5).load_state(whole.state()[: None if method == "sketch" else -1])
     if method == "sketch":
         with pytest.raises(ValueError, match="a sketch of rank 5 into rank 60"):
             half.merge(Stream(300, method, rank=5))

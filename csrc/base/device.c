@@ -71,6 +71,13 @@ cdad_status cdad_device_zero(cdad_device *d, void *to, int64_t bytes, cdad_error
 
 cdad_status cdad_device_check(cdad_device *d, int wait, cdad_error *err) { return d ? d->check(d, wait, err) : CDAD_OK; }
 
+cdad_status cdad_device_half_way(cdad_status status, cdad_error *err) {
+    if (status != CDAD_NO_MEMORY)
+        return status;
+    const cdad_error found = err ? *err : (cdad_error){0};
+    return cdad_fail(err, CDAD_NO_DEVICE, "%s", found.message);
+}
+
 cdad_status cdad_device_mirror(cdad_device *d, void **to, const void *from, int64_t bytes, cdad_error *err) {
     if (!*to)
         CDAD_TRY(cdad_device_alloc(d, to, bytes, err));

@@ -70,6 +70,9 @@ CDAD_MUST_USE cdad_status cdad_device_copy(cdad_device *d, void *to, const void 
 CDAD_MUST_USE cdad_status cdad_device_zero(cdad_device *d, void *to, int64_t bytes, cdad_error *err);
 CDAD_MUST_USE cdad_status cdad_device_check(cdad_device *d, int wait, cdad_error *err);
 
+/* What a failure is called where part of the work was done before: CDAD_NO_MEMORY would say that nothing was. */
+cdad_status cdad_device_half_way(cdad_status status, cdad_error *err);
+
 /* Memory of the device `d` that holds what `from` (of the host) does; *to is allocated where it is NULL. */
 CDAD_MUST_USE cdad_status cdad_device_mirror(cdad_device *d, void **to, const void *from, int64_t bytes, cdad_error *err);
 

@@ -340,6 +340,7 @@ static cdad_status rest_within(const cdad_factor *f, const float *U, int64_t k, 
     CDAD_TRY_DONE(multiply(f->rests, f->checks, U, k, f->d, 1, rests, err));
     for (int64_t i = 0; i < f->checks * k; i++)
         *energy += tests[i] * rests[i];
+    *energy = fmin(fmax(*energy, 0), f->lost);
 done:
     cdad_free(tests);
     cdad_free(rests);

@@ -43,7 +43,7 @@ CDAD_MUST_USE cdad_status cdad_factor_check_basis(const cdad_context *ctx, const
 CDAD_MUST_USE cdad_status cdad_factor_rotate(const cdad_context *ctx, float *A, int64_t n, int64_t d, const double *W,
                                              int64_t k, int narrow, int *begun, cdad_error *err);
 
-/* Eq. 6 (see cdad_basis_extend) of G, in the calling thread. Shares are taken of |A|^2 + lost: not of an
+/* Eq. 6 (see cdad_basis_extend) of G. Shares are taken of |A|^2 + lost: not of an
  * energy summed before A was rounded to float32, which is off by more than the small directions have. A direction u counts for
  * |A u|^2, or with checks, n <= d, for an estimate of u^T G u: that, and the sum of (w^T u)(u^T (G - A^T A) w). Of n < d rows
  * no [d,d] matrix is made: the residual's directions come from its n x n Gram matrix. Directions below

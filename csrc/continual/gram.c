@@ -94,10 +94,7 @@ static cdad_status add_there(cdad_gram *g, const cdad_context *ctx, cdad_mat X, 
         ctx->kernels->gram_add(ctx, g->there, X, first, min64(depth, rows - first), g->d, g->bf16, scratch);
     status = cdad_device_check(ctx->device, 0, err);
     g->spoiled = status != CDAD_OK;
-    if (status == CDAD_NO_MEMORY) { /* of a launch: not that nothing was added */
-        const cdad_error found = *err;
-        status = cdad_fail(err, CDAD_NO_DEVICE, "%s", found.message);
-    }
+    status = cdad_device_half_way(status, err);
 done:
     cdad_device_free(ctx->device, scratch);
     return status;
@@ -111,7 +108,11 @@ cdad_status cdad_gram_settle(cdad_gram *g, cdad_error *err) {
     CDAD_TRY(cdad_alloc((void **)&rows, min64(TILE, g->d) * g->d * (int64_t)sizeof *rows, err));
     for (int64_t first = 0; first < g->d; first += TILE) {
         const int64_t n = min64(TILE, g->d - first);
-        CDAD_TRY_DONE(cdad_device_download(g->device, rows, g->there + first * g->d, n * g->d * (int64_t)sizeof *rows, err));
+        status = cdad_device_download(g->device, rows, g->there + first * g->d, n * g->d * (int64_t)sizeof *rows, err);
+        if (status != CDAD_OK) {
+            status = first > 0 ? cdad_device_half_way(status, err) : status;
+            goto done;
+        }
         for (int64_t i = first; i < first + n; i++)
             for (int64_t j = i; j < g->d; j++)
                 *element(g, i, j) += rows[(i - first) * g->d + j];

@@ -26,8 +26,8 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t all_vectors(const cdad_sketch *s) { return s->vectors + CDAD_SKETCH_CHECKS; }
 static int64_t sums_bytes(const cdad_sketch *s) { return all_vectors(s) * s->d * (int64_t)sizeof(float); }
 static int64_t vectors_of(int64_t d, int64_t rank) { return min64(rank + (rank + 1) / 2, d); }
-static int64_t signs_bytes(int64_t d, int64_t vectors) {
-    return (2 * (vectors + CDAD_SKETCH_CHECKS) + (SIGNS + 1) * d) * (int64_t)sizeof(int32_t);
+static int64_t signs_bytes(int64_t d, int64_t vectors) { /* each feature has a sign in a unit vector or SIGNS others, and in a check */
+    return (2 * (vectors + CDAD_SKETCH_CHECKS) + (1 + (vectors == d ? 1 : SIGNS)) * d) * (int64_t)sizeof(int32_t);
 }
 
 int64_t cdad_sketch_bytes(int64_t d, int64_t rank) {
@@ -136,23 +136,23 @@ static cdad_status go_there(cdad_sketch *s, cdad_device *device, cdad_error *err
 cdad_status cdad_sketch_add(cdad_sketch *s, const cdad_context *ctx, cdad_mat X, int64_t rows, int *begun, cdad_error *err) {
     const int64_t M = all_vectors(s), most = ctx->device ? max64(GATHERED_BYTES / (s->d * (int64_t)sizeof(float)), 1) : ROWS;
     const int64_t depth = min64(most, rows), last = (rows - 1) % depth + 1;
-    const int threads = cdad_pool_threads(ctx->pool);
+    const int threads = cdad_pool_threads(ctx->pool), was_there = s->there != NULL;
     float *Y = s->Y;
     double *total = &s->total;
     const int32_t *signs = s->signs;
     cdad_status status;
     void *scratch = NULL;
     *begun = 0;
+    CDAD_FAIL_IF(ctx->device && !X.unfold && (X.cs != 1 || X.rs != s->d), err, CDAD_INVALID, "on a device features lie row by row");
+    /* the last rows may be fewer, and want more: their product goes another way */
+    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, max64(ctx->kernels->sketch_scratch(depth, s->d, M, threads),
+                                                                 ctx->kernels->sketch_scratch(last, s->d, M, threads)), err));
     if (ctx->device) {
-        CDAD_FAIL_IF(!X.unfold && (X.cs != 1 || X.rs != s->d), err, CDAD_INVALID, "on a device features lie row by row");
         CDAD_TRY_DONE(go_there(s, ctx->device, err));
         total = s->there;
         Y = (float *)(void *)((char *)s->there + CDAD_ALIGN);
         signs = s->signs_there;
     }
-    /* the last rows may be fewer, and want more: their product goes another way */
-    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, max64(ctx->kernels->sketch_scratch(depth, s->d, M, threads),
-                                                                 ctx->kernels->sketch_scratch(last, s->d, M, threads)), err));
     for (int64_t first = 0; first < rows; first += depth) {
         if (ctx->poll && ctx->poll(ctx->poll_arg)) {
             status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were added");
@@ -164,13 +164,12 @@ cdad_status cdad_sketch_add(cdad_sketch *s, const cdad_context *ctx, cdad_mat X,
     if (ctx->device) {
         status = cdad_device_check(ctx->device, 0, err);
         s->spoiled = status != CDAD_OK;
-        if (status == CDAD_NO_MEMORY) { /* of a launch: not that nothing was added */
-            const cdad_error found = *err;
-            status = cdad_fail(err, CDAD_NO_DEVICE, "%s", found.message);
-        }
+        status = cdad_device_half_way(status, err);
     }
 done:
     cdad_device_free(ctx->device, scratch);
+    if (status != CDAD_OK && !*begun && !was_there)
+        leave_device(s);
     return status;
 }
 
@@ -184,7 +183,11 @@ cdad_status cdad_sketch_settle(cdad_sketch *s, cdad_error *err) {
     CDAD_TRY_DONE(cdad_device_download(s->device, &total, s->there, (int64_t)sizeof total, err));
     for (int64_t t = 0; t < all_vectors(s); t++) {
         const char *from = (char *)s->there + CDAD_ALIGN + t * s->d * (int64_t)sizeof *row;
-        CDAD_TRY_DONE(cdad_device_download(s->device, row, from, s->d * (int64_t)sizeof *row, err));
+        status = cdad_device_download(s->device, row, from, s->d * (int64_t)sizeof *row, err);
+        if (status != CDAD_OK) {
+            status = t > 0 ? cdad_device_half_way(status, err) : status;
+            goto done;
+        }
         for (int64_t j = 0; j < s->d; j++)
             s->Y[t * s->d + j] += row[j];
     }
@@ -232,10 +235,11 @@ static void strip_task(void *arg, int64_t task, int worker) {
             job->A[i * d + first + j] = (float)strip[i * width + j];
 }
 
-/* H becomes R^-1 with R^T R = H + shift: as much as its noise, which differs on its two sides, or as little as makes it positive. */
+/* H becomes R^-1 with R^T R = H + shift: as much as its noise, which differs on its two sides, or as little as makes it positive; and then
+ * twice that, so that no direction of noise is left with next to nothing, by which it would be divided. */
 static cdad_status invert(double *H, int64_t m, cdad_error *err) {
     double apart = 0, trace = 0, shift, *diagonal;
-    int found = 0;
+    int found = 0, last = 0;
     for (int64_t i = 0; i < m; i++) {
         trace += H[i * m + i];
         for (int64_t j = 0; j < i; j++) {
@@ -244,12 +248,13 @@ static cdad_status invert(double *H, int64_t m, cdad_error *err) {
             H[i + j * m] = (a + b) / 2;
         }
     }
-    shift = sqrt(apart / (double)m) + 0x1p-44 * trace + 1e-300;
+    shift = sqrt(apart / (double)m) + 0x1p-25 * trace / sqrt((double)m) + 1e-300; /* unit vectors' two sides are the same */
     CDAD_TRY(cdad_alloc((void **)&diagonal, m * (int64_t)sizeof *diagonal, err));
     for (int64_t i = 0; i < m; i++)
         diagonal[i] = H[i * m + i];
     cdad_status status = CDAD_OK;
-    for (; status == CDAD_OK && !found; shift *= 4) {
+    for (; status == CDAD_OK && !(found && last); shift *= found ? 2 : 4) {
+        last = found;
         for (int64_t i = 0; i < m; i++) { /* the lower triangle, column major, stays as it is */
             for (int64_t j = 0; j < i; j++)
                 H[j + i * m] = H[i + j * m];
@@ -262,12 +267,13 @@ static cdad_status invert(double *H, int64_t m, cdad_error *err) {
     return status;
 }
 
-/* rests [CHECKS,d] = what the checks' products with G have beyond those with A^T A. */
-static cdad_status find_rests(const cdad_sketch *s, const float *A, const float *tests, float *rests, cdad_error *err) {
+/* rests [CHECKS,d] = what the checks' products with G have beyond those with A^T A; scaled so that they tell of all directions together
+ * what is known of them, `lost`. */
+static cdad_status find_rests(const cdad_sketch *s, const float *A, double lost, const float *tests, float *rests, cdad_error *err) {
     enum { N = CDAD_SKETCH_CHECKS };
     cdad_status status;
     const int64_t m = s->vectors, d = s->d;
-    double *inside = NULL, *wide = NULL, *part = NULL;
+    double *inside = NULL, *wide = NULL, *part = NULL, told = 0;
     CDAD_TRY_DONE(cdad_alloc((void **)&inside, N * m * (int64_t)sizeof *inside, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&wide, m * STRIP * (int64_t)sizeof *wide, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&part, N * STRIP * (int64_t)sizeof *part, err));
@@ -292,6 +298,11 @@ static cdad_status find_rests(const cdad_sketch *s, const float *A, const float 
                 for (int64_t j = 0; j < width; j++)
                     rests[i * d + first + j] = (float)part[i * width + j];
         }
+    for (int64_t i = 0; i < N * d; i++)
+        told += (double)tests[i] * (double)rests[i];
+    const float scale = told > 0 ? (float)fmin(lost / told, 2) : 0; /* beyond it is roundings that they tell of */
+    for (int64_t i = 0; i < N * d; i++)
+        rests[i] *= scale;
 done:
     cdad_free(inside);
     cdad_free(wide);
@@ -316,6 +327,11 @@ cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cd
         const int64_t check = at[signs_of(s, j, at) - 1] - 2 * m;
         tests[check / 2 * d + j] = check % 2 ? -1 : 1;
     }
+    for (int64_t i = 0; i < all_vectors(s) * d; i++)
+        if (!isfinite(s->Y[i])) {
+            status = cdad_fail(err, CDAD_NOT_FINITE, "features: their sums are beyond the range of float32 (energy %g)", s->total);
+            goto done;
+        }
     cdad_pool_run(ctx->pool, m, core_task, &job);
     CDAD_TRY_DONE(invert(job.H, m, err));
     if (ctx->poll && ctx->poll(ctx->poll_arg)) {
@@ -326,9 +342,10 @@ cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cd
     double kept = 0;
     for (int64_t i = 0; i < m * d; i++)
         kept += (double)job.A[i] * (double)job.A[i];
-    CDAD_TRY_DONE(find_rests(s, job.A, tests, rests, err));
-    *f = (cdad_factor){.A = job.A, .n = m, .d = d, .lost = fmax(s->total - kept, 0), .tests = tests, .rests = rests,
-                       .checks = CDAD_SKETCH_CHECKS, .spent = job.A};
+    const double lost = fmax(s->total - kept, 0);
+    CDAD_TRY_DONE(find_rests(s, job.A, lost, tests, rests, err));
+    *f = (cdad_factor){.A = job.A, .n = m, .d = d, .lost = lost, .tests = tests, .rests = rests, .checks = CDAD_SKETCH_CHECKS,
+                       .spent = job.A};
     job.A = tests = rests = NULL;
 done:
     cdad_free(job.H);

@@ -1,6 +1,6 @@
 /* A sketch of the Gram matrix G of features too wide for G itself, in one pass: Y = Omega^T G, its products with random test vectors.
  *
- * Nystrom's approximation Y^T (Y Omega)^-1 Y lies below G, in every direction, and its leading directions, up to two in three of the
+ * Nystrom's approximation Y^T (Y Omega)^-1 Y lies below G, in every direction but for roundings, and its leading directions, up to two in three of the
  * number of test vectors, are nearly G's own (Tropp, Yurtsever, Udell, Cevher, "Fixed-rank approximation of a positive-semidefinite
  * matrix from streaming data", NeurIPS 2017). So there are three test vectors for two directions that a basis may have; one that has
  * that many has about a tenth more than the fewest that hold as much, one of half as many some hundredth. They hold signs and zeros, eight
@@ -8,10 +8,12 @@
  * sketches that could hold all of G, they are the unit vectors, and it is G.
  *
  * What the approximation misses is known as a whole, exactly: the energy of all features less its own. How much of that a basis keeps is
- * estimated by CDAD_SKETCH_CHECKS test vectors more, which the approximation does not know (cdad_factor, `tests`): with no bias, and as
- * many directions share what is missed, to a hundredth of it or so; otherwise a third of the directions would be there for a bound alone.
+ * estimated by CDAD_SKETCH_CHECKS test vectors more, which the approximation does not know (cdad_factor, `tests`), as the share of it that
+ * they tell: where many directions share what is missed, to some hundredths of it; otherwise a third of the directions would be there for
+ * a bound alone.
  *
- * Sums are float32: an energy below some 1e-8 of the largest is noise, and so is told from how far Omega^T G Omega is from symmetric. */
+ * Sums are float32: an energy below some 1e-7 of the total is noise, how much is told by how far Omega^T G Omega is from symmetric, and it
+ * grows with the number of adds, some 1e-6 after thousands. */
 #ifndef CDAD_CONTINUAL_SKETCH_H
 #define CDAD_CONTINUAL_SKETCH_H
 

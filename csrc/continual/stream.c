@@ -303,14 +303,11 @@ cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context
     const int64_t d = s->plan.d;
     const int stored = s->plan.method == CDAD_STREAM_ISVD;
     int64_t count = stored ? s->isvd.k : s->rows < d ? s->rows : d;
-    cdad_context alone = *ctx;
     double *G = NULL;
     cdad_eigen eigen = {0};
     cdad_factor f = {0};
     cdad_status status;
     *values = NULL;
-    alone.pool = NULL;
-    alone.poll = NULL;
     CDAD_TRY_DONE(check_host(s, ctx, err));
     CDAD_TRY_DONE(check_whole(s, err));
     CDAD_TRY_DONE(check_stop(ctx, err));
@@ -318,8 +315,11 @@ cdad_status cdad_stream_singular_values(const cdad_stream *s, const cdad_context
         CDAD_TRY_DONE(factor_of(s, ctx, &f, err));
         const int64_t side = f.n < d ? f.n : d;
         count = count < side ? count : side;
+    }
+    if (has_factor(s) && count > 0) {
+        const int64_t side = f.n < d ? f.n : d;
         CDAD_TRY_DONE(cdad_alloc((void **)&G, side * side * (int64_t)sizeof *G, err));
-        CDAD_TRY_DONE(cdad_factor_gram(&alone, f.A, f.n, d, 0, G, err));
+        CDAD_TRY_DONE(cdad_factor_gram(ctx, f.A, f.n, d, 0, G, err));
         CDAD_TRY_DONE(cdad_eigen_init(&eigen, G, side, err));
     } else if (!stored && count > 0) {
         CDAD_TRY_DONE(gram_matrix(s, &G, err));

@@ -6,8 +6,8 @@
  * CDAD_STREAM_SKETCH products with random vectors, and both say what they lost (see lowrank.h, sketch.h). CDAD_STREAM_ISVD is the paper's rule (see
  * isvd.h). CDAD_STREAM_AUTO is one of the first three (see plan.h).
  *
- * A stream is not locked: one thread at a time. Only cdad_stream_add and cdad_stream_merge use ctx's pool, so
- * that the bases of several streams may be solved side by side by its tasks, whose ctx then polls from all of them.
+ * A stream is not locked: one thread at a time. The bases of several streams may be solved side by side by tasks of ctx's pool, which
+ * work alone then, and whose ctx polls from all of them.
  * Features of different tasks go into different streams: the basis of the earlier tasks is given to
  * cdad_stream_basis. */
 #ifndef CDAD_CONTINUAL_STREAM_H
@@ -52,7 +52,7 @@ int cdad_stream_takes(const cdad_stream_plan *plan, const cdad_device *device);
 /* Brings to the host what lies on a device, if anything does: all but cdad_stream_add and cdad_stream_state_set refuses to work before. */
 CDAD_MUST_USE cdad_status cdad_stream_settle(cdad_stream *s, cdad_error *err);
 
-/* s also holds what `other` holds: two exact streams to double's rounding, two sketches of one rank to float32's, two incremental
+/* s also holds what `other` holds: two exact streams to double's rounding, two sketches of one rank to float32's, which grows with the number of adds, two incremental
  * streams within their losses, which add up. Widths or ranks that differ: CDAD_SHAPE; other pairs: CDAD_INVALID. Failures are those of
  * cdad_stream_add. */
 CDAD_MUST_USE cdad_status cdad_stream_merge(cdad_stream *s, const cdad_context *ctx, const cdad_stream *other,

@@ -323,10 +323,10 @@ static PyMethodDef stream_methods[] = {
     {"basis", (PyCFunction)(void (*)(void))stream_basis, METH_VARARGS | METH_KEYWORDS,
      "basis($self, old=None)\n--\n\n(U, energy): U [d, k] keeps `old` [d, k_old] bit by bit and adds "
      "the fewest orthonormal directions with which it keeps at least gamma of the features' energy (Eq. 6); "
-     "energy is the share that it keeps. ValueError: old is not orthonormal."},
+     "energy is the share that it keeps. 'sketch': as estimated, and no more than `rank` are added. ValueError: old is not orthonormal."},
     {"singular_values", stream_singular_values, METH_NOARGS,
      "singular_values($self)\n--\n\nOf all features together, float32 [min(rows, d)], descending; with "
-     "'incremental' and 'sketch' of what they stand for, with 'isvd' those kept from the last block."},
+     "'incremental' and 'sketch' of what they stand for, which may be fewer, with 'isvd' those kept from the last block."},
     {"merge", stream_merge, METH_O,
      "merge($self, other, /)\n--\n\nTakes in all that another stream of the same width and method holds ('sketch': and of "
      "the same rank; 'isvd': none)."},

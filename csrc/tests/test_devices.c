@@ -150,6 +150,50 @@ static void spoiled_stream_on(const cdad_context *ctx, cdad_stream_method method
     cdad_free(X);
 }
 
+/* What has come half-way is not what came before: it may not come again. And an add that found no memory leaves none there. */
+static int downloads; /* that go well */
+static cdad_status (*downloading)(cdad_device *, void *, const void *, int64_t, cdad_error *);
+static cdad_status failing_download(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
+    return downloads-- > 0 ? downloading(d, to, from, bytes, err) : cdad_fail(err, CDAD_NO_MEMORY, "no room for a copy");
+}
+static void half_a_stream_from(const cdad_context *ctx, cdad_stream_method method) {
+    enum { ROWS = 30, D = 500 };
+    cdad_device *const device = ctx->device;
+    float *X = normal(ROWS * D, 1);
+    void *memory = NULL;
+    CHECK_OK(cdad_device_mirror(device, &memory, X, ROWS * D * (int64_t)sizeof *X, err));
+    for (int good = 0; good < 4; good++) {
+        cdad_stream *s = new_stream(D, method, 0.9);
+        CHECK_OK(cdad_stream_add(s, ctx, dense(memory, D), ROWS, err));
+        downloading = device->download;
+        device->download = failing_download;
+        downloads = good;
+        const cdad_status status = cdad_stream_settle(s, NULL);
+        device->download = downloading;
+        const int begun = good > (method == CDAD_STREAM_SKETCH); /* whose total comes first */
+        const int all = method == CDAD_STREAM_EXACT && good > 2; /* three strips */
+        CHECK(status == (all ? CDAD_OK : begun ? CDAD_NO_DEVICE : CDAD_NO_MEMORY), "after %d: status %d", good, status);
+        if (begun && !all)
+            CHECK_FAILS(CDAD_INVALID, "half-way", cdad_stream_add(s, ctx, dense(memory, D), ROWS, err));
+        else
+            CHECK_OK(cdad_stream_settle(s, err));
+        cdad_stream_free(s);
+    }
+    const int64_t used = device->memory(device, 0).used;
+    cdad_stream *s = new_stream(D, method, 0.9);
+    int found = 0;
+    for (int64_t more = 0; found != 1 && more < 64 << 20; more += 100000) {
+        device->limit = used + more;
+        found = cdad_stream_add(s, ctx, dense(memory, D), ROWS, NULL) == CDAD_OK;
+        device->limit = 0;
+        CHECK(found || device->memory(device, 0).used == used, "%" PRId64 " bytes stay", device->memory(device, 0).used - used);
+    }
+    CHECK(found, "no memory would do");
+    cdad_stream_free(s);
+    cdad_device_free(device, memory);
+    cdad_free(X);
+}
+
 /* Parameters whose first values did not arrive are none: zeros would pass for them. */
 static cdad_status failing_upload(cdad_device *d, void *to, const void *from, int64_t bytes, cdad_error *err) {
     (void)d, (void)to, (void)from, (void)bytes;
@@ -357,6 +401,8 @@ int cdad_test_devices(void) {
     stream_on(&host, &there, CDAD_STREAM_SKETCH);
     spoiled_stream_on(&there, CDAD_STREAM_EXACT);
     spoiled_stream_on(&there, CDAD_STREAM_SKETCH);
+    half_a_stream_from(&there, CDAD_STREAM_EXACT);
+    half_a_stream_from(&there, CDAD_STREAM_SKETCH);
     first_values_on(device);
     CHECK_OK(build(err));
     CHECK_OK(run_on(&host, want, err));

@@ -88,7 +88,8 @@ static cdad_sketch sketch_of(const cdad_context *ctx, const float *X, int64_t ro
     return s;
 }
 
-/* G - A^T A is positive semi-definite, its trace is what is lost, and the checks' products with it are what they say. */
+/* G - A^T A is positive semi-definite, its trace is what is lost, and the checks' products with it are what they say, but for a factor by
+ * which they tell of all directions what is lost. */
 static void test_factor(const cdad_context *ctx) {
     enum { ROWS = 700, D = 130 };
     static const struct {
@@ -98,7 +99,7 @@ static void test_factor(const cdad_context *ctx) {
     } cases[] = {{10, D, 0.9f, 0.15}, {30, D, 0.9f, 0.005}, {30, D, 0.97f, 0.25}, {60, 7, 0.1f, 1e-6}, {90, D, 0.97f, 1e-5}, {130, D, 0.99f, 1e-5}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         float *X = low_rank(ROWS, D, cases[c].directions, cases[c].decay, 300 + c);
-        double *G = gram_of(X, ROWS, D), total = 0, left = 0, off = 0, size = 0;
+        double *G = gram_of(X, ROWS, D), *rests = doubles(CDAD_SKETCH_CHECKS * D), total = 0, left = 0, off = 0, size = 0, told = 0;
         cdad_sketch s = sketch_of(ctx, X, ROWS, D, cases[c].rank);
         cdad_factor f;
         CHECK_OK(cdad_sketch_factor(&s, ctx, &f, err));
@@ -113,11 +114,16 @@ static void test_factor(const cdad_context *ctx) {
                 double rest = 0;
                 for (int64_t j = 0; j < D; j++)
                     rest += G[i * D + j] * (double)f.tests[w * D + j];
-                off = fmax(off, fabs(rest - (double)f.rests[w * D + i]));
+                rests[w * D + i] = rest;
+                told += rest * (double)f.tests[w * D + i];
                 size += f.tests[w * D + i] * f.tests[w * D + i];
             }
+        for (int64_t i = 0; i < f.checks * D; i++)
+            off = fmax(off, fabs(rests[i] * f.lost / told - (double)f.rests[i]));
         CHECK(f.n <= D && f.checks == CDAD_SKETCH_CHECKS && size == D, "%" PRId64 " rows, %g signs", f.n, size);
-        CHECK(off < 3e-6 * total, "case %zu: rests are off by %g of %g", c, off, total);
+        CHECK(off < 3e-6 * total || f.lost < 1e-5 * total, "case %zu: rests are off by %g of %g", c, off, total);
+        CHECK(fabs(told / f.lost - 1) < 0.4 || f.lost < 1e-5 * total, "case %zu: they tell of %g times what is lost", c, told / f.lost);
+        cdad_free(rests);
         double *values = decompose(G, D);
         for (int64_t i = 0; i < D; i++)
             left += values[i];
@@ -203,6 +209,86 @@ static void test_bases(const cdad_context *ctx) {
     }
 }
 
+/* Noise is no direction: three rows, over and over, are three directions whatever the test vectors of so many widths make of them. */
+static void test_noise(const cdad_context *ctx) {
+    enum { ROWS = 699, SEEDS = 40 };
+    for (int64_t seed = 0; seed < SEEDS; seed++) {
+        const int64_t d = 64 + seed, rank = seed % 2 ? 20 : d;
+        float *three = normal(3 * d, 400 + (uint64_t)seed), *X = floats(ROWS * d);
+        for (int64_t i = 0; i < ROWS; i++)
+            memcpy(X + i * d, three + i % 3 * d, (size_t)d * sizeof *X);
+        cdad_sketch s = sketch_of(ctx, X, ROWS, d, rank);
+        cdad_factor f;
+        CHECK_OK(cdad_sketch_factor(&s, ctx, &f, err));
+        double *G = gram_of(X, ROWS, d), total = s.total;
+        for (int64_t i = 0; i < d; i++)
+            for (int64_t j = 0; j < d; j++)
+                for (int64_t r = 0; r < f.n; r++)
+                    G[i * d + j] -= (double)f.A[r * d + i] * (double)f.A[r * d + j];
+        double *values = decompose(G, d);
+        CHECK(values[d - 1] > -1e-5 * total, "width %" PRId64 ": overstated by %g", d, -values[d - 1] / total);
+        CHECK(f.lost < 1e-5 * total, "width %" PRId64 ": lost %g", d, f.lost / total);
+        cdad_sketch_factor_free(&f);
+        cdad_sketch_reset(&s);
+        cdad_free(values);
+        cdad_free(G);
+        cdad_free(X);
+        cdad_free(three);
+    }
+}
+
+/* An old basis of more directions than there are test vectors leaves little to be told of, and that is told well. */
+static void test_much_is_known(const cdad_context *ctx) {
+    enum { ROWS = 1000, D = 300, SEEDS = 10 };
+    for (int64_t seed = 0; seed < SEEDS; seed++) {
+        float *X = low_rank(ROWS, D, D, 0.98f, 420 + (uint64_t)seed), *U, *V;
+        double *G = gram_of(X, ROWS, D), energy, *values = decompose(G, D);
+        const cdad_stream_hints hints = {.rank = 60};
+        cdad_stream_plan plan;
+        cdad_stream *s, *exact = new_stream(D, CDAD_STREAM_EXACT, 0.97);
+        CHECK_OK(cdad_stream_plan_make(&plan, D, CDAD_STREAM_SKETCH, 0.97, &hints, err));
+        CHECK_OK(cdad_stream_open(&s, &plan, err));
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), ROWS, err));
+        CHECK_OK(cdad_stream_add(exact, ctx, dense(X, D), ROWS, err));
+        for (int64_t known = 60; known <= D; known += 80) {
+            float *old = floats(D * known);
+            int64_t k, fewest;
+            for (int64_t i = 0; i < D; i++)
+                for (int64_t j = 0; j < known; j++)
+                    old[i * known + j] = (float)G[i + j * D];
+            CHECK_OK(cdad_stream_basis(exact, ctx, old, known, &V, &fewest, &energy, err));
+            CHECK_OK(cdad_stream_basis(s, ctx, old, known, &U, &k, &energy, err));
+            const double share = share_kept(X, ROWS, D, U, k);
+            CHECK(fabs(share - energy) < 0.006, "%" PRId64 " known: kept %g, said %g", known, share, energy);
+            CHECK(k >= fewest - 10 && k <= fewest + 20, "%" PRId64 " known: %" PRId64 ", %" PRId64 " would do", known, k, fewest);
+            cdad_free(U);
+            cdad_free(V);
+            cdad_free(old);
+        }
+        cdad_stream_free(s);
+        cdad_stream_free(exact);
+        cdad_free(values);
+        cdad_free(G);
+        cdad_free(X);
+    }
+}
+
+/* Sums that no float holds are told of, and nothing is made of them. */
+static void test_too_large(const cdad_context *ctx) {
+    enum { D = 60, ROWS = 10 };
+    float *X = floats(ROWS * D), *U;
+    cdad_stream *s = new_stream(D, CDAD_STREAM_SKETCH, 0.9);
+    double energy;
+    int64_t k;
+    for (int64_t i = 0; i < ROWS; i++)
+        X[i * D + 3] = 5e18f;
+    for (int i = 0; i < 4; i++)
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X, D), ROWS, err));
+    CHECK_FAILS(CDAD_NOT_FINITE, "beyond the range of float32", cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+    cdad_stream_free(s);
+    cdad_free(X);
+}
+
 /* Nothing, zeros, and one direction. */
 static void test_little(const cdad_context *ctx) {
     enum { D = 90, ROWS = 40 };
@@ -224,6 +310,9 @@ static void test_little(const cdad_context *ctx) {
         CHECK(k == (step == 2) && energy > 0.999999, "step %d: rank %" PRId64 ", energy %g", step, k, energy);
         CHECK(step < 2 || fabsf(fabsf(U[7]) - 1) < 1e-6f, "another direction: %g", (double)U[7]);
         cdad_free(U);
+        CHECK_OK(cdad_stream_singular_values(s, ctx, &U, &k, err));
+        CHECK(step < 2 ? k == 0 : k == 30 && U[0] > 0 && U[1] < 1e-3f * U[0], "step %d: %" PRId64 " values", step, k);
+        cdad_free(U);
     }
     cdad_stream_free(s);
     cdad_free(X);
@@ -236,6 +325,9 @@ int cdad_test_sketch(void) {
     const cdad_context ctx = {.kernels = cdad_kernels_select(NULL), .pool = pool};
     test_factor(&ctx);
     test_bases(&ctx);
+    test_noise(&ctx);
+    test_much_is_known(&ctx);
+    test_too_large(&ctx);
     test_little(&ctx);
     cdad_pool_free(pool);
     return failures;
