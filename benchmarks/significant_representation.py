@@ -6,7 +6,7 @@ Features are synthetic: normal, the spread of direction i falling as 1/i, turned
 come in 10 blocks. The core takes `Stream(d, method="auto")`; Algorithm 1 is `torch.linalg.svd` of [U, block] for each
 block at gamma = 0.999, with the published count of directions. Every measurement of a basis runs in a process of its own; the
 sides take turns, and medians over the rounds are shown. A ratio above 1 means that the core is better.
-``--quick`` measures once, and the narrowest layers only. The two widest take Algorithm 1 half an hour of one core each.
+``--quick`` measures once, and the narrowest layers only. Algorithm 1 takes half an hour of a core for each of the two widest.
 """
 
 from __future__ import annotations

@@ -42,9 +42,11 @@ class Autoencoder:
         latent = image_size // config.downsampling
         core = self.core_config()
 
+        params = self.params  # not of self, which would keep itself alive
+
         def programs(part: str, side: int) -> Programs[_core.Network]:
             kind = f"{config.kind}_{part}"
-            return Programs(lambda n: _core.Network(self.params, kind, core, n, (side, side), tf32=tf32), batch_size)
+            return Programs(lambda n: _core.Network(params, kind, core, n, (side, side), tf32=tf32), batch_size)
 
         self._scaled = Scaling(self.params.device)
         self._encode, self._decode = programs("encode", image_size), programs("decode", latent)

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.threads is not None:
             _core.set_threads(arguments.threads)
         if arguments.device:
-            _core.set_device(arguments.device)
+            _set_device(arguments)
         status = arguments.run(arguments)
         sys.stdout.flush()
         return status
@@ -293,11 +293,11 @@ def _train(arguments: argparse.Namespace) -> int:
     if results.matrix.n_learned:
         print(format_table(rows, digits=2, title=f"\n{chosen.name}, {config.continual.strategy}, seed {config.seed}:"))
         if elsewhere := results.matrix.untested():
-            print(f"-: not defined, as nothing was tested here when {', '.join(elsewhere)} was learned")
+            print(f"-: not defined, as nothing was tested here when {', '.join(elsewhere)} was learned, or only normal images or only defective ones")
         elif absent := results.matrix.undefined():
             print(f"-: not defined, as tests of {', '.join(absent)} lack normal or defective images, or masks")
     else:
-        print("nothing was measured: no class has test images")
+        print("no task has a measure: no class has test images, or in each task one has only normal or only defective ones")
     print(f"{time.monotonic() - began:.0f} s; peak memory {process_memory.peak() >> 20} MiB; everything is in {arguments.out}")
     return 0
 
@@ -591,6 +591,15 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
     print(f"  presets: {', '.join(PRESETS)}")
     return 0
+
+
+def _set_device(arguments: argparse.Namespace) -> None:
+    try:
+        _core.set_device(arguments.device)
+    except RuntimeError as error:
+        if arguments.run is not _doctor:  # which says more of it
+            raise
+        print(f"{arguments.device}: {error}\n")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -395,8 +395,7 @@ class Config:
         ``{"training": {"lr": 1e-4}}``, changes the keys that it names."""
         tree = self.to_dict()
         for key, value in changes.items():
-            if isinstance(value, np.generic):  # of a sweep
-                value = value.item()
+            value = _plain(value)
             *sections, last = key.split(".")
             node = tree
             for name in sections:
@@ -406,7 +405,7 @@ class Config:
             if last not in node:
                 raise ValueError(f"unknown key {key!r}{_nearest(last, node)}")
             whole = isinstance(node[last], dict) and isinstance(value, dict)
-            node[last] = node[last] | value if whole else value
+            node[last] = node[last] | {name: _plain(item) for name, item in value.items()} if whole else value
         return Config.from_dict(tree)
 
     def to_toml(self) -> str:
@@ -425,7 +424,7 @@ class Config:
         """Read a TOML file. A ``preset`` key names the preset that the other keys change. ``whole``: as in `from_dict`. ``base``: what
         they change instead, and of that preset; ValueError where the file names another one."""
         try:
-            values = tomllib.loads(Path(path).read_text("utf-8"))
+            values = tomllib.loads(Path(path).read_text("utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
         if base is None:
@@ -470,6 +469,11 @@ def _toml_value(value: Any) -> str:
     # JSON's scalars and arrays are TOML's; floats keep a point so that they come back as floats. Of text, TOML knows no pairs of
     # surrogates, and wants one more character escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
+    """Python's own of NumPy's, as sweeps give them."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _nearest(name: Any, known: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from .metrics import evaluate_scores
 from .model import ContinualModel
 from .plots import SheetRow, contact_sheet
 from .prediction import Prediction
+
+log = logging.getLogger("cdad")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ def evaluate_class(model: ContinualModel, data: ClassData, *, progress: bool = F
     pairs = [read_sample(replace(sample, label=0) if bare else sample, size=size) for sample, bare in zip(data.test, unmasked, strict=True)]
     images = np.stack([image for image, _ in pairs])
     masks = np.stack([mask for _, mask in pairs])
+    vanished = [str(s.mask_path) for s, mask in zip(data.test, masks, strict=True) if s.label and s.mask_path and not mask.any()]
+    if vanished:
+        log.warning("class %r: no pixel of %d masks marks a defect at %d pixels (%s): pixel measures do not know of these",
+                    data.name, len(vanished), size, ", ".join(vanished[:3]) + (", ..." if len(vanished) > 3 else ""))  # fmt: skip
     labels = np.array([sample.label for sample in data.test])
     known = data.name if data.name in model.classes else None
     prediction = model.predict(images, known, progress=progress)
@@ -57,7 +64,8 @@ def evaluate(
     *,
     progress: bool = True,
 ) -> dict[str, ClassEvaluation]:
-    """Test several classes, or the one of that name (by default all that the model has learned and the data set holds).
+    """Test several classes, or the one of that name (by default all that the model has learned and the data set holds). A mapping's
+    keys are their names, as in `ContinualModel.fit_task`.
 
     TypeError: what is no data set, such as its folder's path; DataError, before any class is tested: none to test, one that is
     not in the data or that the model has not learned, or one without test images. Else as `evaluate_class`, which tests classes
@@ -65,7 +73,7 @@ def evaluate(
     """
     if isinstance(model, str | os.PathLike):
         raise TypeError(f"a ContinualModel is tested, not a path: ContinualModel.load({os.fspath(model)!r}) reads one")
-    dataset = _as_dataset(dataset)
+    dataset = as_dataset(dataset)
     if not model.classes:
         raise RuntimeError("the model has learned no task yet")
     if classes is None:
@@ -85,19 +93,20 @@ def evaluate(
     return {name: evaluate_class(model, dataset[name], progress=progress) for name in bar}
 
 
-def _as_dataset(dataset: Dataset | Mapping[str, ClassData] | ClassData | Iterable[ClassData]) -> Mapping[str, ClassData]:
+def as_dataset(dataset: Dataset | Mapping[str, ClassData] | ClassData | Iterable[ClassData]) -> Mapping[str, ClassData]:
+    """Classes by name. TypeError: what is no data set."""
     if isinstance(dataset, str | os.PathLike):
-        raise TypeError(f"a data set is tested, not a path: open_dataset({os.fspath(dataset)!r}) lists the images of a folder")
+        raise TypeError(f"a data set is wanted, not a path: open_dataset({os.fspath(dataset)!r}) lists the images of a folder")
     if isinstance(dataset, ClassData):
         dataset = [dataset]
     if isinstance(dataset, Mapping):
         if all(isinstance(data, ClassData) for data in dataset.values()):
-            return dataset
+            return {name: data if data.name == name else replace(data, name=name) for name, data in dataset.items()}
     elif isinstance(dataset, Iterable):
         dataset = list(dataset)
         if all(isinstance(data, ClassData) for data in dataset):
             return Dataset(dataset)
-    raise TypeError("a data set is tested, as open_dataset() gives it: paths and arrays do not tell what is anomalous")
+    raise TypeError("a data set is wanted, as open_dataset() gives it: paths and arrays do not tell what is anomalous")
 
 
 def _check_tested(data: ClassData) -> None:
@@ -113,7 +122,7 @@ def write_contact_sheet(result: ClassEvaluation, path: str | os.PathLike, *, row
             result.images[i],
             result.prediction.reconstructions[i],
             result.prediction.maps[i],
-            result.masks[i] if result.samples[i].label else None,
+            result.masks[i] if result.samples[i].mask_path is not None else None,
             f"{result.samples[i].defect or 'good'} {result.prediction.scores[i]:.2f}",
         )
         for i in chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, reduce
 
 import numpy as np
@@ -56,7 +56,7 @@ class FeatureDistance:
             self._params = autoencoder.params
             self._kind = "tiny_features" if autoencoder.config.kind == "tiny" else f"{autoencoder.config.kind}_encode"
             self._config = autoencoder.core_config()
-            self.programs = Programs(lambda n: self._network(n, distance), batch_size)
+            self.programs = Programs(self._compiler(distance), batch_size)
             return
         self.name = backbone
         self._params = _core.Params(beside=autoencoder.params)
@@ -66,20 +66,21 @@ class FeatureDistance:
         else:
             self._kind, self._config = backbone, None
             self.mean, self.std = LITE0_MEAN, LITE0_STD
-        self.programs = Programs(lambda n: self._network(n, distance), batch_size)
+        self.programs = Programs(self._compiler(distance), batch_size)
         self._params.allocate(0)
         if load:
             if backbone not in RESNETS:
                 weights = weights or installed_efficientnet_lite0()
             load_part(self._params, weights, self._kind, what=backbone)
 
-    def _network(self, n: int, distance: str | None) -> _core.Network:
-        size = (self._size, self._size)
-        return _core.Network(self._params, self._kind, self._config, n, size, distance=distance, tf32=self._tf32)
+    def _compiler(self, distance: str | None) -> Callable[[int], _core.Network]:
+        """Of networks for batches; it does not hold self, which would keep itself alive."""
+        of, size, tf32 = (self._params, self._kind, self._config), (self._size, self._size), self._tf32
+        return lambda n: _core.Network(*of, n, size, distance=distance, tf32=tf32)
 
     @cached_property
     def _features(self) -> _core.Network:
-        return self._network(1, None)
+        return self._compiler(None)(1)
 
     @property
     def memory_bytes(self) -> dict[str, int]:

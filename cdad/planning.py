@@ -119,6 +119,8 @@ def plan(
     scoring = {"workspace": max(needs.values()), "condition": parts["condition"], "backbone": parts["backbone"]}
     predicting = scoring | {"workspace": max(size for name, size in needs.items() if name != "step")}
     after = held | {"data": _data(config, images)}
+    again = {"joint": images, "replay": classes * config.continual.replay_images}.get(config.continual.strategy, 0)  # of the first task
+    later = {"data": _data(config, images + again)}
     training = after | {"workspace": max(needs["step"], needs["encode"])}
     training |= {"batches": _batches(config), "images": _encoded_arrays(config), "backbone": parts["backbone"]}
     flops |= {"increment": model._trainer.flops, "image": _image_flops(model)}
@@ -134,7 +136,7 @@ def plan(
         "training": training | first,
         "calibrating": after | scoring | {"images": drawn, "bank": max(made - drawn, 0)},  # made when what was drawn is gone
         "collecting": after | scoring | {"streams": sum(size for *_, size in streams.values())},
-        "increment": training | scoring | second | kept,
+        "increment": training | scoring | second | kept | later,
         "prediction": held | predicting | scored,
     }
     if streams:

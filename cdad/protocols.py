@@ -31,6 +31,8 @@ class Protocol:
     tasks: tuple[tuple[str, ...], ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.tasks, str) or any(isinstance(task, str) for task in self.tasks):
+            raise TypeError(f"protocol {self.name!r}: tasks are tuples of class names, not {self.tasks!r}; protocol() reads text")
         if not self.tasks:
             raise DataError(f"protocol {self.name!r} has no tasks")
         task_of: dict[str, int] = {}
@@ -105,6 +107,8 @@ def protocol(name: str, classes: Iterable[str] | None = None) -> Protocol:
     Raises DataError for an unknown name, an empty task, a class that comes twice or one that the data lack,
     with the nearest match.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a protocol's name is wanted, or its tasks as text (\"a,b/c\"), not {type(name).__name__}: Protocol(name, tasks) takes tuples")
     known = None if classes is None else tuple(classes)
     if name in PROTOCOLS:
         chosen = PROTOCOLS[name]

@@ -167,7 +167,9 @@ def prepare(
     """
     table, user = TABLES[name], dict(changes or {})
     chosen = tuple(dict.fromkeys(_setting(name, text) for text in settings)) or table.settings
-    rows = tuple(strategies) or table.strategies
+    rows = tuple(dict.fromkeys(strategies)) or table.strategies
+    if "continual.strategy" in user:
+        raise ValueError("continual.strategy is of the table's rows: --strategies chooses some of them")
     unknown = [strategy for strategy in rows if strategy not in STRATEGIES]
     if unknown:
         raise ValueError(f"no strategy {unknown[0]!r}; known: {', '.join(STRATEGIES)}")

@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,15 @@ import numpy as np
 from . import _core
 from .atomic import write_atomically
 from .checkpoint import previous_of
-from .config import Config
-from .data import Dataset
+from .config import Config, preset
+from .data import ClassData, Dataset
 from .data.inputs import check_path
 from .errors import DataError, TrainingError
-from .evaluation import evaluate_class, write_contact_sheet
+from .evaluation import as_dataset, evaluate_class, write_contact_sheet
 from .model import ContinualModel, StepReport
 from .plots import loss_curve, matrix_image
 from .protocols import Protocol
+from .protocols import protocol as named_protocol
 from .results import JSON_NAME, ResultWriter, RunResults, read_json
 from .version import __version__
 
@@ -47,9 +48,9 @@ CHECKPOINT, CONFIG, LOSSES = "checkpoint.safetensors", "config.toml", "loss.csv"
 
 
 def run_protocol(
-    config: Config,
-    dataset: Dataset,
-    protocol: Protocol,
+    config: Config | str,
+    dataset: Dataset | Mapping[str, ClassData] | Iterable[ClassData],
+    protocol: Protocol | str,
     folder: str | os.PathLike,
     *,
     resume: bool = False,
@@ -59,7 +60,8 @@ def run_protocol(
     tell: Callable[[str], None] = log.info,
     callback: Callable[[StepReport], None] | None = None,
 ) -> RunResults:
-    """Train and test ``protocol``'s tasks in order; return the results that the folder holds too.
+    """Train and test ``protocol``'s tasks in order; return the results that the folder holds too. ``config`` and ``protocol`` may be
+    names, as `preset` and `protocol` know them.
 
     ``resume``: go on with the folder's checkpoint, or, with ``previous``, with the one before it, which takes its place.
     ``start_from``: the checkpoint of another run that has learned this protocol's first tasks: strategies share it, and take
@@ -70,6 +72,11 @@ def run_protocol(
     before it is kept; RuntimeError: another process works on this run.
     """
     check_path(folder, "the run's folder")
+    config, dataset = preset(config) if isinstance(config, str) else config, as_dataset(dataset)
+    if not isinstance(config, Config):
+        raise TypeError(f"a configuration is wanted, as preset() gives it, not {type(config).__name__}")
+    if not isinstance(protocol, Protocol):
+        protocol = named_protocol(protocol, list(dataset))
     missing = [name for name in protocol.classes if name not in dataset]
     if missing:
         raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
@@ -305,9 +312,9 @@ def _draw(results: RunResults, folder: Path, names: list[str], losses: Path) -> 
     with open(losses, newline="") as file:
         values = [float(row["loss_cdm"]) for row in csv.DictReader(file)]
     if len(values) > 1:
-        window = min(50, len(values))
-        smooth = np.convolve(values, np.ones(window) / window, "valid")
-        loss_curve(folder / "loss.png", smooth, title="L_CDM")
+        sums, steps = np.cumsum([0.0, *values]), np.arange(1, len(values) + 1)
+        window = np.minimum(steps, 50)
+        loss_curve(folder / "loss.png", (sums[steps] - sums[steps - window]) / window, title="L_CDM, mean of the last 50 steps")
 
 
 def read_config(folder: str | os.PathLike) -> Config:

@@ -679,6 +679,9 @@ def test_why_the_driver_has_no_gpu(error, message):
 
 
 def test_doctor_says_what_is_found(capsys):
+    assert main(["doctor", "--device", "cuda:7"]) == 0  # it is asked because that fails
+    told = capsys.readouterr().out
+    assert "cuBLAS" in told and (told.startswith("cuda:7: ") or "device cuda:7\n" in told)
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     assert all(what in told for what in ("CUDA backend", "NVIDIA driver", "cuBLAS"))
