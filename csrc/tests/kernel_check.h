@@ -46,6 +46,18 @@ static inline float *noise(int64_t n, uint32_t seed, float middle, float spread)
     return x;
 }
 
+/* Element (pixel, column) of the unfolded image, straight from the definition in kernels.h. */
+static inline float unfolded(const cdad_unfold *u, const float *x, int64_t pixel, int64_t column) {
+    int64_t n = pixel / (u->P * u->Q), p = pixel / u->Q % u->P, q = pixel % u->Q;
+    int64_t r = column / (u->S * u->C), s = column / u->C % u->S, c = column % u->C;
+    int64_t h = p * u->stride + r - u->pad_t, w = q * u->stride + s - u->pad_l;
+    if (h < 0 || w < 0)
+        return 0.0f;
+    h /= u->up;
+    w /= u->up;
+    return h < u->H && w < u->W ? x[((n * u->H + h) * u->W + w) * u->C + c] : 0.0f;
+}
+
 /* The nearest of the two bfloat16 beside a normal number, the even one of two equally near; by comparing, not by bits. */
 static inline float rounded(float x) {
     uint32_t bits;

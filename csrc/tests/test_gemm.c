@@ -23,18 +23,6 @@ static cdad_mat plain(const float *data, int64_t rows, int64_t cols, int transpo
     return (cdad_mat){data, transposed ? 1 : cols, transposed ? rows : 1, NULL};
 }
 
-/* Element (pixel, column) of the unfolded image, straight from the definition in kernels.h. */
-static float unfolded(const cdad_unfold *u, const float *x, int64_t pixel, int64_t column) {
-    int64_t n = pixel / (u->P * u->Q), p = pixel / u->Q % u->P, q = pixel % u->Q;
-    int64_t r = column / (u->S * u->C), s = column / u->C % u->S, c = column % u->C;
-    int64_t h = p * u->stride + r - u->pad_t, w = q * u->stride + s - u->pad_l;
-    if (h < 0 || w < 0)
-        return 0.0f;
-    h /= u->up;
-    w /= u->up;
-    return h < u->H && w < u->W ? x[((n * u->H + h) * u->W + w) * u->C + c] : 0.0f;
-}
-
 static double element(cdad_mat m, int64_t i, int64_t j) {
     const float x = m.unfold ? unfolded(m.unfold, m.data, i, j) : m.data[i * m.rs + j * m.cs];
     return precision == CDAD_BFLOAT16 ? rounded(x) : x;

@@ -56,12 +56,8 @@ static void test_gram(void) {
     const cdad_unfold *u = &image;
     const int64_t rows = u->N * u->P * u->Q, d = u->R * u->S * u->C;
     float *pixels = noise(u->N * u->H * u->W * u->C, 5, 0, 1), *X = floats(rows * d);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < d; j++) {
-            const int64_t y = r / u->Q % u->P + j / u->C / u->S - 1, x = r % u->Q + j / u->C % u->S - 1;
-            if (y >= 0 && y < u->H && x >= 0 && x < u->W)
-                X[r * d + j] = pixels[((r / u->Q / u->P * u->H + y) * u->W + x) * u->C + j % u->C];
-        }
+    for (int64_t i = 0; i < rows * d; i++)
+        X[i] = unfolded(u, pixels, i / d, i % d);
     for (int bf16 = 0; bf16 < 2; bf16++)
         check((cdad_mat){.data = pixels, .unfold = u}, X, 5, 700, d, bf16);
     cdad_free(pixels);
