@@ -392,7 +392,8 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const cdad_factor *f, 
         if (!R) {
             CDAD_TRY_DONE(cdad_size_mul(n, d, &count, err));
             CDAD_TRY_DONE(cdad_alloc((void **)&own, count * (int64_t)sizeof *own, err));
-            memcpy(own, A, (size_t)count * sizeof *own);
+            if (count > 0) /* else A may be NULL */
+                memcpy(own, A, (size_t)count * sizeof *own);
             R = own;
         }
         CDAD_TRY_DONE(rest_within(f, U_old, k_old, &kept, err));
