@@ -312,9 +312,9 @@ def _draw(results: RunResults, folder: Path, names: list[str], losses: Path) -> 
     with open(losses, newline="") as file:
         values = [float(row["loss_cdm"]) for row in csv.DictReader(file)]
     if len(values) > 1:
-        sums, steps = np.cumsum([0.0, *values]), np.arange(1, len(values) + 1)
-        window = np.minimum(steps, 50)
-        loss_curve(folder / "loss.png", (sums[steps] - sums[steps - window]) / window, title="L_CDM, mean of the last 50 steps")
+        n, window = len(values), 50  # at first of as many as there are
+        smooth = np.convolve(values, np.ones(window))[:n] / np.minimum(np.arange(1, n + 1), window)
+        loss_curve(folder / "loss.png", smooth, title=f"L_CDM, mean of the last {window} steps")
 
 
 def read_config(folder: str | os.PathLike) -> Config:

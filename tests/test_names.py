@@ -96,6 +96,16 @@ def test_masks_of_which_nothing_is_left(first_checkpoint, products, caplog, tmp_
     assert write_contact_sheet(blank, tmp_path / "blank.png").read_bytes() not in sheets, "no mask is not a mask without a defect"
 
 
+def test_the_loss_is_drawn_from_its_first_step(products, quick_config, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("cdad.run.loss_curve", lambda path, values, title: drawn.append(values))
+    run_protocol(quick_config.updated({"training.steps": 60}), products, "gear", tmp_path, progress=False)
+    rows = (tmp_path / "loss.csv").read_text().splitlines()
+    column = rows[0].split(",").index("loss_cdm")
+    losses = [float(row.split(",")[column]) for row in rows[1:]]
+    assert drawn[0] == pytest.approx([np.mean(losses[max(0, i - 49) : i + 1]) for i in range(60)])
+
+
 def test_later_tasks_of_strategies_that_keep_images():
     config = preset("tiny")
     data = {name: plan(config.updated({"continual.strategy": name})).memory for name in ("cdad", "joint", "replay")}

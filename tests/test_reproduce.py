@@ -387,6 +387,7 @@ def test_a_run_with_another_configuration_stays(finished, reproduce, capsys):
         (["table2", "--data", "x", "--out", "y", "--setting", "5"], "table2 has no setting '5'; it has 1: mvtec-14-1"),
         (["table3", "--data", "x", "--out", "y", "--setting", "mvtec-14-1"], "table3 has no setting"),
         (["table2", "--data", "x", "--out", "y", "--strategies", "best"], "no strategy 'best'"),
+        (["table2", "--data", "x", "--out", "y", "--set", "continual.strategy=ewc"], "is of the table's rows"),
         (["table2", "--data", "x", "--out", "y", "--set", "training.epoch=1"], "did you mean 'epochs'"),
     ],
 )
