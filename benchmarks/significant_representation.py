@@ -104,14 +104,14 @@ def memory_worker(blocks: int) -> dict[str, Any]:
     return {"peak": process_memory.peak()}
 
 
-def projection_worker(preset: str, repeats: int, precision: str, batch: int) -> dict[str, list[float]]:
+def projection_worker(preset: str, repeats: int, precision: str, batch: int, device: str) -> dict[str, list[float]]:
     """Seconds, once a repeat, of a training step of a preset, its updates in turn "plain"; "cdad": in as many
     directions as new products get on real images (`cdad.planning.OWN_SHARE`), and no more than the preset allows; "whole": in all off
     d/4 protected ones; "increment_plain" and "increment": as plain and cdad, without what the preset has frozen in increments. And the peer, "torch":
     what forming U U^T of those adds there. All in one process, one after the other, as the machine has slow moments."""
     config = cdad.preset(preset).updated({"training.batch_size": batch, "precision": precision})
     n = config.latent_size
-    params = _core.Params()
+    params = _core.Params(device)
     trainer = _core.Trainer(params, config.denoiser(), batch, config.optimizer(), SEED)
     latent = _core.random_normal((batch, n, n, config.autoencoder.latent_channels), SEED, 0)
     image = _core.random_normal((batch, config.image_size, config.image_size, 3), SEED, 1) * 0.2 + 0.5
@@ -139,11 +139,13 @@ def projection_worker(preset: str, repeats: int, precision: str, batch: int) -> 
     def torch_projection(_: str) -> Callable[[], Any]:
         import torch
 
-        pairs = [(torch.randn(o, d), torch.from_numpy(rows[d]["torch"]).T) for o, d in weights.values()]
+        pairs = [(torch.randn(o, d, device=device), torch.from_numpy(rows[d]["torch"]).to(device).T) for o, d in weights.values()]
 
         def run() -> None:
             for gradient, basis in pairs:
                 gradient -= gradient @ (basis @ basis.T)
+            if device != "cpu":
+                torch.cuda.synchronize()
 
         return run
 
@@ -226,7 +228,8 @@ class Bench:
 
     def projection_sd15(self) -> list[dict]:
         batch = str(self.arguments.batch)
-        times = self.spawn("projection", "sd15", str(min(3, self.arguments.rounds)), self.arguments.precision, batch)
+        a = self.arguments
+        times = self.spawn("projection", "sd15", str(min(3, a.rounds)), a.precision, batch, a.device)
         plain, ours = statistics.median(times["plain"]), statistics.median(times["cdad"])
         print(f"sd15, a step of {batch} images: {1e3 * plain:.0f} ms, projected {1e3 * ours:.0f} ms", flush=True)
         over = added(times["cdad"], times["plain"])
@@ -234,7 +237,7 @@ class Bench:
 
     def projection(self) -> list[dict]:
         repeats = str(3 if self.arguments.quick else 5 * self.arguments.rounds)
-        runs = self.spawn("projection", "small", repeats, self.arguments.precision, "8")
+        runs = self.spawn("projection", "small", repeats, self.arguments.precision, "8", self.arguments.device)
         times = {side: statistics.median(seconds) for side, seconds in runs.items()}
         plain, peer = times["plain"], times["torch"]
         print(f"step: {1e3 * plain:.0f} ms, projected {1e3 * times['cdad']:.0f} ms, on all that is free {1e3 * times['whole']:.0f} ms; "
@@ -265,7 +268,9 @@ def worker(work: list[str], threads: int) -> dict[str, Any]:
         torch.set_num_threads(threads)
     if work[0] == "basis":
         return basis_worker(int(work[1]), work[2], "check" in work)
-    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(work[1], int(work[2]), work[3], int(work[4]))
+    return memory_worker(int(work[1])) if work[0] == "memory" else projection_worker(
+        work[1], int(work[2]), work[3], int(work[4]), work[5]
+    )
 
 
 def main() -> int:
@@ -275,6 +280,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"], help="of the steps that projection makes longer")
+    parser.add_argument("--device", default="cpu", help="of those steps: cpu or cuda")
     parser.add_argument("--batch", type=int, default=12, help="images of a step of sd15 (default: the preset's 12, some 14 GiB)")
     parser.add_argument("--json")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)

@@ -14,13 +14,23 @@ from .weights import fill, load_part
 from .weights.loading import Piece
 
 _FILES = {"tiny": 2, "vae": 1, "dct": 0}
+# Of the images that run at once: eight of 256 x 256 fill a GPU, and the activations of more, a widest one 64 MiB an image of "vae",
+# would be most of the memory that scoring takes.
+PIXELS = 8 * 256 * 256
+
+
+def images_at_once(batch_size: int, image_size: int) -> int:
+    """Of a batch, in equal parts."""
+    parts = -(-batch_size // max(1, PIXELS // image_size**2))
+    return -(-batch_size // parts)
 
 
 class Autoencoder:
     """E: images [N,H,W,3] in [0,1] -> latents [N,H/f,W/f,C]; D: back. Latents are (E(x) - shift) / scale.
 
     The VAE's latent is the mean, not a sample, so that scores depend on the image alone. Batches on a device (`DeviceArray`,
-    and what can be one: a torch, CuPy or JAX array) stay there, and give `DeviceArray`s.
+    and what can be one: a torch, CuPy or JAX array) stay there, and give `DeviceArray`s. ``batch_size``: of what it is given; large
+    images run in equal parts of it.
     """
 
     def __init__(
@@ -46,7 +56,7 @@ class Autoencoder:
 
         def programs(part: str, side: int) -> Programs[_core.Network]:
             kind = f"{config.kind}_{part}"
-            return Programs(lambda n: _core.Network(params, kind, core, n, (side, side), tf32=tf32), batch_size)
+            return Programs(lambda n: _core.Network(params, kind, core, n, (side, side), tf32=tf32), images_at_once(batch_size, image_size))
 
         self._scaled = Scaling(self.params.device)
         self._encode, self._decode = programs("encode", image_size), programs("decode", latent)

@@ -273,9 +273,9 @@ def _solving(streams: dict[str, tuple[int, str, int, int]]) -> int:
 def _image_flops(model: ContinualModel) -> float:
     c = model.config
     condition, unet = model.drawing.samplers.whole.flops
-    encode, decode = (programs.whole.flops for programs in model.autoencoder.programs)
-    drawn = condition + c.diffusion.evaluations * unet + decode + model.features.programs.whole.flops
-    return (encode + decode + c.scoring.noise_seeds * drawn) / c.scoring.batch_size
+    encode, decode, compare = (p.whole.flops / p.batch_size for p in (*model.autoencoder.programs, model.features.programs))
+    drawn = (condition + c.diffusion.evaluations * unet) / c.scoring.batch_size + decode + compare
+    return encode + decode + c.scoring.noise_seeds * drawn
 
 
 def _checkpoint(model: ContinualModel, shapes: dict[str, tuple[int, ...]], bases: int, classes: int, bank: int) -> int:

@@ -96,6 +96,19 @@ def test_taef2_agrees_with_plain_torch():
     assert np.linalg.norm(autoencoder.decode(wanted) - image) < 1e-4 * np.linalg.norm(image)
 
 
+def test_large_images_run_in_parts():
+    """As many as fill a GPU: to the bits that they have alone, in the memory of a part."""
+    config = AutoencoderConfig(latent_channels=4)
+    batch, small = (Autoencoder(config, size, 6) for size in (512, 256))
+    assert [p.batch_size for p in batch.programs] == [2, 2] and [p.batch_size for p in small.programs] == [6, 6]
+    images = np.random.default_rng(0).random((5, 512, 512, 3), np.float32)
+    latents = batch.encode(images)
+    alone = Autoencoder(config, 512, 1)
+    assert_same(latents, np.concatenate([alone.encode(image[None]) for image in images]))
+    assert_same(batch.decode(latents), np.concatenate([alone.decode(latent[None]) for latent in latents]))
+    assert max(p.memory_bytes for p in batch.programs) < 3 * max(p.memory_bytes for p in alone.programs)
+
+
 @needs_weights
 @needs_real_images
 def test_taef2_redraws_real_photographs():

@@ -1,4 +1,4 @@
-/* The two ways of attention on a device: by products of whole tiles, and fused, in TF32 or bfloat16. */
+/* The two ways of attention on a device: by products of whole tiles, and fused, of heads that are no wider than 160. */
 #ifndef CDAD_KERNELS_CUDA_ATTENTION_H
 #define CDAD_KERNELS_CUDA_ATTENTION_H
 
@@ -32,6 +32,8 @@ __device__ inline bool cuda_hides(const cuda_attention_mask &m, const cuda_token
 
 /* Whether one of `queries` from t on may not see one of `keys` from s on, or might: as it holds for whole rows of the grid. */
 __device__ inline bool cuda_hides_some(const cuda_attention_mask &m, int t, int queries, int s, int keys) {
+    if (!m.causal && m.half_h < 0)
+        return false;
     const int top = cuda_token_of(m, t).row, bottom = cuda_token_of(m, t + queries - 1).row;
     const int first = cuda_token_of(m, s).row, last = cuda_token_of(m, s + keys - 1).row;
     return (m.causal && s + keys - 1 > t) || (m.half_h >= 0 && first <= bottom + m.half_h && last >= top - m.half_h);

@@ -1,12 +1,11 @@
-/* Fused attention on tensor cores, in TF32 or bfloat16, whose scores never leave registers (Dao 2023, FlashAttention-2). A warp has rows
+/* Fused attention on tensor cores, in every precision, whose scores never leave registers (Dao 2023, FlashAttention-2). A warp has rows
  * of its own, queries or, for dk and dv, keys; the block goes through the rows that they meet, which come to shared memory a tile ahead.
  * Scores of own rows with 8 others are a C fragment; the same registers are the A fragment of the product that follows: in TF32 its
  * column t stands for the other row 2t and column t+4 for 2t+1; in bfloat16 those of 16 others, packed by twos, are one as they lie.
- * Powers are of 2: queries are multiplied by scale * log2(e) before they are rounded. */
+ * Powers are of 2: queries are multiplied by scale * log2(e) before they are rounded. Masks are looked at where rows are near. */
 #include "kernels/cuda/attention_tiles.h"
 
 #include <initializer_list>
-#include <type_traits>
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
@@ -29,7 +28,7 @@ __device__ static void put_row(float *row, const float from[P::FEATURE_GROUPS][4
 
 /* Calls use(row tile, group, i, whether one may not see the other) for the thread's scores in a chunk: of own rows `row` and following
  * with others `column` and following. Keys beyond S are hidden. */
-template <typename P, bool MASKED, bool OF_KEYS = false, typename F>
+template <typename P, bool OF_KEYS = false, typename F>
 __device__ static void each_hidden(const cuda_attention_mask &mask, int row, int column, int S, const F &use) {
     cuda_token own[2 * P::ROW_TILES];
     CUDA_UNROLL
@@ -40,10 +39,8 @@ __device__ static void each_hidden(const cuda_attention_mask &mask, int row, int
         const cuda_token other = cuda_token_of(mask, column + n / 2 * 8 + n % 2);
         CUDA_UNROLL
         for (int i = 0; i < 2 * P::ROW_TILES; i++) {
-            bool hidden = (OF_KEYS ? own[i].t : other.t) >= S;
-            if (MASKED)
-                hidden = hidden || cuda_hides(mask, OF_KEYS ? other : own[i], OF_KEYS ? own[i] : other);
-            use(i / 2, n / 2, i % 2 * 2 + n % 2, hidden);
+            const bool beyond = (OF_KEYS ? own[i].t : other.t) >= S;
+            use(i / 2, n / 2, i % 2 * 2 + n % 2, beyond || cuda_hides(mask, OF_KEYS ? other : own[i], OF_KEYS ? own[i] : other));
         }
     }
 }
@@ -63,7 +60,7 @@ __device__ static head_rows rows_of(const float *x, int64_t rs, int64_t rows, co
 }
 
 /* `aligned`: rows come and go 16 bytes at a time. */
-template <typename P, bool MASKED>
+template <typename P>
 __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     forward_kernel(float *out, float *lse, const float *q, const float *k, const float *v, cdad_attention_dims d, bool aligned) {
     CUDA_SHARED(shared);
@@ -87,8 +84,8 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
         for (int at_row = 0; at_row < P::STAGED && begin + at_row < S && first < T; at_row += P::CHUNK) {
             float s[P::ROW_TILES][P::GROUPS][4];
             meet<P>(s, own, keys + at_row * P::RS);
-            if ((MASKED && cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK)) || begin + at_row + P::CHUNK > S)
-                each_hidden<P, MASKED>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
+            if (begin + at_row + P::CHUNK > S || cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK))
+                each_hidden<P>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
                     if (hidden)
                         s[m][j][i] = -INFINITY;
                 });
@@ -144,7 +141,7 @@ __device__ static floats<2> line_of(const float *lse, const float *delta, int t,
 }
 
 /* OF_KEYS: dk and dv, of blocks of keys that go through the queries; else dq (in `d1`), of queries through the keys. */
-template <typename P, bool OF_KEYS, bool MASKED>
+template <typename P, bool OF_KEYS>
 __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     grad_kernel(float *d1, float *d2, const float *q, const float *k, const float *v, const float *lse, const float *delta,
                 const float *dout, cdad_attention_dims d, bool aligned) {
@@ -200,10 +197,10 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
                 }
             }
             /* Queries beyond the last need no care: they and their dout are zeros. */
-            const bool hides = MASKED && (OF_KEYS ? cuda_hides_some(mask, begin + at_row, P::CHUNK, first, P::ROWS)
-                                                  : cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK));
+            const bool hides = OF_KEYS ? cuda_hides_some(mask, begin + at_row, P::CHUNK, first, P::ROWS)
+                                       : cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK);
             if (hides || (!OF_KEYS && begin + at_row + P::CHUNK > S))
-                each_hidden<P, MASKED, OF_KEYS>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
+                each_hidden<P, OF_KEYS>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
                     if (hidden)
                         p[m][j][i] = slope[m][j][i] = 0.0f;
                 });
@@ -242,40 +239,35 @@ template <typename P> static unsigned blocks_of(const cdad_attention_dims &d, in
 }
 
 /* Calls `run` with the shapes of the least DP that holds a head. */
-template <typename E, typename F> static void with_width(int64_t D, const F &run) {
+template <int PRECISION, typename F> static void with_width(int64_t D, const F &run) {
     if (D <= 40)
-        run(shapes<E, 40>());
+        run(shapes<PRECISION, 40>());
     else if (D <= 64)
-        run(shapes<E, 64>());
+        run(shapes<PRECISION, 64>());
     else if (D <= 80)
-        run(shapes<E, 80>());
+        run(shapes<PRECISION, 80>());
     else
-        run(shapes<E, 160>());
+        run(shapes<PRECISION, 160>());
 }
-/* And with MASKED. */
 template <typename F> static void specialised(const cdad_attention_dims &d, const F &run) {
-    const auto masked_or_not = [&](auto shapes_of) {
-        if (d.causal || d.mask_h)
-            run(shapes_of, std::true_type());
-        else
-            run(shapes_of, std::false_type());
-    };
     if (d.precision == CDAD_BFLOAT16)
-        with_width<bf16>(d.D, masked_or_not);
+        with_width<CDAD_BFLOAT16>(d.D, run);
+    else if (d.precision == CDAD_TFLOAT32)
+        with_width<CDAD_TFLOAT32>(d.D, run);
     else
-        with_width<float>(d.D, masked_or_not);
+        with_width<CDAD_FLOAT32>(d.D, run);
 }
 
 /* Wider heads would want more registers than a thread has. */
-bool cuda_attention_fuses(const cdad_attention_dims *d) { return d->precision != CDAD_FLOAT32 && d->D <= 160; }
+bool cuda_attention_fuses(const cdad_attention_dims *d) { return d->D <= 160; }
 
 void cuda_attention_fused(const cdad_context *ctx, float *out, float *lse, const float *q, const float *k, const float *v,
                           const cdad_attention_dims *dims) {
     const cdad_attention_dims d = *dims;
     const bool aligned = all_aligned(d, {out, q, k, v});
-    specialised(d, [&](auto shapes_of, auto masked) {
+    specialised(d, [&](auto shapes_of) {
         typedef typename decltype(shapes_of)::forward P;
-        const auto kernel = forward_kernel<P, decltype(masked)::value>;
+        const auto kernel = forward_kernel<P>;
         CDAD_LAUNCH_SHARED(kernel, blocks_of<P>(d, d.T), P::THREADS, P::BYTES, cuda_stream(ctx), out, lse, q, k, v, d, aligned);
     });
     cuda_launched(ctx, "attention");
@@ -286,10 +278,10 @@ void cuda_attention_fused_grad(const cdad_context *ctx, float *dq, float *dk, fl
                                const cdad_attention_dims *dims) {
     const cdad_attention_dims d = *dims;
     const bool aligned = all_aligned(d, {dq, dk, dv, q, k, v, dout});
-    specialised(d, [&](auto shapes_of, auto masked) {
+    specialised(d, [&](auto shapes_of) {
         typedef typename decltype(shapes_of)::of_queries A;
         typedef typename decltype(shapes_of)::of_keys B;
-        const auto of_queries = grad_kernel<A, false, decltype(masked)::value>, of_keys = grad_kernel<B, true, decltype(masked)::value>;
+        const auto of_queries = grad_kernel<A, false>, of_keys = grad_kernel<B, true>;
         float *none = NULL;
         CDAD_LAUNCH_SHARED(of_queries, blocks_of<A>(d, d.T), A::THREADS, A::BYTES, cuda_stream(ctx), dq, none, q, k, v, lse, delta, dout,
                            d, aligned);

@@ -1,23 +1,27 @@
 /* What fused attention is made of: how its kernels share out work, tiles of rows in shared memory, and products of their fragments, in TF32
- * or bfloat16. */
+ * or bfloat16, or in float32 as three products in TF32, of what factors are rounded to and of what that leaves of them; but for the product
+ * of two such rests, 2^-22 of the whole. */
 #ifndef CDAD_KERNELS_CUDA_ATTENTION_TILES_H
 #define CDAD_KERNELS_CUDA_ATTENTION_TILES_H
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/warp.h"
 
+#include <type_traits>
+
 typedef uint16_t bf16;
 
-/* How a kernel shares out its work. E: what factors are in shared memory, bf16 or, in TF32, float. DP: features of a head, padded with
- * zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT in registers or else read from shared memory; STAGED others come to
+/* How a kernel shares out its work. PRECISION: cdad_precision; factors in shared memory are bf16 or else float, in TF32 rounded ones.
+ * DP: features of a head, padded with zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT in registers or else read from shared memory; STAGED others come to
  * shared memory at once, of which CHUNK are met at once. BLOCKS: for how many a multiprocessor is to have registers. All stay below 99 KiB
  * of shared memory. */
-template <typename E, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
-    typedef E element;
+template <int PRECISION, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
+    typedef std::conditional_t<PRECISION == CDAD_BFLOAT16, bf16, float> element;
     enum {
-        BF16 = sizeof(E) == 2,
+        BF16 = PRECISION == CDAD_BFLOAT16,
+        SPLIT = PRECISION == CDAD_FLOAT32,
         DP = DP_,
-        PIECE = 16 / sizeof(E), /* elements */
+        PIECE = 16 / sizeof(element), /* elements */
         DEPTH = 2 * PIECE,      /* of a fragment of A */
         FRAGMENTS = (DP + DEPTH - 1) / DEPTH,
         WIDE = FRAGMENTS * DEPTH, /* features that are multiplied */
@@ -38,22 +42,30 @@ template <typename E, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUN
         OWN = KEPT ? 0 : 2 * BLOCK_ROWS * RS,       /* of two kinds of own rows */
         COMING = BF16 ? 2 * STAGED * RS_FLOATS : 0, /* floats on their way to be rounded: in TF32 they come to their tiles */
         LINES = 4 * STAGED,                         /* floats: of lse and delta of two tiles */
-        BYTES = (TILES + OWN) * sizeof(E) + COMING * 4 /* without LINES */
+        BYTES = (TILES + OWN) * sizeof(element) + COMING * 4 /* without LINES */
     };
     static_assert(CHUNK % 16 == 0 && STAGED % CHUNK == 0, "others are met 16 at a time");
     static_assert(KEPT || !BF16 || (WIDE == DP && BLOCK_ROWS * RS_FLOATS * 4 <= TILES * 2), "own rows' floats lie in the tiles' place");
 };
-template <typename E, int DP> struct shapes {
-    typedef shape<E, DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1> forward;
-    typedef shape<E, DP, DP <= 80 ? 4 : 2, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, 2> of_queries;
-    typedef shape<E, DP, DP <= 80 ? 4 : 2, 1, DP <= 40 ? 64 : DP <= 80 ? 32 : 16, 16, DP <= 80, DP <= 40 ? 3 : DP <= 80 ? 2 : 1> of_keys;
+template <int PRECISION, int DP> struct shapes {
+    enum { WARPS = DP <= 80 ? 4 : 2, STAGED = DP <= 40 ? 64 : DP <= 80 ? 32 : 16 };
+    typedef shape<PRECISION, DP, 4, DP <= 40 ? 2 : 1, DP <= 40 ? 64 : 32, 32, true, DP <= 80 ? 3 : 1> forward;
+    typedef shape<PRECISION, DP, WARPS, DP <= 40 ? 2 : 1, STAGED, 16, DP <= 80, 2> of_queries;
+    typedef shape<PRECISION, DP, WARPS, 1, STAGED, 16, DP <= 80, DP <= 40 ? 3 : DP <= 80 ? 2 : 1> of_keys;
 };
-/* Own rows take half the registers. */
-template <int DP> struct shapes<bf16, DP> {
+/* Own rows take twice the registers, as what rounding leaves of them is kept, too. */
+template <int DP> struct shapes<CDAD_FLOAT32, DP> {
+    enum { WARPS = DP <= 80 ? 4 : 2, STAGED = DP <= 40 ? 64 : DP <= 80 ? 32 : 16, CHUNK = DP <= 80 ? 32 : 16, BLOCKS = DP <= 80 ? 2 : 1 };
+    typedef shape<CDAD_FLOAT32, DP, WARPS, 1, STAGED, CHUNK, DP <= 80, DP <= 40 ? 3 : BLOCKS> forward;
+    typedef shape<CDAD_FLOAT32, DP, WARPS, 1, STAGED, 16, DP <= 40, BLOCKS> of_queries;
+    typedef shape<CDAD_FLOAT32, DP, WARPS, 1, STAGED, 16, DP <= 40, BLOCKS> of_keys;
+};
+/* And half of them. */
+template <int DP> struct shapes<CDAD_BFLOAT16, DP> {
     enum { WARPS = DP <= 80 ? 4 : 2, ROW_TILES = DP <= 40 ? 2 : 1, STAGED = DP <= 40 ? 64 : 32 };
-    typedef shape<bf16, DP, 4, ROW_TILES, STAGED, 32, true, DP <= 80 ? 3 : 1> forward;
-    typedef shape<bf16, DP, WARPS, ROW_TILES, STAGED, 16, true, DP <= 80 ? 3 : 1> of_queries;
-    typedef shape<bf16, DP, WARPS, ROW_TILES, DP <= 80 ? STAGED : 16, 16, DP <= 80, DP <= 40 ? 2 : DP <= 80 ? 3 : 1> of_keys;
+    typedef shape<CDAD_BFLOAT16, DP, 4, ROW_TILES, STAGED, 32, true, DP <= 80 ? 3 : 1> forward;
+    typedef shape<CDAD_BFLOAT16, DP, WARPS, ROW_TILES, STAGED, 16, true, DP <= 80 ? 3 : 1> of_queries;
+    typedef shape<CDAD_BFLOAT16, DP, WARPS, ROW_TILES, DP <= 80 ? STAGED : 16, 16, DP <= 80, DP <= 40 ? 2 : DP <= 80 ? 3 : 1> of_keys;
 };
 
 /* One head of one sample: row r begins at data[r * rs]. They are multiplied by `factor`. */
@@ -71,14 +83,35 @@ template <int N> struct alignas(4 * N) words {
     uint32_t x[N];
 };
 
-__device__ static float rounded(float x) { return __uint_as_float(cuda_tf32(x)); }
+/* A factor, as its products in TF32 take it, and what they leave of it. */
+template <typename P> __device__ static float as_staged(float x) { return P::SPLIT ? x : __uint_as_float(cuda_tf32(x)); }
+
+/* N registers of a fragment. */
+template <typename P, int N> struct factors {
+    uint32_t x[N], rest[P::SPLIT ? N : 1];
+};
+/* Of registers that hold what lies in shared memory. */
+template <typename P, int N> __device__ static factors<P, N> factors_of(const uint32_t *x) {
+    factors<P, N> f = {};
+    CUDA_UNROLL
+    for (int i = 0; i < N; i++) {
+        f.x[i] = P::SPLIT ? cuda_tf32(__uint_as_float(x[i])) : x[i];
+        if constexpr (P::SPLIT)
+            f.rest[i] = __float_as_uint(__uint_as_float(x[i]) - __uint_as_float(f.x[i])); /* the product drops the last bits */
+    }
+    return f;
+}
 
 /* c += A B */
-template <typename P> __device__ static void multiply(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+template <typename P> __device__ static void multiply(float c[4], const factors<P, 4> &a, const factors<P, 2> &b) {
+    if constexpr (P::SPLIT) {
+        cuda_mma_tf32(c, a.rest, b.x);
+        cuda_mma_tf32(c, a.x, b.rest);
+    }
     if constexpr (P::BF16)
-        cuda_mma_bf16(c, a, b);
+        cuda_mma_bf16(c, a.x, b.x);
     else
-        cuda_mma_tf32(c, a, b);
+        cuda_mma_tf32(c, a.x, b.x);
 }
 
 /* What a thread stages of N rows, and rounds once it is there: COUNT times 4 features of one row, STEP floats apart. Of 8 threads that the
@@ -111,7 +144,7 @@ template <typename P, int N> __device__ static void stage(float *place, const he
         for (int c = part::STEP * i; c < part::STEP * i + 4; c++)
             to[c] = there && at.column + c < x.width ? from[c] : 0.0f;
 }
-/* What this thread staged: to `tile`, which in TF32 is the same place. */
+/* What this thread staged: to `tile`, which but for bfloat16 is the same place. */
 template <typename P, int N> __device__ static void round_staged(typename P::element *tile, const float *place, float factor) {
     typedef share<P, N> part;
     const part at = my_share<P, N>();
@@ -123,7 +156,8 @@ template <typename P, int N> __device__ static void round_staged(typename P::ele
         if constexpr (P::BF16)
             *(words<2> *)to = {cuda_bf16x2(factor * x.x[0], factor * x.x[1]), cuda_bf16x2(factor * x.x[2], factor * x.x[3])};
         else
-            *(floats<4> *)to = {rounded(factor * x.x[0]), rounded(factor * x.x[1]), rounded(factor * x.x[2]), rounded(factor * x.x[3])};
+            *(floats<4> *)to = {as_staged<P>(factor * x.x[0]), as_staged<P>(factor * x.x[1]), as_staged<P>(factor * x.x[2]),
+                                as_staged<P>(factor * x.x[3])};
     }
 }
 
@@ -186,7 +220,7 @@ template <typename P> __device__ static uint32_t factors_at(const head_rows &x, 
     if constexpr (P::BF16)
         return cuda_bf16x2(one, r < x.n && c + 1 < x.width ? x.factor * at[1] : 0.0f);
     else
-        return cuda_tf32(one);
+        return __float_as_uint(as_staged<P>(one));
 }
 
 /* Of the block's own rows, which begin at `first`. If they are not kept, they go to tile `which` of the own ones, ready after the next
@@ -224,24 +258,26 @@ __device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows
             to[m][i / 4][i % 4] = 0.0f;
     CUDA_UNROLL
     for (int k = 0; k < P::FRAGMENTS; k++) {
-        uint32_t a[P::ROW_TILES][4];
+        factors<P, 4> a[P::ROW_TILES];
         CUDA_UNROLL
         for (int m = 0; m < P::ROW_TILES; m++) {
-            if constexpr (P::KEPT)
-                CUDA_UNROLL
-                for (int i = 0; i < 4; i++)
-                    a[m][i] = own.kept[k][m][i];
-            else
-                cuda_load_matrices(a[m], own.tile + m * 16 * P::RS + P::DEPTH * k);
+            if constexpr (P::KEPT) {
+                a[m] = factors_of<P, 4>(own.kept[k][m]);
+            } else {
+                uint32_t x[4];
+                cuda_load_matrices(x, own.tile + m * 16 * P::RS + P::DEPTH * k);
+                a[m] = factors_of<P, 4>(x);
+            }
         }
         CUDA_UNROLL
         for (int j = 0; j < P::GROUPS; j += 2) {
-            uint32_t b[4]; /* of rows 8j and following, and of 8 more */
-            cuda_load_matrices(b, row + 8 * j * P::RS + P::DEPTH * k);
+            uint32_t x[4]; /* of rows 8j and following, and of 8 more */
+            cuda_load_matrices(x, row + 8 * j * P::RS + P::DEPTH * k);
+            const factors<P, 2> b = factors_of<P, 2>(x), more = factors_of<P, 2>(x + 2);
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++) {
                 multiply<P>(to[m][j], a[m], b);
-                multiply<P>(to[m][j + 1], a[m], b + 2);
+                multiply<P>(to[m][j + 1], a[m], more);
             }
         }
     }
@@ -256,21 +292,22 @@ __device__ static void add_weighted(float to[P::ROW_TILES][P::FEATURE_GROUPS][4]
         const bf16 *row = tile + lane % 16 * P::RS + lane / 16 * 8;
         CUDA_UNROLL
         for (int j = 0; j < P::GROUPS; j += 2) {
-            uint32_t a[P::ROW_TILES][4];
+            factors<P, 4> a[P::ROW_TILES] = {};
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++)
                 CUDA_UNROLL
                 for (int i = 0; i < 4; i++)
-                    a[m][i] = cuda_bf16x2(weights[m][j + i / 2][i % 2 * 2], weights[m][j + i / 2][i % 2 * 2 + 1]);
+                    a[m].x[i] = cuda_bf16x2(weights[m][j + i / 2][i % 2 * 2], weights[m][j + i / 2][i % 2 * 2 + 1]);
             CUDA_UNROLL
             for (int f = 0; f < P::FEATURE_GROUPS; f += 2) {
-                uint32_t b[4]; /* of features 8f and following, and of 8 more, which may be padding */
-                cuda_load_matrices_turned(b, row + 8 * j * P::RS + 8 * f);
+                uint32_t x[4]; /* of features 8f and following, and of 8 more, which may be padding */
+                cuda_load_matrices_turned(x, row + 8 * j * P::RS + 8 * f);
+                const factors<P, 2> b = factors_of<P, 2>(x), more = factors_of<P, 2>(x + 2);
                 CUDA_UNROLL
                 for (int m = 0; m < P::ROW_TILES; m++) {
-                    cuda_mma_bf16(to[m][f], a[m], b);
+                    multiply<P>(to[m][f], a[m], b);
                     if (f + 1 < P::FEATURE_GROUPS)
-                        cuda_mma_bf16(to[m][f + 1], a[m], b + 2);
+                        multiply<P>(to[m][f + 1], a[m], more);
                 }
             }
         }
@@ -278,18 +315,22 @@ __device__ static void add_weighted(float to[P::ROW_TILES][P::FEATURE_GROUPS][4]
         CUDA_UNROLL
         for (int j = 0; j < P::GROUPS; j++) {
             const float *row = tile + (8 * j + 2 * t) * P::RS + g;
-            uint32_t a[P::ROW_TILES][4];
+            factors<P, 4> a[P::ROW_TILES];
             CUDA_UNROLL
-            for (int m = 0; m < P::ROW_TILES; m++)
+            for (int m = 0; m < P::ROW_TILES; m++) {
+                uint32_t x[4];
                 CUDA_UNROLL
                 for (int i = 0; i < 4; i++)
-                    a[m][i] = cuda_tf32(weights[m][j][i % 2 * 2 + i / 2]);
+                    x[i] = __float_as_uint(as_staged<P>(weights[m][j][i % 2 * 2 + i / 2]));
+                a[m] = factors_of<P, 4>(x);
+            }
             CUDA_UNROLL
             for (int f = 0; f < P::FEATURE_GROUPS; f++) {
-                const uint32_t b[2] = {__float_as_uint(row[8 * f]), __float_as_uint(row[P::RS + 8 * f])};
+                const uint32_t x[2] = {__float_as_uint(row[8 * f]), __float_as_uint(row[P::RS + 8 * f])};
+                const factors<P, 2> b = factors_of<P, 2>(x);
                 CUDA_UNROLL
                 for (int m = 0; m < P::ROW_TILES; m++)
-                    cuda_mma_tf32(to[m][f], a[m], b);
+                    multiply<P>(to[m][f], a[m], b);
             }
         }
     }

@@ -53,12 +53,15 @@ struct __align__(8) two {
 template <typename T, typename F>
 __device__ static inline void cuda_conv_put(const conv_results &to, int first_n, const float c[T::TM][T::TN][4], float *slab, const F &row_of) {
     const int lane = (int)threadIdx.x % 32, width = 8 * T::TN;
-    CUDA_UNROLL
+    CUDA_NO_UNROLL
     for (int half = 0; half < 2 * T::TM; half++) { /* of 16 rows */
         const int i = half / 2, first_row = half % 2 * CUDA_SLAB_ROWS;
         CUDA_UNROLL
-        for (int j = 0; j < T::TN; j++)
-            *(two *)(slab + lane / 4 * T::SLAB_RS + 8 * j + lane % 4 * 2) = {c[i][j][half % 2 * 2], c[i][j][half % 2 * 2 + 1]};
+        for (int h = 0; h < 2 * T::TM; h++)
+            if (h == half) /* sums are in registers, which have no numbers that a loop could count */
+                CUDA_UNROLL
+                for (int j = 0; j < T::TN; j++)
+                    *(two *)(slab + lane / 4 * T::SLAB_RS + 8 * j + lane % 4 * 2) = {c[h / 2][j][h % 2 * 2], c[h / 2][j][h % 2 * 2 + 1]};
         __syncwarp();
         CUDA_NO_UNROLL
         for (int e = 4 * lane; e < CUDA_SLAB_ROWS * width; e += 4 * 32) {
