@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     _check_streams()
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if empty := [name for name, value in vars(arguments).items() if value == ""]:  # an unset variable; Path takes it for the folder that one is in
@@ -69,6 +71,12 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count")
+    return int(text)
 
 
 def _check_streams() -> None:
@@ -175,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--images", type=int, default=300, help="training images of a task (default: 300)")
     planning.add_argument("--classes", type=int, default=1, help="classes of a task (default: 1)")
     planning.add_argument("--rank-share", type=float, default=0.5, help="of the width, assumed of a task's bases (default: 0.5)")
-    planning.add_argument("--rows", type=int, default=10, help="weights to show, the largest first (default: 10)")
+    planning.add_argument("--rows", type=_count, default=10, help="weights to show, the largest first (default: 10)")
     planning.add_argument("--time", action="store_true", help="estimate times by a measurement of some seconds here")
     planning.add_argument("--json", action="store_true", help="everything, in bytes and seconds, as JSON")
     planning.set_defaults(resume=False, seed=None)
@@ -186,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. training.batch_size=1")
     profile.add_argument("--train", action="store_true", help="a training step, not a prediction")
     profile.add_argument("--repeats", type=int, default=5, help="runs whose medians are shown (default: 5)")
-    profile.add_argument("--rows", type=int, default=15, help="nodes to show, the slowest first (default: 15)")
+    profile.add_argument("--rows", type=_count, default=15, help="nodes to show, the slowest first (default: 15)")
     profile.add_argument("--trace", help="write the last run for chrome://tracing or Perfetto")
     profile.add_argument("--json", help="write the rates beside NumPy's matrix product as records")
     profile.set_defaults(resume=False, recipe="default", strategy=None, seed=None)

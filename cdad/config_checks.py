@@ -22,7 +22,7 @@ STRATEGIES = ("cdad", "finetune", "joint", "replay", "ewc", "si", "mas", "distil
 _MOST, _MAX_LEVELS, _MAX_SKIPS, _MAX_TIMESTEPS = 1 << 24, 8, 64, 4096
 # By the annotation of a field (of a list, of its entries): how a message calls the type, and whether a value has it.
 _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "bool": ("bool", lambda x: isinstance(x, bool)),
+    "bool": ("true or false", lambda x: isinstance(x, bool)),
     "int": ("int", lambda x: isinstance(x, int) and not isinstance(x, bool)),
     "float": ("float", lambda x: isinstance(x, int | float) and not isinstance(x, bool)),
     "str": ("str", lambda x: isinstance(x, str)),

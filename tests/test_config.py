@@ -60,7 +60,7 @@ def test_steps_of_a_task():
         ({"training.increment_epochs": -1}, "training.increment_epochs is -1; at least 0"),
         ({"training.accumulate": 0}, "training.accumulate is 0; at least 1"),
         ({"training.accumulate": 3}, "a divisor of training.batch_size = 8 is wanted"),
-        ({"training.recompute": 1}, "training.recompute: bool is wanted"),
+        ({"training.recompute": 1}, "training.recompute: true or false is wanted"),
         ({"continual.gamma": 1.5}, "continual.gamma is 1.5; 0 < x <= 1"),
         ({"continual.free_gamma": 0.0}, "continual.free_gamma is 0.0"),
         ({"continual.memory": -1}, "continual.memory is -1; at least 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -223,3 +225,9 @@ def test_places_are_counted_as_sorting_would(dtype):
     np.testing.assert_array_equal(_core.count_places(values, skip, marks), wanted)
     with pytest.raises(ValueError, match="5000 values but 4999 flags"):
         _core.count_places(values, skip[1:], marks)
+
+
+def test_the_command_line_warns_in_a_line():
+    code = "import sys; from cdad.cli import main; from cdad.metrics import forgetting; main(['info']); forgetting([[1.0]])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "WARNING: forgetting is undefined with a single task\n"

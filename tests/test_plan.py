@@ -222,3 +222,11 @@ def test_plans_are_of_the_kernels_that_run(isa):
         assert cdad.plan(config).workspace == model.workspace_needs
     finally:
         _core.set_isa(now)
+
+
+@pytest.mark.parametrize("command", ["plan", "profile"])
+@pytest.mark.parametrize("rows", ["-1", "1.5"])
+def test_rows_are_a_count(command, rows, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--preset", "tiny", f"--rows={rows}"])
+    assert ended.value.code == 2 and f"--rows: '{rows}' is no count" in capsys.readouterr().err
