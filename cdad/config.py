@@ -284,6 +284,12 @@ class Config:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
     def __post_init__(self) -> None:
+        for f in fields(self):  # a list is no key of a set or dict, which a configuration can be
+            section = getattr(self, f.name)
+            if dataclasses.is_dataclass(section):
+                values = {key.name: getattr(section, key.name) for key in fields(section)}
+                if lists := {name: tuple(value) for name, value in values.items() if isinstance(value, list)}:
+                    object.__setattr__(self, f.name, replace(section, **lists))
         check(self)
 
     @property

@@ -297,3 +297,9 @@ def test_the_paper_s_recipe_trains(products, quick_config):
     model.fit_task([products["gear"]], progress=False)
     model.fit_task([products["steel"]], progress=False)
     assert model.predict([s.path for s in products["gear"].test[:2]]).maps.shape == (2, 64, 64)
+
+
+def test_sections_made_of_lists_are_the_same_and_keys():
+    config = preset("small")
+    other = dataclasses.replace(config, amn=dataclasses.replace(config.amn, hidden=list(config.amn.hidden)))
+    assert other == config and {config: 1}[other] == 1

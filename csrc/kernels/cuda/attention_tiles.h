@@ -12,9 +12,9 @@
 typedef uint16_t bf16;
 
 /* How a kernel shares out its work. PRECISION: cdad_precision; factors in shared memory are bf16 or else float, in TF32 rounded ones.
- * DP: features of a head, padded with zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT in registers or else read from shared memory; STAGED others come to
- * shared memory at once, of which CHUNK are met at once. BLOCKS: for how many a multiprocessor is to have registers. All stay below 99 KiB
- * of shared memory. */
+ * DP: features of a head, padded with zeros. A warp has ROW_TILES times 16 rows, whose fragments are KEPT in registers or else read from
+ * shared memory; STAGED others come to shared memory at once, of which CHUNK are met at once. BLOCKS: for how many a multiprocessor is to
+ * have registers. */
 template <int PRECISION, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int CHUNK_, bool KEPT_, int BLOCKS_> struct shape {
     typedef std::conditional_t<PRECISION == CDAD_BFLOAT16, bf16, float> element;
     enum {
@@ -45,6 +45,7 @@ template <int PRECISION, int DP_, int WARPS_, int ROW_TILES_, int STAGED_, int C
         BYTES = (TILES + OWN) * sizeof(element) + COMING * 4 /* without LINES */
     };
     static_assert(CHUNK % 16 == 0 && STAGED % CHUNK == 0, "others are met 16 at a time");
+    static_assert(BYTES + LINES * 4 <= 99 << 10, "more shared memory than every GPU has");
     static_assert(KEPT || !BF16 || (WIDE == DP && BLOCK_ROWS * RS_FLOATS * 4 <= TILES * 2), "own rows' floats lie in the tiles' place");
 };
 template <int PRECISION, int DP> struct shapes {
