@@ -53,9 +53,9 @@ typedef void (*block_fn)(uint64_t seed, uint64_t stream, uint64_t index, float o
 static void fill(float *dst, int64_t n, uint64_t seed, uint64_t stream, int64_t first, block_fn block) {
     float values[4];
     for (int64_t i = 0; i < n; i++) {
-        const int64_t at = first + i;
+        const uint64_t at = (uint64_t)first + (uint64_t)i;
         if (i == 0 || at % 4 == 0)
-            block(seed, stream, (uint64_t)at / 4, values);
+            block(seed, stream, at / 4, values);
         dst[i] = values[at % 4];
     }
 }

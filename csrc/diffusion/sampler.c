@@ -63,6 +63,9 @@ static cdad_status build_programs(cdad_sampler *s, const cdad_context *ctx, cdad
                                       cdad_shape_make(4, s->n, c->latent_h, c->latent_w, c->unet.model_channels));
     s->prediction = cdad_denoise_build(&b, c, s->x, s->t, s->context, s->control);
     CDAD_TRY(b.status);
+    CDAD_FAIL_IF(c->unet.out_channels != c->unet.in_channels, err, CDAD_SHAPE,
+                 "a U-Net of %lld channels that gives %lld denoises nothing", (long long)c->unet.in_channels,
+                 (long long)c->unet.out_channels);
     CDAD_TRY(cdad_program_new(&s->unet, s->unet_graph, 1, &s->prediction, &shared, ctx, err));
     return s->condition ? cdad_program_bind(s->unet, s->control, s->tau_data, err) : CDAD_OK;
 }

@@ -75,10 +75,16 @@ static cdad_status find_lifetimes(cdad_program *p, int64_t n_outputs, const cdad
         for (int j = 0; j < node->op->n_out; j++)
             p->places[cdad_step_output(g, s, j)].first = p->places[cdad_step_output(g, s, j)].last = t;
     }
+    for (int64_t t = p->n_steps - 1; t >= 0; t--) { /* what reads a view reads what it shows, maybe a parameter */
+        const cdad_node *node = &g->nodes[p->steps[t].node];
+        if ((node->op->flags & CDAD_OP_VIEW) && p->places[node->out[0]].last > p->places[node->in[0]].last)
+            p->places[node->in[0]].last = p->places[node->out[0]].last;
+    }
     CDAD_TRY(cdad_alloc((void **)&p->handovers, options->n_handovers * (int64_t)sizeof *p->handovers, err));
     for (int64_t i = 0; i < options->n_handovers; i++) {
         const cdad_handover *h = &options->handovers[i];
         place *q = &p->places[h->value];
+        q->handed = 1;
         if (h->spares != CDAD_NONE && p->places[h->spares].last > q->last)
             q->last = p->places[h->spares].last;
         p->handovers[p->n_handovers++] = (handover){.value = h->value, .number = i, .step = q->last};
@@ -107,10 +113,11 @@ static void share_memory(cdad_program *p) {
             int read_twice = 0; /* by another input of this very node */
             for (int i = 1; i < node->n_in; i++)
                 read_twice |= node->in[i] != CDAD_NONE && p->places[node->in[i]].root == root->root;
-            if (!in_arena || root->last > t || read_twice)
-                continue;
+            if (!in_arena || root->last > t || root->handed || read_twice)
+                continue; /* handed over after the step that reads it last */
         }
         out->root = root->root;
+        root->handed |= out->handed;
         if (out->last > root->last)
             root->last = out->last;
     }

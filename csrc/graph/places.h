@@ -10,7 +10,7 @@ typedef struct place {
     int64_t first, last; /* of a root: the first and last step that touch its memory */
     int64_t offset;      /* of a root in the arena; -1: not in the arena */
     int64_t bytes;
-    unsigned char used, external;
+    unsigned char used, external, handed; /* handed: of a root, it or what shares its memory is handed over */
 } place;
 
 typedef struct tap {
@@ -48,7 +48,7 @@ struct cdad_program {
     cdad_workspace *workspace, own; /* workspace: another's, or its own */
     char *scratch;                  /* in the workspace, behind the arena */
     int64_t arena_bytes, scratch_bytes;
-    const struct cdad_kernels *kernels; /* for which scratch was sized; NULL: not yet */
+    const struct cdad_kernels *kernels, *host_kernels; /* for which scratch was sized; NULL: not yet */
     int threads;
     handover *handovers; /* [n_handovers], in the order of their steps */
     int64_t n_handovers;

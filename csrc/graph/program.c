@@ -44,7 +44,7 @@ static void shapes_of(const cdad_graph *g, const cdad_node *node, cdad_shape *in
 static void plan_scratch(cdad_program *p, const cdad_context *ctx) {
     const cdad_graph *g = p->g;
     const int threads = cdad_pool_threads(ctx->pool);
-    if (p->kernels == ctx->kernels && p->threads == threads)
+    if (p->kernels == ctx->kernels && p->host_kernels == ctx->host_kernels && p->threads == threads)
         return;
     int64_t most = 0;
     for (int64_t t = 0; t < p->n_steps; t++) {
@@ -60,6 +60,7 @@ static void plan_scratch(cdad_program *p, const cdad_context *ctx) {
     }
     p->scratch_bytes = most;
     p->kernels = ctx->kernels;
+    p->host_kernels = ctx->host_kernels;
     p->threads = threads;
 }
 

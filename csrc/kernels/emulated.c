@@ -5,6 +5,7 @@
  * address that is not inside a live allocation is recorded, and the kernel is not run: the next check tells. */
 #include "kernels/devices.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -403,6 +404,9 @@ static void sum_squares_each(const cdad_context *ctx, const float *w, const cdad
 static void adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_update *updates, int64_t count, const cdad_adamw *h) {
     for (const cdad_update *u = updates; u < updates + count; u++) {
         cdad_adamw own = cdad_adamw_at(*h, u->at);
+        const double *squares = u->squares;
+        if (!TURN(squares) || !isfinite(*squares))
+            continue;
         own.squares = u->squares;
         adamw(ctx, w + u->at, u->m, u->v, e && !own.anchor ? e + u->at : NULL, NULL, u->g, u->n, &own);
         if (own.anchor) {

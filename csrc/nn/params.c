@@ -17,8 +17,13 @@ void cdad_params_free(cdad_params *p) {
     for (int64_t i = 0; i < p->n; i++)
         cdad_free(p->items[i].name);
     cdad_free(p->items);
-    cdad_device_free(p->device, p->values);
+    cdad_params_release(p);
     cdad_free(p);
+}
+
+void cdad_params_release(cdad_params *p) {
+    cdad_device_free(p->device, p->values);
+    p->values = NULL;
 }
 
 int64_t cdad_params_find(const cdad_params *p, const char *name) {
@@ -90,10 +95,8 @@ static cdad_status initialise_device(cdad_params *p, uint64_t seed, cdad_error *
     }
 done:
     cdad_free(w);
-    if (status != CDAD_OK) { /* zeros would pass for weights */
-        cdad_device_free(p->device, p->values);
-        p->values = NULL;
-    }
+    if (status != CDAD_OK) /* zeros would pass for weights */
+        cdad_params_release(p);
     return status;
 }
 

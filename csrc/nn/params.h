@@ -43,6 +43,9 @@ int64_t cdad_params_find(const cdad_params *p, const char *name);
 CDAD_MUST_USE cdad_status cdad_params_register(cdad_params *p, const char *name, cdad_shape shape, cdad_init init,
                                                cdad_error *err);
 
+/* Undoes cdad_params_allocate. */
+void cdad_params_release(cdad_params *p);
+
 /* Forgets those registered after the first n, of a network that could not be built. Nothing where they are allocated. */
 void cdad_params_forget(cdad_params *p, int64_t n);
 

@@ -315,6 +315,9 @@ static int64_t *counter(PyObject *o, const void *which) {
     return !opt ? NULL : which ? &opt->age : &opt->step;
 }
 
+/* So many steps' random numbers are counted within 64 bits. */
+#define MOST_STEPS (INT64_C(1) << 32)
+
 static PyObject *trainer_get_counter(PyObject *o, void *which) {
     const int64_t *n = counter(o, which);
     return n ? PyLong_FromLongLong(*n) : NULL;
@@ -322,9 +325,9 @@ static PyObject *trainer_get_counter(PyObject *o, void *which) {
 
 static int trainer_set_counter(PyObject *o, PyObject *value, void *which) {
     const long long n = value ? PyLong_AsLongLong(value) : -1;
-    if (n < 0) {
+    if (n < 0 || n > MOST_STEPS) {
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "a counter is an integer >= 0");
+            PyErr_Format(PyExc_ValueError, "a counter is an integer of 0 to %lld", (long long)MOST_STEPS);
         return -1;
     }
     int64_t *at = counter(o, which);

@@ -42,9 +42,13 @@ static float *take_block(const py_trainer *self, PyObject *o, const char *what) 
     return cdad_py_data((PyArrayObject *)o);
 }
 
-/* Keeps a borrowed block, or with NULL the old one no longer; a name with a blank is no parameter's. */
+/* Keeps a borrowed block, or with NULL the old one no longer; a name with a blank is no parameter's. One of the trainer's own lives as
+ * long as that, and an array on it would keep the trainer alive for good. */
 static int keep_block(const py_trainer *self, const char *name, PyObject *o) {
-    return PyDict_SetItemString(self->borrowed, name, o ? o : Py_None);
+    PyObject *owner = o;
+    while (owner && PyArray_Check(owner))
+        owner = PyArray_BASE((PyArrayObject *)owner);
+    return PyDict_SetItemString(self->borrowed, name, o && owner != (PyObject *)self ? o : Py_None);
 }
 
 PyObject *cdad_py_trainer_penalize(PyObject *o, PyObject *args, PyObject *kwargs) {

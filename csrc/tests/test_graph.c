@@ -285,6 +285,29 @@ static void test_memory_of_blocks(const cdad_context *ctx) {
     CHECK(bytes[0] / BYTES >= 23 && bytes[1] / BYTES <= 11, "%" PRId64 " bytes, recomputing %" PRId64, bytes[0], bytes[1]);
 }
 
+/* A gradient that an op could take over in place as the last to read it, and a parameter that is read through a view. */
+static void test_handovers_of_what_is_shared(const cdad_context *ctx) {
+    cdad_graph *g = new_graph();
+    const cdad_value x = input(g, "x", SHAPE(2, 3)), t = input(g, "t", SHAPE(2, 3));
+    cdad_value w, p, flat, grads[2], view;
+    CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(2, (int64_t)2, (int64_t)3), &w, err));
+    CHECK_OK(cdad_graph_param(g, "p", cdad_shape_make(2, (int64_t)2, (int64_t)3), &p, err));
+    const cdad_value sum = node(g, "add", node(g, "mul", x, w), p), loss = node(g, "mse", sum, t);
+    CHECK_OK(cdad_graph_backward(g, loss, 2, (cdad_value[]){w, p}, 0, grads, err));
+    check_handovers(g, ctx, loss, 2, (cdad_handover[]){{grads[0], w}, {grads[1], p}});
+    check_handovers(g, ctx, grads[0], 1, &(cdad_handover){grads[1], p});
+    cdad_graph_free(g);
+
+    g = new_graph();
+    const cdad_value other = input(g, "x", SHAPE(2, 3));
+    CHECK_OK(cdad_graph_param(g, "w", cdad_shape_make(1, (int64_t)6), &flat, err));
+    CHECK_OK(cdad_node_add(g, &cdad_op_reshape, 1, &flat, &view, err, "ndim", 2.0, "d0", 2.0, "d1", 3.0, NULL));
+    CHECK_OK(cdad_graph_backward(g, node(g, "mse", node(g, "mul", other, view), other), 1, &flat, 0, grads, err));
+    const cdad_value late = node(g, "tanh", view, CDAD_NONE);
+    check_handovers(g, ctx, node(g, "add", late, late), 1, &(cdad_handover){grads[0], flat});
+    cdad_graph_free(g);
+}
+
 /* A parameter that is read after its gradient is there is not spared before. */
 static void test_handovers(const cdad_context *ctx) {
     cdad_graph *g = new_graph();
@@ -298,6 +321,7 @@ static void test_handovers(const cdad_context *ctx) {
     both = node(g, "add", late, late);
     check_handovers(g, ctx, both, 1, &(cdad_handover){.value = grad, .spares = w});
     cdad_graph_free(g);
+    test_handovers_of_what_is_shared(ctx);
 }
 
 /* Checks the results of a program for `outputs`, and returns its number of steps. */

@@ -324,6 +324,7 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     cdad_training_graph values;
     cdad_builder b;
     const int64_t n = batching->n, parts = batching->accumulate, known = params->n;
+    const int fresh = !params->values;
     *out = NULL;
     CDAD_FAIL_IF(n < 1, err, CDAD_INVALID, "a batch has at least one sample");
     CDAD_FAIL_IF(parts < 1 || n % parts, err, CDAD_INVALID, "a batch of %lld cannot be cut into %lld equal parts",
@@ -350,7 +351,7 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     CDAD_TRY_DONE(cdad_graph_new(&shapes, err)); /* registers the parameters */
     cdad_builder_init(&b, shapes, params, err);
     CDAD_TRY_DONE(cdad_training_build(&b, c, samples(t), &values));
-    if (!params->values)
+    if (fresh)
         CDAD_TRY_DONE(cdad_params_allocate(params, seed, err));
     if (optimizer) {
         cdad_optimizer_config as_trained = *optimizer;
@@ -363,10 +364,12 @@ cdad_status cdad_trainer_new(cdad_trainer **out, const cdad_denoiser_config *c, 
     *out = t;
     t = NULL;
 done:
-    if (status != CDAD_OK)
-        cdad_params_forget(params, known);
     cdad_graph_free(shapes);
     cdad_trainer_free(t);
+    if (status != CDAD_OK && fresh)
+        cdad_params_release(params);
+    if (status != CDAD_OK)
+        cdad_params_forget(params, known);
     return status;
 }
 
