@@ -24,13 +24,14 @@ def write_atomically(path: str | os.PathLike, content: bytes | Iterable[bytes | 
 @contextmanager
 def replacing(path: str | os.PathLike, previous: str | os.PathLike | None = None) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` when the block ends, whole and on the disk. Until then it is a
-    temporary one beside it, which the next writer takes over if a crash leaves it; of two writers one waits.
+    temporary one beside it, which the next writer takes over if a crash leaves it; of two writers one waits. A symbolic link stays
+    one: the file that it shows is replaced, by one of the same permissions.
     ``previous``: where the file that is replaced is kept, in the place of the one that was kept there before.
 
     Raises:
         OSError: writing, syncing or renaming failed; the old file is untouched and no temporary one stays.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         opened = _locked(temporary)
@@ -40,6 +41,8 @@ def replacing(path: str | os.PathLike, previous: str | os.PathLike | None = None
         try:
             yield file
             file.flush()
+            with suppress(OSError):  # there is none, or a file system has no such thing
+                os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
             os.fsync(file.fileno())
             if previous is not None:
                 _keep(path, Path(previous))

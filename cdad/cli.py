@@ -27,7 +27,7 @@ from .config import PAPER_RECIPE, PRESETS, Config, preset
 from .config_checks import STRATEGIES
 from .data import PRODUCTS, open_dataset, write_dataset
 from .devices import describe_cuda
-from .errors import DataError, ImageError
+from .errors import DataError, ImageError, LimitError
 from .evaluation import evaluate, write_contact_sheet
 from .model import ContinualModel
 from .planning import Plan, plan
@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     inspect = action("inspect", _weights_inspect, "Say what a weight file, folder or checkpoint is, and how its tensors are used.")
-    inspect.add_argument("path", metavar="FILE|FOLDER")
+    inspect.add_argument("path", metavar="FILE|FOLDER", help="a weight file or folder, a checkpoint or a run's folder")
     inspect.add_argument("--variant", help="of the files in a folder: fp16, non_ema")
     inspect.add_argument("--json", action="store_true", help="everything, as JSON")
     convert = action("convert", _weights_convert, "Write safetensors with the original (CompVis, torchvision) names.")
@@ -334,7 +334,7 @@ def _shortened(stem: str) -> str:
 def _eval(arguments: argparse.Namespace) -> int:
     model = ContinualModel.load(_checkpoint(arguments.model), predict_only=True)
     out = _folder(arguments.out)
-    dataset = open_dataset(arguments.data, require_masks=not arguments.no_masks)
+    dataset = open_dataset(arguments.data, require_masks=not arguments.no_masks, require_train=False)
     results = evaluate(model, dataset, arguments.classes or None, progress=not arguments.quiet)
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
@@ -367,7 +367,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         nonlocal failed
         try:
             prediction = model.predict(paths, arguments.class_name)
-        except (ImageError, OSError) as error:
+        except (ImageError, LimitError, OSError) as error:
             if len(paths) > 1:
                 for i, path in enumerate(paths):
                     score(first + i, [path])
@@ -424,9 +424,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _weights_inspect(arguments: argparse.Namespace) -> int:
     text: Callable[[dict[str, Any]], str] = format_description
-    with Collection(arguments.path, arguments.variant or "") as collection:
+    path = Path(arguments.path) / CHECKPOINT if (Path(arguments.path) / CHECKPOINT).is_file() else arguments.path
+    with Collection(path, arguments.variant or "") as collection:
         if any(file.metadata.get("format") == FORMAT for file in collection.files):
-            found, text = describe_checkpoint(arguments.path), format_checkpoint
+            found, text = describe_checkpoint(path), format_checkpoint
         else:
             found = describe(collection)
     print(json.dumps(found, indent=1) if arguments.json else text(found))

@@ -478,7 +478,11 @@ def _toml_value(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own of NumPy's, as sweeps give them."""
+    """Python's own of NumPy's, as sweeps give them, and of paths."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 

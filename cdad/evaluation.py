@@ -21,7 +21,7 @@ from .prediction import Prediction
 log = logging.getLogger("cdad")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassEvaluation:
     """One class's test: ``measures`` (see `cdad.metrics.MEASURES`; of pixels nan where a defective image has no mask), and what
     they were computed from. Masks are uint8 0/1 [N,H,W] at the model's image size, all 0 where there is none."""

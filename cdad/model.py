@@ -40,7 +40,7 @@ from .results import format_table
 from .scoring import Calibration, image_scores, score_maps
 from .strategies import make_strategy
 from .text import empty_prompt_context
-from .thresholds import Threshold
+from .thresholds import Threshold, check_quantile
 from .weights import load_part
 
 log = logging.getLogger("cdad")
@@ -365,10 +365,10 @@ class ContinualModel:
     def _condition_ratio(self, sources: Sequence[Path | MemoryImage]) -> float:
         """`denoising_error` over that under another image's condition: 1 says that the model ignores its condition."""
         batch = max(2, self.config.scoring.batch_size)
-        chosen = spread(sources, batch)
-        images = load_images([chosen[i % len(chosen)] for i in range(batch)], self.config.image_size)
-        latents = self.autoencoder.encode(images)
-        own, other = self.drawing.x0_error(latents, images), self.drawing.x0_error(latents, np.roll(images, 1, axis=0))
+        images = load_images(spread(sources, batch), self.config.image_size)
+        order = np.arange(batch) % len(images)  # a batch is filled up
+        latents = self.autoencoder.encode(images[order])
+        own, other = (self.drawing.x0_error(latents, images[of % len(images)]) for of in (order, order + 1))
         return own / max(other, 1e-12)
 
     def representative_batches(self, classes: Sequence[ClassData]) -> TrainingBatches:
@@ -494,7 +494,7 @@ class ContinualModel:
         bit: it is turned as its EXIF orientation says, and resized to the model's image size, which ``maps`` have. They are read
         chunk after chunk, an iterator's too. An array that lies on the model's device (float32: a `DeviceArray`, a torch, CuPy or
         JAX array) is read there, and has the model's size. TypeError: something else; ValueError: an array of another shape, or on
-        a device of another size; ImageError: an image that cannot be read.
+        a device of another size; ImageError: an image that cannot be read, LimitError: a larger one than is read.
         ``class_name``: the product, if known: its calibration is used, else the mean of all classes' and the nearest of their memory
         banks; ValueError where it was not learned. RuntimeError: nothing was learned yet, the model is training, or a class is
         `uncalibrated`. A sample's result depends on (image, class_name, model, seed) alone, not on what it is predicted with;
@@ -549,8 +549,9 @@ class ContinualModel:
         ``images``: normal ones, as for `predict`, that the class was not trained on: trained ones score lower than new ones.
         ``quantile``: of their scores, in (0, 1]; 1: the highest, above which lies about one new normal image in n + 1.
         Tasks that are learned later move scores a little, and `predict` warns then: measure again. Errors as in `predict`; ValueError:
-        no images, or another quantile."""
+        no images, another quantile, or a score that is no number."""
         self._check_learned(class_name)
+        check_quantile(quantile)
         with self._use.reading():
             scores = self._predict(images, class_name, progress).scores
         threshold = Threshold.of(scores, quantile, len(self.ledger))

@@ -309,9 +309,11 @@ def _largest(shapes: dict[str, tuple[int, ...]], streams: dict[str, tuple[int, s
 def _seconds(config: Config, flops: dict[str, float], parts: dict[str, int], steps: int) -> dict[str, float]:
     """From the speed of the first two levels of the same network, one sample at a time: products by their operations, the
     optimiser by the parameters."""
+    widths = [config.unet.model_channels * factor for factor in config.unet.channel_mult[:2]]
     part = config.updated(
         {
             "unet.channel_mult": list(config.unet.channel_mult[:2]),
+            "unet.num_heads": math.gcd(config.unet.num_heads, *widths),  # the last level, now another one, attends
             "unet.num_res_blocks": 1,
             "unet.attention_resolutions": [factor for factor in config.unet.attention_resolutions if factor <= 2],
             "continual.strategy": "finetune" if config.continual.strategy == "replay" else config.continual.strategy,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """``scores`` float32 [N], higher is more anomalous; ``maps`` float32 [N,H,W]; ``reconstructions`` float32
     [N,H,W,3] in [0,1], the normal image that the model draws instead; ``threshold``: the class's, where it was told and has one."""

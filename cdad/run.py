@@ -80,8 +80,19 @@ def run_protocol(
     missing = [name for name in protocol.classes if name not in dataset]
     if missing:
         raise DataError(f"the data set has no class {missing[0]!r}; it holds {', '.join(dataset)}")
+    config = _located(config)
     with alone(Path(folder)):
         return _run(config, dataset, protocol, Path(folder), resume, previous, start_from, progress, tell, callback)
+
+
+def _located(config: Config) -> Config:
+    """With the paths of files that are there from anywhere, as a run's folder is used from elsewhere, too."""
+
+    def of(path: str) -> str:
+        return os.path.abspath(path) if path and os.path.exists(path) else path
+
+    weights = {key: value for key, value in _flat(config.to_dict()).items() if key.endswith(".weights")}
+    return config.updated({key: of(value) if isinstance(value, str) else list(map(of, value)) for key, value in weights.items()})
 
 
 @contextmanager
@@ -130,6 +141,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     (folder / "tasks").mkdir(exist_ok=True)
     if finished_results(folder, protocol) is None:  # a run that is done keeps its own
         write_atomically(folder / CONFIG, config.to_toml().encode())
+    if learned and not resumed:  # a task's steps write it, and there may be none to learn, or an interruption before
+        model.save(checkpoint)
     writer = ResultWriter(
         folder,
         names,
@@ -207,11 +220,17 @@ def is_begun(folder: Path) -> bool:
 
 
 def check_same_run(config: Config, folder: Path) -> None:
-    """ValueError, with the keys that differ, where the folder holds a run with another configuration, or its results alone."""
+    """ValueError, with the keys that differ, where the folder holds a run with another configuration, or its results alone. Where
+    files of weights lie is none of it, but for their names."""
     if not (is_begun(folder) and (folder / CONFIG).exists()):
         return
     kept, wanted = (_flat(c.to_dict()) for c in (read_config(folder), config))
-    differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if kept[key] != wanted[key]]
+
+    def is_same(key: str) -> bool:
+        of = [value if isinstance(value, list) else [value] for value in (kept[key], wanted[key])]
+        return kept[key] == wanted[key] or key.endswith(".weights") and len({tuple(map(os.path.basename, paths)) for paths in of}) == 1
+
+    differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if not is_same(key)]
     if differ:
         raise ValueError(f"{folder} was run with another configuration ({'; '.join(differ)}): choose another folder, or the same configuration")
 

@@ -434,3 +434,14 @@ def test_saving_and_loading_hold_no_second_copy(tmp_path):
     assert growth < largest + tolerance
     growth, model, largest = map(int, run(code, path, "load").split())
     assert 200 << 20 < growth < model + largest + tolerance
+
+
+def test_a_link_stays_one_and_permissions_stay(tmp_path):
+    file, link = tmp_path / "there" / "v1", tmp_path / "current"
+    file.parent.mkdir()
+    file.write_bytes(b"old")
+    file.chmod(0o640)
+    link.symlink_to("there/v1")
+    atomic.write_atomically(link, b"new")
+    assert link.is_symlink() and file.read_bytes() == b"new" and file.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["current", "there", "v1"]

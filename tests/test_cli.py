@@ -428,3 +428,59 @@ def test_a_closed_pipe_is_no_error():
     done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=os.environ, timeout=60)
     os.close(theirs)
     assert done.returncode == 141 and done.stderr == ""
+
+
+def test_an_image_that_is_too_large_costs_the_others_nothing(root, run_folder, tmp_path, capsys):
+    good = [str(path) for path in sorted((root / "gear" / "test" / "good").iterdir())[:2]]
+    Image.new("1", (9000, 8000)).save(tmp_path / "large.png")
+    images = [good[0], str(tmp_path / "large.png"), good[1]]
+    assert main(["predict", str(run_folder), *images, "--class", "gear", "--out", str(tmp_path / "maps")]) == 1
+    told = capsys.readouterr()
+    rows = list(csv.DictReader(told.out.splitlines()))
+    assert [row["image"] for row in rows] == images and [row["score"] == "" for row in rows] == [False, True, False]
+    assert "9000x8000 pixels" in told.err and len(list((tmp_path / "maps").iterdir())) == 2
+
+
+def test_a_start_that_has_learned_everything_is_a_run_that_goes_on(root, run_folder, tmp_path, capsys):
+    out, start = tmp_path / "run", run_folder / "tasks" / "0.safetensors"
+    train = ["train", "--data", str(root), "--out", str(out), *QUICK]
+    assert main([*train, "--protocol", "gear,cloth", "--start-from", str(start)]) == 0
+    image = next((root / "gear" / "test").rglob("*.png"))
+    assert main(["predict", str(out), str(image)]) == 0
+    before = (out / "tasks" / "0.safetensors").read_bytes()
+    assert main([*train, "--protocol", PROTOCOL, "--resume"]) == 0
+    assert (out / "tasks" / "0.safetensors").read_bytes() == before
+    assert {row["task"] for row in csv.DictReader(open(out / "loss.csv", newline=""))} == {"1"}
+
+
+def test_files_of_weights_are_found_from_anywhere(tmp_path, monkeypatch):
+    """And are the same ones where they have moved."""
+    (tmp_path / "file.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    config = preset("tiny").updated({"scoring.weights": "file.pth"})
+    assert run._located(config).scoring.weights == str(tmp_path / "file.pth")
+    assert run._located(preset("tiny")) == preset("tiny")
+    (tmp_path / run.CONFIG).write_text(run._located(config).to_toml())
+    (tmp_path / "results.json").write_text("{}")
+    run.check_same_run(config.updated({"scoring.weights": "/elsewhere/file.pth"}), tmp_path)
+    with pytest.raises(ValueError, match="another configuration .scoring.weights"):
+        run.check_same_run(config.updated({"scoring.weights": "other.pth"}), tmp_path)
+
+
+def test_data_of_tests_alone_can_be_evaluated(root, run_folder, tmp_path, capsys):
+    for part in ("test", "ground_truth"):
+        shutil.copytree(root / "gear" / part, tmp_path / "new" / "gear" / part)
+    assert main(["eval", str(run_folder), "--data", str(tmp_path / "new")]) == 0
+    assert "gear" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no normal training images"):
+        open_dataset(tmp_path / "new")
+    table = ["class,split,label,image,mask"]
+    for sample in open_dataset(root)["gear"].test:
+        table.append(f"gear,test,{sample.defect},{sample.path},{sample.mask_path or ''}")
+    (tmp_path / "tests.csv").write_text("\n".join(table))
+    assert main(["eval", str(run_folder), "--data", str(tmp_path / "tests.csv")]) == 0
+
+
+def test_a_run_is_inspected_by_its_folder(run_folder, capsys):
+    assert main(["weights", "inspect", str(run_folder)]) == 0
+    assert capsys.readouterr().out == (main(["weights", "inspect", str(run_folder / run.CHECKPOINT)]), capsys.readouterr().out)[1]

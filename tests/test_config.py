@@ -7,7 +7,9 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cdad.config
@@ -303,3 +305,8 @@ def test_sections_made_of_lists_are_the_same_and_keys():
     config = preset("small")
     other = dataclasses.replace(config, amn=dataclasses.replace(config.amn, hidden=list(config.amn.hidden)))
     assert other == config and {config: 1}[other] == 1
+
+
+def test_paths_and_numbers_within_lists():
+    config = preset("small").updated({"autoencoder.kind": "tiny", "autoencoder.weights": [Path("a"), Path("b")], "scoring.layers": (np.int64(0),)})
+    assert config.autoencoder.weights == ("a", "b") and config.scoring.layers == (0,)

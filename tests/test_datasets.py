@@ -50,6 +50,15 @@ class TestMvtec:
         assert image.shape == (8, 8, 3) and mask.shape == (8, 8) and mask.sum() == 8
         assert data.read_sample(bolt.test[-1])[1].sum() == 0
 
+    def test_normal_folders_have_several_names(self, tmp_path):
+        folder = make_mvtec(tmp_path)
+        for part in ("train", "test"):
+            (folder / part / "good").rename(folder / part / "ok")
+        bolt = open_dataset(tmp_path)["bolt"]
+        assert len(bolt.train) == 3 and [s.label for s in bolt.test] == [1] * 4 + [0] * 2
+        with pytest.raises(DataError, match="is the folder of one class"):
+            open_dataset(folder)
+
     def test_missing_mask(self, tmp_path):
         folder = make_mvtec(tmp_path)
         (folder / "ground_truth" / "cut" / "001.png").unlink()

@@ -276,3 +276,49 @@ class TestReadMask:
     def test_size_mismatch(self, tmp_path):
         with pytest.raises(ImageError, match="mask.png: mask is 4x8 pixels, its image 8x4"):
             data.check_mask(np.zeros((4, 8, 3)), np.zeros((8, 4)), "mask.png")
+
+
+def tiff16(colours, fourth, extra):
+    """Interleaved uint16 of four samples, little endian, whose fourth is `extra`, as TIFF's tag 338 tells."""
+    h, w = colours.shape[:2]
+    pixels = np.dstack([colours, np.full((h, w, 1), fourth, np.uint16)]).astype("<u2").tobytes()
+    tags = [(256, 4, [w]), (257, 4, [h]), (258, 3, [16] * 4), (259, 3, [1]), (262, 3, [2]), (273, 4, [0]), (277, 3, [4]), (278, 4, [h]),
+            (279, 4, [len(pixels)]), (338, 3, [extra])]  # fmt: skip
+    end = 8 + 2 + 12 * len(tags) + 4
+    tags[5] = (273, 4, [end + 8])
+    body = struct.pack("<H", len(tags))
+    for tag, kind, values in tags:
+        raw = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        body += struct.pack("<HHI", tag, kind, len(values)) + (raw.ljust(4, b"\0") if len(raw) <= 4 else struct.pack("<I", end))
+    return b"II*\0" + struct.pack("<I", 8) + body + bytes(4) + struct.pack("<4H", 16, 16, 16, 16) + pixels
+
+
+@pytest.mark.parametrize("extra, fourth, share", [(0, 0, 1.0), (1, 32768, 1.0), (2, 32768, 32768 / 65535)])
+def test_what_the_fourth_sample_of_a_deep_tiff_is(extra, fourth, share, tmp_path):
+    """Anything; the alpha of colours that are multiplied by it already; alpha."""
+    colours = np.random.default_rng(0).integers(0, 32768, (9, 7, 3)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff16(colours, fourth, extra))
+    np.testing.assert_allclose(read_image(path), colours / 65535 * share, atol=2e-5)
+
+
+def test_bitmaps_of_five_and_six_bits(tmp_path):
+    """As they are decoded by Pillow, whose layout of them looks like 16-bit colours."""
+    words = np.random.default_rng(0).integers(0, 1 << 16, (4, 6)).astype("<u2")
+    header = struct.pack("<IiiHHIIiiII", 40, 6, -4, 1, 16, 3, words.nbytes, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    path = tmp_path / "a.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 14 + len(header) + words.nbytes, 0, 0, 14 + len(header)) + header + words.tobytes())
+    colours = np.stack([(words >> 11) / 31, (words >> 5 & 63) / 63, (words & 31) / 31], -1)
+    np.testing.assert_allclose(read_image(path), colours, atol=1 / 255)  # cut, not rounded
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_grey_that_stands_for_nothing_is_black(bits, tmp_path):
+    most = (1 << bits) - 1
+    greys, key = np.arange(16).reshape(2, 8) % (most + 1), 1 if bits == 1 else 2
+    rows = b"".join(b"\0" + (row.astype(">u2").tobytes() if bits == 16 else np.packbits(
+        (row[:, None] >> np.arange(bits)[::-1] & 1).astype(np.uint8)).tobytes()) for row in greys)  # fmt: skip
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", key)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))
+    np.testing.assert_allclose(read_image(path)[..., 0], np.where(greys == key, 0, greys / most), atol=1e-6)

@@ -612,3 +612,13 @@ def test_samples_are_lit_and_perturbed_as_the_configuration_says(quick_config, p
     lit = [not any(np.array_equal(x, original) for original in originals) for b in seen for x in b.image]
     assert any(lit) if light else not any(lit)
     assert any(not np.array_equal(x, y) for b in seen for x, y in zip(b.image, b.perturbed, strict=True))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_no_image_is_another_one(n, model, products, monkeypatch):
+    """Whatever number of images a batch is filled up with."""
+    told = []
+    monkeypatch.setattr(model.drawing, "x0_error", lambda latents, images: told.append(images.copy()) or 1.0)
+    model._condition_ratio(list(products["gear"].train[:n]))
+    own, other = told
+    assert len(own) == len(other) == 4 and not any(np.array_equal(a, b) for a, b in zip(own, other, strict=True))

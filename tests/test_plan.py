@@ -230,3 +230,8 @@ def test_rows_are_a_count(command, rows, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--preset", "tiny", f"--rows={rows}"])
     assert ended.value.code == 2 and f"--rows: '{rows}' is no count" in capsys.readouterr().err
+
+
+def test_time_where_the_levels_that_attend_have_heads_of_their_own():
+    heads = {"scoring.backbone": "autoencoder", "unet.channel_mult": [1, 1, 3], "unet.num_heads": 3, "unet.attention_resolutions": [4]}
+    assert cdad.plan(preset("tiny").updated(heads), time=True).seconds["step"] > 0

@@ -122,3 +122,16 @@ def test_commands(first_checkpoint, products, tmp_path, capsys):
     assert main(["threshold", str(file), *good, "--class", "gear", "--quantile", "2"]) == 1
     assert "0 < quantile" in capsys.readouterr().err
     assert ContinualModel.load(file).thresholds["gear"].quantile == 1.0
+
+
+def test_scores_that_are_no_numbers_give_no_threshold(model, products, monkeypatch):
+    with pytest.raises(ValueError, match="image 1 has the score nan"):
+        Threshold.of(np.array([1, np.nan, 2], np.float32), 1.0, 1)
+    monkeypatch.setattr(ContinualModel, "_predict", lambda *_: pytest.fail("the quantile is looked at first"))
+    with pytest.raises(ValueError, match="0 < quantile"):
+        model.set_threshold("gear", paths(products["gear"], 0), quantile=95)
+
+
+def test_predictions_are_keys(model, products):
+    first, second = (model.predict(paths(products["gear"], 0)[:1]) for _ in range(2))
+    assert first == first and first != second and len({first, second}) == 2

@@ -55,12 +55,13 @@ _SPLITS = {"train", "training", "test", "testing", "val", "validation", "groundt
 _WANTED = "<class>/train/good/* and, for the test, <class>/test/good/*, <class>/test/<defect>/* and <class>/ground_truth/<defect>/*"
 
 
-def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks: bool = True) -> Dataset:
+def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks: bool = True, require_train: bool = True) -> Dataset:
     """List every image of the data set at ``root``, a folder or a table; no image is opened.
 
     ``layout`` is "mvtec", "visa", "folder", "table" or "auto", which takes a file for a table, and looks in a folder in this order
     of preference: the VisA split or its Data/Images folders, train folders, images. With ``require_masks=False`` an anomalous
-    image may lack its mask (its samples serve image scores only).
+    image may lack its mask (its samples serve image scores only), and with ``require_train=False`` a class normal training images
+    (it serves tests only).
 
     Raises DataError, naming the class and the folder, for a missing root, no classes, a class without normal
     training images or with a name that `check_name` refuses, a defect image without a mask, a path of VisA's split that leaves the
@@ -68,10 +69,10 @@ def open_dataset(root: str | os.PathLike, layout: str = "auto", *, require_masks
     """
     root, layout = _resolve_layout(root, layout)
     if layout == "table":
-        return Dataset(read_table(root, require_masks))
+        return Dataset(read_table(root, require_masks, require_train))
     if _has_visa_split(root, layout):
-        return Dataset(read_visa_split(root, require_masks))
-    return Dataset(_load(root, layout, name, require_masks) for name in _class_names(root, layout))
+        return Dataset(read_visa_split(root, require_masks, require_train))
+    return Dataset(_load(root, layout, name, require_masks, require_train) for name in _class_names(root, layout))
 
 
 def list_classes(root: str | os.PathLike, layout: str = "auto") -> tuple[str, ...]:
@@ -120,9 +121,9 @@ def _detect_layout(root: Path) -> str:
     folders = list_folders(root)
     if (root / VISA_SPLIT).is_file() or any((f / "Data" / "Images").is_dir() for f in folders):
         return "visa"
-    if (root / "train" / "good").is_dir():
+    if _good_folders(root / "train"):
         raise DataError(f"{root} is the folder of one class; the data set's root is {root.absolute().parent}")
-    if any((f / "train").is_dir() for f in folders):
+    if any((f / "train").is_dir() or _good_folders(f / "test") for f in folders):
         return "mvtec"
     parts = _parts_of_a_product(folders)
     if parts and not list_images(root):
@@ -165,9 +166,14 @@ def _class_names(root: Path, layout: str) -> tuple[str, ...]:
     return tuple(check_name(name, f"a folder in {str(root)!r}") for name in names)
 
 
-def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
+def _good_folders(folder: Path) -> list[Path]:
+    """Of normal images, by their names."""
+    return [f for f in list_folders(folder) if plain_name(f.name) in GOOD]
+
+
+def _load(root: Path, layout: str, name: str, require_masks: bool, require_train: bool) -> ClassData:
     if layout == "mvtec":
-        return _load_mvtec(root / name, name, require_masks)
+        return _load_mvtec(root / name, name, require_masks, require_train)
     if layout == "visa":
         return _load_visa(root / name / "Data", name, require_masks)
     folder = root if list_images(root) else root / name
@@ -180,8 +186,10 @@ def _load(root: Path, layout: str, name: str, require_masks: bool) -> ClassData:
     return ClassData(name, require_normal(name, images, folder), ())
 
 
-def _load_mvtec(folder: Path, name: str, require_masks: bool) -> ClassData:
-    train = require_normal(name, list_images(folder / "train" / "good"), folder / "train" / "good")
+def _load_mvtec(folder: Path, name: str, require_masks: bool, require_train: bool) -> ClassData:
+    train = tuple(path for good in _good_folders(folder / "train") for path in list_images(good))
+    if require_train:
+        require_normal(name, train, folder / "train" / "good")
     test: list[Sample] = []
     if stray := list_images(folder / "test"):
         raise DataError(f"class {name!r}: {stray[0]} lies in no folder of test/, which says by its name whether it is good")

@@ -27,6 +27,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import stat
 import threading
 import zlib
@@ -52,7 +53,8 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
 _PILLOW = threading.Lock()  # images that are handed over are decoded, and the files behind them read, by one thread at a time
 
-_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG = 258, 262, 277, 284  # of TIFF
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG, _EXTRA_SAMPLES_TAG = 258, 262, 277, 284, 338  # of TIFF
+_STRAIGHT_ALPHA = (2,)  # what more samples than colours are, where a TIFF says it; 1: of colours multiplied by it, 0: anything
 
 # EXIF orientation (tag 0x0112) -> how the stored array is turned upright.
 _ORIENTATION_TAG = 0x0112
@@ -240,9 +242,14 @@ def _upright_pixels(image: Image.Image, content: bytes | None, path: str | os.Pa
     layout = str(getattr(image, "tile", ""))  # before load(), which clears it
     _check_deep_tiff(image)
     image.load()
-    if content is not None and ";16" in layout and image.mode in ("RGB", "RGBA", "LA"):
-        # Pillow keeps only the high byte of 16-bit colours.
-        pixels = _decode_colour16(content)
+    key = _grey_key(image, layout)
+    if content is not None and ";16" in layout and image.mode in ("RGB", "RGBA", "LA") and image.format != "BMP":
+        # Pillow keeps only the high byte of 16-bit colours; a BMP's are of 5 and 6 bits.
+        fourth = getattr(image, "tag_v2", {}).get(_EXTRA_SAMPLES_TAG, _STRAIGHT_ALPHA)
+        pixels = _decode_colour16(content, tuple(fourth) == _STRAIGHT_ALPHA)
+    elif key is not None:
+        pixels = np.asarray(image)
+        pixels = np.where(pixels == key, 0, pixels).astype(np.uint8 if image.mode == "L" else np.uint16)
     else:
         pixels = _pixels_of(image)
     # After load(): of a TIFF both decoders have applied and removed it by now.
@@ -289,12 +296,23 @@ def _pixels_of(image: Image.Image) -> np.ndarray:
     raise ValueError(f"pixel type {image.mode!r} is not supported")
 
 
-def _decode_colour16(content: bytes) -> np.ndarray:
+def _grey_key(image: Image.Image, layout: str) -> int | None:
+    """The grey of a PNG that stands for nothing, as its pixels have it: Pillow widens those of 2 and 4 bits, and leaves the key."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(key, int) or not (image.mode == "L" or image.mode.startswith("I;16")):
+        return None
+    bits = re.search(r"'L;([24])'", layout)
+    return key * (255 // ((1 << int(bits[1])) - 1)) if bits else key
+
+
+def _decode_colour16(content: bytes, has_alpha: bool) -> np.ndarray:
+    """``has_alpha``: a fourth channel is one, which colours are not multiplied by yet; else they are as they are to be."""
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise ValueError("16-bit colours could not be read")
     if pixels.ndim == 3 and pixels.shape[2] == 4:
-        return _over_black(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
+        rgba = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
+        return _over_black(rgba) if has_alpha else np.ascontiguousarray(rgba[..., :3])
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 

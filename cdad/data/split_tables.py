@@ -47,17 +47,17 @@ _VISA = _Form(("object", "split", "label", "image"), True, True, {"normal": "goo
 _OWN = _Form(("class", "split", "label", "image"), False, False, _defect, "normal (0, good), anomalous (1) or a defect's name")
 
 
-def read_table(path: Path, require_masks: bool) -> list[ClassData]:
+def read_table(path: Path, require_masks: bool, require_train: bool) -> list[ClassData]:
     """The classes of a user's table, each sorted by path; paths are absolute, or relative to its folder. Raises DataError with the line."""
-    return _read(path, path.parent, _OWN, require_masks)
+    return _read(path, path.parent, _OWN, require_masks, require_train)
 
 
-def read_visa_split(root: Path, require_masks: bool) -> list[ClassData]:
+def read_visa_split(root: Path, require_masks: bool, require_train: bool) -> list[ClassData]:
     """The classes of ``root / split_csv / 1cls.csv``, each sorted by path. Raises DataError with the line."""
-    return _read(root / VISA_SPLIT, root, _VISA, require_masks)
+    return _read(root / VISA_SPLIT, root, _VISA, require_masks, require_train)
 
 
-def _read(table: Path, root: Path, form: _Form, require_masks: bool) -> list[ClassData]:
+def _read(table: Path, root: Path, form: _Form, require_masks: bool, require_train: bool) -> list[ClassData]:
     train: dict[str, list[Path]] = defaultdict(list)
     test: dict[str, list[Sample]] = defaultdict(list)
     seen: dict[Path, int] = {}
@@ -92,7 +92,7 @@ def _read(table: Path, root: Path, form: _Form, require_masks: bool) -> list[Cla
     return [
         ClassData(
             name,
-            require_normal(name, sorted(train[name]), table),
+            require_normal(name, sorted(train[name]), table) if require_train else tuple(sorted(train[name])),
             tuple(sorted(test[name], key=lambda sample: sample.path)),
         )
         for name in names
