@@ -352,6 +352,21 @@ def test_attention_far_below_zero(precision, device):
     assert all(np.isfinite(x).all() for x in (*y, *grads))
 
 
+@pytest.mark.parametrize("width", [20, 64, 80, 160, 168])
+def test_attention_of_large_scores(width, device):
+    """Far beyond what float32 tells from the next: in both directions they are the same, or there is no probability."""
+    case = Case("attention", ((2, 21, width), *((2, 37, width),) * 2))
+    q, k, v = case.data()
+    given, target = [1e4 * q, 1e4 * k, v], np.ones(q.shape, np.float32)
+    _core.set_device("cpu")
+    (want, *_), wanted = run_case(case, given, target)
+    _core.set_device(device)
+    (y, *_), grads = run_case(case, given, target)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads[2], wanted[2], rtol=1e-5, atol=1e-5)
+    assert all(np.isfinite(x).all() for x in grads)
+
+
 # Wider than a strip of CUDA's products (1024 columns); more rows than a float32 sum takes in (1536).
 @pytest.mark.parametrize(
     "method, d, rows",

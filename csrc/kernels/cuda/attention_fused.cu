@@ -2,13 +2,18 @@
  * of its own, queries or, for dk and dv, keys; the block goes through the rows that they meet, which come to shared memory a tile ahead.
  * Scores of own rows with 8 others are a C fragment; the same registers are the A fragment of the product that follows: in TF32 its
  * column t stands for the other row 2t and column t+4 for 2t+1; in bfloat16 those of 16 others, packed by twos, are one as they lie.
- * Powers are of 2: queries are multiplied by scale * log2(e) before they are rounded. Masks are looked at where rows are near. */
+ * Powers are of 2: queries are multiplied by scale * log2(e) before they are rounded; in float32 by the scale alone, and what a score is
+ * above lse by log2(e), so that large scores, the same bits in both directions, cancel. Masks are looked at where rows are near. */
 #include "kernels/cuda/attention_tiles.h"
 
 #include <initializer_list>
 
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
+
+/* The unit of scores, and the power of a difference of them. */
+template <typename P> __device__ static float unit(void) { return P::SPLIT ? 1.0f : LOG2_E; }
+template <typename P> __device__ static float power(float x) { return cuda_exp2(P::SPLIT ? x * LOG2_E : x); }
 
 /* One row, g or g+8, of the fragments. */
 template <typename P>
@@ -68,7 +73,7 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     element *tiles = (element *)shared;
     const int g = (int)threadIdx.x % 32 / 4, c = (int)threadIdx.x % 4 * 2, S = (int)d.S, T = (int)d.T;
     const block_place at = place_of<P>(d, d.T);
-    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E);
+    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * unit<P>());
     const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
     const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
     const cuda_attention_mask mask = cuda_mask_of(d);
@@ -83,7 +88,7 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     go_through<P>(tiles, K, V, aligned, [&](int begin, const element *keys, const element *values, int) {
         for (int at_row = 0; at_row < P::STAGED && begin + at_row < S && first < T; at_row += P::CHUNK) {
             float s[P::ROW_TILES][P::GROUPS][4];
-            meet<P>(s, own, keys + at_row * P::RS);
+            meet<P, false>(s, own, keys + at_row * P::RS);
             if (begin + at_row + P::CHUNK > S || cuda_hides_some(mask, first, P::ROWS, begin + at_row, P::CHUNK))
                 each_hidden<P>(mask, first + g, begin + at_row + c, S, [&](int m, int j, int i, bool hidden) {
                     if (hidden)
@@ -99,13 +104,13 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
                         highest = fmaxf(highest, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
                     highest = fmaxf(highest, cuda_swap(highest, 1));
                     highest = fmaxf(highest, cuda_swap(highest, 2));
-                    const float base = highest == -INFINITY ? 0.0f : highest, since = cuda_exp2(most[m][half] - base);
+                    const float base = highest == -INFINITY ? 0.0f : highest, since = power<P>(most[m][half] - base);
                     most[m][half] = highest;
                     total[m][half] *= since;
                     CUDA_UNROLL
                     for (int i = 0; i < 2 * P::GROUPS; i++) {
                         float *x = &s[m][i / 2][2 * half + i % 2];
-                        *x = cuda_exp2(*x - base);
+                        *x = power<P>(*x - base);
                         total[m][half] += *x;
                     }
                     CUDA_UNROLL
@@ -128,15 +133,15 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
                 continue;
             put_row<P>(out + ((at.n * T + t) * d.L + at.l) * d.D, o[m], half, sum == 0.0f ? 0.0f : 1.0f / sum, (int)d.D, aligned);
             if (c == 0)
-                lse[(at.n * d.L + at.l) * T + t] = sum == 0.0f ? -INFINITY : LN_2 * most[m][half] + logf(sum);
+                lse[(at.n * d.L + at.l) * T + t] = sum == 0.0f ? -INFINITY : (P::SPLIT ? 1.0f : LN_2) * most[m][half] + logf(sum);
         }
 }
 
-/* What a query needs for its probabilities, as powers of 2, and their slopes. */
-__device__ static floats<2> line_of(const float *lse, const float *delta, int t, int T) {
+/* What a query needs for its probabilities and their slopes. */
+template <typename P> __device__ static floats<2> line_of(const float *lse, const float *delta, int t, int T) {
     floats<2> line = {};
     if (t < T)
-        line = {lse[t] * LOG2_E, delta[t]};
+        line = {lse[t] * unit<P>(), delta[t]};
     return line;
 }
 
@@ -152,7 +157,7 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
     const int g = (int)threadIdx.x % 32 / 4, c = (int)threadIdx.x % 4 * 2, S = (int)d.S, T = (int)d.T, E = (int)(d.L * d.D);
     const int64_t mine_n = OF_KEYS ? d.S : d.T;
     const block_place at = place_of<P>(d, mine_n);
-    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * LOG2_E), dO = rows_of(dout, E, d.T, d, at, 1.0f);
+    const head_rows Q = rows_of(q, d.q_rs, d.T, d, at, d.scale * unit<P>()), dO = rows_of(dout, E, d.T, d, at, 1.0f);
     const head_rows K = rows_of(k, d.k_rs, d.S, d, at, 1.0f), V = rows_of(v, d.v_rs, d.S, d, at, 1.0f);
     const int first = at.first + (int)threadIdx.x / 32 * P::ROWS;
     const cuda_attention_mask mask = cuda_mask_of(d);
@@ -169,20 +174,20 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
         __syncthreads();
     if constexpr (OF_KEYS) {
         if (threadIdx.x < P::STAGED)
-            lines[threadIdx.x] = line_of(lse, delta, (int)threadIdx.x, T);
+            lines[threadIdx.x] = line_of<P>(lse, delta, (int)threadIdx.x, T);
     } else {
         CUDA_UNROLL
         for (int i = 0; i < 2 * P::ROW_TILES; i++)
-            mine[i / 2][i % 2] = line_of(lse, delta, first + 8 * i + g, T);
+            mine[i / 2][i % 2] = line_of<P>(lse, delta, first + 8 * i + g, T);
     }
     go_through<P>(tiles, others, others_slope, aligned, [&](int begin, const element *tile, const element *tile_slope, int turn) {
         floats<2> next = {}; /* on its way while we compute */
         if (OF_KEYS && threadIdx.x < P::STAGED)
-            next = line_of(lse, delta, begin + P::STAGED + (int)threadIdx.x, T);
+            next = line_of<P>(lse, delta, begin + P::STAGED + (int)threadIdx.x, T);
         for (int at_row = 0; at_row < P::STAGED && begin + at_row < others.n && first < mine_n; at_row += P::CHUNK) {
             float p[P::ROW_TILES][P::GROUPS][4], slope[P::ROW_TILES][P::GROUPS][4];
-            meet<P>(p, own, tile + at_row * P::RS);
-            meet<P>(slope, own_slope, tile_slope + at_row * P::RS);
+            meet<P, OF_KEYS>(p, own, tile + at_row * P::RS);
+            meet<P, OF_KEYS>(slope, own_slope, tile_slope + at_row * P::RS);
             CUDA_UNROLL
             for (int j = 0; j < P::GROUPS; j++) {
                 floats<4> both = {}; /* lines of columns c and c+1 */
@@ -192,7 +197,8 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
                 for (int i = 0; i < 4 * P::ROW_TILES; i++) {
                     const floats<2> own_line = mine[i / 4][i % 4 / 2];
                     float *s = &p[i / 4][j][i % 4], *ds = &slope[i / 4][j][i % 4];
-                    *s = cuda_exp2(*s - (OF_KEYS ? both.x[i % 2 * 2] : own_line.x[0]));
+                    const float above = *s - (OF_KEYS ? both.x[i % 2 * 2] : own_line.x[0]); /* by rounding alone; NaN stays */
+                    *s = power<P>(above > 0.0f ? 0.0f : above);
                     *ds = *s * (*ds - (OF_KEYS ? both.x[i % 2 * 2 + 1] : own_line.x[1]));
                 }
             }
@@ -219,8 +225,8 @@ __global__ static void __launch_bounds__(P::THREADS, P::BLOCKS)
             const int64_t to = (at.n * mine_n + row) * E + at.l * d.D;
             if (row >= mine_n)
                 continue;
-            /* The queries' factor was scale * log2(e). */
-            put_row<P>(d1 + to, g1[m], half, OF_KEYS ? LN_2 : d.scale, (int)d.D, aligned);
+            /* The queries' factor was the scale in that unit. */
+            put_row<P>(d1 + to, g1[m], half, !OF_KEYS ? d.scale : P::SPLIT ? 1.0f : LN_2, (int)d.D, aligned);
             if constexpr (OF_KEYS)
                 put_row<P>(d2 + to, g2[m], half, 1.0f, (int)d.D, aligned);
         }

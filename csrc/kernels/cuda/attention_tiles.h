@@ -103,11 +103,14 @@ template <typename P, int N> __device__ static factors<P, N> factors_of(const ui
     return f;
 }
 
-/* c += A B */
-template <typename P> __device__ static void multiply(float c[4], const factors<P, 4> &a, const factors<P, 2> &b) {
+/* c += A B. TURNED: to the bits that it has as B^T A^T. */
+template <typename P, bool TURNED = false> __device__ static void multiply(float c[4], const factors<P, 4> &a, const factors<P, 2> &b) {
     if constexpr (P::SPLIT) {
-        cuda_mma_tf32(c, a.rest, b.x);
+        if (!TURNED)
+            cuda_mma_tf32(c, a.rest, b.x);
         cuda_mma_tf32(c, a.x, b.rest);
+        if (TURNED)
+            cuda_mma_tf32(c, a.rest, b.x);
     }
     if constexpr (P::BF16)
         cuda_mma_bf16(c, a.x, b.x);
@@ -248,7 +251,7 @@ __device__ static void take_own(own_rows<P> &own, typename P::element *tiles, in
 }
 
 /* to = own rows x CHUNK rows of the tile. */
-template <typename P>
+template <typename P, bool TURNED>
 __device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows<P> &own, const typename P::element *tile) {
     const int lane = (int)threadIdx.x % 32;
     const typename P::element *row = tile + (lane / 16 * 8 + lane % 8) * P::RS + lane / 8 % 2 * P::PIECE;
@@ -277,8 +280,8 @@ __device__ static void meet(float to[P::ROW_TILES][P::GROUPS][4], const own_rows
             const factors<P, 2> b = factors_of<P, 2>(x), more = factors_of<P, 2>(x + 2);
             CUDA_UNROLL
             for (int m = 0; m < P::ROW_TILES; m++) {
-                multiply<P>(to[m][j], a[m], b);
-                multiply<P>(to[m][j + 1], a[m], more);
+                multiply<P, TURNED>(to[m][j], a[m], b);
+                multiply<P, TURNED>(to[m][j + 1], a[m], more);
             }
         }
     }
