@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_devices import SMALLEST
 
 import cdad
 from cdad import CheckpointError, ContinualModel, _core, preset
@@ -42,7 +43,7 @@ def weights(model: ContinualModel) -> dict[str, np.ndarray]:
 def test_a_step_goes_back_by_its_share(clip_norm, projection, device):
     """w + share (anchor - w) of what AdamW alone gives, share = lr rate / (1 + lr rate); of what is confined, protected or free, and
     not of what is frozen; the average is of that."""
-    config = preset("tiny").updated({"training.lr": 1e-2, "continual.projection": projection, "training.ema_decay": 0.5})
+    config = preset("tiny").updated(SMALLEST | {"training.lr": 1e-2, "continual.projection": projection, "training.ema_decay": 0.5})
     rng, c, optimizer = np.random.default_rng(0), config.denoiser(), config.optimizer() | {"clip_norm": clip_norm}
     latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
     image = rng.random((1, *c["image_size"], 3), np.float32)
