@@ -41,7 +41,7 @@ SETTINGS |= {
 }
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a run's folder, or a checkpoint")
     parser.add_argument("--data", required=True)
@@ -50,12 +50,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampler's noise")
     parser.add_argument("--rounds", type=int, default=5, help="timings of every setting")
     parser.add_argument("--json", help="write the records here")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     if arguments.limit is not None and arguments.limit < 2:
         parser.error("--limit: at least 2, a normal and an anomalous image")
     path = Path(arguments.model)
-    model = cdad.ContinualModel.load(path / CHECKPOINT if path.is_dir() else path)
+    path = path / CHECKPOINT if path.is_dir() else path
+    model = cdad.ContinualModel.load(path)
     dataset = cdad.open_dataset(arguments.data)
     names = arguments.classes or model.classes
     missing = [name for name in names if name not in model.classes or name not in dataset]
@@ -69,11 +70,11 @@ def main() -> int:
     found = {}
     for name, changes in SETTINGS.items():
         began = time.monotonic()
-        found[name] = measured(model, stored.updated(changes), classes, arguments.seeds)
+        found[name] = measured(path, stored.updated(changes), classes, arguments.seeds)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     images = load_images([s.path for s in classes[0].test[: stored.scoring.batch_size]], stored.image_size)
     configs = {name: stored.updated(changes) for name, changes in SETTINGS.items()}
-    times = timed(model, configs, images, arguments.rounds)
+    times = timed(path, configs, images, arguments.rounds)
 
     rows = []
     for name in SETTINGS:
@@ -100,11 +101,11 @@ def chosen(samples: tuple[Sample, ...], limit: int | None) -> tuple[Sample, ...]
     return (*spread(normal, limit - limit // 2), *spread(anomalous, limit // 2))
 
 
-def measured(model: cdad.ContinualModel, config: cdad.Config, classes, seeds) -> np.ndarray:
+def measured(path: Path, config: cdad.Config, classes, seeds) -> np.ndarray:
     """Percent [seed, class, measure] of the model with this sampler."""
     values = []
     for seed in seeds:
-        model.config = config.updated({"seed": seed})
+        model = cdad.ContinualModel.load(path, config.updated({"seed": seed}), predict_only=True)
         if config.scoring.calibrate:
             model.recalibrate(classes)
         results = [evaluate_class(model, data).measures for data in classes]
@@ -112,11 +113,13 @@ def measured(model: cdad.ContinualModel, config: cdad.Config, classes, seeds) ->
     return np.array(values)
 
 
-def timed(model: cdad.ContinualModel, configs: dict[str, cdad.Config], images, rounds: int) -> dict[str, float]:
-    """Milliseconds an image, `images` at once."""
+def timed(path: Path, configs: dict[str, cdad.Config], images, rounds: int) -> dict[str, float]:
+    """Milliseconds an image, `images` at once; by uncalibrated scores, as no calibration is of all of these samplers."""
+    plain = {name: config.updated({"scoring.calibrate": False}) for name, config in configs.items()}
+    models = {name: cdad.ContinualModel.load(path, config, predict_only=True) for name, config in plain.items()}
     times = {name: [] for name in configs}
     for _ in range(rounds):
-        for name, model.config in configs.items():
+        for name, model in models.items():
             began = time.perf_counter()
             model.predict(images)
             times[name].append(1e3 * (time.perf_counter() - began) / len(images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,11 +92,13 @@ def _keep(path: Path, previous: Path) -> None:
         os.link(path, link)
     except FileNotFoundError:
         return
-    except OSError:  # a file system without hard links
+    except OSError as error:  # a file system without hard links, or another one
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is in the place of the file", str(path)) from None
-        os.replace(path, previous)
-        return
+        if error.errno != errno.EXDEV:
+            os.replace(path, previous)
+            return
+        shutil.copy2(path, link)
     try:
         os.replace(link, previous)
     finally:

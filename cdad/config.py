@@ -132,7 +132,8 @@ class DiffusionConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     """Optimisation. ``batch_size``: images of a step. ``steps`` / ``increment_steps``: training steps of the first task / of a later one, for each
-    class of the task. ``epochs`` / ``increment_epochs``: passes over the task's images instead, where they are not 0.
+    class of the task. ``epochs`` / ``increment_epochs``: passes over the task's images instead, where they are not 0:
+    as many steps of whole batches, of which "replay" fills a part with old images.
     ``lr`` / ``increment_lr``: the learning rate of the first task / of later ones; ``beta1``, ``beta2``, ``eps``, ``weight_decay``:
     AdamW's others. ``ema_decay``: of a moving average of the weights, which draws in their place; 0: none.
     ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's

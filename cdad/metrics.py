@@ -290,6 +290,8 @@ def _checked(labels: ArrayLike, scores: ArrayLike, labels_name: str,
     if scores.dtype.kind == "f" and not np.isfinite(scores).all():
         bad = scores.size - int(np.isfinite(scores).sum())
         raise ValueError(f"{scores_name} hold {bad} of {scores.size} values that are not finite")
+    if not _fits_float64(scores):  # by rank
+        scores = np.unique(scores, return_inverse=True)[1].reshape(scores.shape)
     if labels.dtype.kind == "b":
         return labels, scores
     anomalous = labels != 0
@@ -297,6 +299,13 @@ def _checked(labels: ArrayLike, scores: ArrayLike, labels_name: str,
     if other.any():
         raise ValueError(f"{labels_name} must be 0 or 1, found {labels[other][0]}")
     return anomalous, scores
+
+
+def _fits_float64(scores: np.ndarray) -> bool:
+    """Whether it tells all of them apart."""
+    if scores.dtype.kind == "f" or scores.dtype.itemsize < 8 or not scores.size:
+        return scores.dtype.itemsize <= 8
+    return -(2**53) <= int(scores.min()) and int(scores.max()) <= 2**53
 
 
 def _checked_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
+from cdad.atomic import write_atomically
 from cdad.metrics import square_task_matrix
 
 # Ten colours evenly spaced along matplotlib's "inferno" (CC0), a map uniform in perceived lightness: dark is
@@ -430,5 +432,10 @@ def _fit(text: str, font: ImageFont.ImageFont, width: float) -> str:
 
 def _saved(image: Image.Image, path: str | os.PathLike | None) -> Image.Image:
     if path is not None:
-        image.save(path, None if os.path.splitext(path)[1] else "PNG")  # of a class called "." it is "..png", which has none
+        suffix = os.path.splitext(path)[1].lower()  # of a class called "." the name is "..png", which has none
+        if suffix and suffix not in Image.registered_extensions():
+            raise ValueError(f"unknown file extension: {suffix}")
+        content = io.BytesIO()
+        image.save(content, Image.registered_extensions()[suffix] if suffix else "PNG")
+        write_atomically(path, content.getvalue())
     return image

@@ -228,7 +228,8 @@ def check_same_run(config: Config, folder: Path) -> None:
 
     def is_same(key: str) -> bool:
         of = [value if isinstance(value, list) else [value] for value in (kept[key], wanted[key])]
-        return kept[key] == wanted[key] or key.endswith(".weights") and len({tuple(map(os.path.basename, paths)) for paths in of}) == 1
+        named = [[path and os.path.basename(os.path.abspath(path)) for path in paths] for paths in of] if key.endswith(".weights") else of
+        return named[0] == named[1]
 
     differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if not is_same(key)]
     if differ:

@@ -445,3 +445,20 @@ def test_a_link_stays_one_and_permissions_stay(tmp_path):
     atomic.write_atomically(link, b"new")
     assert link.is_symlink() and file.read_bytes() == b"new" and file.stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["current", "there", "v1"]
+
+
+def test_a_link_to_another_file_system_is_kept_too(tmp_path, monkeypatch):
+    """Where the one before cannot be a second name of the file."""
+    (tmp_path / "there").mkdir()
+    file, link, previous = tmp_path / "there" / "v1", tmp_path / "current", tmp_path / "previous"
+    link.symlink_to(file)
+
+    def refused(path, _):
+        raise OSError(errno.EXDEV if path.exists() else errno.ENOENT, "no link")
+
+    monkeypatch.setattr(atomic.os, "link", refused)
+    for content in (b"1", b"2", b"3"):
+        with atomic.replacing(link, previous) as written:
+            written.write(content)
+    assert link.is_symlink() and file.read_bytes() == b"3" and previous.read_bytes() == b"2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "previous", "there"]

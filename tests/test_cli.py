@@ -463,6 +463,7 @@ def test_files_of_weights_are_found_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / run.CONFIG).write_text(run._located(config).to_toml())
     (tmp_path / "results.json").write_text("{}")
     run.check_same_run(config.updated({"scoring.weights": "/elsewhere/file.pth"}), tmp_path)
+    run.check_same_run(config.updated({"scoring.weights": "elsewhere/../file.pth/"}), tmp_path)
     with pytest.raises(ValueError, match="another configuration .scoring.weights"):
         run.check_same_run(config.updated({"scoring.weights": "other.pth"}), tmp_path)
 

@@ -149,6 +149,15 @@ class TestVisa:
         assert {s.defect for s in anomalous} == {"anomaly"}
         assert data.read_sample(anomalous[0])[1].sum() == 16  # masks of 0/1 count as well as 0/255
 
+    def test_folders_of_tests_alone(self, tmp_path):
+        make_visa(tmp_path)
+        for path in (tmp_path / "candle" / "Data" / "Images" / "Normal").iterdir():
+            path.unlink()
+        with pytest.raises(DataError, match="no normal training images"):
+            open_dataset(tmp_path)
+        candle = open_dataset(tmp_path, require_train=False)["candle"]
+        assert candle.train == () and {s.label for s in candle.test} == {1}
+
     @pytest.mark.parametrize("newline,encoding", [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
     def test_published_split(self, tmp_path, newline, encoding):
         make_visa(tmp_path)

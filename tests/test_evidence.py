@@ -265,3 +265,22 @@ def test_gamma(quick, script, tmp_path, monkeypatch):
     assert {n: r["value"] for n, r in again.items()} == {n: r["value"] for n, r in records.items()}
     with pytest.raises(ValueError, match="another configuration"):
         quick("gamma", "--out", out, "--gammas", "0", "--set", "training.lr=0.002")
+
+
+def test_samplers_are_those_that_are_asked_for(first_checkpoint, root, script, tmp_path, monkeypatch):
+    steps = script("steps")
+
+    used = []
+    monkeypatch.setattr(steps, "SETTINGS", {steps.PEER: steps.SETTINGS[steps.PEER], "2 steps": steps.SETTINGS["2 steps"]})
+    predict = ContinualModel.predict
+
+    def noted(model, *what, **how):
+        used.append(model.drawing.config.diffusion.steps)
+        return predict(model, *what, **how)
+
+    monkeypatch.setattr(ContinualModel, "predict", noted)
+    arguments = [str(first_checkpoint), "--data", str(root), "--classes", "gear", "--seeds", "0", "--rounds", "1"]
+    assert steps.main([*arguments, "--json", str(tmp_path / "records")]) == 0
+    assert set(used) == {10, 2}
+    records = {record["name"]: record for record in json.loads((tmp_path / "records").read_text())}
+    assert len(records) == 8 and records["sampler_10_steps_time"]["value"] > 0

@@ -231,3 +231,13 @@ def test_the_command_line_warns_in_a_line():
     code = "import sys; from cdad.cli import main; from cdad.metrics import forgetting; main(['info']); forgetting([[1.0]])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "WARNING: forgetting is undefined with a single task\n"
+
+
+@pytest.mark.parametrize("dtype, first", [(np.int64, 2**60), (np.int64, -(2**60)), (np.uint64, 2**63), (np.longdouble, 1)])
+def test_scores_finer_than_float64_keep_their_order(dtype, first):
+    rng = np.random.default_rng(0)
+    ranks, labels = rng.integers(0, 9, 60), rng.integers(0, 2, 60)
+    step = np.finfo(dtype).eps if dtype is np.longdouble else 1
+    scores = np.array(first, dtype) + ranks.astype(dtype) * dtype(step)
+    assert metrics.auroc(labels, scores) == metrics.auroc(labels, ranks)
+    assert metrics.average_precision(labels, scores) == metrics.average_precision(labels, ranks)

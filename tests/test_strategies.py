@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from bits import assert_same
 from conftest import FIRST
 
 from cdad import CheckpointError, ContinualModel, _core, open_dataset
@@ -585,3 +586,30 @@ CLASSES = {
 def test_every_name_makes_its_strategy(quick_config, name):
     model = ContinualModel(quick_config.updated({"continual.strategy": name}))
     assert type(model.strategy) is CLASSES[name] and model.memory_bytes["strategy"] == 0
+
+
+def test_si_goes_on_where_a_task_s_end_was_interrupted(products, quick_config, tmp_path, monkeypatch):
+    config = quick_config.updated({"continual.strategy": "si"})
+    whole, model = ContinualModel(config), ContinualModel(config)
+    whole.fit_task([products["gear"]], progress=False)
+    follow = model._trainer.follow
+
+    class Trainer:
+        def __getattr__(self, name):
+            return getattr(trainer, name)
+
+        def follow(self, on):
+            follow(on)
+            if not on:
+                raise KeyboardInterrupt
+
+    trainer = model._trainer
+    monkeypatch.setattr(model, "_trainer", Trainer())
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_task([products["gear"]], progress=False)
+    monkeypatch.undo()
+    model.save(tmp_path / "cut.safetensors")
+    for cut in (ContinualModel.load(tmp_path / "cut.safetensors"), model):
+        cut.fit_task([products["gear"]], progress=False)
+        assert_same(cut.strategy.importance, whole.strategy.importance)
+        assert_same(cut.strategy.anchor, whole.strategy.anchor)

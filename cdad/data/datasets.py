@@ -175,7 +175,7 @@ def _load(root: Path, layout: str, name: str, require_masks: bool, require_train
     if layout == "mvtec":
         return _load_mvtec(root / name, name, require_masks, require_train)
     if layout == "visa":
-        return _load_visa(root / name / "Data", name, require_masks)
+        return _load_visa(root / name / "Data", name, require_masks, require_train)
     folder = root if list_images(root) else root / name
     images = list_images(folder)
     if not images and (inside := [f.name for f in list_folders(folder)]):
@@ -202,8 +202,10 @@ def _load_mvtec(folder: Path, name: str, require_masks: bool, require_train: boo
     return ClassData(name, train, tuple(test))
 
 
-def _load_visa(folder: Path, name: str, require_masks: bool) -> ClassData:
-    normal = require_normal(name, list_images(folder / "Images" / "Normal"), folder / "Images" / "Normal")
+def _load_visa(folder: Path, name: str, require_masks: bool, require_train: bool) -> ClassData:
+    normal = list_images(folder / "Images" / "Normal")
+    if require_train:
+        require_normal(name, normal, folder / "Images" / "Normal")
     held_out = slice(_VISA_TEST_EVERY - 1, None, _VISA_TEST_EVERY)
     train = list(normal)
     del train[held_out]

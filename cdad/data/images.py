@@ -297,7 +297,8 @@ def _pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def _grey_key(image: Image.Image, layout: str) -> int | None:
-    """The grey of a PNG that stands for nothing, as its pixels have it: Pillow widens those of 2 and 4 bits, and leaves the key."""
+    """The grey of a PNG that stands for nothing, as its pixels have it: Pillow widens those of 2 and 4 bits, and leaves the key (of an
+    image that it has decoded before, whose bits nothing tells, the key is taken as it is)."""
     key = image.info.get("transparency")
     if image.format != "PNG" or not isinstance(key, int) or not (image.mode == "L" or image.mode.startswith("I;16")):
         return None

@@ -44,14 +44,19 @@ class QuadraticPenalty(Strategy):
             model._trainer.penalize(self.importance, self.anchor, self.pull * self.config.strength)
 
     def after_task(self, model, classes, progress):
+        report, importance = self.joined(model, classes, progress)
+        self.importance, self.anchor = importance, model._trainer.block("weights").copy()
+        return report
+
+    def joined(self, model: ContinualModel, classes: Sequence[ClassData], progress: bool) -> tuple[dict[str, float], np.ndarray]:
+        """What is told of the task that has just been learned, and the importances with its own."""
         new = self.measure(model, classes, progress)
         report = {"importance_mean": float(np.mean(new, dtype=np.float64)), "importance_max": float(np.max(new))}
         if self.importance is not None:
             weights = model._trainer.block("weights")
             report["penalty"] = penalty(weights, self.importance, self.anchor, self.pull * self.config.strength)
             new += np.float32(self.config.importance_decay) * self.importance
-        self.importance, self.anchor = new, model._trainer.block("weights").copy()
-        return report
+        return report, new
 
     def measure(self, model: ContinualModel, classes: Sequence[ClassData], progress: bool) -> np.ndarray:
         """The importances of the task that has just been learned."""
@@ -118,9 +123,11 @@ class SI(QuadraticPenalty):
             self._trainer, self._read = trainer, None
 
     def after_task(self, model, classes, progress):
-        report = super().after_task(model, classes, progress)
-        self._trainer = self._read = None
+        report, importance = self.joined(model, classes, progress)
+        anchor = model._trainer.block("weights").copy()
+        self._read, self._trainer = np.array(self.path), None  # an interruption leaves what the task's end can be made of again
         model._trainer.follow(False)
+        self.importance, self.anchor, self._read = importance, anchor, None
         return report
 
     def measure(self, model, classes, progress):

@@ -71,9 +71,9 @@ class _Search:
 
     def _open(self, path: Path) -> bool:
         """Whether there are weights: notes whose they are."""
-        if path in self.seen:
+        if path.resolve() in self.seen:  # once, whatever links to it
             return False
-        self.seen.add(path)
+        self.seen.add(path.resolve())
         try:
             collection = Collection(path)
         except (FormatError, OSError) as error:
