@@ -9,7 +9,7 @@ enum {
     TILE = 2 * CDAD_GRAM_SIDE, /* columns: strips of two tiles, 384 rows deep, and the tile fit into the second-level cache */
     DEPTH = 384,               /* rows that are one chain of float32 sums */
     MOST_DEPTHS = 4,           /* of them that are added in float32 before they go to the doubles, */
-    PANEL_BYTES = 16 << 20,    /* where their panels take no more than this */
+    PANEL_BYTES = 40 << 20,    /* where their panels take no more than this */
     TILES_A_POLL = 96,         /* at most 10 GFLOP between polls: tens of milliseconds */
     ROUNDED_LEAST = 768        /* narrower features are multiplied in no time */
 };
