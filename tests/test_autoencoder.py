@@ -10,6 +10,7 @@ from bits import assert_same
 from layouts import load_tensors
 from paths import REAL, SHARED, needs_real_images
 
+from cdad import _core
 from cdad.autoencoder import Autoencoder
 from cdad.config import AutoencoderConfig
 from cdad.data import load_images, render
@@ -177,3 +178,10 @@ def test_mahalanobis_distance(pictures):
     assert np.allclose(features(pictures, other, same), plain(pictures, other), rtol=1e-5)
     with pytest.raises(TypeError, match="takes 3 arrays, not 2"):
         features(pictures, other)
+
+
+@pytest.mark.parametrize("kind, size", [("vae_encode", (16, 16)), ("vae_decode", (2, 2))])
+def test_an_autoencoder_without_levels(kind, size):
+    config = {"ch": 32, "ch_mult": [], "num_res_blocks": 1, "z_channels": 4, "norm_groups": 32}
+    with pytest.raises(ValueError, match="ch_mult has 1 to"):
+        _core.Network(_core.Params(), kind, config, 1, size)

@@ -464,6 +464,7 @@ BAD = (
     ("group_norm", (X, (6,), (1, 6)), {"groups": 3}, r"beta is \[1,6\]"),
     ("group_norm", (X, (6,), None), {"groups": 3}, "input 2 is missing"),
     ("group_norm", (X, (6,), (6,)), {"groups": 3, "eps": 0.0}, "eps is 0"),
+    ("group_norm", (X, (6,), (6,)), {"groups": 3, "eps": 1e-50}, "more than 0 is wanted in float32"),
     ("group_norm", (X, (6,), (6,)), {"groups": 3, "silu": 2}, "silu is 2"),
     ("group_norm_grad", (X, X, (2, 3), (2, 2), (6,), (6,)), {"groups": 3}, r"rstd is \[2,2\]"),
     ("layer_norm", (X, (6,), None), {}, "both or not at all"),

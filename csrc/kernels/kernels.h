@@ -239,7 +239,7 @@ typedef struct cdad_kernels {
                                   const float *w, const float *dy, const cdad_unfold *u);
 
     /* y [N,P,Q,C]: the largest of x in each window (as `u` would unfold it, up = 1; C channels apart), or NaN where the
-     * window holds one. dx: dy where the first such value is, windows in order. */
+     * window holds one. dx: dy where the first such value is (of several NaN the last), windows in order. */
     void (*max_pool2d)(const cdad_context *ctx, float *y, const float *x, const cdad_unfold *u);
     void (*max_pool2d_grad)(const cdad_context *ctx, float *dx, const float *x, const float *dy, const cdad_unfold *u);
 

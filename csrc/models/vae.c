@@ -43,7 +43,15 @@ static cdad_value tail(cdad_builder *b, const cdad_vae_config *c, cdad_value x, 
     return conv(b, cdad_build_group_norm(b, x, "norm_out", c->norm_groups, 1e-6, 1), "conv_out", out, 3);
 }
 
+static int has_levels(cdad_builder *b, const cdad_vae_config *c) {
+    if (c->n_levels < 1 || c->n_levels > CDAD_MAX_LEVELS)
+        cdad_build_fail(b, CDAD_INVALID, "vae: ch_mult has 1 to %d levels", CDAD_MAX_LEVELS);
+    return b->status == CDAD_OK;
+}
+
 cdad_value cdad_vae_encode_build(cdad_builder *b, const cdad_vae_config *c, cdad_value image) {
+    if (!has_levels(b, c))
+        return CDAD_NONE;
     const cdad_shape *s = cdad_build_shape(b, image);
     const int64_t factor = (int64_t)1 << (c->n_levels - 1);
     if (s->dim[1] % factor || s->dim[2] % factor)
@@ -74,6 +82,8 @@ cdad_value cdad_vae_encode_build(cdad_builder *b, const cdad_vae_config *c, cdad
 }
 
 cdad_value cdad_vae_decode_build(cdad_builder *b, const cdad_vae_config *c, cdad_value z) {
+    if (!has_levels(b, c))
+        return CDAD_NONE;
     cdad_value h = conv(b, z, "post_quant_conv", c->z_channels, 1);
     const size_t scope = cdad_scope_open(b, "decoder");
     h = conv(b, h, "conv_in", c->ch * c->ch_mult[c->n_levels - 1], 3);

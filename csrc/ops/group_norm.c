@@ -31,8 +31,8 @@ static cdad_status check(const cdad_shape *x, const cdad_shape *gamma, const cda
 static cdad_status infer_norm(const cdad_infer *args, cdad_error *err) {
     const cdad_shape *x = &args->in[0];
     CDAD_TRY(check(x, &args->in[1], &args->in[2], args->attr, "group_norm", err));
-    CDAD_FAIL_IF(!(args->attr[EPS].f > 0.0), err, CDAD_INVALID,
-                 "group_norm: eps is %g, more than 0 is wanted", args->attr[EPS].f);
+    CDAD_FAIL_IF(!((float)args->attr[EPS].f > 0.0f), err, CDAD_INVALID,
+                 "group_norm: eps is %g, more than 0 is wanted in float32", args->attr[EPS].f);
     args->out[0] = *x;
     args->out[1] = args->out[2] = cdad_shape_make(2, x->dim[0], args->attr[GROUPS].i);
     return CDAD_OK;

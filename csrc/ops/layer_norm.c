@@ -18,8 +18,8 @@ static cdad_status infer_norm(const cdad_infer *args, cdad_error *err) {
         CDAD_TRY(cdad_want_shape(gamma, channels, "layer_norm", "gamma", err));
         CDAD_TRY(cdad_want_shape(beta, channels, "layer_norm", "beta", err));
     }
-    CDAD_FAIL_IF(!(args->attr[EPS].f > 0.0), err, CDAD_INVALID,
-                 "layer_norm: eps is %g, more than 0 is wanted", args->attr[EPS].f);
+    CDAD_FAIL_IF(!((float)args->attr[EPS].f > 0.0f), err, CDAD_INVALID,
+                 "layer_norm: eps is %g, more than 0 is wanted in float32", args->attr[EPS].f);
     args->out[0] = *x;
     args->out[1] = args->out[2] = cdad_shape_make(1, cdad_shape_rows(x));
     return CDAD_OK;
