@@ -220,16 +220,21 @@ def is_begun(folder: Path) -> bool:
 
 
 def check_same_run(config: Config, folder: Path) -> None:
-    """ValueError, with the keys that differ, where the folder holds a run with another configuration, or its results alone. Where
-    files of weights lie is none of it, but for their names."""
+    """ValueError, with the keys that differ, where the folder holds a run with another configuration, or its results alone. Files of
+    weights may have moved: one of the same name stands for one that is gone."""
     if not (is_begun(folder) and (folder / CONFIG).exists()):
         return
     kept, wanted = (_flat(c.to_dict()) for c in (read_config(folder), config))
 
+    def has_moved(before: str, now: str) -> bool:
+        before, now = (path and os.path.abspath(path) for path in (before, now))
+        return before == now or os.path.basename(before) == os.path.basename(now) and not os.path.exists(before)
+
     def is_same(key: str) -> bool:
-        of = [value if isinstance(value, list) else [value] for value in (kept[key], wanted[key])]
-        named = [[path and os.path.basename(os.path.abspath(path)) for path in paths] for paths in of] if key.endswith(".weights") else of
-        return named[0] == named[1]
+        before, now = ([value] if isinstance(value, str) else value for value in (kept[key], wanted[key]))
+        if kept[key] == wanted[key] or not key.endswith(".weights"):
+            return kept[key] == wanted[key]
+        return len(before) == len(now) and all(map(has_moved, before, now))
 
     differ = [f"{key} = {kept[key]!r}, not {wanted[key]!r}" for key in wanted if not is_same(key)]
     if differ:

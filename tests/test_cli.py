@@ -462,10 +462,17 @@ def test_files_of_weights_are_found_from_anywhere(tmp_path, monkeypatch):
     assert run._located(preset("tiny")) == preset("tiny")
     (tmp_path / run.CONFIG).write_text(run._located(config).to_toml())
     (tmp_path / "results.json").write_text("{}")
-    run.check_same_run(config.updated({"scoring.weights": "/elsewhere/file.pth"}), tmp_path)
     run.check_same_run(config.updated({"scoring.weights": "elsewhere/../file.pth/"}), tmp_path)
-    with pytest.raises(ValueError, match="another configuration .scoring.weights"):
-        run.check_same_run(config.updated({"scoring.weights": "other.pth"}), tmp_path)
+
+    def refused(path):
+        with pytest.raises(ValueError, match="another configuration .scoring.weights"):
+            run.check_same_run(config.updated({"scoring.weights": path}), tmp_path)
+
+    refused("/elsewhere/file.pth")  # another one, as the first is there
+    (tmp_path / "file.pth").unlink()
+    run.check_same_run(config.updated({"scoring.weights": "/elsewhere/file.pth"}), tmp_path)
+    refused("other.pth")
+    refused("")
 
 
 def test_data_of_tests_alone_can_be_evaluated(root, run_folder, tmp_path, capsys):
