@@ -260,7 +260,8 @@ class Toolchain:
             flags += ["--Werror", "all-warnings"]
 
         def compile_unit(source: Path) -> str:
-            key = hashlib.sha256(repr([self.nvcc, version, flags, str(source)]).encode()).hexdigest()[:12]
+            own = [os.environ.get(f"NVCC_{when}_FLAGS") for when in ("PREPEND", "APPEND")]  # nvcc reads them itself
+            key = hashlib.sha256(repr([self.nvcc, version, flags, own, str(source)]).encode()).hexdigest()[:12]
             unit = OBJECTS / f"{source.stem}.cuda.{key}.o"
             if unit.exists() and unit.stat().st_mtime > max(headers, source.stat().st_mtime):
                 return str(unit)

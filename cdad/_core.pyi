@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -213,7 +213,7 @@ class Stream:
     method: str
     gamma: float
     rank: int
-    rounded: bool
+    rounded: Literal["bfloat16", "int7"] | None
     bytes: int
     energy: tuple[float, float, float]
     def __init__(

@@ -11,10 +11,12 @@ enum {
     MOST_DEPTHS = 4,           /* of them that are added in float32 before they go to the doubles, */
     PANEL_BYTES = 40 << 20,    /* where their panels take no more than this */
     TILES_A_POLL = 96,         /* at most 10 GFLOP between polls: tens of milliseconds */
-    ROUNDED_LEAST = 768        /* narrower features are multiplied in no time */
+    ROUNDED_LEAST = 768,       /* narrower features are multiplied in no time */
+    BYTES_COLUMNS = 6          /* times as many features as their width: the fewer, the more is missed, see gram.h */
 };
 
-static const double ROUNDED_FINEST = 0x1p-11; /* 1 - gamma: a hundred times what rounding to bfloat16 changes in all */
+/* 1 - gamma: a hundred times what rounding to bfloat16 changes in all, and twenty times what whole numbers do at the worst */
+static const double ROUNDED_FINEST = 0x1p-11, BYTES_FINEST = 0x1p-10;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -40,11 +42,19 @@ int cdad_gram_may_round(int64_t side, double gamma) {
     return side >= ROUNDED_LEAST && 1 - gamma >= ROUNDED_FINEST && cdad_kernels_select(NULL)->gram_rounds_fast();
 }
 
+cdad_gram_rounding cdad_gram_rounding_for(int64_t d, double gamma, int64_t columns) {
+    if (cdad_gram_may_round(d, gamma))
+        return CDAD_GRAM_BFLOAT16;
+    return d >= ROUNDED_LEAST && 1 - gamma >= BYTES_FINEST && columns / BYTES_COLUMNS >= d && cdad_kernels_select(NULL)->gram_bytes_tile
+               ? CDAD_GRAM_BYTES
+               : CDAD_GRAM_PLAIN;
+}
+
 int64_t cdad_gram_bytes(int64_t d) { return stored(d) * (int64_t)sizeof(double); }
 
-cdad_status cdad_gram_init(cdad_gram *g, int64_t d, int bf16, cdad_error *err) {
+cdad_status cdad_gram_init(cdad_gram *g, int64_t d, cdad_gram_rounding rounding, cdad_error *err) {
     g->d = d;
-    g->bf16 = bf16;
+    g->rounding = rounding;
     return cdad_alloc_zero((void **)&g->upper, cdad_gram_bytes(d), err);
 }
 
@@ -54,11 +64,14 @@ void cdad_gram_reset(cdad_gram *g) {
     *g = (cdad_gram){0};
 }
 
+static int is_bf16(const cdad_gram *g) { return g->rounding == CDAD_GRAM_BFLOAT16; }
+
 typedef struct {
     const cdad_gram *g;
     const cdad_kernels *kernels;
     const float *panels;
     int64_t rows, first_task;
+    int bytes;      /* what the panels hold: whole numbers */
     float *scratch; /* TILE*TILE floats a worker */
 } add_job;
 
@@ -69,13 +82,17 @@ static void add_task(void *arg, int64_t task, int worker) {
     int64_t bi = job->first_task + task, bj = 0;
     while (bi > bj)
         bi -= ++bj;
-    job->kernels->gram_tile(element(g, bi * TILE, bj * TILE), g->d - bi * TILE, job->panels, job->rows, g->d, bi * TILE,
-                            bj * TILE, TILE, g->bf16, job->scratch + (int64_t)worker * TILE * TILE);
+    double *to = element(g, bi * TILE, bj * TILE);
+    float *scratch = job->scratch + (int64_t)worker * TILE * TILE;
+    if (job->bytes)
+        job->kernels->gram_bytes_tile(to, g->d - bi * TILE, job->panels, job->rows, g->d, bi * TILE, bj * TILE, TILE, scratch);
+    else
+        job->kernels->gram_tile(to, g->d - bi * TILE, job->panels, job->rows, g->d, bi * TILE, bj * TILE, TILE, is_bf16(g), scratch);
 }
 
 /* Rows that one float32 sum takes in, of all. */
 static int64_t depth_of(const cdad_gram *g, int64_t rows) {
-    const int64_t depths = PANEL_BYTES / (DEPTH * g->d * (g->bf16 ? 2 : 4));
+    const int64_t depths = PANEL_BYTES / (DEPTH * g->d * (is_bf16(g) ? 2 : 4));
     return min64(DEPTH * (depths < 1 ? 1 : min64(depths, MOST_DEPTHS)), rows);
 }
 
@@ -86,12 +103,12 @@ static cdad_status add_there(cdad_gram *g, const cdad_context *ctx, cdad_mat X, 
     CDAD_FAIL_IF(g->there && g->device != ctx->device, err, CDAD_INVALID, "features of %s come after features of %s",
                  ctx->device->name, g->device->name);
     CDAD_FAIL_IF(!X.unfold && X.cs != 1, err, CDAD_INVALID, "on a device features lie row by row");
-    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, ctx->kernels->gram_scratch(depth, g->d, g->bf16), err));
+    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, ctx->kernels->gram_scratch(depth, g->d, is_bf16(g)), err));
     if (!g->there)
         CDAD_TRY_DONE(cdad_device_alloc_zero(ctx->device, (void **)&g->there, g->d * g->d * (int64_t)sizeof(double), err));
     g->device = ctx->device;
     for (int64_t first = 0; first < rows; first += depth)
-        ctx->kernels->gram_add(ctx, g->there, X, first, min64(depth, rows - first), g->d, g->bf16, scratch);
+        ctx->kernels->gram_add(ctx, g->there, X, first, min64(depth, rows - first), g->d, is_bf16(g), scratch);
     status = cdad_device_check(ctx->device, 0, err);
     g->spoiled = status != CDAD_OK;
     status = cdad_device_half_way(status, err);
@@ -134,11 +151,17 @@ cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int
     if (ctx->device)
         return add_there(g, ctx, X, rows, err);
     CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * TILE * TILE * (int64_t)sizeof(float), err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&panels, kernels->gram_panels(depth, g->d, g->bf16), err));
+    int64_t size = kernels->gram_panels(depth, g->d, is_bf16(g));
+    const int bytes = g->rounding == CDAD_GRAM_BYTES && kernels->gram_bytes_pack;
+    if (bytes && kernels->gram_bytes_panels(depth, g->d) > size)
+        size = kernels->gram_bytes_panels(depth, g->d);
+    CDAD_TRY_DONE(cdad_alloc((void **)&panels, size, err));
     job.panels = panels;
     for (int64_t first = 0; first < rows; first += depth) {
         job.rows = min64(depth, rows - first);
-        kernels->gram_pack(ctx, panels, X, first, job.rows, g->d, g->bf16);
+        job.bytes = bytes && kernels->gram_bytes_pack(ctx, panels, X, first, job.rows, g->d);
+        if (!job.bytes)
+            kernels->gram_pack(ctx, panels, X, first, job.rows, g->d, is_bf16(g));
         for (job.first_task = 0; job.first_task < tasks; job.first_task += TILES_A_POLL) {
             if (ctx->poll && ctx->poll(ctx->poll_arg)) {
                 status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were added");
@@ -156,7 +179,7 @@ done:
 cdad_status cdad_gram_of(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, int64_t d, cdad_error *err) {
     cdad_status status;
     *g = (cdad_gram){0};
-    CDAD_TRY(cdad_gram_init(g, d, 0, err));
+    CDAD_TRY(cdad_gram_init(g, d, CDAD_GRAM_PLAIN, err));
     status = cdad_gram_add(g, ctx, X, rows, err);
     if (status != CDAD_OK)
         cdad_gram_reset(g);

@@ -16,15 +16,22 @@
  * worst, if all roundings fell into line with what is missed; measured, 1e-6 more or less than it said. A singular value
  * below some 1e-3 of the root of the total is noise.
  *
+ * In whole numbers of 7 bits (CDAD_GRAM_BYTES; see gram_bytes_pack in kernels.h) G is that of X but for errors off its diagonal that are
+ * independent of X: their energy is up to 6e-4 of X's, but in the products they add up as roots do. What a basis then misses is beyond what it
+ * says by about 0.55 * 6e-4 d / rows of the total at the worst measured (normal features of falling spread; half of it is lost in
+ * directions, half in their number): 5.5e-5 with six rows a column, 1e-5 with thirty. Rows that make errors larger are multiplied as they are.
+ *
  * Half of the symmetric matrix is stored and computed. */
 #ifndef CDAD_CONTINUAL_GRAM_H
 #define CDAD_CONTINUAL_GRAM_H
 
 #include "kernels/kernels.h"
 
+typedef enum cdad_gram_rounding { CDAD_GRAM_PLAIN, CDAD_GRAM_BFLOAT16, CDAD_GRAM_BYTES } cdad_gram_rounding;
+
 typedef struct cdad_gram {
     int64_t d;
-    int bf16; /* features are rounded to bfloat16 first */
+    cdad_gram_rounding rounding; /* of features before they are multiplied; on a device, bytes are plain */
     double *upper; /* block rows of 192: block row b holds columns 192*b .. d-1 */
     cdad_device *device; /* where `there` lies */
     double *there;       /* NULL, or what was added on a device and is not in `upper` yet: [d,d], of which the upper half counts */
@@ -33,12 +40,14 @@ typedef struct cdad_gram {
 
 /* Whether rounding features to bfloat16 is worth it, and harmless to a basis of gamma, where the matrix is `side` wide. */
 int cdad_gram_may_round(int64_t side, double gamma);
+/* How `columns` (0: an unknown number of) features of width d are best rounded for a basis of gamma. */
+cdad_gram_rounding cdad_gram_rounding_for(int64_t d, double gamma, int64_t columns);
 
 /* About 4 d^2. */
 int64_t cdad_gram_bytes(int64_t d);
 
 /* Zero; cdad_gram_bytes(d). d is at least 1, and CDAD_LINALG_MAX at most. */
-CDAD_MUST_USE cdad_status cdad_gram_init(cdad_gram *g, int64_t d, int bf16, cdad_error *err);
+CDAD_MUST_USE cdad_status cdad_gram_init(cdad_gram *g, int64_t d, cdad_gram_rounding rounding, cdad_error *err);
 void cdad_gram_reset(cdad_gram *g);
 
 /* G += X^T X, X [rows,d], already checked; packed by tiles of rows, never unfolded whole. Where ctx is a device's, X lies there, and so

@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stddef.h>
 
-#include "continual/gram.h"
 #include "continual/isvd.h"
 #include "continual/linalg.h"
 #include "continual/lowrank.h"
@@ -58,7 +57,8 @@ cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream
                                .chosen = method == CDAD_STREAM_AUTO};
     if (plan->chosen)
         plan->method = choose(d, gamma, h.columns);
-    plan->bf16 = plan->chosen && plan->method == CDAD_STREAM_EXACT && cdad_gram_may_round(d, gamma);
+    if (plan->chosen && plan->method == CDAD_STREAM_EXACT)
+        plan->rounding = cdad_gram_rounding_for(d, gamma, h.columns);
     if (plan->method == CDAD_STREAM_INCREMENTAL && h.columns <= d)
         plan->wait = max64(h.columns, plan->wait);
     if (plan->method == CDAD_STREAM_SKETCH) {
@@ -94,7 +94,7 @@ static cdad_stream_plan *widest(cdad_stream_plan *plans, int64_t n, int sketches
             next.rank = min64(min64(max64(next.d / SKETCH_SHARE, SKETCH_LEAST), SKETCH_MOST), next.d);
         next.method = CDAD_STREAM_SKETCH;
         next.wait = CDAD_LOWRANK_WAIT;
-        next.bf16 = 0;
+        next.rounding = CDAD_GRAM_PLAIN;
         next.bytes = bytes_of(&next, 0);
         if (next.rank < RANK_LEAST || next.bytes >= plans[i].bytes)
             continue;

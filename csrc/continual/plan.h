@@ -3,6 +3,7 @@
 #define CDAD_CONTINUAL_PLAN_H
 
 #include "base/status.h"
+#include "continual/gram.h"
 
 typedef enum {
     CDAD_STREAM_EXACT,       /* a Gram matrix, see gram.h */
@@ -26,7 +27,7 @@ typedef struct cdad_stream_plan {
     int64_t rank;  /* directions of a basis at most; d unless a sketch */
     int64_t wait;  /* features that an incremental stream collects before it factors them, at least */
     int64_t bytes; /* that the stream holds at most: `columns` features, or any number of them */
-    int bf16;      /* an exact stream rounds features to bfloat16 before it multiplies them: see gram.h */
+    cdad_gram_rounding rounding; /* of an exact stream's features before it multiplies them */
     int chosen;    /* by CDAD_STREAM_AUTO */
 } cdad_stream_plan;
 
@@ -39,7 +40,8 @@ typedef struct cdad_stream_plan {
  *   exact        up to d = 6144: 151 MB;
  *   sketch       otherwise: 4 d^2 bytes grow to gigabytes, and so does an eigensolve's time where gamma asks for one.
  * An exact stream that it chose for features of width 768 and more takes products of bfloat16 where the processor has
- * them, twice as fast, and where 1 - gamma is at least 2^-11, gamma at most 0.9995: see gram.h.
+ * them, twice as fast, and where 1 - gamma is at least 2^-11, gamma at most 0.9995; on one with AVX2 alone it takes products of whole
+ * numbers of 7 bits, twice as fast, where 1 - gamma is at least 2^-10 and six times as many features will come as they are wide: see gram.h.
  * A sketch serves bases of up to d/8 directions, at least 256 and at most 1024, unless the hints say otherwise. hints may be
  * NULL. CDAD_SHAPE: d not in 1 to 32768; CDAD_INVALID: gamma not in (0, 1], an unknown method, or a negative hint. */
 CDAD_MUST_USE cdad_status cdad_stream_plan_make(cdad_stream_plan *plan, int64_t d, cdad_stream_method method,

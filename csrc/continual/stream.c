@@ -61,7 +61,7 @@ cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cd
     cdad_isvd_init(&s->isvd, plan->d);
     cdad_lowrank_init(&s->lowrank, plan->d, plan->wait, (1 - plan->gamma) / DROPPED_SHARE, cdad_factor_may_narrow(plan->gamma));
     if (plan->method == CDAD_STREAM_EXACT)
-        CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, plan->bf16, err));
+        CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, plan->rounding, err));
     if (plan->method == CDAD_STREAM_SKETCH)
         CDAD_TRY_DONE(cdad_sketch_init(&s->sketch, plan->d, plan->rank, err));
     *out = s;

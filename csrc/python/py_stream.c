@@ -288,7 +288,8 @@ static PyObject *stream_get_rank(PyObject *o, void *unused) {
 
 static PyObject *stream_get_rounded(PyObject *o, void *unused) {
     (void)unused;
-    return PyBool_FromLong(plan_of(o)->bf16);
+    static const char *const names[] = {[CDAD_GRAM_PLAIN] = NULL, [CDAD_GRAM_BFLOAT16] = "bfloat16", [CDAD_GRAM_BYTES] = "int7"};
+    return Py_BuildValue("z", names[plan_of(o)->rounding]);
 }
 
 static PyObject *stream_get_bytes(PyObject *o, void *unused) {
@@ -343,7 +344,8 @@ static PyGetSetDef stream_getset[] = {
     {"gamma", stream_get_gamma, NULL, "Share of the energy that a basis keeps.", NULL},
     {"rank", stream_get_rank, NULL, "Directions of a basis at most: d but for a sketch.", NULL},
     {"rounded", stream_get_rounded, NULL,
-     "Whether features are rounded to bfloat16 before they are multiplied: by 'auto', where gamma and the processor allow.",
+     "What features are rounded to before they are multiplied: 'bfloat16', 'int7' (whole numbers of 7 bits) or None; by 'auto', where gamma,\n"
+     "the number of features and the processor allow.",
      NULL},
     {"bytes", stream_get_bytes, NULL, "Memory that is held at most, as planned.", NULL},
     {"energy", stream_get_energy, NULL,

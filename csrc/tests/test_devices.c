@@ -53,16 +53,18 @@ done:
 }
 
 /* A table is a name and functions; Gram matrices are summed by other ones on the host than on a device, which alone has some for many
- * parameters. */
+ * parameters, and by whole numbers on some hosts. */
 static int is_complete(const cdad_kernels *kernels, int is_host) {
     const size_t first = offsetof(cdad_kernels, gram_panels) / sizeof(void *);
     const size_t there = offsetof(cdad_kernels, gram_add) / sizeof(void *);
     const size_t last = offsetof(cdad_kernels, gram_scratch) / sizeof(void *);
+    const size_t bytes = offsetof(cdad_kernels, gram_bytes_panels) / sizeof(void *);
     const size_t each = offsetof(cdad_kernels, sum_squares_each) / sizeof(void *);
     int complete = 1;
     for (size_t i = 0; i < sizeof *kernels / sizeof(void *); i++) {
         const int is_gram = i >= first && i <= last, is_each = i == each || i == each + 1;
-        const int wanted = is_gram ? (i < there) == is_host : !is_each || !is_host;
+        const int is_bytes = i >= bytes && i < bytes + 3;
+        const int wanted = is_bytes ? is_host && kernels->gram_bytes_tile : is_gram ? (i < there) == is_host : !is_each || !is_host;
         complete &= (((void *const *)(uintptr_t)kernels)[i] != NULL) == wanted;
     }
     return complete;

@@ -109,19 +109,27 @@ static void test_plan(void) {
               "case %zu: method %d, rank %" PRId64, c, plan.method, plan.rank);
         CHECK(cases[c].memory == 0 || plan.bytes <= cases[c].memory, "case %zu: %" PRId64 " bytes", c, plan.bytes);
     }
-    const int fast = cdad_kernels_select(NULL)->gram_rounds_fast();
+    const int fast = cdad_kernels_select(NULL)->gram_rounds_fast(), whole = !fast && cdad_kernels_select(NULL)->gram_bytes_tile;
     static const struct {
         int64_t d;
         double gamma;
+        int64_t columns;
         cdad_stream_method method;
-        int rounds;
+        int rounds, to_whole; /* where the processor gains by it */
     } rounding[] = {
-        {768, 0.999, CDAD_STREAM_AUTO, 1},  {767, 0.999, CDAD_STREAM_AUTO, 0},   {1280, 0.9995, CDAD_STREAM_AUTO, 1},
-        {1280, 0.9996, CDAD_STREAM_AUTO, 0}, {1280, 0.999, CDAD_STREAM_EXACT, 0}, {11520, 0.999, CDAD_STREAM_AUTO, 0},
+        {768, 0.999, 0, CDAD_STREAM_AUTO, 1, 0},       {767, 0.999, 9000, CDAD_STREAM_AUTO, 0, 0},
+        {1280, 0.9995, 9000, CDAD_STREAM_AUTO, 1, 0},  {1280, 0.9996, 9000, CDAD_STREAM_AUTO, 0, 0},
+        {1280, 0.999, 9000, CDAD_STREAM_EXACT, 0, 0},  {11520, 0.999, 90000, CDAD_STREAM_AUTO, 0, 0},
+        {1280, 0.999, 7680, CDAD_STREAM_AUTO, 1, 1},   {1280, 0.999, 7679, CDAD_STREAM_AUTO, 1, 0},
+        {1280, 0.9991, 7680, CDAD_STREAM_AUTO, 1, 0},
     };
     for (size_t c = 0; c < sizeof rounding / sizeof *rounding; c++) {
-        CHECK_OK(cdad_stream_plan_make(&plan, rounding[c].d, rounding[c].method, rounding[c].gamma, NULL, err));
-        CHECK(plan.bf16 == (fast && rounding[c].rounds), "rounding case %zu: %d", c, plan.bf16);
+        const cdad_stream_hints come = {.columns = rounding[c].columns};
+        CHECK_OK(cdad_stream_plan_make(&plan, rounding[c].d, rounding[c].method, rounding[c].gamma, &come, err));
+        const cdad_gram_rounding want = fast && rounding[c].rounds      ? CDAD_GRAM_BFLOAT16
+                                        : whole && rounding[c].to_whole ? CDAD_GRAM_BYTES
+                                                                        : CDAD_GRAM_PLAIN;
+        CHECK(plan.rounding == want, "rounding case %zu: %d", c, (int)plan.rounding);
     }
     CHECK_OK(cdad_stream_plan_make(&plan, 11520, CDAD_STREAM_EXACT, 0.999, NULL, err));
     CHECK(plan.method == CDAD_STREAM_EXACT && !plan.chosen && plan.bytes >= 4ll * 11520 * 11520 &&

@@ -63,6 +63,11 @@ const cdad_kernels CDAD_K(kernels) = {
     SLOT(gram_pack),
     SLOT(gram_tile),
     SLOT(gram_rounds_fast),
+#if CDAD_VBYTES == 32
+    SLOT(gram_bytes_panels),
+    SLOT(gram_bytes_pack),
+    SLOT(gram_bytes_tile),
+#endif
     SLOT(bf16_speed),
     PLAIN_SLOTS,
 };

@@ -14,6 +14,11 @@ void CDAD_K(gram_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64
 void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
                        int64_t side, int bf16, float *scratch);
 int CDAD_K(gram_rounds_fast)(void);
+/* In the build of AVX2 alone. */
+int64_t CDAD_K(gram_bytes_panels)(int64_t rows, int64_t d);
+int CDAD_K(gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d);
+void CDAD_K(gram_bytes_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
+                             int64_t side, float *scratch);
 double CDAD_K(bf16_speed)(void);
 void CDAD_K(sketch_add)(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
                         const int32_t *signs, int64_t M, void *scratch);
