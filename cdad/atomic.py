@@ -6,10 +6,14 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+_writing = threading.local()  # .paths: the files that this thread writes now
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | Iterable[bytes | memoryview]) -> None:
@@ -33,7 +37,20 @@ def replacing(path: str | os.PathLike, previous: str | os.PathLike | None = None
         OSError: writing, syncing or renaming failed; the old file is untouched and no temporary one stays.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.tmp")
+    paths = _writing.__dict__.setdefault("paths", [])
+    # A signal's handler may write what this very thread is writing: waiting for it would never end.
+    within = paths.count(path)
+    temporary = path.with_name(f".{path.name}{f'.{within}' if within else ''}.tmp")
+    paths.append(path)
+    try:
+        with _replaced(path, temporary, previous) as file:
+            yield file
+    finally:
+        paths.remove(path)
+
+
+@contextmanager
+def _replaced(path: Path, temporary: Path, previous: str | os.PathLike | None) -> Iterator[BinaryIO]:
     try:
         opened = _locked(temporary)
     except OSError as error:

@@ -135,7 +135,8 @@ class TrainingConfig:
     class of the task. ``epochs`` / ``increment_epochs``: passes over the task's images instead, where they are not 0:
     as many steps of whole batches, of which "replay" fills a part with old images.
     ``lr`` / ``increment_lr``: the learning rate of the first task / of later ones; ``beta1``, ``beta2``, ``eps``, ``weight_decay``:
-    AdamW's others. ``ema_decay``: of a moving average of the weights, which draws in their place; 0: none.
+    AdamW's others. ``ema_decay``: of a moving average of the weights, which draws in their place, at step t of a task no more than
+    t / (9 + t), so that it is of that task's steps however few they are; 0: none.
     ``warmup``: steps of linear warm-up of the learning rate; ``decay``: the share of a task's
     steps, at its end, over which it falls to zero by a cosine. ``clip_norm``: the largest norm of the whole gradient; 0
     does not clip, and each gradient is used as soon as it is there, which saves the memory of all of them (as much as
@@ -365,8 +366,8 @@ class Config:
         d = self.diffusion
         stride = d.num_train_timesteps // d.steps
         last = d.steps - d.skip - d.stop if d.stop else 0
-        offset = stride - 1 if d.zero_terminal_snr else 1
-        return max(0, last * stride + offset - stride // 2)
+        visited = (last + 1) * d.num_train_timesteps // d.steps - 1 if d.zero_terminal_snr else last * stride + 1
+        return max(0, visited - stride // 2)
 
     def optimizer(self) -> dict[str, Any]:
         """The optimiser's configuration as the core takes it."""

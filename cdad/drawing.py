@@ -113,14 +113,15 @@ class Drawing:
         moments: list[np.ndarray] = []
         banks: list[MemoryBank] = []
         scoring = self.config.scoring
+        layers = chosen_layers(scoring, len(self.features.widths))
         if scoring.distance == "mahalanobis":
             moments = self.features.second_moments(np.concatenate([reference] * len(drawn)), np.concatenate(drawn))
         distances = self.distances(reference, drawn, [whitening(m) for m in moments])
         del reference, drawn  # before the bank takes its memory
         if scoring.memory_bank:
-            features, layers = map(self._chosen_features, all_images if n else [images]), chosen_layers(scoring, len(self.features.widths))
+            features = map(self._chosen_features, all_images if n else [images])
             banks = [MemoryBank.measure(features, n or len(images), scoring.memory_bank, self.config.seed, layers)]
-        return Calibration.measure(distances, moments, banks, self.features.checksum)
+        return Calibration.measure(distances, moments, banks, self.features.checksum, layers)
 
 
 __all__ = ["Drawing"]

@@ -344,10 +344,10 @@ class ContinualModel:
                 finally:  # a signal's exception may come after the step is done
                     self.progress["step"] = self._trainer.n_steps - self._steps_before
                 self.progress["seconds"] += time.monotonic() - began
-                bar.update()
-                bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
                 if callback is not None:
                     callback(StepReport(index, step, steps, *losses, scale))
+                bar.update()
+                bar.set_postfix(cdm=f"{losses[1]:.4f}", amn=f"{losses[2]:.4f}", refresh=False)
                 if checkpoint is not None and time.monotonic() - saved > checkpoint_seconds:
                     self.save(checkpoint, keep_previous=True)
                     saved = time.monotonic()

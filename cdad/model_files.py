@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Checkpoint, save_checkpoint
-from .errors import CheckpointError, FormatError
+from .data.records import check_name
+from .errors import CheckpointError, DataError, FormatError
 from .scoring import Calibration
 from .strategies.projection import STAYS
 from .thresholds import Threshold
@@ -108,8 +109,12 @@ def _restore(model: ContinualModel, checkpoint: Checkpoint, predict_only: bool) 
     if type(step) is not int or step < 0:
         raise CheckpointError(f"its progress is at the step {step!r}", path)
     names = [*model.classes, *model.progress.get("classes", [])]
-    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise CheckpointError("the classes of its ledger are no names, or are named twice", path)
+    try:
+        named_twice = len({check_name(name) for name in names}) < len(names)
+    except DataError as error:
+        raise CheckpointError(f"of its ledger, {error}", path) from None
+    if named_twice:
+        raise CheckpointError("classes of its ledger are named twice", path)
     if predict_only:
         if step and model.ledger:
             log.warning("%s is at step %d of a task that has begun: its weights are no longer what the tasks before left, which the run's "

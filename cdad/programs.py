@@ -31,7 +31,7 @@ class Programs(Generic[P]):
     def __init__(self, make: Callable[[int], P], batch_size: int):
         self.batch_size = batch_size
         self.whole = make(batch_size)
-        self.make, self._single, self._lock = make, None, threading.Lock()
+        self.make, self._single, self._lock = make, None, threading.RLock()  # a signal's handler may predict, too
 
     @property
     def single(self) -> P:

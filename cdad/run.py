@@ -4,7 +4,7 @@
     checkpoint.safetensors  the newest state; a run goes on from it
     checkpoint.previous.safetensors  the one before it, should it be damaged
     tasks/K.safetensors     the model after task K
-    loss.csv                one row a training step
+    loss.csv                one row a training step, but for one that a signal interrupted
     metrics.csv             one row a tested class after each task
     results.json            the same, with the task matrix R of every measure, A-, FM and BWT
     sheets/afterK/CLASS.png image, reconstruction, map, mask

@@ -24,7 +24,7 @@ _LEAST = 1 << 18  # floats that are worth several threads
 @dataclass(frozen=True)
 class Calibration:
     """What is normal for a class, from its training images: ``layers`` float32 [L], the mean distance a layer, and
-    ``mean`` float32 [H,W], the mean map of the layers so balanced. Places that are hard to redraw on every normal part then
+    ``mean`` float32 [H,W], the mean map of the ``chosen`` layers so balanced (None: of all, as first builds measured). Places that are hard to redraw on every normal part then
     count for less, and the maps of all classes have one scale. ``moments``: where distances are Mahalanobis', the second
     moments float32 [C,C] a layer of the features' differences: directions of the features in which normal images and their
     drawings differ count for less. ``banks``: of the class's normal features, one or none; several classes' where these are pooled. ``backbone``:
@@ -35,6 +35,7 @@ class Calibration:
     moments: tuple[np.ndarray, ...] = ()
     banks: tuple[MemoryBank, ...] = ()
     backbone: int | None = None
+    chosen: tuple[int, ...] | None = None
 
     @classmethod
     def measure(
@@ -43,11 +44,13 @@ class Calibration:
         moments: Sequence[np.ndarray] = (),
         banks: Sequence[MemoryBank] = (),
         backbone: int | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> Calibration:
-        """From distances [N,H,W,L] of normal images."""
+        """From distances [N,H,W,L] of normal images. ``chosen``: the layers of which maps are made; None: all."""
+        of = list(range(distances.shape[-1]) if chosen is None else chosen)
         layers = distances.mean((0, 1, 2), dtype=np.float64).astype(np.float32) + np.float32(1e-12)
-        mean = (distances / layers).mean((0, 3), dtype=np.float64).astype(np.float32)
-        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments), tuple(banks), backbone)
+        mean = (distances[..., of] / layers[of]).mean((0, 3), dtype=np.float64).astype(np.float32)
+        return cls(layers, _smooth(mean, _BLUR * distances.shape[1] / 256), tuple(moments), tuple(banks), backbone, tuple(of))
 
     def fits(self, image_size: int, widths: Sequence[int], config: ScoringConfig, backbone: int | None = None) -> bool:
         """Whether it is of maps of this size, by layers of so many channels and these weights, has or lacks moments as the distance wants
@@ -57,6 +60,8 @@ class Calibration:
         wanted = list(widths) if config.distance == "mahalanobis" else []
         same = len(self.layers) == len(widths) and self.mean.shape == (image_size, image_size)
         chosen = chosen_layers(config, len(widths))
+        if self.chosen is not None and list(self.chosen) != chosen:
+            return False
         side_by_side = sum(widths[layer] for layer in chosen)
         alike = (list(bank.layers) == chosen and len(bank.centre) == side_by_side for bank in self.banks)
         banks = not config.memory_bank or (self.banks and all(alike))
@@ -68,7 +73,7 @@ class Calibration:
         layers = np.mean([c.layers for c in calibrations], axis=0)
         moments = [np.mean(layer, axis=0) for layer in zip(*(c.moments for c in calibrations), strict=True)]
         banks = tuple(bank for c in calibrations for bank in c.banks)
-        return cls(layers, np.mean([c.mean for c in calibrations], axis=0), tuple(moments), banks)
+        return cls(layers, np.mean([c.mean for c in calibrations], axis=0), tuple(moments), banks, chosen=calibrations[0].chosen)
 
     def nearest(self, features: Sequence[np.ndarray]) -> np.ndarray:
         """Features [N,h,w,C] of images, one of the chosen layers each -> [N,h,w]: how far they are from the nearest bank."""
@@ -83,6 +88,7 @@ class Calibration:
         """For a checkpoint."""
         banks = {f"bank.{key}": value for bank in self.banks for key, value in bank.tensors().items()}
         by = {} if self.backbone is None else {"backbone": np.array([self.backbone], np.int64)}
+        by |= {} if self.chosen is None else {"chosen": np.array(self.chosen, np.int64)}
         return {"layers": self.layers, "mean": self.mean} | {f"moment.{i}": m for i, m in enumerate(self.moments)} | banks | by
 
     @classmethod
@@ -93,7 +99,9 @@ class Calibration:
         if not bank.keys() & {"centre", "layers"}:  # as first builds with banks kept them: one to be measured again
             bank = {}
         by = int(tensors["backbone"].item()) if "backbone" in tensors else None
-        return cls(tensors["layers"], tensors["mean"], tuple(moments), (MemoryBank.from_tensors(bank),) if bank else (), by)
+        banks = (MemoryBank.from_tensors(bank),) if bank else ()
+        chosen = tuple(map(int, tensors["chosen"])) if "chosen" in tensors else None
+        return cls(tensors["layers"], tensors["mean"], tuple(moments), banks, by, chosen)
 
 
 def whitening(moment: np.ndarray) -> np.ndarray:

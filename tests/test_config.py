@@ -310,3 +310,9 @@ def test_sections_made_of_lists_are_the_same_and_keys():
 def test_paths_and_numbers_within_lists():
     config = preset("small").updated({"autoencoder.kind": "tiny", "autoencoder.weights": [Path("a"), Path("b")], "scoring.layers": (np.int64(0),)})
     assert config.autoencoder.weights == ("a", "b") and config.scoring.layers == (0,)
+
+
+@pytest.mark.parametrize(("n", "low"), [(10, 949), (7, 928), (300, 998), (600, 999)])
+def test_a_focus_begins_half_a_stride_below_the_last_timestep_visited(n, low):
+    config = preset("small").updated({"diffusion.steps": n, "diffusion.skip": 0, "diffusion.stop": 1})
+    assert config.diffusion.prediction == "v" and config.lowest_sampled_timestep == low

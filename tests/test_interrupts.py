@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import FIRST, SECOND
+from tqdm.auto import tqdm
 
 from cdad import ContinualModel, ImageError
 from cdad.cli import main
@@ -47,6 +48,21 @@ def test_after_a_step_is_done(products, quick_config, tmp_path, clip_norm):
         model.fit_task(task, progress=False)
         assert model._trainer.n_steps == whole._trainer.n_steps
         assert np.array_equal(model._trainer.block("weights"), whole._trainer.block("weights"))
+
+
+def test_a_step_is_told_before_the_bar_moves(products, quick_config, monkeypatch):
+    class Bar(tqdm):
+        def update(self, n=1):
+            if self.unit == "step" and told and told[-1] == 2:
+                raise KeyboardInterrupt
+            return super().update(n)
+
+    told = []
+    monkeypatch.setattr("cdad.model.tqdm", Bar)
+    model = ContinualModel(quick_config.updated({"training.steps": 5, "scoring.calibrate": False}))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_task([products[FIRST[0]]], progress=False, callback=lambda report: told.append(report.step))
+    assert told == [0, 1, 2] and model.progress["step"] == 3
 
 
 class StoppedAtOnce(ContinualModel):

@@ -111,6 +111,21 @@ def test_predictions_are_the_moving_average_s(first, first_checkpoint, quick_con
     assert np.abs(wanted - before).max() > 0.005 * before.max()
 
 
+def test_an_average_is_of_the_task_s_own_steps_however_few(products, quick_config):
+    config = quick_config.updated({"training.steps": 60, "training.increment_steps": 30, "training.ema_decay": 0.999, "scoring.calibrate": False})
+    model = ContinualModel(config.updated({"continual.strategy": "finetune"}))
+    begun = {}
+
+    def keep(report):
+        begun.setdefault(report.task, model._trainer.block("ema").astype(np.float64))
+
+    for name in ("gear", "steel"):
+        model.fit_task([products[name]], progress=False, callback=keep)
+        learned = model._trainer.block("weights") - begun[len(model.ledger) - 1]
+        left = model._trainer.block("weights") - model._trainer.block("ema")
+        assert np.linalg.norm(left) < 0.5 * np.linalg.norm(learned)
+
+
 def test_maps_are_the_mean_of_those_of_each_noise(first_checkpoint, quick_config, images):
     model = ContinualModel.load(first_checkpoint, quick_config.updated({"scoring.noise_seeds": 2}))
     reference, drawn = model.drawing.draw(images)

@@ -46,6 +46,16 @@ def test_calibrated_normal_images_have_mean_one_at_any_scale(distances):
     assert np.unravel_index(score_maps(odd, calibration, config(), 32)[0].argmax(), (32, 32))[0] in range(8, 12)
 
 
+def test_layers_that_no_map_is_made_of_do_not_weigh_in_its_calibration(distances):
+    hard = distances.copy()
+    hard[:, 4:12, 4:12, 1] *= 20
+    one, other = (score_maps(distances, Calibration.measure(d, chosen=[0, 2]), config(), 32) for d in (distances, hard))
+    assert np.array_equal(one, other) and not np.array_equal(one, score_maps(distances, Calibration.measure(hard), config(), 32))
+    calibration = Calibration.from_tensors(Calibration.measure(hard, chosen=[0, 2]).tensors())
+    fits = [calibration.fits(32, [1, 1, 1], config(layers=layers, distance="euclidean", memory_bank=0)) for layers in ((0, 2), (1,))]
+    assert fits == [True, False] and Calibration.pool([calibration]).chosen == (0, 2)
+
+
 def test_a_pool_of_one_calibration_is_itself(distances):
     one = Calibration.measure(distances)
     pooled = Calibration.pool([one])

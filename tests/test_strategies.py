@@ -540,6 +540,20 @@ def test_following_a_task_does_not_change_it(first, si_checkpoint):
     assert np.array_equal(ContinualModel.load(si_checkpoint)._trainer.block("weights"), first._trainer.block("weights"))
 
 
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_importances_of_consolidating_are_those_of_learning(products, quick_config, name):
+    config = quick_config.updated({"training.steps": 2, "training.increment_steps": 2, "scoring.calibrate": False})
+    own = ContinualModel(config.updated({"continual.strategy": name}))
+    learned = ContinualModel(config.updated({"continual.strategy": "finetune"}))
+    for model in (own, learned):
+        model.fit_task([products[FIRST[0]]], progress=False)
+    learned.config = own.config
+    learned.strategy = own.strategy.__class__(own.config.continual)
+    learned.consolidate([products[FIRST[0]]], progress=False)
+    kept, made = own.strategy.tensors(), learned.strategy.tensors()
+    assert kept and all(np.array_equal(kept[key], made[key]) for key in kept)
+
+
 def test_consolidating_is_what_learning_would_have_kept(started, first, si_checkpoint, products, quick_config):
     model = ContinualModel.load(si_checkpoint, quick_config)
     with pytest.raises(CheckpointError, match="consolidate"):

@@ -168,7 +168,7 @@ def mean_magnitudes(
     the sample's number only.
     """
     c = model.config
-    seed = c.seed + 104_729 * (1 + len(model.ledger))
+    seed = c.seed + 104_729 * (len(model.ledger) + bool(model.progress.get("step")))  # tasks learned, with the one that ends
     batches = model.representative_batches(classes).resized(1)
     trainer = _core.Trainer(
         model.params, c.denoiser(), 1, None, c.seed, objective=objective, recompute=c.training.recompute

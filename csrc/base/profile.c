@@ -5,9 +5,11 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include "base/forked.h"
 #include "base/memory.h"
 
 struct cdad_profile {
+    cdad_forked forked; /* its first member */
     pthread_mutex_t lock;
     atomic_int on;
     cdad_event *events;
@@ -20,12 +22,22 @@ double cdad_clock(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* Of a child of a fork: another thread may have been adding. What was kept stays the parent's. */
+static void renew(cdad_forked *forked) {
+    cdad_profile *p = (cdad_profile *)forked;
+    pthread_mutex_init(&p->lock, NULL);
+    p->events = NULL;
+    p->n = p->capacity = 0;
+}
+
 cdad_status cdad_profile_new(cdad_profile **out, cdad_error *err) {
     *out = NULL;
     void *p;
     CDAD_TRY(cdad_alloc_zero(&p, sizeof(cdad_profile), err));
     *out = p;
     pthread_mutex_init(&(*out)->lock, NULL);
+    (*out)->forked.renew = renew;
+    cdad_forked_watch(&(*out)->forked);
     return CDAD_OK;
 }
 
@@ -54,5 +66,12 @@ void cdad_profile_switch(cdad_profile *p, int on) {
 }
 
 int cdad_profile_is_on(const cdad_profile *p) { return atomic_load(&p->on); }
-int64_t cdad_profile_count(const cdad_profile *p) { return p->n; }
-const cdad_event *cdad_profile_at(const cdad_profile *p, int64_t i) { return i >= 0 && i < p->n ? &p->events[i] : NULL; }
+
+int cdad_profile_get(cdad_profile *p, int64_t i, cdad_event *out) {
+    pthread_mutex_lock(&p->lock);
+    const int found = i >= 0 && i < p->n;
+    if (found)
+        *out = p->events[i];
+    pthread_mutex_unlock(&p->lock);
+    return found;
+}

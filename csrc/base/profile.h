@@ -27,8 +27,7 @@ CDAD_MUST_USE cdad_status cdad_profile_add(cdad_profile *p, const cdad_event *ev
 /* Whether events are kept (not at first). Switching it on drops what was kept before. */
 void cdad_profile_switch(cdad_profile *p, int on);
 int cdad_profile_is_on(const cdad_profile *p);
-/* While it is off: the events kept. */
-int64_t cdad_profile_count(const cdad_profile *p);
-const cdad_event *cdad_profile_at(const cdad_profile *p, int64_t i);
+/* At any time, a copy of event i: whether there is one. */
+int cdad_profile_get(cdad_profile *p, int64_t i, cdad_event *out);
 
 #endif

@@ -391,6 +391,9 @@ cdad_status cdad_stream_state_set(cdad_stream *s, const double *state, int64_t n
                      CDAD_INVALID, "stream state: %" PRId64 " values do not hold a basis of width %" PRId64,
                      n, d);
         const int64_t k = (int64_t)state[1];
+        for (int64_t i = 3; i < n; i++)
+            CDAD_FAIL_IF((double)(float)state[i] != state[i], err, CDAD_INVALID,
+                         "stream state: value %" PRId64 " is %g, no float32", i, state[i]);
         CDAD_TRY(cdad_isvd_resize(&s->isvd, k, err));
         s->isvd.share = state[2];
         for (int64_t i = 0; i < k; i++)

@@ -394,6 +394,7 @@ static void measure_small(cdad_optimizer *o, const cdad_context *ctx) {
 
 /* Readies a step. */
 static cdad_status begin(cdad_optimizer *o, const cdad_context *ctx, double lr_scale, cdad_error *err) {
+    CDAD_FAIL_IF(!isfinite((float)(o->config.lr * lr_scale)), err, CDAD_INVALID, "lr %g times %g is no learning rate", o->config.lr, lr_scale);
     o->lr_scale = lr_scale;
     o->n_small = 0;
     CDAD_TRY(cdad_optimizer_moments(o, err));
@@ -418,7 +419,7 @@ static cdad_adamw numbers(const cdad_optimizer *o, double grad_scale) {
                         .bias1 = (float)(1.0 - pow((double)(float)c->beta1, t)), /* of the betas that the kernel uses */
                         .bias2 = (float)(1.0 - pow((double)(float)c->beta2, t)),
                         .grad_scale = (float)grad_scale,
-                        .ema_decay = (float)c->ema_decay,
+                        .ema_decay = (float)fmin(c->ema_decay, t / (9.0 + t)), /* what was before goes while steps are few */
                         .m_is_bf16 = c->moments == CDAD_MOMENT_BFLOAT16};
 }
 

@@ -16,7 +16,7 @@ typedef enum {
 typedef struct cdad_optimizer_config {
     double lr, beta1, beta2, eps, weight_decay;
     double clip_norm; /* of the whole gradient; 0: no clipping */
-    double ema_decay; /* 0: no moving average */
+    double ema_decay; /* at step t, t / (9 + t) at the most; 0: no moving average */
     cdad_projection_mode projection;
     cdad_precision precision; /* of products with directions */
     cdad_moment_format moments; /* BFLOAT16: of the first moment alone, a sixth less memory for weights and moments; 8BIT: of both,

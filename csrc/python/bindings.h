@@ -37,6 +37,8 @@ int cdad_py_device(PyObject *name, cdad_device **device);
 PyArrayObject *cdad_py_floats(PyObject *o, const cdad_shape *shape, const char *what);
 /* The same with any shape of at most CDAD_MAX_DIMS dimensions. */
 PyArrayObject *cdad_py_floats_any(PyObject *o, const char *what);
+/* int64 [n] of whole numbers: TypeError, ValueError where there are not n. */
+PyArrayObject *cdad_py_integers(PyObject *o, int64_t n, const char *what);
 cdad_shape cdad_py_shape_of(PyArrayObject *a);
 /* A new float32 array; copied from data, of the host, unless that is NULL. */
 PyObject *cdad_py_new_floats(const cdad_shape *shape, const float *data);

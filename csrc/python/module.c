@@ -101,6 +101,20 @@ PyObject *cdad_py_raise(const cdad_error *err) {
     return NULL;
 }
 
+PyArrayObject *cdad_py_integers(PyObject *o, int64_t n, const char *what) {
+    PyArrayObject *given = (PyArrayObject *)PyArray_FROM_O(o), *a = NULL;
+    if (!given)
+        return NULL;
+    if (!PyArray_ISINTEGER(given))
+        PyErr_Format(PyExc_TypeError, "%s: integers are wanted", what);
+    else if (PyArray_NDIM(given) != 1 || PyArray_SIZE(given) != n)
+        PyErr_Format(PyExc_ValueError, "%s: %lld are wanted", what, (long long)n);
+    else
+        a = (PyArrayObject *)PyArray_FROMANY((PyObject *)given, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO);
+    Py_DECREF(given);
+    return a;
+}
+
 PyArrayObject *cdad_py_floats_any(PyObject *o, const char *what) {
     PyArrayObject *a = (PyArrayObject *)PyArray_FromAny(o, NULL, 0, 0, 0, NULL);
     if (!a)
@@ -239,7 +253,7 @@ int cdad_py_add_type(PyObject *module, PyType_Spec *spec, PyObject **type) {
         return -1;
     const int status = PyModule_AddObjectRef(module, strrchr(spec->name, '.') + 1, made);
     if (type && status == 0)
-        *type = made; /* the module keeps it alive */
+        *type = Py_NewRef(made); /* for good: a second import's module may go before this one's */
     Py_DECREF(made);
     return status;
 }
@@ -468,15 +482,13 @@ static PyObject *profile_stop(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
     cdad_profile_switch(profile, 0);
-    PyObject *list = PyList_New(cdad_profile_count(profile));
-    for (int64_t i = 0; list && i < cdad_profile_count(profile); i++) {
-        const cdad_event *e = cdad_profile_at(profile, i);
-        PyObject *item =
-            Py_BuildValue("(sssdddL)", e->op, e->name, e->shape, e->start, e->seconds, e->flops, (long long)e->bytes);
-        if (!item)
+    PyObject *list = PyList_New(0);
+    cdad_event e; /* a copy: what is collected meanwhile may switch the profile on again */
+    for (int64_t i = 0; list && cdad_profile_get(profile, i, &e); i++) {
+        PyObject *item = Py_BuildValue("(sssdddL)", e.op, e.name, e.shape, e.start, e.seconds, e.flops, (long long)e.bytes);
+        if (!item || PyList_Append(list, item) < 0)
             Py_CLEAR(list);
-        else
-            PyList_SetItem(list, i, item);
+        Py_XDECREF(item);
     }
     return list;
 }

@@ -311,6 +311,16 @@ static PyObject *refuse(const char *what, const cdad_device *device) {
     return PyErr_Format(PyExc_BufferError, "memory of %s %s", device->name, what);
 }
 
+/* None leaves them as they are. */
+static int pair_of(PyObject *o, const char *format, int *a, int *b) {
+    if (o == Py_None)
+        return 1;
+    if (PyTuple_Check(o))
+        return PyArg_ParseTuple(o, format, a, b);
+    PyErr_Format(PyExc_TypeError, "%s, not %R", strchr(format, ';') + 1, Py_TYPE(o));
+    return 0;
+}
+
 PyObject *cdad_py_array_dlpack(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
     cdad_py_array *a = (cdad_py_array *)o;
@@ -319,8 +329,7 @@ PyObject *cdad_py_array_dlpack(PyObject *o, PyObject *args, PyObject *kwargs) {
     void *stream;
     cdad_error err = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream_arg, &version, &place, &copy) ||
-        (version != Py_None && !PyArg_ParseTuple(version, "ii;max_version is a pair", &major, &minor)) ||
-        (place != Py_None && !PyArg_ParseTuple(place, "ii;dl_device is a pair", &type, &number)))
+        !pair_of(version, "ii;max_version is a pair", &major, &minor) || !pair_of(place, "ii;dl_device is a pair", &type, &number))
         return NULL;
     if (type == DL_CPU) {
         PyObject *host = copy == Py_False ? refuse("goes to the host by a copy alone", a->device) : cdad_py_array_numpy(o, NULL);

@@ -53,7 +53,7 @@ static PyObject *add_named(PyObject *o, PyObject *args, named_value_fn add) {
     const char *name;
     PyObject *shape_arg;
     cdad_shape shape;
-    if (!may_grow(self) || !PyArg_ParseTuple(args, "sO", &name, &shape_arg) || cdad_py_shape(shape_arg, &shape) < 0)
+    if (!PyArg_ParseTuple(args, "sO", &name, &shape_arg) || cdad_py_shape(shape_arg, &shape) < 0 || !may_grow(self))
         return NULL;
     cdad_error err = {0};
     cdad_value v;
@@ -67,11 +67,11 @@ static PyObject *graph_param(PyObject *o, PyObject *args) { return add_named(o, 
 
 static PyObject *graph_const(PyObject *o, PyObject *arg) {
     py_graph *self = (py_graph *)o;
-    if (!may_grow(self))
-        return NULL;
     PyArrayObject *a = cdad_py_floats_any(arg, "const");
-    if (!a)
+    if (!a || !may_grow(self)) {
+        Py_XDECREF(a);
         return NULL;
+    }
     cdad_error err = {0};
     cdad_value v;
     const cdad_status status = cdad_graph_const(self->g, cdad_py_shape_of(a), cdad_py_data(a), &v, &err);
@@ -116,7 +116,7 @@ static PyObject *graph_op(PyObject *o, PyObject *args, PyObject *kwargs) {
     const char *name;
     PyObject *inputs;
     cdad_error err = {0};
-    if (!may_grow(self) || !PyArg_ParseTuple(args, "sO:op", &name, &inputs))
+    if (!PyArg_ParseTuple(args, "sO:op", &name, &inputs))
         return NULL;
     const cdad_op *op = cdad_op_find(name);
     if (!op)
@@ -138,6 +138,8 @@ static PyObject *graph_op(PyObject *o, PyObject *args, PyObject *kwargs) {
         if (cdad_attr_set(op, attrs, attr, x, &err) != CDAD_OK)
             return cdad_py_raise(&err);
     }
+    if (!may_grow(self)) /* asked last: what is read above may run any Python, and let go of the GIL */
+        return NULL;
     if (cdad_graph_add(self->g, op, (int)n, in, attrs, out, &err) != CDAD_OK)
         return cdad_py_raise(&err);
     PyObject *result = PyTuple_New(op->n_out);
@@ -160,17 +162,17 @@ static PyObject *graph_backward(PyObject *o, PyObject *args) {
     py_graph *self = (py_graph *)o;
     PyObject *wanted_arg, *result = NULL;
     int loss;
-    if (!may_grow(self) || !PyArg_ParseTuple(args, "iO:backward", &loss, &wanted_arg))
+    if (!PyArg_ParseTuple(args, "iO:backward", &loss, &wanted_arg) || !(wanted_arg = PySequence_Tuple(wanted_arg)))
         return NULL;
-    const Py_ssize_t most = PySequence_Size(wanted_arg);
-    if (most < 0)
-        return NULL;
+    const Py_ssize_t most = PyTuple_Size(wanted_arg); /* not what its __len__ says */
     cdad_value *values = PyMem_Malloc((size_t)(2 * most + 1) * sizeof *values);
-    if (!values)
+    if (!values) {
+        Py_DECREF(wanted_arg);
         return PyErr_NoMemory();
+    }
     const Py_ssize_t n = parse_values(wanted_arg, values, most, 0);
     cdad_error err = {0};
-    if (n < 0)
+    if (n < 0 || !may_grow(self))
         goto done;
     if (cdad_graph_backward(self->g, loss, n, values, 0, values + n, &err) != CDAD_OK) {
         cdad_py_raise(&err);
@@ -180,6 +182,7 @@ static PyObject *graph_backward(PyObject *o, PyObject *args) {
     for (Py_ssize_t i = 0; result && i < n; i++)
         PyList_SetItem(result, i, values[n + i] == CDAD_NONE ? Py_NewRef(Py_None) : PyLong_FromLong(values[n + i]));
 done:
+    Py_DECREF(wanted_arg);
     PyMem_Free(values);
     return result;
 }
@@ -188,15 +191,15 @@ static PyObject *graph_compile(PyObject *o, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"outputs", "device", NULL};
     py_graph *self = (py_graph *)o;
     PyObject *arg, *where = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:compile", names, &arg, &where))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:compile", names, &arg, &where) || !(arg = PySequence_Tuple(arg)))
         return NULL;
-    const Py_ssize_t most = PySequence_Size(arg);
-    if (most < 0)
-        return NULL;
+    const Py_ssize_t most = PyTuple_Size(arg);
     PyTypeObject *type = (PyTypeObject *)program_type;
     py_program *p = (py_program *)PyType_GenericAlloc(type, 0);
-    if (!p)
+    if (!p) {
+        Py_DECREF(arg);
         return NULL;
+    }
     p->graph = (py_graph *)Py_NewRef(o);
     cdad_py_lock_init(&p->lock);
     p->outputs = PyMem_Malloc((size_t)(most + 1) * sizeof *p->outputs);
@@ -216,8 +219,10 @@ static PyObject *graph_compile(PyObject *o, PyObject *args, PyObject *kwargs) {
         goto fail;
     }
     self->compiled = 1;
+    Py_DECREF(arg);
     return (PyObject *)p;
 fail:
+    Py_DECREF(arg);
     Py_DECREF(p);
     return NULL;
 }

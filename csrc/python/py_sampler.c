@@ -124,7 +124,7 @@ static PyObject *sampler_denoise(PyObject *o, PyObject *args, PyObject *kwargs) 
             PyErr_SetString(PyExc_ValueError, "trace and stop exclude each other");
             goto done;
         }
-        if (steps < 1 || steps >= CDAD_MAX_TIMESTEPS) {
+        if (steps < 1 || steps >= CDAD_MAX_TIMESTEPS || skip < 0) {
             PyErr_Format(PyExc_ValueError, "%lld sampling steps", steps);
             goto done;
         }
@@ -198,11 +198,8 @@ static PyObject *sampler_start(PyObject *o, PyObject *args, PyObject *kwargs) {
         return NULL;
     const cdad_shape z = latent_shape(self);
     PyArrayObject *latent = cdad_py_floats(latent_arg, &z, "latent");
-    PyArrayObject *streams =
-        latent ? (PyArrayObject *)PyArray_FROMANY(streams_arg, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO) : NULL;
-    if (streams && PyArray_SIZE(streams) != self->n)
-        PyErr_Format(PyExc_ValueError, "streams: %lld are wanted", (long long)self->n);
-    else if (streams && (out = cdad_py_new_floats(&z, NULL))) {
+    PyArrayObject *streams = latent ? cdad_py_integers(streams_arg, self->n, "streams") : NULL;
+    if (streams && (out = cdad_py_new_floats(&z, NULL))) {
         const cdad_sampling how = {.steps = steps, .skip = skip};
         cdad_error err = {0};
         if (cdad_sampler_start(&self->config, cdad_py_data((PyArrayObject *)out), cdad_py_data(latent), self->n, &how,
@@ -301,6 +298,15 @@ static unsigned char *wanted_params(const cdad_params *p, PyObject *names) {
     return wanted;
 }
 
+/* What was made for `known` parameters serves no more of them, which another thread may have added while the lock was waited for. */
+static int are_as_many(py_sampler *s, int64_t known) {
+    if (s->params->params->n == known)
+        return 1;
+    end_attaching(s, NULL);
+    PyErr_SetString(PyExc_RuntimeError, "parameters were added meanwhile");
+    return 0;
+}
+
 static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *keywords[] = {"sampler", "method", "gamma", "runs", "memory", "names", NULL};
     PyObject *sampler, *names = Py_None;
@@ -319,10 +325,11 @@ static PyObject *collector_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     unsigned char *wanted = names == Py_None ? NULL : wanted_params(s->params->params, names);
     if (names != Py_None && !wanted)
         return NULL;
+    const int64_t known = s->params->params->n;
     py_collector *self = (py_collector *)PyType_GenericAlloc(type, 0);
     if (self)
         self->sampler = (py_sampler *)Py_NewRef(sampler);
-    if (!self || begin_attaching(s) < 0) {
+    if (!self || begin_attaching(s) < 0 || !are_as_many(s, known)) {
         PyMem_Free(wanted);
         Py_XDECREF(self);
         return NULL;
@@ -411,6 +418,8 @@ static PyObject *collector_bases(PyObject *o, PyObject *args, PyObject *kwargs) 
     long long max_added = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|dL:bases", names, &PyDict_Type, &old_arg, &max_share, &max_added))
         return NULL;
+    if (!p->values) /* until then their number may grow */
+        return PyErr_Format(PyExc_ValueError, "the parameters are not allocated yet");
     cdad_weight_basis *old = PyMem_Calloc((size_t)p->n + 1, sizeof *old);
     cdad_weight_basis *out = PyMem_Calloc((size_t)p->n + 1, sizeof *out);
     given = PyDict_Copy(old_arg); /* what its arrays run when they are asked may change it */

@@ -213,11 +213,7 @@ static int take_draws(const py_trainer *self, PyObject *noise, PyObject *timeste
     const cdad_shape z = cdad_shape_make(4, self->n, c->latent_h, c->latent_w, c->unet.in_channels);
     *d = (given_draws){.noise = cdad_py_floats(noise, &z, "noise")};
     if (d->noise)
-        d->t = (PyArrayObject *)PyArray_FROMANY(timesteps, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO);
-    if (d->t && PyArray_SIZE(d->t) != self->n) {
-        PyErr_Format(PyExc_ValueError, "timesteps: %lld are wanted", (long long)self->n);
-        Py_CLEAR(d->t);
-    }
+        d->t = cdad_py_integers(timesteps, self->n, "timesteps");
     if (d->t)
         return 0;
     release_draws(d);

@@ -312,7 +312,10 @@ cdad_status cuda_queue_open(cuda_device *d, cuda_queue *q, cdad_error *err) {
     if (q->cublas)
         return CDAD_OK;
     void *made = NULL; /* on failure left behind: the library has no other use of it */
-    if (d->cublas->create(&made) || d->cublas->set_stream(made, q->stream) ||
+    const int created = d->cublas->create(&made);
+    if (created == CUBLAS_ALLOC_FAILED)
+        return cuda_fail(err, CDAD_NO_MEMORY, "%s: there is no memory for cuBLAS", d->name);
+    if (created || d->cublas->set_stream(made, q->stream) ||
         d->cublas->set_workspace(made, d->workspace, CUDA_WORKSPACE_BYTES))
         return cuda_fail(err, CDAD_NO_DEVICE, "%s: cuBLAS does not start", d->name);
     q->cublas = made;
@@ -336,11 +339,11 @@ static cdad_status start(cuda_device *d, const char *folders, cdad_error *err) {
     d->shared_bytes = (int64_t)properties.sharedMemPerBlockOptin;
     d->capability = 10 * properties.major + properties.minor;
     d->processors = properties.multiProcessorCount;
-    if (d->cublas->start_fused && d->cublas->start_fused(&d->fused))
+    if (!d->fused && d->cublas->start_fused && d->cublas->start_fused(&d->fused))
         d->fused = NULL;
     if ((status = cuda_memory_open(d, err)) != CDAD_OK || (status = cuda_queue_open(d, &d->work, err)) != CDAD_OK)
         return status;
-    return cuda_memory_alloc(&d->base, (void **)&d->sums, CUDA_SUMS * (int64_t)sizeof(double), err);
+    return d->sums ? CDAD_OK : cuda_memory_alloc(&d->base, (void **)&d->sums, CUDA_SUMS * (int64_t)sizeof(double), err);
 }
 
 static cdad_status open_device(int number, const char *folders, cdad_device **out, cdad_error *err) {
@@ -357,15 +360,17 @@ static cdad_status open_device(int number, const char *folders, cdad_device **ou
         status = cuda_fail(err, CDAD_NO_DEVICE, "there are %d CUDA devices, and none is number %d", n, number);
     else if (!opened[number]) {
         cuda_device *d = &devices[number];
-        *d = cuda_device();
-        d->number = number;
-        d->process = getpid();
-        snprintf(d->name, sizeof d->name, "cuda:%d", number);
-        pthread_mutex_init(&d->cublas_lock, NULL);
-        pthread_mutex_init(&d->sums_lock, NULL);
-        pthread_mutex_init(&d->slots_lock, NULL);
-        pthread_mutex_init(&d->record_lock, NULL);
-        d->base = device_of(d);
+        if (d->process != getpid()) { /* else what an attempt that failed had made is used again */
+            *d = cuda_device();
+            d->number = number;
+            d->process = getpid();
+            snprintf(d->name, sizeof d->name, "cuda:%d", number);
+            pthread_mutex_init(&d->cublas_lock, NULL);
+            pthread_mutex_init(&d->sums_lock, NULL);
+            pthread_mutex_init(&d->slots_lock, NULL);
+            pthread_mutex_init(&d->record_lock, NULL);
+            d->base = device_of(d);
+        }
         status = start(d, folders, err);
         opened[number] = status == CDAD_OK;
     }

@@ -21,13 +21,13 @@ cdad_status cuda_memory_open(cuda_device *d, cdad_error *err) {
     how.allocType = cudaMemAllocationTypePinned;
     how.location.type = cudaMemLocationTypeDevice;
     how.location.id = d->number;
-    if ((status = cuda_told(d, "a memory pool", cudaMemPoolCreate(&d->pool, &how), err)) != CDAD_OK ||
+    if ((!d->pool && (status = cuda_told(d, "a memory pool", cudaMemPoolCreate(&d->pool, &how), err)) != CDAD_OK) ||
         (status = cuda_told(d, "a memory pool", cudaMemPoolSetAttribute(d->pool, cudaMemPoolAttrReleaseThreshold, &keep),
                             err)) != CDAD_OK)
         return status;
     for (int i = 0; i < CUDA_SLOTS; i++) {
-        cudaError_t e = cudaMallocHost((void **)&d->slots[i].memory, CUDA_SLOT_BYTES);
-        if (e == cudaSuccess)
+        cudaError_t e = d->slots[i].memory ? cudaSuccess : cudaMallocHost((void **)&d->slots[i].memory, CUDA_SLOT_BYTES);
+        if (e == cudaSuccess && !d->slots[i].free)
             e = cudaEventCreateWithFlags(&d->slots[i].free, cudaEventDisableTiming);
         if (e != cudaSuccess)
             return cuda_told(d, "pinned memory", e, err);

@@ -42,7 +42,11 @@ cdad_status cuda_replay(cdad_device *base, void *recorded, cdad_error *err) {
     const cdad_status status = cuda_enter(d, err);
     if (status != CDAD_OK)
         return status;
-    return cuda_told(d, "replay", cudaGraphLaunch((cudaGraphExec_t)recorded, d->work.stream), err);
+    /* Recorded products use cuBLAS' workspace, too: a replay is not to come between the kernels of another thread's product. */
+    pthread_mutex_lock(&d->cublas_lock);
+    const cudaError_t e = cudaGraphLaunch((cudaGraphExec_t)recorded, d->work.stream);
+    pthread_mutex_unlock(&d->cublas_lock);
+    return cuda_told(d, "replay", e, err);
 }
 
 void cuda_forget(cdad_device *base, void *recorded) {

@@ -104,12 +104,13 @@ __global__ static void count_kernel(double *sums, const float *ids, int64_t n, i
         sums[0] = bad;
 }
 
-/* Waits for the device. */
+/* Waits for the device. Negative: it failed, which the next check tells. */
 static int are_rows(const cdad_context *ctx, const float *ids, int64_t n, int64_t rows, const char *what) {
     cudaStream_t stream = cuda_stream(ctx);
     double *sums = cuda_sums_take(ctx);
     CDAD_LAUNCH_JOINED(count_kernel, 1, CUDA_THREADS, stream, sums, ids, n, rows);
-    return cuda_sums_read(ctx, what) == 0.0;
+    const double bad = cuda_sums_read(ctx, what);
+    return bad >= 0.0 ? bad == 0.0 : -1;
 }
 
 __global__ static void gather_kernel(float *y, const float *table, const float *ids, int64_t n, int64_t C) {
@@ -118,8 +119,9 @@ __global__ static void gather_kernel(float *y, const float *table, const float *
 
 int cuda_gather_rows(const cdad_context *ctx, float *y, const float *table, const float *ids, int64_t n, int64_t rows,
                      int64_t C) {
-    if (!are_rows(ctx, ids, n, rows, "gather_rows"))
-        return 0;
+    const int valid = are_rows(ctx, ids, n, rows, "gather_rows");
+    if (valid <= 0)
+        return valid < 0;
     CDAD_LAUNCH(gather_kernel, cuda_blocks(n * C), CUDA_THREADS, cuda_stream(ctx), y, table, ids, n, C);
     cuda_launched(ctx, "gather_rows");
     return 1;
@@ -135,8 +137,9 @@ __global__ static void scatter_kernel(float *dtable, const float *dy, const floa
 
 int cuda_scatter_rows(const cdad_context *ctx, float *dtable, const float *dy, const float *ids, int64_t n, int64_t rows,
                       int64_t C) {
-    if (!are_rows(ctx, ids, n, rows, "scatter_rows"))
-        return 0;
+    const int valid = are_rows(ctx, ids, n, rows, "scatter_rows");
+    if (valid <= 0)
+        return valid < 0;
     cudaMemsetAsync(dtable, 0, (size_t)(rows * C) * sizeof(float), cuda_stream(ctx)); /* its failure is the launch's */
     CDAD_LAUNCH(scatter_kernel, cuda_blocks(C), CUDA_THREADS, cuda_stream(ctx), dtable, dy, ids, n, C);
     cuda_launched(ctx, "scatter_rows");
