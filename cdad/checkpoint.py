@@ -82,7 +82,8 @@ class Checkpoint:
                 raise
             raise self._error("there is no such file") from None
         except FormatError as error:
-            raise self._error(error.reason, error.offset) from error
+            folder = "a folder, of which a run's holds its model as checkpoint.safetensors"
+            raise self._error(folder if self.path.is_dir() else error.reason, error.offset) from error
         try:
             if not isinstance(file, SafetensorsFile) or file.metadata.get("format") != FORMAT:
                 raise self._error("not a cdad checkpoint")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import logging
 import os
@@ -20,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from . import __version__, _core, process_memory
-from .atomic import write_atomically
+from .atomic import replacing, write_atomically
 from .checkpoint import FORMAT, Checkpoint
 from .checkpoint_report import describe_checkpoint, format_checkpoint
 from .config import PAPER_RECIPE, PRESETS, Config, preset
 from .config_checks import STRATEGIES
 from .data import PRODUCTS, open_dataset, write_dataset
+from .data.records import list_images
 from .devices import describe_cuda
 from .errors import DataError, ImageError, LimitError
 from .evaluation import evaluate, write_contact_sheet
@@ -153,9 +155,10 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "Score images: a CSV line each, and maps as pictures with --out. Exit status 1: not all could be read.")
     predict.add_argument("model", help="a run's folder or a checkpoint")
-    predict.add_argument("images", nargs="+", metavar="IMAGE")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder: all images in it")
     predict.add_argument("--class", dest="class_name", help="the product, if known")
-    predict.add_argument("--out", help="folder for pictures")
+    predict.add_argument("--out", help="folder for pictures; 1, dark, to 4 times what is normal on average, where scores are calibrated")
+    predict.add_argument("--raw", action="store_true", help="with --out, each map as it is, too: float32 in a file *_map.npy")
 
     threshold = command("threshold", _threshold, "Measure above which score a class's images are anomalous, and keep it in the model.")
     threshold.add_argument("model", help="a run's folder or a checkpoint: it is written again")
@@ -291,7 +294,7 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.out,
         resume=arguments.resume,
         previous=arguments.resume_previous,
-        start_from=arguments.start_from,
+        start_from=arguments.start_from and _checkpoint(arguments.start_from),
         progress=not arguments.quiet,
         tell=lambda text: print(text, flush=True),
     )
@@ -325,6 +328,9 @@ def _folder(path: str | None) -> Path | None:
     return path and Path(path)
 
 
+_SHOWN = (1.0, 4.0)  # the range of colours of calibrated maps
+
+
 def _shortened(stem: str) -> str:
     """So that a file's name has room for more."""
     name = os.fsencode(stem)
@@ -339,11 +345,28 @@ def _eval(arguments: argparse.Namespace) -> int:
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
     if out:
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["class", "image", "label", "kind", "score"])
+        for name, r in results.items():
+            scored = zip(r.samples, r.prediction.scores, strict=True)
+            writer.writerows([name, s.path, s.label, s.defect, f"{score:.6g}"] for s, score in scored)
+        write_atomically(out / "scores.csv", os.fsencode(table.getvalue()))
         record = to_json({name: r.measures for name, r in results.items()})
         write_atomically(out / "metrics.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         for name, result in results.items():
             write_contact_sheet(result, out / f"{name}.png")
     return 0
+
+
+def _images_of(given: str) -> list[Path]:
+    path = Path(given)
+    if not path.is_dir():
+        return [path]
+    images = list_images(path)
+    if not images:
+        raise DataError(f"{given} is a folder without images")
+    return images
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -356,15 +379,33 @@ def _predict(arguments: argparse.Namespace) -> int:
     model.features  # noqa: B018 - loaded now: a backbone that is not there is no image's fault
     out = _folder(arguments.out)
     size, chunk = model.config.image_size, 4 * model.config.scoring.batch_size
+    if arguments.raw and not out:
+        raise ValueError("--raw is for the maps in --out")
+    if arguments.class_name is not None:
+        model.check_learned(arguments.class_name)
+    images = [str(path) for given in arguments.images for path in _images_of(given)]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     decides = arguments.class_name in model.thresholds
     writer.writerow(["image", "score", "anomalous"] if decides else ["image", "score"])
-    maps: dict[int, np.ndarray] = {}
     failed = 0
+
+    def tell(error: Exception) -> None:
+        nonlocal failed
+        failed += 1
+        print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
+
+    def draw(number: int, path: str, found: np.ndarray) -> None:
+        """One range for all pictures of calibrated scores, whatever else is scored beside them."""
+        name = out / f"{number:04d}_{_shortened(Path(path).stem)}_map"
+        if arguments.raw:
+            with replacing(f"{name}.npy") as file:
+                np.save(file, found)
+        low, high = _SHOWN if model.config.scoring.calibrate else shared_range([found])
+        with replacing(f"{name}.png") as file:
+            Image.fromarray(overlay(load_images([path], size)[0], found, vmin=low, vmax=high)).save(file, "PNG")
 
     def score(first: int, paths: list[str]) -> None:
         """Rows of these images; what cannot be read has none of its own, and costs the others nothing."""
-        nonlocal failed
         try:
             prediction = model.predict(paths, arguments.class_name)
         except (ImageError, LimitError, OSError) as error:
@@ -372,25 +413,21 @@ def _predict(arguments: argparse.Namespace) -> int:
                 for i, path in enumerate(paths):
                     score(first + i, [path])
                 return
-            failed += 1
-            print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
+            tell(error)
             writer.writerow([paths[0], "", ""] if decides else [paths[0], ""])
             return
         for i, path in enumerate(paths):
             row = [path, f"{prediction.scores[i]:.6g}"]
             writer.writerow([*row, int(prediction.anomalous[i])] if decides else row)
             if out:
-                maps[first + i] = prediction.maps[i].copy()
+                try:
+                    draw(first + i, path, prediction.maps[i])
+                except (ImageError, FileNotFoundError) as error:  # it was there a moment ago
+                    tell(error)
         sys.stdout.flush()
 
-    for first in range(0, len(arguments.images), chunk):
-        score(first, arguments.images[first : first + chunk])
-    if out and maps:
-        low, high = shared_range(np.stack(list(maps.values())))
-        for i, found in maps.items():
-            path = arguments.images[i]
-            picture = overlay(load_images([path], size)[0], found, vmin=low, vmax=high)
-            Image.fromarray(picture).save(out / f"{i:04d}_{_shortened(Path(path).stem)}_map.png")
+    for first in range(0, len(images), chunk):
+        score(first, images[first : first + chunk])
     return 1 if failed else 0
 
 

@@ -33,6 +33,15 @@ class ClassEvaluation:
     masks: np.ndarray
     prediction: Prediction
 
+    def __repr__(self) -> str:
+        measures = ", ".join(f"{name} {value:.3f}" for name, value in self.measures.items())
+        return f"ClassEvaluation({self.name}: {len(self.samples)} images; {measures})"
+
+
+def read_test(sample: Sample, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A test's image and its mask, all 0 where it has none. ImageError: an unreadable image or a mask of another size."""
+    return read_sample(replace(sample, label=0) if sample.label and sample.mask_path is None else sample, size=size)
+
 
 def evaluate_class(model: ContinualModel, data: ClassData, *, progress: bool = False) -> ClassEvaluation:
     """Test one class, which the model need not have learned: it is scored by the mean of all calibrations then. DataError: it has
@@ -42,7 +51,7 @@ def evaluate_class(model: ContinualModel, data: ClassData, *, progress: bool = F
     _check_tested(data)
     size = model.config.image_size
     unmasked = [sample.label == 1 and sample.mask_path is None for sample in data.test]
-    pairs = [read_sample(replace(sample, label=0) if bare else sample, size=size) for sample, bare in zip(data.test, unmasked, strict=True)]
+    pairs = [read_test(sample, size) for sample in data.test]
     images = np.stack([image for image, _ in pairs])
     masks = np.stack([mask for _, mask in pairs])
     vanished = [str(s.mask_path) for s, mask in zip(data.test, masks, strict=True) if s.label and s.mask_path and not mask.any()]

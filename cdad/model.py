@@ -305,7 +305,7 @@ class ContinualModel:
                 raise RuntimeError("model is in the middle of a task: finish it by fit_task, or load a file saved before it")
             classes = as_classes(task, None)
             for data in classes:
-                self._check_learned(data.name)
+                self.check_learned(data.name)
             if self.strategy.ready and not self.predict_only:
                 raise RuntimeError(f"the strategy {self.config.continual.strategy!r} has what it needs of the learned tasks")
             if absent := [name for name in self.classes if name not in {data.name for data in classes}]:
@@ -432,7 +432,7 @@ class ContinualModel:
         with self._use.changing():
             classes = as_classes(classes, None)
             for data in classes:
-                self._check_learned(data.name)
+                self.check_learned(data.name)
             if not self.config.scoring.calibrate:
                 raise RuntimeError("scoring.calibrate is off: scores use no calibration, and those that are stored are kept")
             found = self._calibrate(classes)
@@ -508,7 +508,7 @@ class ContinualModel:
         if not self.ledger:
             raise RuntimeError("the model has learned no task yet")
         if class_name is not None:
-            self._check_learned(class_name)
+            self.check_learned(class_name)
         on_gpu = self.params.device.startswith("cuda")
         # On a GPU everything goes on there; other devices give the CPU's bits, whose way is by the host. Its memory is short.
         size, chunk = self.config.image_size, (1 if on_gpu else 4) * self.config.scoring.batch_size
@@ -550,7 +550,7 @@ class ContinualModel:
         ``quantile``: of their scores, in (0, 1]; 1: the highest, above which lies about one new normal image in n + 1.
         Tasks that are learned later move scores a little, and `predict` warns then: measure again. Errors as in `predict`; ValueError:
         no images, another quantile, or a score that is no number."""
-        self._check_learned(class_name)
+        self.check_learned(class_name)
         check_quantile(quantile)
         with self._use.reading():
             scores = self._predict(images, class_name, progress).scores
@@ -573,7 +573,8 @@ class ContinualModel:
             log.warning("the thresholds of %s were of other scores, and are dropped: set_threshold() measures them again", ", ".join(gone))
             self.thresholds = {name: threshold for name, threshold in self.thresholds.items() if name not in gone}
 
-    def _check_learned(self, class_name: str) -> None:
+    def check_learned(self, class_name: str) -> None:
+        """ValueError, naming the classes that are: this one was not learned."""
         if class_name not in self.classes:
             raise ValueError(f"class {class_name!r} was not learned; known: {', '.join(self.classes)}")
 
@@ -606,6 +607,7 @@ class ContinualModel:
         moments and the place in it. ``keep_previous``: the file that it replaces is kept beside it (`previous_of`).
         OSError: nothing was changed; RuntimeError: another thread trains the model."""
         self._use.check_saving()
+        _check_writable(path)
         save_model(self, path, keep_previous=keep_previous)
 
     @classmethod
@@ -650,7 +652,7 @@ def _unpickled(content: bytes, device: str) -> ContinualModel:
 def _same(a: Calibration | None, b: Calibration | None) -> bool:
     if a is None or b is None:
         return a is b
-    x, y = ({key: part for key, part in c.tensors().items() if key != "backbone"} for c in (a, b))  # older files do not tell it
+    x, y = ({key: part for key, part in c.tensors().items() if key not in ("backbone", "chosen")} for c in (a, b))  # older files do not tell them
     return x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)
 
 

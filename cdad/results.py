@@ -67,6 +67,11 @@ class TaskMatrix:
         self.measures = tuple(measures)
         self._values = {name: np.full((len(self.tasks),) * 2, np.nan) for name in self.measures}
 
+    def __repr__(self) -> str:
+        last = {name: float(np.mean(values[-1])) for name, values in self._values.items()}
+        averages = ", ".join(f"{name} {value:.3f}" for name, value in last.items() if not math.isnan(value))
+        return f"TaskMatrix({' / '.join(self.tasks)}{'; after all: ' if averages else ''}{averages})"
+
     @classmethod
     def from_results(cls, tasks: Sequence[str], results: Iterable[ClassResult],
                      measures: Sequence[str] = MEASURES) -> TaskMatrix:
@@ -181,6 +186,9 @@ class RunResults:
     config: Mapping[str, Any]
     protocol: Mapping[str, Any]
     matrix: TaskMatrix
+
+    def __repr__(self) -> str:
+        return f"RunResults({self.matrix!r})"
 
     def summary(self) -> dict[str, dict[str, float]]:
         """See :meth:`TaskMatrix.summary`."""
@@ -410,4 +418,4 @@ def _cell(value: object, digits: int) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00

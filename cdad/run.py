@@ -20,7 +20,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from .config import Config, preset
 from .data import ClassData, Dataset
 from .data.inputs import check_path
 from .errors import DataError, TrainingError
-from .evaluation import as_dataset, evaluate_class, write_contact_sheet
+from .evaluation import as_dataset, evaluate_class, read_test, write_contact_sheet
 from .model import ContinualModel, StepReport
 from .plots import loss_curve, matrix_image
 from .protocols import Protocol
@@ -85,6 +86,13 @@ def run_protocol(
         return _run(config, dataset, protocol, Path(folder), resume, previous, start_from, progress, tell, callback)
 
 
+def _check_tests(classes: Sequence[ClassData]) -> None:
+    """Errors of tests, which follow hours of training, before it."""
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(read_test, [sample for data in classes for sample in data.test]):
+            pass
+
+
 def _located(config: Config) -> Config:
     """With the paths of files that are there from anywhere, as a run's folder is used from elsewhere, too."""
 
@@ -115,7 +123,12 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     resumed = holds_run(folder)
     if resumed and not resume:
         raise DataError(f"{folder} holds a run already: resume it (--resume, resume=True), or choose another folder")
+    if previous and not resumed:
+        raise DataError(f"{folder} holds no run, and so none of its checkpoints")
+    if resume and not resumed:
+        log.warning("%s holds no run to go on with: one of preset '%s' begins", folder, config.preset)
     check_same_run(config, folder)
+    _check_tests([dataset[name] for name in protocol.classes])
     names = ["+".join(task) for task in protocol.tasks]
     if resumed and previous:
         model = ContinualModel.load(kept, config)

@@ -24,8 +24,8 @@ _LEAST = 1 << 18  # floats that are worth several threads
 @dataclass(frozen=True)
 class Calibration:
     """What is normal for a class, from its training images: ``layers`` float32 [L], the mean distance a layer, and
-    ``mean`` float32 [H,W], the mean map of the ``chosen`` layers so balanced (None: of all, as first builds measured). Places that are hard to redraw on every normal part then
-    count for less, and the maps of all classes have one scale. ``moments``: where distances are Mahalanobis', the second
+    ``mean`` float32 [H,W], the mean map of the ``chosen`` layers so balanced (None: of all, as first builds measured). Places that
+    are hard to redraw on every normal part then count for less, and the maps of all classes have one scale. ``moments``: where distances are Mahalanobis', the second
     moments float32 [C,C] a layer of the features' differences: directions of the features in which normal images and their
     drawings differ count for less. ``banks``: of the class's normal features, one or none; several classes' where these are pooled. ``backbone``:
     `FeatureDistance.checksum` of what it was measured by, where that is known."""

@@ -137,7 +137,7 @@ def test_importances_are_means_over_samples(first_checkpoint, quick_config, prod
     wanted = {n: np.zeros(shape) for n, shape in model.params.shapes().items()}
     for i, batch in enumerate(samples):
         latent = model.autoencoder.encode(batch.image)
-        noise, timesteps = draw(c, latent.shape, c.seed + 104_729 * (1 + len(model.ledger)), i)
+        noise, timesteps = draw(c, latent.shape, c.seed + 104_729 * len(model.ledger), i)
         gradients = trainer.gradients(latent, batch.image, batch.perturbed, noise, timesteps)[3]
         for n, gradient in gradients.items():
             wanted[n] += magnitude(gradient.astype(np.float64)) / len(samples)

@@ -582,7 +582,7 @@ def within_first_with_moments(tensors, state):
         (change("config", "more", to=1), "configuration.*unknown key"),
         (change("ledger", to=[{}]), "does not fit together"),
         (change("ledger", to=7), "does not fit together"),
-        (change("ledger", 0, "classes", to=[["gear"], "cloth"]), "no names"),
+        (change("ledger", 0, "classes", to=[["gear"], "cloth"]), "a class's name is a str"),
         (change("ledger", 0, "classes", to=["gear", "gear"]), "twice"),
         (change("progress", to=[1]), "does not fit together"),
         (change("progress", to={"classes": ["gear"]}), "twice"),

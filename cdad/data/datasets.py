@@ -123,6 +123,8 @@ def _detect_layout(root: Path) -> str:
         return "visa"
     if _good_folders(root / "train"):
         raise DataError(f"{root} is the folder of one class; the data set's root is {root.absolute().parent}")
+    if plain_name(root.absolute().name) in _SPLITS and _good_folders(root):
+        raise DataError(f"{root} is a part of one class's data; the data set's root is {root.absolute().parent.parent}")
     if any((f / "train").is_dir() or _good_folders(f / "test") for f in folders):
         return "mvtec"
     parts = _parts_of_a_product(folders)

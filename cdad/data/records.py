@@ -56,6 +56,9 @@ class ClassData:
     train: tuple[ImageLike | MemoryImage, ...]
     test: tuple[Sample, ...]
 
+    def __repr__(self) -> str:
+        return f"ClassData({self.name}: {len(self.train)} train, {len(self.test)} test)"
+
 
 class Dataset(Mapping[str, ClassData]):
     """The classes of a data set by name, in alphabetical order. ``a | b`` joins two data sets. DataError: two of one name, or a

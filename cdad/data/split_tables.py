@@ -72,9 +72,10 @@ def _read(table: Path, root: Path, form: _Form, require_masks: bool, require_tra
             )
         check_name(name, where)
         image = _path(root, bound, given, where)
-        if image in seen:
-            raise DataError(f"{where}: {given} stands on line {seen[image]} already")
-        seen[image] = line
+        file = Path(os.path.realpath(image))
+        if file in seen:
+            raise DataError(f"{where}: {given} stands on line {seen[file]} already")
+        seen[file] = line
         if split == "train":
             if defect != "good":
                 raise DataError(f"{where}: anomalous image {given} in the training split of {name!r}")
