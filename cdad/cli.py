@@ -650,6 +650,11 @@ def _set_device(arguments: argparse.Namespace) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     print(f"cdad {__version__}, device {_core.get_device()}")
+    if arguments.device is None:  # the environment's
+        try:
+            _core.Params(_core.get_device())
+        except (RuntimeError, ValueError) as error:
+            print(f"CDAD_DEVICE: {error}")
     found = describe_cuda()
     for what, there, text in found:
         print(f"  {'found  ' if there else 'missing'}  {what}: {text}")

@@ -700,7 +700,11 @@ def test_doctor_says_what_is_found(capsys):
     assert main(["doctor", "--device", "cuda:7"]) == 0  # it is asked because that fails
     told = capsys.readouterr().out
     assert "cuBLAS" in told and (told.startswith("cuda:7: ") or "device cuda:7\n" in told)
+    environment = os.environ | {"CDAD_DEVICE": "foo"}
+    done = subprocess.run([sys.executable, "-m", "cdad", "doctor"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "CDAD_DEVICE: " in done.stdout and "foo" in done.stdout.split("CDAD_DEVICE: ")[1].splitlines()[0]
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
+    assert "CDAD_DEVICE: " not in told or os.environ.get("CDAD_DEVICE")
     assert all(what in told for what in ("CUDA backend", "NVIDIA driver", "cuBLAS"))
     assert ("cuda can be used" in told) != ("cuda cannot be used" in told)

@@ -104,6 +104,8 @@ def test_classes_are_held_against_the_data():
         protocol("mvtec-10-5", [c.replace("_", "") for c in MVTEC])
     with pytest.raises(DataError, match="no class 'tooth_brush' in the data; did you mean 'toothbrush'"):
         protocol("bottle/tooth_brush", ["bottle", "toothbrush"])
+    with pytest.raises(DataError, match="no class 'cable' in the data; known: bottle, grid"):  # not near enough to be meant
+        protocol("mvtec-3x5", ["bottle", "grid"])
     with pytest.raises(DataError, match="no class 'xyz' in the data; known: bottle, pill"):
         protocol("bottle/xyz", ["bottle", "pill"])
     with pytest.raises(DataError, match="no protocol 'botle'; did you mean 'bottle'"):

@@ -98,7 +98,7 @@ def check_classes(names: Iterable[str], known: Iterable[str], where: str = "in t
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if isinstance(name, str) else []
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7) if isinstance(name, str) else []
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(f"no class {name!r} {where}; {hint}known: {', '.join(known) or 'none'}")
 
