@@ -32,7 +32,7 @@ from . import _core
 from .atomic import write_atomically
 from .checkpoint import previous_of
 from .config import Config, preset
-from .data import ClassData, Dataset
+from .data import ClassData, Dataset, Sample
 from .data.inputs import check_path
 from .errors import DataError, TrainingError
 from .evaluation import as_dataset, evaluate_class, read_test, write_contact_sheet
@@ -88,8 +88,12 @@ def run_protocol(
 
 def _check_tests(classes: Sequence[ClassData]) -> None:
     """Errors of tests, which follow hours of training, before it."""
+
+    def check(sample: Sample) -> None:
+        read_test(sample)  # and let go of: pictures of full size would wait for the first one
+
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(read_test, [sample for data in classes for sample in data.test]):
+        for _ in pool.map(check, [sample for data in classes for sample in data.test]):
             pass
 
 
