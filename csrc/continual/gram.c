@@ -9,8 +9,9 @@ enum {
     TILE = 2 * CDAD_GRAM_SIDE, /* columns: strips of two tiles, 384 rows deep, and the tile fit into the second-level cache */
     DEPTH = 384,               /* rows that are one chain of float32 sums */
     MOST_DEPTHS = 4,           /* of them that are added in float32 before they go to the doubles, */
+    MOST_BYTES_DEPTHS = 16,    /* in whole numbers, which are multiplied faster than doubles are fetched and stored, */
     PANEL_BYTES = 40 << 20,    /* where their panels take no more than this */
-    TILES_A_POLL = 96,         /* at most 10 GFLOP between polls: tens of milliseconds */
+    TILES_A_POLL = 96,         /* of MOST_DEPTHS: at most 10 GFLOP between polls, tens of milliseconds */
     ROUNDED_LEAST = 768,       /* narrower features are multiplied in no time */
     BYTES_COLUMNS = 6          /* times as many features as their width: the fewer, the more is missed, see gram.h */
 };
@@ -20,15 +21,14 @@ static const double ROUNDED_FINEST = 0x1p-11, BYTES_FINEST = 0x1p-10;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Its leading dimension is d - bi*TILE. */
-static double *block_row(const cdad_gram *g, int64_t bi) {
-    return g->upper + TILE * (bi * g->d - TILE * (bi * (bi - 1) / 2));
-}
+/* Of the tiles of columns from j on. */
+static int64_t leading(const cdad_gram *g, int64_t j) { return min64(TILE, g->d - j / TILE * TILE); }
 
-/* Element (i, j), i <= j. */
+/* Element (i, j) of a tile of the upper half, in which rows are leading(g, j) apart. */
 static double *element(const cdad_gram *g, int64_t i, int64_t j) {
-    const int64_t first = i / TILE * TILE;
-    return block_row(g, i / TILE) + (i - first) * (g->d - first) + (j - first);
+    const int64_t bi = i / TILE, row = TILE * (bi * g->d - TILE * (bi * (bi - 1) / 2));
+    const int64_t tile = row + min64(TILE, g->d - bi * TILE) * TILE * (j / TILE - bi);
+    return g->upper + tile + i % TILE * leading(g, j) + j % TILE;
 }
 
 static int64_t stored(int64_t d) {
@@ -83,21 +83,22 @@ static void add_task(void *arg, int64_t task, int worker) {
     while (bi > bj)
         bi -= ++bj;
     double *to = element(g, bi * TILE, bj * TILE);
+    const int64_t ldg = leading(g, bj * TILE);
     float *scratch = job->scratch + (int64_t)worker * TILE * TILE;
     if (job->bytes)
-        job->kernels->gram_bytes_tile(to, g->d - bi * TILE, job->panels, job->rows, g->d, bi * TILE, bj * TILE, TILE, scratch);
+        job->kernels->gram_bytes_tile(to, ldg, job->panels, job->rows, g->d, bi * TILE, bj * TILE, TILE, scratch);
     else
-        job->kernels->gram_tile(to, g->d - bi * TILE, job->panels, job->rows, g->d, bi * TILE, bj * TILE, TILE, is_bf16(g), scratch);
+        job->kernels->gram_tile(to, ldg, job->panels, job->rows, g->d, bi * TILE, bj * TILE, TILE, is_bf16(g), scratch);
 }
 
 /* Rows that one float32 sum takes in, of all. */
-static int64_t depth_of(const cdad_gram *g, int64_t rows) {
-    const int64_t depths = PANEL_BYTES / (DEPTH * g->d * (is_bf16(g) ? 2 : 4));
-    return min64(DEPTH * (depths < 1 ? 1 : min64(depths, MOST_DEPTHS)), rows);
+static int64_t depth_of(const cdad_gram *g, int64_t rows, int bytes) {
+    const int64_t depths = PANEL_BYTES / (DEPTH * g->d * (bytes ? 1 : is_bf16(g) ? 2 : 4));
+    return min64(DEPTH * (depths < 1 ? 1 : min64(depths, bytes ? MOST_BYTES_DEPTHS : MOST_DEPTHS)), rows);
 }
 
 static cdad_status add_there(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
-    const int64_t depth = depth_of(g, rows);
+    const int64_t depth = depth_of(g, rows, 0);
     cdad_status status = CDAD_OK;
     void *scratch = NULL;
     CDAD_FAIL_IF(g->there && g->device != ctx->device, err, CDAD_INVALID, "features of %s come after features of %s",
@@ -141,33 +142,42 @@ done:
     return status;
 }
 
+/* The products of what is in the panels. */
+static cdad_status add_tiles(add_job *job, const cdad_context *ctx, cdad_error *err) {
+    const int64_t blocks = (job->g->d + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
+    const int64_t at_once = TILES_A_POLL * MOST_DEPTHS * DEPTH / (job->rows < MOST_DEPTHS * DEPTH ? MOST_DEPTHS * DEPTH : job->rows);
+    for (job->first_task = 0; job->first_task < tasks; job->first_task += at_once) {
+        CDAD_FAIL_IF(ctx->poll && ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "stopped while features were added");
+        cdad_pool_run(ctx->pool, min64(at_once, tasks - job->first_task), add_task, job);
+    }
+    return CDAD_OK;
+}
+
 cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
     cdad_status status;
     const cdad_kernels *kernels = ctx->kernels;
-    const int64_t blocks = (g->d + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
-    const int64_t depth = depth_of(g, rows);
+    const int bytes = g->rounding == CDAD_GRAM_BYTES && kernels->gram_bytes_pack;
+    const int64_t depth = depth_of(g, rows, 0), deep = bytes ? depth_of(g, rows, 1) : depth;
     float *panels = NULL;
     add_job job = {.g = g, .kernels = kernels};
     if (ctx->device)
         return add_there(g, ctx, X, rows, err);
     CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * TILE * TILE * (int64_t)sizeof(float), err));
     int64_t size = kernels->gram_panels(depth, g->d, is_bf16(g));
-    const int bytes = g->rounding == CDAD_GRAM_BYTES && kernels->gram_bytes_pack;
-    if (bytes && kernels->gram_bytes_panels(depth, g->d) > size)
-        size = kernels->gram_bytes_panels(depth, g->d);
+    if (bytes && kernels->gram_bytes_panels(deep, g->d) > size)
+        size = kernels->gram_bytes_panels(deep, g->d);
     CDAD_TRY_DONE(cdad_alloc((void **)&panels, size, err));
     job.panels = panels;
-    for (int64_t first = 0; first < rows; first += depth) {
-        job.rows = min64(depth, rows - first);
+    for (int64_t first = 0; first < rows; first += deep) {
+        const int64_t end = min64(first + deep, rows);
+        job.rows = end - first;
         job.bytes = bytes && kernels->gram_bytes_pack(ctx, panels, X, first, job.rows, g->d);
-        if (!job.bytes)
-            kernels->gram_pack(ctx, panels, X, first, job.rows, g->d, is_bf16(g));
-        for (job.first_task = 0; job.first_task < tasks; job.first_task += TILES_A_POLL) {
-            if (ctx->poll && ctx->poll(ctx->poll_arg)) {
-                status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were added");
-                goto done;
+        for (int64_t at = first; at < end; at += job.rows) {
+            if (!job.bytes) {
+                job.rows = min64(depth, end - at);
+                kernels->gram_pack(ctx, panels, X, at, job.rows, g->d, is_bf16(g));
             }
-            cdad_pool_run(ctx->pool, min64(TILES_A_POLL, tasks - job.first_task), add_task, &job);
+            CDAD_TRY_DONE(add_tiles(&job, ctx, err));
         }
     }
 done:
@@ -203,7 +213,7 @@ double cdad_gram_trace(const cdad_gram *g) {
     for (int64_t bi = 0; bi < (g)->d; bi += TILE)                                          \
         for (int64_t bj = bi; bj < (g)->d; bj += TILE)                                     \
             for (int64_t i = bi; i < min64(bi + TILE, (g)->d); i++) {                      \
-                const double *row = element(g, i, bi) - bi;                                \
+                const double *row = element(g, i, bj) - bj;                                \
                 for (int64_t j = bi == bj ? i : bj; j < min64(bj + TILE, (g)->d); j++)     \
                     full[i * (g)->d + j] = full[j * (g)->d + i] = (type)row[j];            \
             }
@@ -212,14 +222,20 @@ void cdad_gram_expand(const cdad_gram *g, double *full) { EXPAND(g, full, double
 void cdad_gram_expand_narrow(const cdad_gram *g, float *full) { EXPAND(g, full, float) }
 
 void cdad_gram_pack(const cdad_gram *g, double *packed) {
-    for (int64_t i = 0; i < g->d; packed += g->d - i, i++)
-        memcpy(packed, element(g, i, i), (size_t)(g->d - i) * sizeof *packed);
+    for (int64_t i = 0; i < g->d; i++)
+        for (int64_t j = i, n; j < g->d; packed += n, j += n) {
+            n = leading(g, j) - j % TILE;
+            memcpy(packed, element(g, i, j), (size_t)n * sizeof *packed);
+        }
 }
 
 void cdad_gram_unpack(cdad_gram *g, const double *packed) {
     cdad_device_free(g->device, g->there);
     g->there = NULL;
     g->spoiled = 0;
-    for (int64_t i = 0; i < g->d; packed += g->d - i, i++)
-        memcpy(element(g, i, i), packed, (size_t)(g->d - i) * sizeof *packed);
+    for (int64_t i = 0; i < g->d; i++)
+        for (int64_t j = i, n; j < g->d; packed += n, j += n) {
+            n = leading(g, j) - j % TILE;
+            memcpy(element(g, i, j), packed, (size_t)n * sizeof *packed);
+        }
 }

@@ -1,6 +1,6 @@
 /* The Gram matrix G = sum over all feature vectors x of x x^T: what exact streaming keeps.
  *
- * Products of up to 1536 rows are summed in float32, in chains of 384; those sums in double. So the error of G is that of
+ * Products of up to 1536 rows (6144, of whole numbers) are summed in float32, in chains of 384; those sums in double. So the error of G is that of
  * single float32 products, about 1e-7 |G| shrinking with the number of sums, however many rows come; a singular value below
  * about 3e-4 of the largest (its square below float32's rounding of the square) is noise.
  *
@@ -32,7 +32,7 @@ typedef enum cdad_gram_rounding { CDAD_GRAM_PLAIN, CDAD_GRAM_BFLOAT16, CDAD_GRAM
 typedef struct cdad_gram {
     int64_t d;
     cdad_gram_rounding rounding; /* of features before they are multiplied; on a device, bytes are plain */
-    double *upper; /* block rows of 192: block row b holds columns 192*b .. d-1 */
+    double *upper; /* tiles of 192 x 192 (what is left, at the edges) on and above the diagonal, row after row of them */
     cdad_device *device; /* where `there` lies */
     double *there;       /* NULL, or what was added on a device and is not in `upper` yet: [d,d], of which the upper half counts */
     int spoiled;         /* the device failed while it added: `there` holds anything */
