@@ -327,23 +327,43 @@ done:
     return status;
 }
 
-/* *energy: what the checks say that directions U [d,k] have beside |A U|^2. */
-static cdad_status rest_within(const cdad_factor *f, const float *U, int64_t k, double *energy, cdad_error *err) {
+/* more[j]: what the checks say that direction j of V has beside |A v|^2; V [k,d], or `turned` [d,k]. */
+static cdad_status rests_of(const cdad_factor *f, const float *V, int64_t k, int turned, double *more, cdad_error *err) {
     cdad_status status;
     double *tests = NULL, *rests = NULL;
-    *energy = 0;
-    if (f->checks == 0 || k == 0)
-        return CDAD_OK;
     CDAD_TRY_DONE(alloc_doubles(&tests, f->checks, k, err));
     CDAD_TRY_DONE(alloc_doubles(&rests, f->checks, k, err));
-    CDAD_TRY_DONE(multiply(f->tests, f->checks, U, k, f->d, 1, tests, err));
-    CDAD_TRY_DONE(multiply(f->rests, f->checks, U, k, f->d, 1, rests, err));
-    for (int64_t i = 0; i < f->checks * k; i++)
-        *energy += tests[i] * rests[i];
-    *energy = fmin(fmax(*energy, 0), f->lost);
+    CDAD_TRY_DONE(multiply(f->tests, f->checks, V, k, f->d, turned, tests, err));
+    CDAD_TRY_DONE(multiply(f->rests, f->checks, V, k, f->d, turned, rests, err));
+    for (int64_t j = 0; j < k; j++) {
+        more[j] = 0;
+        for (int64_t i = 0; i < f->checks; i++)
+            more[j] += tests[i * k + j] * rests[i * k + j];
+    }
 done:
     cdad_free(tests);
     cdad_free(rests);
+    return status;
+}
+
+cdad_status cdad_factor_rests(const cdad_factor *f, const float *V, int64_t k, double *more, cdad_error *err) {
+    return rests_of(f, V, k, 0, more, err);
+}
+
+/* *energy: what the checks say that directions U [d,k] have beside |A U|^2. */
+static cdad_status rest_within(const cdad_factor *f, const float *U, int64_t k, double *energy, cdad_error *err) {
+    cdad_status status;
+    double *more = NULL;
+    *energy = 0;
+    if (f->checks == 0 || k == 0)
+        return CDAD_OK;
+    CDAD_TRY_DONE(alloc_doubles(&more, k, 1, err));
+    CDAD_TRY_DONE(rests_of(f, U, k, 1, more, err));
+    for (int64_t j = 0; j < k; j++)
+        *energy += more[j];
+    *energy = fmin(fmax(*energy, 0), f->lost);
+done:
+    cdad_free(more);
     return status;
 }
 
@@ -375,7 +395,7 @@ done:
     return status;
 }
 
-/* The n x n way, n <= d. */
+/* The n x n way, n <= d; |A|^2 was total - lost. */
 static cdad_status basis_by_rows(const cdad_context *ctx, const cdad_factor *f, double total, double gamma, const float *U_old,
                                  int64_t k_old, int64_t most, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status = CDAD_OK;
@@ -386,7 +406,6 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const cdad_factor *f, 
     int64_t added = 0, count;
     cdad_eigen eigen = {0};
     if (k_old > 0) {
-        const double all = sum_squares(A, n * d);
         float *R = f->spent;
         CDAD_TRY_DONE(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
         if (!R) {
@@ -398,7 +417,7 @@ static cdad_status basis_by_rows(const cdad_context *ctx, const cdad_factor *f, 
         }
         CDAD_TRY_DONE(rest_within(f, U_old, k_old, &kept, err));
         CDAD_TRY_DONE(take_off(R, n, d, U_old, k_old, err));
-        kept = fmax(kept + all - sum_squares(R, n * d), 0);
+        kept = fmax(kept + total - f->lost - sum_squares(R, n * d), 0);
         A = R;
     }
     if (n > 0 && k_old < d && total > 0 && kept < gamma * total) {
@@ -466,8 +485,9 @@ cdad_status cdad_factor_basis(const cdad_context *ctx, const cdad_factor *f, dou
     *U = NULL;
     CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
                  "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
-    if (f->checks == 0 && cdad_leading_applies(min64(n, d - k_old), gamma)) {
-        const cdad_leading_of of = {.A = f->A, .n = n, .d = d, .total = total};
+    /* of checked rows only where they reach gamma by themselves */
+    if ((f->checks == 0 || (2 * n <= d && f->lost < (1 - gamma) * total)) && cdad_leading_applies(min64(n, d - k_old), gamma)) {
+        const cdad_leading_of of = {.A = f->A, .n = n, .d = d, .total = total, .checked = f->checks > 0 ? f : NULL};
         if (k_old > 0)
             CDAD_TRY(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
         CDAD_TRY(cdad_leading_basis(ctx, of, gamma, U_old, k_old, most, &found, U, k, energy, err));

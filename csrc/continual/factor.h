@@ -52,6 +52,9 @@ CDAD_MUST_USE cdad_status cdad_factor_basis(const cdad_context *ctx, const cdad_
                                             int64_t k_old, int64_t most, float **U, int64_t *k, double *energy,
                                             cdad_error *err);
 
+/* more[j], j < k: what the checks say that direction j, row j of V [k,d], holds beside |A v|^2. */
+CDAD_MUST_USE cdad_status cdad_factor_rests(const cdad_factor *f, const float *V, int64_t k, double *more, cdad_error *err);
+
 /* *energy: the share of G's energy in the span of U [d,k], orthonormal, told as above; 1 where there is none. */
 CDAD_MUST_USE cdad_status cdad_factor_share(const cdad_factor *f, const float *U, int64_t k, double *energy, cdad_error *err);
 

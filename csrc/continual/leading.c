@@ -315,6 +315,45 @@ done:
     return status;
 }
 
+/* Of the *added directions that are rows of Q from k_old on, not of unit length yet, as few as reach gamma when what the checks say is counted. */
+static cdad_status count_checked(const span *s, const cdad_factor *f, double gamma, double *kept, int64_t *added, cdad_error *err) {
+    cdad_status status;
+    const int64_t d = s->of.d;
+    double *energies = NULL, *more = NULL, least = *kept;
+    CDAD_TRY_DONE(cdad_alloc((void **)&energies, *added * (int64_t)sizeof *energies, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&more, *added * (int64_t)sizeof *more, err));
+    CDAD_TRY_DONE(cdad_factor_rests(f, s->Q + s->k_old * d, *added, more, err));
+    for (int64_t j = 0; j < *added; j++) {
+        const float *row = s->Q + (s->k_old + j) * d;
+        energies[j] = dot(row, row, d);
+        least += energies[j];
+        energies[j] += energies[j] > 0 ? more[j] / energies[j] : 0;
+    }
+    *added = cdad_energy_rank(energies, *added, *kept, s->of.total, gamma, CDAD_RANK_REACH);
+    for (int64_t j = 0; j < *added; j++)
+        *kept += energies[j];
+    *kept = *kept < gamma * s->of.total ? fmax(*kept, least) : *kept; /* all were taken */
+done:
+    cdad_free(energies);
+    cdad_free(more);
+    return status;
+}
+
+/* *energy of the first k_old rows of Q by what the checks say. */
+static cdad_status known_rests(const span *s, const cdad_factor *f, double *energy, cdad_error *err) {
+    cdad_status status;
+    double *more = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&more, s->k_old * (int64_t)sizeof *more, err));
+    CDAD_TRY_DONE(cdad_factor_rests(f, s->Q, s->k_old, more, err));
+    *energy = 0;
+    for (int64_t j = 0; j < s->k_old; j++)
+        *energy += more[j];
+    *energy = fmin(fmax(*energy, 0), f->lost);
+done:
+    cdad_free(more);
+    return status;
+}
+
 /* The way of few features: leading combinations of the features, then the directions that they are. Those hold at least
  * the energy of the combinations. */
 static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old, int64_t k_old,
@@ -322,17 +361,23 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
     cdad_status status;
     const int64_t n = of.n, d = of.d;
     span s = {.ctx = ctx, .of = of, .k_old = k_old};
-    float *rest = NULL, *G = NULL, *W = NULL, *room = NULL;
+    float *own = NULL, *G = NULL, *W = NULL, *room = NULL;
     double kept = 0;
     int64_t added = 0;
     CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, (k_old + n / 2) * d * (int64_t)sizeof *s.Q, err)); /* no more are sought */
     if (k_old > 0) {
+        const double all = dot(of.A, of.A, n * d);
+        float *rest = of.checked ? of.checked->spent : NULL;
         turn(s.Q, U_old, d, k_old);
-        CDAD_TRY_DONE(cdad_alloc((void **)&rest, n * d * (int64_t)sizeof *rest, err));
-        memcpy(rest, of.A, (size_t)(n * d) * sizeof *rest);
+        if (!rest) {
+            CDAD_TRY_DONE(cdad_alloc((void **)&own, n * d * (int64_t)sizeof *own, err));
+            rest = memcpy(own, of.A, (size_t)(n * d) * sizeof *own);
+        }
+        if (of.checked)
+            CDAD_TRY_DONE(known_rests(&s, of.checked, &kept, err));
         for (int pass = 0; pass < PASSES; pass++)
             CDAD_TRY_DONE(take_off(&s, rest, n, k_old, err));
-        kept = fmax(dot(of.A, of.A, n * d) - dot(rest, rest, n * d), 0);
+        kept = fmax(kept + all - dot(rest, rest, n * d), 0);
         of.A = rest;
     }
     if (kept < gamma * of.total) {
@@ -342,11 +387,14 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
         combinations.A = G;
         CDAD_TRY_DONE(by_width(ctx, combinations, (gamma * of.total - kept) / combinations.total, NULL, 0, most, found, &W,
                                &added, &share, err));
-        kept += share * combinations.total;
+        if (!of.checked)
+            kept += share * combinations.total;
     }
     if (*found && added > 0) {
-        CDAD_TRY_DONE(cdad_alloc((void **)&room, added * d * (int64_t)sizeof *room, err));
         CDAD_TRY_DONE(multiply(&s, added, d, n, turned(W, added), rows_of(of.A, d), s.Q + k_old * d, 0, err));
+        if (of.checked)
+            CDAD_TRY_DONE(count_checked(&s, of.checked, gamma, &kept, &added, err));
+        CDAD_TRY_DONE(cdad_alloc((void **)&room, added * d * (int64_t)sizeof *room, err));
         CDAD_TRY_DONE(orthonormalise(&s, k_old, added, room, found, err));
     }
     *energy = of.total > 0 ? fmin(kept / of.total, 1) : 1;
@@ -354,7 +402,7 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
         CDAD_TRY_DONE(join(&s, U_old, added, U, k, err));
 done:
     cdad_free(s.Q);
-    cdad_free(rest);
+    cdad_free(own);
     cdad_free(G);
     cdad_free(W);
     cdad_free(room);

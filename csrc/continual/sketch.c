@@ -13,7 +13,7 @@
 enum {
     SIGNS = 8,               /* of a feature, in as many equal parts of the test vectors */
     WORDS = 12,              /* random numbers of a feature: its signs', the check's */
-    ROWS = 512,              /* added at once: half a second of one thread where features are widest */
+    ROWS = 768,              /* added at once: most of a second of one thread where features are widest */
     GATHERED_BYTES = 64 << 20, /* and on a device */
     STRIP = 256              /* columns of Y that are widened at a time */
 };

@@ -74,6 +74,52 @@ static void test_add(void) {
     cdad_free(X);
 }
 
+/* Wide features, which may be rounded to 16 bits: sums are off by some 9e-6 of the lengths whose product they are, also of columns that are
+ * all the same, where roundings to the nearest would add up, and of such in which one value is nearly all. */
+static void test_wide_add(void) {
+    enum { ROWS = 771, M = 37, D = 2100 };
+    int32_t *signs = signs_for(M, D);
+    const int32_t *places = signs + 2 * M;
+    float *X = noise(ROWS * D, 11, 0, 1), *want = floats(M * D);
+    double *Z = zeros(ROWS * (int64_t)sizeof *Z), *lengths = zeros(D * (int64_t)sizeof *lengths);
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t j = 1; j < D; j += 3) {
+            X[r * D + j] = 0.3f + 0.001f * (float)(j % 700);
+            if (r == 5)
+                X[r * D + j + 1] *= 3000;
+        }
+    for (int64_t i = 0; i < ROWS * D; i++)
+        lengths[i % D] += (double)X[i] * (double)X[i];
+    EACH_POOL(float *found = floats(M * D); double squares = 0; void *scratch = zeros(table->sketch_scratch(ROWS, D, M, threads));
+              table->sketch_add(ctx, found, &squares, (cdad_mat){.data = X, .rs = D, .cs = 1}, 0, ROWS, D, signs, M, scratch);
+              if (threads == 1) memcpy(want, found, (size_t)(M * D) * sizeof *want);
+              CHECK(same(want, found, M * D), "%d threads change bits", threads); cdad_free(found); cdad_free(scratch);
+              double worst = 0, mean = 0;
+              for (int64_t t = 1; t < M && threads == 1; t++) {
+                  double length = 0;
+                  for (int64_t r = 0; r < ROWS; r++) {
+                      Z[r] = 0;
+                      for (int32_t at = signs[2 * t - 1]; at < signs[2 * t + 1]; at++)
+                          Z[r] += (double)X[r * D + places[at]] * (at < signs[2 * t] ? 1 : -1);
+                      length += Z[r] * Z[r];
+                  }
+                  for (int64_t j = 0; j < D && length > 0; j++) {
+                      double sum = 0;
+                      for (int64_t r = 0; r < ROWS; r++)
+                          sum += Z[r] * (double)X[r * D + j];
+                      const double off = fabs((double)want[t * D + j] - sum) / sqrt(length * lengths[j]);
+                      mean += off / (M * D);
+                      worst = fmax(worst, off);
+                  }
+              }
+              CHECK(worst < 6e-5 && mean < 1e-5, "%s: off by %.2g of the lengths, %.2g on average", table->name, worst, mean);)
+    cdad_free(signs);
+    cdad_free(lengths);
+    cdad_free(Z);
+    cdad_free(X);
+    cdad_free(want);
+}
+
 /* A sketch of X [rows,d], by blocks of 100. */
 static cdad_sketch sketch_of(const cdad_context *ctx, const float *X, int64_t rows, int64_t d, int64_t rank) {
     cdad_sketch s;
@@ -136,15 +182,17 @@ static void test_factor(const cdad_context *ctx) {
 
 /* Bases of sketches hold what they say, and need hardly more directions than the fewest, also beside an old basis. */
 static void test_bases(const cdad_context *ctx) {
-    enum { ROWS = 2000, D = 400 };
+    enum { ROWS = 2000, LEADING = 1600 };
     static const struct {
-        int64_t rank;
+        int64_t d, rank;
         float decay;
         double gamma;
         int exhausted; /* it has too few directions */
-    } cases[] = {{120, 0.97f, 0.99, 0}, {120, 0.97f, 0.9, 0}, {60, 0.97f, 0.99, 1}, {350, 0.985f, 0.999, 0}, {20, 0.5f, 1, 1}};
+    } cases[] = {{400, 120, 0.97f, 0.99, 0}, {400, 120, 0.97f, 0.9, 0}, {400, 60, 0.97f, 0.99, 1}, {400, 350, 0.985f, 0.999, 0},
+                 {400, 20, 0.5f, 1, 1}, {LEADING, 520, 0.99f, 0.99, 0}, {LEADING, 520, 0.998f, 0.8, 0}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
-        const double gamma = cases[c].gamma;
+        const int64_t D = cases[c].d;
+        const double gamma = cases[c].gamma, near = D < LEADING ? 0.1 : 0.03;
         float *X = low_rank(ROWS, D, D, cases[c].decay, 320 + c), *U, *V;
         double *G = gram_of(X, ROWS, D), energy, again, *values = decompose(G, D), total = 0, best = 0;
         int64_t k, n, fewest = 0;
@@ -161,12 +209,14 @@ static void test_bases(const cdad_context *ctx) {
         CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
         const double share = share_kept(X, ROWS, D, U, k);
         CHECK(orthonormality(U, D, k) <= 1e-6, "case %zu: %g", c, orthonormality(U, D, k));
-        CHECK(fabs(share - energy) < 0.1 * (1 - share) + 1e-6, "case %zu: kept %.7f, said %.7f", c, share, energy);
+        CHECK(fabs(share - energy) < near * (1 - share) + 1e-6, "case %zu: kept %.7f, said %.7f", c, share, energy);
         CHECK(cases[c].exhausted ? k <= cases[c].rank
                                  : energy >= gamma && k >= fewest - 1 && (double)k <= 1.05 * (double)fewest + 1,
               "case %zu: rank %" PRId64 ", %" PRId64 " would do, kept %g", c, k, fewest, energy);
         CHECK_OK(cdad_stream_share(s, ctx, U, k, &again, err));
-        CHECK(fabs(again - energy) < 1e-6, "case %zu: the share is %.8f, it was %.8f", c, again, energy);
+        /* leading directions hold a little more than the combinations that they were found as */
+        CHECK(again > energy - 1e-6 && again < energy + (D < LEADING ? 1e-6 : 0.02 * (1 - energy)),
+              "case %zu: the share is %.8f, it was %.8f", c, again, energy);
         /* Every other direction is known, and one that nothing has. */
         const int64_t some = k / 2 + 1;
         float *old = floats(D * some);
@@ -193,7 +243,7 @@ static void test_bases(const cdad_context *ctx) {
             CHECK(!memcmp(V + i * n, old + i * some, (size_t)some * sizeof *V), "case %zu: row %" PRId64 " of the old basis", c, i);
         const double joint = share_kept(X, ROWS, D, V, n);
         CHECK(orthonormality(V, D, n) <= 1e-6, "case %zu: %g", c, orthonormality(V, D, n));
-        CHECK(fabs(joint - energy) < 0.1 * (1 - joint) + 1e-6, "case %zu: kept %.7f, said %.7f", c, joint, energy);
+        CHECK(fabs(joint - energy) < near * (1 - joint) + 1e-6, "case %zu: kept %.7f, said %.7f", c, joint, energy);
         CHECK(cases[c].exhausted || (n > some && (double)n <= 1.05 * (double)fewest + 3), "case %zu: rank %" PRId64 ", %" PRId64, c, n, k);
         cdad_free(old);
         cdad_free(U);
@@ -317,6 +367,7 @@ static void test_little(const cdad_context *ctx) {
 int cdad_test_sketch(void) {
     cdad_pool *pool = NULL;
     on_every_table(test_add);
+    on_every_table(test_wide_add);
     CHECK_OK(cdad_pool_new(&pool, 3, err));
     const cdad_context ctx = {.kernels = cdad_kernels_select(NULL), .pool = pool};
     test_factor(&ctx);

@@ -1,10 +1,10 @@
 /* Products of a matrix with itself in whole numbers of 7 bits, which AVX2 multiplies four at a time.
  *
  * Each column has a step for every GEMM_KC rows, a 63rd of its largest value there, and a value is rounded to one of the two steps
- * about it by a hash of its place, as often up as brings the mean right: errors are as good as independent of the values and of each
- * other, so what they add to a product of two columns falls as the root of the number of rows. Of a column with itself they would
- * not, but its squares are summed in float32 as they are. */
+ * about it at random (dither.h). In the product of a column with itself errors would add up, but its squares are summed in float32 as
+ * they are. */
 #include "kernels/cpu/backend.h"
+#include "kernels/cpu/dither.h"
 #include "kernels/cpu/gemm.h"
 
 #if CDAD_VBYTES == 32
@@ -45,17 +45,6 @@ int64_t CDAD_K(gram_bytes_panels)(int64_t rows, int64_t d) {
     return panels_of(d) * ((int64_t)sizeof(panel_head) + blocks * (int64_t)sizeof(panel_block));
 }
 
-typedef uint32_t vu __attribute__((vector_size(CDAD_VBYTES)));
-
-/* In [0, 1), of 16 bits, so that the sum with STEPS + 1 is exact. */
-static inline vf fraction(vu place) {
-    place ^= place >> 16;
-    place *= 0x7feb352du;
-    place ^= place >> 15;
-    place *= 0x846ca68bu;
-    return __builtin_convertvector((vi)(place >> 16), vf) * 0x1p-16f;
-}
-
 typedef struct {
     float *panels;
     cdad_mat X;
@@ -69,7 +58,7 @@ static void pack_block(const pack_job *job, int64_t p, int64_t k, panel_head *he
     CDAD_K(gemm_panel)(GEMM_FLOATS, 0, plain, &job->X, column, min_i(LANES, job->d - column), job->first + k, kc);
     memset(plain + kc * LANES, 0, (size_t)((GEMM_KC - kc) * LANES) * sizeof *plain);
     for (int h = 0; h < HALVES; h++) {
-        const vu lane = (vu){0, 1, 2, 3, 4, 5, 6, 7} + (uint32_t)(column + h * VL), column_part = lane * 0x9e3779b9u;
+        const vu lanes = dither_lanes((uint32_t)(column + h * VL));
         vf most = {0}, squares = {0}, noise = {0}, inverse, step;
         vi sum = {0};
         for (int64_t r = 0; r < kc; r++) {
@@ -84,8 +73,8 @@ static void pack_block(const pack_job *job, int64_t p, int64_t k, panel_head *he
             vu word = {0};
             for (int64_t i = 0; i < GROUP; i++) {
                 const vf x = v_load(plain + (r + i) * LANES + h * VL) * inverse;
-                const vu place = column_part + (uint32_t)(job->first + k + r + i) * 0x85ebca6bu;
-                const vf up = x + (fraction(place) + (STEPS + 1));
+                const vu place = lanes + (uint32_t)(job->first + k + r + i) * (uint32_t)DITHER_ROW;
+                const vf up = x + (dither(place) + (STEPS + 1)); /* of 16 bits, the sum is exact */
                 const vi q = __builtin_convertvector(v_min(v_max(up, v_set1(1)), v_set1(2 * STEPS + 1)), vi) - (STEPS + 1);
                 const vf off = __builtin_convertvector(q, vf) - x;
                 noise += off * off;

@@ -1,8 +1,12 @@
 /* Products with sparse test vectors, and what they add to a sketch. */
 #include "kernels/cpu/backend.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_shorts.h"
 
-enum { LANES = 8 }; /* independent sums of a row */
+enum {
+    LANES = 8,         /* independent sums of a row */
+    SHORTS_WIDE = 2048 /* features from here on are summed in whole numbers, where they pay: of fewer it takes no time anyway */
+};
 
 static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -71,20 +75,52 @@ static int64_t own_bytes(int64_t rows, int64_t d, int64_t M, int threads) {
            aligned((rows * d + M * rows + threads * VL * d) * (int64_t)sizeof(float));
 }
 
+/* Gathers and tests the rows in own_bytes of scratch. */
+static void test(const cdad_context *ctx, test_job *job, double *squares, void *scratch) {
+    job->squares = scratch;
+    job->gathered = (float *)((char *)scratch + aligned(job->rows * (int64_t)sizeof(double)));
+    job->Z = job->gathered + job->rows * job->d;
+    job->panels = job->Z + job->M * job->rows;
+    cdad_pool_run(ctx->pool, (job->rows + VL - 1) / VL, test_rows, job);
+    for (int64_t i = 0; i < job->rows; i++)
+        *squares += job->squares[i];
+}
+
+#if SHORTS_PAY
+static void add_shorts(const cdad_context *ctx, float *Y, double *squares, test_job job, char *scratch) {
+    const int64_t begin = job.first, rows = job.rows;
+    void *panels = scratch + own_bytes(min_i(SHORTS_KC, rows), job.d, job.M, cdad_pool_threads(ctx->pool));
+    uint64_t seed; /* another one for each add */
+    memcpy(&seed, squares, sizeof seed);
+    for (int64_t k = 0; k < rows; k += SHORTS_KC) {
+        job.first = begin + k;
+        job.rows = min_i(SHORTS_KC, rows - k);
+        test(ctx, &job, squares, scratch);
+        CDAD_K(shorts_pack)(ctx, panels, job.Z, job.gathered, job.M, job.d, k, job.rows, (uint32_t)(seed ^ seed >> 32));
+    }
+    CDAD_K(shorts_add)(ctx, Y, panels, job.M, job.d, rows);
+}
+#endif
+
 int64_t CDAD_K(sketch_scratch)(int64_t rows, int64_t d, int64_t M, int threads) {
+#if SHORTS_PAY
+    if (d >= SHORTS_WIDE)
+        return own_bytes(min_i(SHORTS_KC, rows), d, M, threads) + CDAD_K(shorts_panels)(M, d, rows);
+#endif
     return own_bytes(rows, d, M, threads) + CDAD_K(gemm_scratch)(M, d, rows, threads);
 }
 
 void CDAD_K(sketch_add)(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
                         const int32_t *signs, int64_t M, void *scratch) {
-    test_job job = {.X = X, .first = first, .rows = rows, .d = d, .M = M, .signs = signs, .squares = scratch};
+    test_job job = {.X = X, .first = first, .rows = rows, .d = d, .M = M, .signs = signs};
     const cdad_epilogue adding = {.accumulate = 1};
-    job.gathered = (float *)((char *)scratch + aligned(rows * (int64_t)sizeof(double)));
-    job.Z = job.gathered + rows * d;
-    job.panels = job.Z + M * rows;
-    cdad_pool_run(ctx->pool, (rows + VL - 1) / VL, test_rows, &job);
-    for (int64_t i = 0; i < rows; i++)
-        *squares += job.squares[i];
+#if SHORTS_PAY
+    if (d >= SHORTS_WIDE) {
+        add_shorts(ctx, Y, squares, job, scratch);
+        return;
+    }
+#endif
+    test(ctx, &job, squares, scratch);
     CDAD_K(gemm)(ctx, M, d, rows, cdad_mat_rows(job.Z, rows), cdad_mat_rows(job.gathered, d), Y, d, &adding,
                  (char *)scratch + own_bytes(rows, d, M, cdad_pool_threads(ctx->pool)));
 }
