@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from .data import PRODUCTS, open_dataset, write_dataset
 from .data.records import list_images
 from .devices import describe_cuda
 from .errors import DataError, ImageError, LimitError
-from .evaluation import evaluate, write_contact_sheet
+from .evaluation import ClassEvaluation, Decisions, evaluate, write_contact_sheet
+from .metrics import f1_max
 from .model import ContinualModel
 from .planning import Plan, plan
 from .profile import profile_prediction, profile_training
@@ -344,19 +346,37 @@ def _eval(arguments: argparse.Namespace) -> int:
     results = evaluate(model, dataset, arguments.classes or None, progress=not arguments.quiet)
     rows = [{"class": name, **{k: 100 * v for k, v in r.measures.items()}} for name, r in results.items()]
     print(format_table(rows, digits=2, title=f"percent; features: {model.features.name}"))
+    decided = {name: decisions for name, r in results.items() if (decisions := r.decisions)}
+    if decided:
+        print(format_table([_decided(name, results[name], d) for name, d in decided.items()], digits=2, title="at the classes' thresholds"))
     if out:
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["class", "image", "label", "kind", "score"])
+        writer.writerow(["class", "image", "label", "kind", "score", *(["anomalous"] if decided else [])])
         for name, r in results.items():
-            scored = zip(r.samples, r.prediction.scores, strict=True)
-            writer.writerows([name, s.path, s.label, s.defect, f"{score:.6g}"] for s, score in scored)
+            above = r.prediction.anomalous.astype(int) if name in decided else [""] * len(r.samples)
+            for s, score, is_above in zip(r.samples, r.prediction.scores, above, strict=True):
+                writer.writerow([name, s.path, s.label, s.defect, f"{score:.6g}", *([is_above] if decided else [])])
         write_atomically(out / "scores.csv", os.fsencode(table.getvalue()))
-        record = to_json({name: r.measures for name, r in results.items()})
+        record = to_json({name: r.measures | ({"decisions": asdict(decided[name])} if name in decided else {}) for name, r in results.items()})
         write_atomically(out / "metrics.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
         for name, result in results.items():
             write_contact_sheet(result, out / f"{name}.png")
     return 0
+
+
+def _decided(name: str, result: ClassEvaluation, decisions: Decisions) -> dict[str, Any]:
+    d, labels = decisions, [sample.label for sample in result.samples]
+    return {
+        "class": name,
+        "threshold": f"{d.threshold:.4g}",
+        "defective above": f"{d.found} of {d.found + d.missed}",
+        "normal above": f"{d.refused} of {d.refused + d.passed}",
+        "precision": 100 * d.precision,
+        "recall": 100 * d.recall,
+        "F1": 100 * d.f1,
+        "F1 at best": 100 * f1_max(labels, result.prediction.scores),
+    }
 
 
 def _images_of(given: str) -> list[Path]:

@@ -21,6 +21,36 @@ from .prediction import Prediction
 log = logging.getLogger("cdad")
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """Images above a ``threshold`` and not: ``found`` of the defective ones and ``missed``, ``refused`` of the normal ones and ``passed``."""
+
+    threshold: float
+    found: int
+    missed: int
+    refused: int
+    passed: int
+
+    @property
+    def precision(self) -> float:
+        """Of those above, the share that is defective; nan of none."""
+        return _share(self.found, self.found + self.refused)
+
+    @property
+    def recall(self) -> float:
+        """Of the defective ones, the share that is found; nan of none."""
+        return _share(self.found, self.found + self.missed)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of both, 0 where nothing is found; nan where nothing is defective."""
+        return _share(2 * self.found, 2 * self.found + self.missed + self.refused) if self.found + self.missed else float("nan")
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
 @dataclass(frozen=True, eq=False)
 class ClassEvaluation:
     """One class's test: ``measures`` (see `cdad.metrics.MEASURES`; of pixels nan where a defective image has no mask), and what
@@ -32,6 +62,15 @@ class ClassEvaluation:
     images: np.ndarray
     masks: np.ndarray
     prediction: Prediction
+
+    @property
+    def decisions(self) -> Decisions | None:
+        """What the class's threshold decides (`ContinualModel.set_threshold`); None where it has none."""
+        if self.prediction.threshold is None:
+            return None
+        defective, above = np.array([bool(sample.label) for sample in self.samples], bool), self.prediction.anomalous
+        counts = [int((defective == label)[above == over].sum()) for label in (True, False) for over in (True, False)]
+        return Decisions(self.prediction.threshold, *counts)
 
     def __repr__(self) -> str:
         measures = ", ".join(f"{name} {value:.3f}" for name, value in self.measures.items())

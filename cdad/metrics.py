@@ -94,6 +94,16 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     return _average_precision(ranking, "average_precision", "elements")
 
 
+def f1_max(labels: ArrayLike, scores: ArrayLike) -> float:
+    """The largest F1 = 2 precision recall / (precision + recall) that any threshold gives.
+
+    The threshold is chosen on what it is judged by, so this is a bound of what decisions can be: those of a threshold that
+    was chosen before are `cdad.evaluation.Decisions`. Equals the maximum over scikit-learn's ``precision_recall_curve``.
+    Arguments, result and errors are those of :func:`auroc`.
+    """
+    return _f1_max(_rank(*_checked(labels, scores, "labels", "scores")), "f1_max", "elements")
+
+
 def aupro(masks: ArrayLike, maps: ArrayLike, fpr_limit: float = 0.3) -> float:
     """Area under the per-region overlap curve up to a false positive rate (Bergmann et al., MVTec AD, 2021).
 
@@ -237,6 +247,13 @@ def _average_precision(ranking: _Ranking, measure: str, unit: str) -> float:
     hits = ranking.hits
     precision = hits / (hits + ranking.at_least)
     return float(np.dot(np.diff(hits, prepend=0.0), precision) / ranking.n_anomalous)
+
+
+def _f1_max(ranking: _Ranking, measure: str, unit: str) -> float:
+    if not ranking.defined(measure, unit):
+        return float("nan")
+    hits = ranking.hits
+    return float((2 * hits / (hits + ranking.at_least + ranking.n_anomalous)).max())
 
 
 def _aupro(masks: np.ndarray, ranking: _Ranking, fpr_limit: float, measure: str) -> float:

@@ -50,14 +50,16 @@ def test_confined_updates_are_adamw_in_the_directions_coordinates(quick):
     config = quick.updated({"training.clip_norm": 0.0, "training.weight_decay": 0.5})
     params = _core.Params()
     trainer = _core.Trainer(params, config.denoiser(), 2, config.optimizer(), 0)
-    rng, spans, before = np.random.default_rng(0), {}, {}
+    rng, bases, spans, before = np.random.default_rng(0), {}, {}, {}
     for i, (name, shape) in enumerate(params.shapes().items()):
         before[name] = params[name].copy()
         if len(shape) < 2:
             trainer.protect(name, frozen=True)
             continue
         d = int(np.prod(shape[1:]))
-        basis = np.linalg.qr(rng.normal(size=(d, d)))[0].astype(np.float32)
+        if d not in bases:
+            bases[d] = np.linalg.qr(rng.normal(size=(d, d)))[0].astype(np.float32)
+        basis = bases[d]
         rank = (0, 1, d // 2, d - d // 4, d)[i % 5]
         if i % 2:  # what a basis leaves free
             trainer.protect(name, basis[:, rank:])

@@ -566,13 +566,15 @@ def test_updates_stay_in_their_span(precision, device):
     c, params = config.denoiser(), _core.Params(device)
     latent = rng.standard_normal((1, *c["latent_size"], c["unet"]["in_channels"]), np.float32)
     image = rng.random((1, *c["image_size"], 3), np.float32)
-    trainer, spans = _core.Trainer(params, c, 1, config.optimizer(), 0), {}
+    trainer, spans, rows = _core.Trainer(params, c, 1, config.optimizer(), 0), {}, {}
     for name, shape in params.shapes().items():
         if not params[name].any():  # zeros at first: no gradient would come from them
             params[name] = 0.05 * rng.standard_normal(shape, np.float32)
         d = int(np.prod(shape[1:]))
         if len(shape) > 1 and shape[0] >= 64 and d >= 256:  # as large as GPUs round products
-            spans[name] = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, d // 4)))[0].T, np.float32)
+            if d not in rows:
+                rows[d] = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, d // 4)))[0].T, np.float32)
+            spans[name] = rows[d]
             trainer.confine(name, spans[name])
         else:
             trainer.protect(name, frozen=True)

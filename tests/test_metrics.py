@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paths import golden_file
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from cdad import _core, metrics
 
@@ -57,6 +57,9 @@ def test_auroc_and_average_precision_equal_scikit_learn(levels, dtype):
     assert metrics.auroc(labels, scores) == pytest.approx(roc_auc_score(*flat), abs=1e-12)
     measured = metrics.average_precision(labels.astype(bool), scores)
     assert measured == pytest.approx(average_precision_score(*flat), abs=1e-12)
+    thresholds = precision_recall_curve(*flat)[2]
+    best = max(f1_score(flat[0], flat[1] >= threshold) for threshold in thresholds)
+    assert metrics.f1_max(labels, scores) == pytest.approx(best, abs=1e-12)
 
 
 def test_integer_scores_and_a_constant_score():

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
+import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from cdad import ContinualModel
 from cdad.cli import main
 from cdad.errors import CheckpointError
+from cdad.evaluation import Decisions, evaluate_class
 from cdad.thresholds import Threshold
 
 
@@ -122,6 +127,39 @@ def test_commands(first_checkpoint, products, tmp_path, capsys):
     assert main(["threshold", str(file), *good, "--class", "gear", "--quantile", "2"]) == 1
     assert "0 < quantile" in capsys.readouterr().err
     assert ContinualModel.load(file).thresholds["gear"].quantile == 1.0
+
+
+def test_an_evaluation_tells_what_a_threshold_decides(model, products):
+    assert evaluate_class(model, products["gear"]).decisions is None
+    scores = model.predict([sample.path for sample in products["gear"].test], "gear").scores
+    middle = float(np.median(scores))
+    model.thresholds = {"gear": Threshold(middle, 1.0, 3, 1)}
+    found = evaluate_class(model, products["gear"]).decisions
+    defective = np.array([sample.label for sample in products["gear"].test], bool)
+    above = scores > middle
+    assert found == Decisions(middle, (defective & above).sum(), (defective & ~above).sum(), (~defective & above).sum(), (~defective & ~above).sum())
+    assert found.precision == precision_score(defective, above) and found.recall == recall_score(defective, above)
+    assert found.f1 == pytest.approx(f1_score(defective, above))
+    assert Decisions(1.0, 0, 3, 2, 5).f1 == 0 and math.isnan(Decisions(1.0, 0, 0, 2, 5).f1) and math.isnan(Decisions(1.0, 0, 3, 0, 5).precision)
+
+
+def test_a_command_tells_decisions(first_checkpoint, root, products, tmp_path, capsys):
+    file, out = tmp_path / "model.safetensors", tmp_path / "report"
+    file.write_bytes(first_checkpoint.read_bytes())
+    assert main(["eval", str(file), "--data", str(root), "--quiet"]) == 0
+    assert "thresholds" not in capsys.readouterr().out
+    good = paths(products["gear"], 0)
+    assert main(["threshold", str(file), *map(str, good), "--class", "gear"]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(file), "--data", str(root), "--quiet", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    decided = json.loads((out / "metrics.json").read_text())["gear"]["decisions"]
+    assert decided["refused"] == 0 and decided["passed"] == len(good)
+    assert f"{decided['found']} of {decided['found'] + decided['missed']}" in told and f"0 of {len(good)}" in told
+    with open(out / "scores.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert sum(row["anomalous"] == "1" for row in rows if row["class"] == "gear") == decided["found"]
+    assert {row["anomalous"] for row in rows if row["class"] != "gear"} <= {""}
 
 
 def test_scores_that_are_no_numbers_give_no_threshold(model, products, monkeypatch):

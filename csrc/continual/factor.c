@@ -485,9 +485,8 @@ cdad_status cdad_factor_basis(const cdad_context *ctx, const cdad_factor *f, dou
     *U = NULL;
     CDAD_FAIL_IF(k_old < 0 || k_old > d, err, CDAD_SHAPE,
                  "old basis: %" PRId64 " columns, expected 0 to %" PRId64, k_old, d);
-    /* of checked rows only where they reach gamma by themselves */
-    if ((f->checks == 0 || (2 * n <= d && f->lost < (1 - gamma) * total)) && cdad_leading_applies(min64(n, d - k_old), gamma)) {
-        const cdad_leading_of of = {.A = f->A, .n = n, .d = d, .total = total, .checked = f->checks > 0 ? f : NULL};
+    if ((f->checks == 0 || (2 * n <= d && f->lost <= (1 - gamma) * total)) && cdad_leading_applies(min64(n, d - k_old), gamma)) {
+        const cdad_leading_of of = {.A = f->A, .n = n, .d = d, .total = total, .lost = f->lost, .checked = f->checks > 0 ? f : NULL};
         if (k_old > 0)
             CDAD_TRY(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
         CDAD_TRY(cdad_leading_basis(ctx, of, gamma, U_old, k_old, most, &found, U, k, energy, err));

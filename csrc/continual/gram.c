@@ -20,6 +20,7 @@ enum {
 static const double ROUNDED_FINEST = 0x1p-11, BYTES_FINEST = 0x1p-10;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Of the tiles of columns from j on. */
 static int64_t leading(const cdad_gram *g, int64_t j) { return min64(TILE, g->d - j / TILE * TILE); }
@@ -145,7 +146,8 @@ done:
 /* The products of what is in the panels. */
 static cdad_status add_tiles(add_job *job, const cdad_context *ctx, cdad_error *err) {
     const int64_t blocks = (job->g->d + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
-    const int64_t at_once = TILES_A_POLL * MOST_DEPTHS * DEPTH / (job->rows < MOST_DEPTHS * DEPTH ? MOST_DEPTHS * DEPTH : job->rows);
+    const int64_t threads = cdad_pool_threads(ctx->pool), least = TILES_A_POLL * MOST_DEPTHS * DEPTH / max64(job->rows, MOST_DEPTHS * DEPTH);
+    const int64_t at_once = (least + threads - 1) / threads * threads;
     for (job->first_task = 0; job->first_task < tasks; job->first_task += at_once) {
         CDAD_FAIL_IF(ctx->poll && ctx->poll(ctx->poll_arg), err, CDAD_CANCELLED, "stopped while features were added");
         cdad_pool_run(ctx->pool, min64(at_once, tasks - job->first_task), add_task, job);

@@ -12,12 +12,15 @@
 #include "continual/linalg.h"
 
 enum {
-    LEAST = 768,       /* a narrower eigenproblem is soon solved whole */
-    FIRST_BLOCK = 256, /* directions tried at once, at most */
-    NEXT_BLOCK = 128,
-    PASSES = 2 /* of orthogonalisation */
+    LEAST = 768, /* a narrower eigenproblem is soon solved whole */
+    BLOCK = 256, /* directions tried at once, at most */
+    SIGNS = 8,   /* of each feature in a block of random combinations of a Gram matrix' rows */
+    STRIP = 256, /* columns that a task combines: of a block they fit into the second-level cache */
+    PASSES = 2   /* of orthogonalisation */
 };
 
+static const double CHECKED_SHARE = 0.25; /* of what a sketch lost, that its leading directions hold: a third is common */
+static const double CHECKED_LIMIT = 0.8;  /* of so few directions that a sketch has, more may be sought */
 static const double FINEST = 0x1p-12; /* 1 - gamma: float32's noise is 1/2000 of it */
 static const uint64_t SEED = 0x6c656164;
 
@@ -137,8 +140,8 @@ static cdad_status known_energy(span *s, double *energy, cdad_error *err) {
     const int64_t d = s->of.d, k_old = s->k_old;
     s->k_old = 0; /* nothing is taken off */
     *energy = 0;
-    for (int64_t at = 0; at < k_old; at += NEXT_BLOCK) {
-        const int64_t b = min64(NEXT_BLOCK, k_old - at);
+    for (int64_t at = 0; at < k_old; at += BLOCK) {
+        const int64_t b = min64(BLOCK, k_old - at);
         CDAD_TRY_DONE(apply(s, s->Q + at * d, s->Y, b, err));
         *energy += dot(s->Q + at * d, s->Y, b * d);
     }
@@ -157,26 +160,85 @@ static void random_signs(float *x, int64_t n, uint64_t stream) {
     }
 }
 
+typedef struct {
+    const float *G;
+    float *y;
+    int64_t d, b;
+    const int32_t *places; /* [d,signs]: 2t where feature j counts for row t, 2t + 1 where against it */
+    int signs;
+} combine_job;
+
+static void combine_strip(void *arg, int64_t task, int worker) {
+    const combine_job *job = arg;
+    const int64_t first = task * STRIP, width = min64(STRIP, job->d - first);
+    (void)worker;
+    for (int64_t t = 0; t < job->b; t++)
+        memset(job->y + t * job->d + first, 0, (size_t)width * sizeof *job->y);
+    for (int64_t j = 0; j < job->d; j++)
+        for (int i = 0; i < job->signs; i++) {
+            const int32_t place = job->places[j * job->signs + i];
+            const float *x = job->G + j * job->d + first;
+            float *y = job->y + place / 2 * job->d + first;
+            if (place % 2)
+                for (int64_t c = 0; c < width; c++)
+                    y[c] -= x[c];
+            else
+                for (int64_t c = 0; c < width; c++)
+                    y[c] += x[c];
+        }
+}
+
+/* q [b,d] = G's products with random vectors, outside of U_old: of signs and zeros where G is at hand (Nelson, Nguyen, "OSNAP", FOCS 2013), as
+ * such products take next to no time; else of signs, in y. */
+static cdad_status combine(const span *s, float *q, float *y, int64_t b, uint64_t stream, cdad_error *err) {
+    cdad_status status;
+    const int64_t d = s->of.d;
+    const int signs = (int)min64(SIGNS, b);
+    int32_t *places = NULL;
+    uint32_t words[SIGNS];
+    if (s->of.n > 0) {
+        random_signs(y, b * d, stream);
+        return apply(s, y, q, b, err);
+    }
+    CDAD_TRY_DONE(cdad_alloc((void **)&places, d * signs * (int64_t)sizeof *places, err));
+    for (int64_t j = 0; j < d; j++) {
+        for (int w = 0; w < SIGNS; w += 4)
+            cdad_philox(SEED, stream, (uint64_t)(j * SIGNS + w) / 4, words + w);
+        for (int i = 0; i < signs; i++) { /* one in each of as many equal parts of the rows */
+            const int64_t first = i * b / signs, width = (i + 1) * b / signs - first;
+            places[j * signs + i] = (int32_t)(2 * (first + ((int64_t)(words[i] >> 1) * width >> 31)) + (words[i] & 1));
+        }
+    }
+    combine_job job = {.G = s->of.A, .y = q, .d = d, .b = b, .places = places, .signs = signs};
+    cdad_pool_run(s->ctx->pool, (d + STRIP - 1) / STRIP, combine_strip, &job);
+    CDAD_TRY_DONE(take_off(s, q, b, s->k_old, err));
+done:
+    cdad_free(places);
+    return status;
+}
+
 /* Rows of Q, *l of them, that hold what gamma asks for beside `kept`, and their products Y. */
 static cdad_status find_span(span *s, int64_t limit, double wanted, double kept, int64_t *l, int *found, cdad_error *err) {
     const int64_t d = s->of.d;
-    double before = 1;
+    const double lost = s->of.lost / s->of.total, target = 1 - wanted / s->of.total - lost;
+    double before = 1, more = (double)limit / 4; /* directions that are likely to be missing */
     for (*l = 0; kept < wanted && *found;) {
-        const int64_t b = *l == 0 ? min64(FIRST_BLOCK, limit / 4) : min64(NEXT_BLOCK, limit / 8), next = *l + b;
+        const int64_t most = min64(BLOCK, limit / (*l == 0 ? 4 : 8)), b = min64(((int64_t)more + 31) / 32 * 32, most), next = *l + b;
         float *q = s->Q + (s->k_old + *l) * d, *y = s->Y + *l * d;
         *found = next <= limit;
         if (!*found)
             break;
-        random_signs(y, b * d, (uint64_t)*l);
-        CDAD_TRY(apply(s, y, q, b, err));
+        CDAD_TRY(combine(s, q, y, b, (uint64_t)*l, err));
         CDAD_TRY(orthonormalise(s, s->k_old + *l, b, y, found, err));
         CDAD_TRY(apply(s, q, y, b, err));
         kept += dot(q, y, b * d);
-        /* What is missing falls about as a power of the width: where that leads too far, an early end is cheaper. */
-        const double missing = 1 - kept / s->of.total, target = 1 - wanted / s->of.total;
-        if (kept < wanted && *l > 0) {
-            const double power = log(before / missing) / log((double)next / (double)*l);
-            *found = *found && power > 0 && (double)next * pow(missing / target, 1 / power) < 1.25 * (double)limit;
+        /* What is missing falls about as a power of the width, the first till there are two: where that leads too far, an early end is cheaper. */
+        const double missing = 1 - kept / s->of.total - lost;
+        if (kept < wanted) {
+            const double power = *l > 0 ? log(before / missing) / log((double)next / (double)*l) : 1;
+            const double all = power > 0 ? (double)next * pow(missing / target, 1 / power) : INFINITY;
+            *found = *found && (*l == 0 || all < 1.25 * (double)limit);
+            more = fmax(fmin(1.03 * all, (double)limit) - (double)next, 1);
         }
         before = missing;
         *l = next;
@@ -263,17 +325,17 @@ static cdad_status join(const span *s, const float *U_old, int64_t added, float 
 
 /* G's way, or that of features one by one. */
 static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old, int64_t k_old,
-                            int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
+                            int64_t limit, int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
-    const int64_t d = of.d, side = of.n > 0 ? min64(of.n, d) : d, limit = min64(side, d - k_old) / 2;
+    const int64_t d = of.d, side = of.n > 0 ? min64(of.n, d) : d;
     span s = {.ctx = ctx, .of = of, .k_old = k_old};
     double kept = 0;
     float *V = NULL;
     int64_t l = 0, added = 0, count;
-    CDAD_TRY_DONE(cdad_size_mul(k_old + limit + NEXT_BLOCK, d, &count, err));
+    CDAD_TRY_DONE(cdad_size_mul(k_old + limit + BLOCK, d, &count, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, count * (int64_t)sizeof *s.Q, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&s.Y, (limit + NEXT_BLOCK) * d * (int64_t)sizeof *s.Y, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&s.Z, (limit + NEXT_BLOCK) * of.n * (int64_t)sizeof *s.Z, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Y, (limit + BLOCK) * d * (int64_t)sizeof *s.Y, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Z, (limit + BLOCK) * of.n * (int64_t)sizeof *s.Z, err));
     if (k_old > 0) {
         turn(s.Q, U_old, d, k_old);
         CDAD_TRY_DONE(known_energy(&s, &kept, err));
@@ -281,10 +343,10 @@ static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double 
     s.rounded = of.n > 0 && cdad_gram_may_round(side, gamma);
     CDAD_TRY_DONE(find_span(&s, limit, gamma * of.total, kept, &l, found, err));
     if (*found && l > 0) {
-        float *room = s.Y + l * d; /* NEXT_BLOCK rows */
+        float *room = s.Y + l * d; /* BLOCK rows */
         memcpy(s.Q + k_old * d, s.Y, (size_t)(l * d) * sizeof *s.Q);
-        for (int64_t at = 0; at < l && *found; at += NEXT_BLOCK)
-            CDAD_TRY_DONE(orthonormalise(&s, k_old + at, min64(NEXT_BLOCK, l - at), room, found, err));
+        for (int64_t at = 0; at < l && *found; at += BLOCK)
+            CDAD_TRY_DONE(orthonormalise(&s, k_old + at, min64(BLOCK, l - at), room, found, err));
         if (*found)
             CDAD_TRY_DONE(choose(&s, l, gamma, most, &kept, &V, &added, found, err));
     }
@@ -315,24 +377,27 @@ done:
     return status;
 }
 
-/* Of the *added directions that are rows of Q from k_old on, not of unit length yet, as few as reach gamma when what the checks say is counted. */
-static cdad_status count_checked(const span *s, const cdad_factor *f, double gamma, double *kept, int64_t *added, cdad_error *err) {
+/* Of the *added directions that are rows of Q from k_old on, not of unit length yet, as few as reach gamma when what the checks say is counted;
+ * without that all hold `least` and what was kept before. */
+static cdad_status count_checked(const span *s, const cdad_factor *f, double gamma, double least, double *kept, int64_t *added,
+                                 cdad_error *err) {
     cdad_status status;
     const int64_t d = s->of.d;
-    double *energies = NULL, *more = NULL, least = *kept;
+    double *energies = NULL, *more = NULL;
     CDAD_TRY_DONE(cdad_alloc((void **)&energies, *added * (int64_t)sizeof *energies, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&more, *added * (int64_t)sizeof *more, err));
     CDAD_TRY_DONE(cdad_factor_rests(f, s->Q + s->k_old * d, *added, more, err));
     for (int64_t j = 0; j < *added; j++) {
         const float *row = s->Q + (s->k_old + j) * d;
         energies[j] = dot(row, row, d);
-        least += energies[j];
         energies[j] += energies[j] > 0 ? more[j] / energies[j] : 0;
     }
-    *added = cdad_energy_rank(energies, *added, *kept, s->of.total, gamma, CDAD_RANK_REACH);
+    const double known = *kept;
+    *added = cdad_energy_rank(energies, *added, known, s->of.total, gamma, CDAD_RANK_REACH);
     for (int64_t j = 0; j < *added; j++)
         *kept += energies[j];
-    *kept = *kept < gamma * s->of.total ? fmax(*kept, least) : *kept; /* all were taken */
+    if (*kept < gamma * s->of.total) /* all were taken */
+        *kept = fmax(*kept, known + least);
 done:
     cdad_free(energies);
     cdad_free(more);
@@ -359,12 +424,12 @@ done:
 static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old, int64_t k_old,
                            int64_t most, int *found, float **U, int64_t *k, double *energy, cdad_error *err) {
     cdad_status status;
-    const int64_t n = of.n, d = of.d;
+    const int64_t n = of.n, d = of.d, limit = of.checked ? (int64_t)(CHECKED_LIMIT * (double)n) : n / 2;
     span s = {.ctx = ctx, .of = of, .k_old = k_old};
     float *own = NULL, *G = NULL, *W = NULL, *room = NULL;
-    double kept = 0;
+    double kept = 0, held = 0, lost = of.lost; /* held: by combinations */
     int64_t added = 0;
-    CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, (k_old + n / 2) * d * (int64_t)sizeof *s.Q, err)); /* no more are sought */
+    CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, (k_old + limit) * d * (int64_t)sizeof *s.Q, err));
     if (k_old > 0) {
         const double all = dot(of.A, of.A, n * d);
         float *rest = of.checked ? of.checked->spent : NULL;
@@ -375,25 +440,30 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
         }
         if (of.checked)
             CDAD_TRY_DONE(known_rests(&s, of.checked, &kept, err));
+        lost -= kept;
         for (int pass = 0; pass < PASSES; pass++)
             CDAD_TRY_DONE(take_off(&s, rest, n, k_old, err));
         kept = fmax(kept + all - dot(rest, rest, n * d), 0);
         of.A = rest;
     }
     if (kept < gamma * of.total) {
-        cdad_leading_of combinations = {.d = n, .total = of.total - kept};
+        cdad_leading_of combinations = {.d = n, .total = of.total - kept, .lost = lost};
+        const double wanted = gamma * of.total - kept - CHECKED_SHARE * lost;
         double share;
         CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, &G, err));
         combinations.A = G;
-        CDAD_TRY_DONE(by_width(ctx, combinations, (gamma * of.total - kept) / combinations.total, NULL, 0, most, found, &W,
-                               &added, &share, err));
-        if (!of.checked)
-            kept += share * combinations.total;
+        CDAD_TRY_DONE(by_width(ctx, combinations, fmax(wanted, 0) / combinations.total, NULL, 0, limit, most, found, &W, &added,
+                               &share, err));
+        held = share * combinations.total;
+        kept += of.checked ? 0 : held;
+        *found = *found && (!of.checked || added > 0);
     }
     if (*found && added > 0) {
         CDAD_TRY_DONE(multiply(&s, added, d, n, turned(W, added), rows_of(of.A, d), s.Q + k_old * d, 0, err));
+        const int all = added == most;
         if (of.checked)
-            CDAD_TRY_DONE(count_checked(&s, of.checked, gamma, &kept, &added, err));
+            CDAD_TRY_DONE(count_checked(&s, of.checked, gamma, held, &kept, &added, err));
+        *found = !of.checked || all || kept >= gamma * of.total;
         CDAD_TRY_DONE(cdad_alloc((void **)&room, added * d * (int64_t)sizeof *room, err));
         CDAD_TRY_DONE(orthonormalise(&s, k_old, added, room, found, err));
     }
@@ -412,8 +482,10 @@ done:
 cdad_status cdad_leading_basis(const cdad_context *ctx, cdad_leading_of of, double gamma, const float *U_old,
                                int64_t k_old, int64_t most, int *found, float **U, int64_t *k, double *energy,
                                cdad_error *err) {
-    const int few = of.n > 0 && 2 * of.n <= of.d;
+    const int64_t side = of.n > 0 ? min64(of.n, of.d) : of.d;
     *found = 1;
     *U = NULL;
-    return (few ? by_rows : by_width)(ctx, of, gamma, U_old, k_old, most, found, U, k, energy, err);
+    if (of.n > 0 && 2 * of.n <= of.d)
+        return by_rows(ctx, of, gamma, U_old, k_old, most, found, U, k, energy, err);
+    return by_width(ctx, of, gamma, U_old, k_old, min64(side, of.d - k_old) / 2, most, found, U, k, energy, err);
 }

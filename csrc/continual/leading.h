@@ -8,10 +8,10 @@
  * features one by one are rounded to bfloat16 while a span is sought, where cdad_gram_may_round;
  * their cost is some 8 d^2 l, l the width of the span, where a decomposition's 9 d^3 are bound by memory.
  *
- * Of n <= d/2 features the n x n Gram matrix of their products with each other takes G's place; what checks tell beside is counted after
- * that, and so of features that reach gamma without it.
+ * Of n <= d/2 features the n x n Gram matrix of their products with each other takes G's place. Where checks tell what directions hold beside,
+ * directions are sought as if that were a quarter of what is lost; if it turns out to be less, and they do not do, nothing was found.
  *
- * Nothing is estimated: the energy of a direction u is u^T G u, computed, and the sum of those kept reaches gamma or the
+ * Nothing is estimated but what checks tell: the energy of a direction u is u^T G u, computed, and the sum of those kept reaches gamma or the
  * method says that it did not find. What is approximate is which directions: hardly more than the fewest are needed.
  * float32 leaves energies below some 1e-7 of the largest to chance, which is why gamma is bounded. Random numbers are a
  * function of the shape; bits do not depend on the threads. */
@@ -25,6 +25,7 @@ typedef struct cdad_leading_of {
     const float *A; /* features [n,d], which stand for G = A^T A; or G [d,d] itself, both halves, and n = 0 */
     int64_t n, d;
     double total; /* the energy that shares are taken of */
+    double lost;  /* of it, what A lacks */
     const cdad_factor *checked; /* NULL; or, of n <= d/2, the factor that A is, whose checks tell what directions hold beside */
 } cdad_leading_of;
 

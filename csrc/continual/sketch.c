@@ -13,12 +13,14 @@
 enum {
     SIGNS = 8,               /* of a feature, in as many equal parts of the test vectors */
     WORDS = 12,              /* random numbers of a feature: its signs', the check's */
-    ROWS = 768,              /* added at once: most of a second of one thread where features are widest */
+    ROWS = 768,              /* added at once: about a second of one thread where features are widest */
+    ROUNDED_LEAST = 2048,    /* narrower features take no time */
     GATHERED_BYTES = 64 << 20, /* and on a device */
     STRIP = 256              /* columns of Y that are widened at a time */
 };
 
 static const uint64_t SEED = 0x736b6574;
+static const double ROUNDED_FINEST = 0x1p-10; /* 1 - gamma, beside which the noise of 16 bits is little */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -94,9 +96,10 @@ static cdad_status make_signs(cdad_sketch *s, cdad_error *err) {
     return status;
 }
 
-cdad_status cdad_sketch_init(cdad_sketch *s, int64_t d, int64_t rank, cdad_error *err) {
+cdad_status cdad_sketch_init(cdad_sketch *s, int64_t d, int64_t rank, double gamma, cdad_error *err) {
     cdad_status status;
     *s = (cdad_sketch){.d = d, .vectors = vectors_of(d, rank)};
+    s->rounded = d >= ROUNDED_LEAST && s->vectors < d && 1 - gamma >= ROUNDED_FINEST;
     CDAD_TRY_DONE(make_signs(s, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&s->Y, sums_bytes(s), err));
     return CDAD_OK;
@@ -145,8 +148,8 @@ cdad_status cdad_sketch_add(cdad_sketch *s, const cdad_context *ctx, cdad_mat X,
     *begun = 0;
     CDAD_FAIL_IF(ctx->device && !X.unfold && (X.cs != 1 || X.rs != s->d), err, CDAD_INVALID, "on a device features lie row by row");
     /* the last rows may be fewer, and want more: their product goes another way */
-    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, max64(ctx->kernels->sketch_scratch(depth, s->d, M, threads),
-                                                                 ctx->kernels->sketch_scratch(last, s->d, M, threads)), err));
+    CDAD_TRY_DONE(cdad_device_alloc(ctx->device, &scratch, max64(ctx->kernels->sketch_scratch(depth, s->d, M, s->rounded, threads),
+                                                                 ctx->kernels->sketch_scratch(last, s->d, M, s->rounded, threads)), err));
     if (ctx->device) {
         CDAD_TRY_DONE(go_there(s, ctx->device, err));
         total = s->there;
@@ -159,7 +162,7 @@ cdad_status cdad_sketch_add(cdad_sketch *s, const cdad_context *ctx, cdad_mat X,
             goto done;
         }
         *begun = 1;
-        ctx->kernels->sketch_add(ctx, Y, total, X, first, min64(depth, rows - first), s->d, signs, M, scratch);
+        ctx->kernels->sketch_add(ctx, Y, total, X, first, min64(depth, rows - first), s->d, signs, M, s->rounded, scratch);
     }
     if (ctx->device) {
         status = cdad_device_check(ctx->device, 0, err);
@@ -211,13 +214,19 @@ typedef struct {
     double *H;       /* [vectors,vectors]: Omega^T G Omega; then, column major, R^-1 in its upper triangle */
     float *A;        /* R^-T Y [vectors,d] */
     double *scratch; /* vectors*STRIP a worker */
+    double *kept;    /* |A|^2, a strip */
+    int *finite;     /* a row of Y */
 } factor_job;
 
+/* Of row `task` of Y, which may be a check's. */
 static void core_task(void *arg, int64_t task, int worker) {
     const factor_job *job = arg;
-    const int64_t m = job->s->vectors;
+    const int64_t m = job->s->vectors, d = job->s->d;
     (void)worker;
-    for (int64_t t = 0; t < m; t++)
+    job->finite[task] = 1;
+    for (int64_t j = 0; j < d; j++)
+        job->finite[task] &= isfinite(job->s->Y[task * d + j]) != 0;
+    for (int64_t t = 0; t < m && task < m; t++)
         job->H[task * m + t] = product(job->s, t, job->s->Y + task * job->s->d);
 }
 
@@ -225,14 +234,19 @@ static void strip_task(void *arg, int64_t task, int worker) {
     const factor_job *job = arg;
     const int64_t m = job->s->vectors, d = job->s->d, first = task * STRIP, width = min64(STRIP, d - first);
     double *strip = job->scratch + (int64_t)worker * m * STRIP; /* [m,width], that is, column major its transpose */
+    double kept = 0;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < width; j++)
             strip[i * width + j] = (double)job->s->Y[i * d + first + j];
     cblas_dtrmm(CblasColMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, (int)width, (int)m, 1, job->H, (int)m, strip,
                 (int)width);
     for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < width; j++)
-            job->A[i * d + first + j] = (float)strip[i * width + j];
+        for (int64_t j = 0; j < width; j++) {
+            const float a = (float)strip[i * width + j];
+            job->A[i * d + first + j] = a;
+            kept += (double)a * (double)a;
+        }
+    job->kept[task] = kept;
 }
 
 /* H becomes R^-1 with R^T R = H + shift: as much as its noise, which differs on its two sides, or as little as makes it positive; and then
@@ -312,7 +326,7 @@ done:
 
 cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cdad_factor *f, cdad_error *err) {
     cdad_status status = CDAD_OK;
-    const int64_t m = s->vectors, d = s->d;
+    const int64_t m = s->vectors, d = s->d, strips = (d + STRIP - 1) / STRIP;
     factor_job job = {.s = s};
     float *tests = NULL, *rests = NULL;
     *f = (cdad_factor){.d = d};
@@ -321,27 +335,29 @@ cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cd
     CDAD_TRY_DONE(cdad_alloc((void **)&job.H, m * m * (int64_t)sizeof *job.H, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&job.A, m * d * (int64_t)sizeof *job.A, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * m * STRIP * (int64_t)sizeof *job.scratch, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.kept, strips * (int64_t)sizeof *job.kept, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.finite, all_vectors(s) * (int64_t)sizeof *job.finite, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&tests, CDAD_SKETCH_CHECKS * d * (int64_t)sizeof *tests, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&rests, CDAD_SKETCH_CHECKS * d * (int64_t)sizeof *rests, err));
     for (int64_t j = 0, at[SIGNS + 1]; j < d; j++) {
         const int64_t check = at[signs_of(s, j, at) - 1] - 2 * m;
         tests[check / 2 * d + j] = check % 2 ? -1 : 1;
     }
-    for (int64_t i = 0; i < all_vectors(s) * d; i++)
-        if (!isfinite(s->Y[i])) {
+    cdad_pool_run(ctx->pool, all_vectors(s), core_task, &job);
+    for (int64_t t = 0; t < all_vectors(s); t++)
+        if (!job.finite[t]) {
             status = cdad_fail(err, CDAD_NOT_FINITE, "features: their sums are beyond the range of float32 (energy %g)", s->total);
             goto done;
         }
-    cdad_pool_run(ctx->pool, m, core_task, &job);
     CDAD_TRY_DONE(invert(job.H, m, err));
     if (ctx->poll && ctx->poll(ctx->poll_arg)) {
         status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were factored");
         goto done;
     }
-    cdad_pool_run(ctx->pool, (d + STRIP - 1) / STRIP, strip_task, &job);
+    cdad_pool_run(ctx->pool, strips, strip_task, &job);
     double kept = 0;
-    for (int64_t i = 0; i < m * d; i++)
-        kept += (double)job.A[i] * (double)job.A[i];
+    for (int64_t i = 0; i < strips; i++)
+        kept += job.kept[i];
     const double lost = fmax(s->total - kept, 0);
     CDAD_TRY_DONE(find_rests(s, job.A, lost, tests, rests, err));
     *f = (cdad_factor){.A = job.A, .n = m, .d = d, .lost = lost, .tests = tests, .rests = rests, .checks = CDAD_SKETCH_CHECKS,
@@ -351,6 +367,8 @@ done:
     cdad_free(job.H);
     cdad_free(job.A);
     cdad_free(job.scratch);
+    cdad_free(job.kept);
+    cdad_free(job.finite);
     cdad_free(tests);
     cdad_free(rests);
     return status;

@@ -63,7 +63,7 @@ cdad_status cdad_stream_open(cdad_stream **out, const cdad_stream_plan *plan, cd
     if (plan->method == CDAD_STREAM_EXACT)
         CDAD_TRY_DONE(cdad_gram_init(&s->gram, plan->d, plan->rounding, err));
     if (plan->method == CDAD_STREAM_SKETCH)
-        CDAD_TRY_DONE(cdad_sketch_init(&s->sketch, plan->d, plan->rank, err));
+        CDAD_TRY_DONE(cdad_sketch_init(&s->sketch, plan->d, plan->rank, plan->gamma, err));
     *out = s;
     return CDAD_OK;
 done:

@@ -179,9 +179,9 @@ static void gram_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t fir
 }
 
 static void sketch_add(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                       const int32_t *signs, int64_t M, void *scratch) {
+                       const int32_t *signs, int64_t M, int rounded, void *scratch) {
     if (TURN(Y) && TURN(squares) && TURN(X.data) && TURN(signs) && TURN(scratch))
-        ctx->host_kernels->sketch_add(ctx, Y, squares, X, first, rows, d, signs, M, scratch);
+        ctx->host_kernels->sketch_add(ctx, Y, squares, X, first, rows, d, signs, M, rounded, scratch);
 }
 
 static void winograd(const cdad_context *ctx, float *y, const float *x, cdad_mat w, int64_t tap_r, int64_t tap_s,
@@ -428,7 +428,7 @@ static void adamw_each(const cdad_context *ctx, float *w, float *e, const cdad_u
     }
 SCRATCH(gemm_scratch, (int64_t M, int64_t N, int64_t K, int threads), (M, N, K, threads))
 SCRATCH(gram_panels, (int64_t rows, int64_t d, int bf16), (rows, d, bf16))
-SCRATCH(sketch_scratch, (int64_t rows, int64_t d, int64_t M, int threads), (rows, d, M, threads))
+SCRATCH(sketch_scratch, (int64_t rows, int64_t d, int64_t M, int rounded, int threads), (rows, d, M, rounded, threads))
 SCRATCH(winograd_scratch, (const cdad_unfold *u, int64_t O, int m, int threads), (u, O, m, threads))
 SCRATCH(winograd_grad_scratch, (const cdad_unfold *u, int64_t O, int m, int threads), (u, O, m, threads))
 SCRATCH(narrow_conv2d_scratch, (const cdad_unfold *u, int64_t O, int threads), (u, O, threads))

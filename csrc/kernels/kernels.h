@@ -211,11 +211,11 @@ typedef struct cdad_kernels {
     /* Y [M,d] += Z X of rows first .. first+rows-1 of X [.,d], plain or unfolded, whose products with M test vectors of signs and zeros
      * Z [M,rows] holds; *squares += the sum of those rows' squares. signs: int32_t [2M], then places: test vector t is 1 at the places
      * from number signs[2t-1] (of the first one 0) up to signs[2t], and -1 from there up to signs[2t+1]. On a device X has no gaps, and
-     * Y, squares and signs lie there, too. Sums are float32's; of wide X, where whole numbers of 16 bits are multiplied faster, each is off by up
-     * to some 1e-5 of the product of the lengths of the two columns, independently of the others. scratch: sketch_scratch bytes. */
+     * Y, squares and signs lie there, too. Sums are float32's; `rounded`: where whole numbers of 16 bits are multiplied faster, each may be off
+     * by some 1e-5 of the product of the lengths of the two columns, independently of the others. scratch: sketch_scratch bytes. */
     void (*sketch_add)(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                       const int32_t *signs, int64_t M, void *scratch);
-    int64_t (*sketch_scratch)(int64_t rows, int64_t d, int64_t M, int threads);
+                       const int32_t *signs, int64_t M, int rounded, void *scratch);
+    int64_t (*sketch_scratch)(int64_t rows, int64_t d, int64_t M, int rounded, int threads);
 
     /* The ways of convolutions that pay on a CPU; all NULL in a table that leaves them to gemm.
      *

@@ -117,8 +117,8 @@ static void stream_on(const cdad_context *host, const cdad_context *ctx, cdad_st
 /* A launch that fails for want of memory may have left anything: not what is told where nothing was added yet. */
 static int launched;
 static void failing_sketch(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                           const int32_t *signs, int64_t M, void *scratch) {
-    (void)ctx, (void)Y, (void)squares, (void)X, (void)first, (void)rows, (void)d, (void)signs, (void)M, (void)scratch;
+                           const int32_t *signs, int64_t M, int rounded, void *scratch) {
+    (void)ctx, (void)Y, (void)squares, (void)X, (void)first, (void)rows, (void)d, (void)signs, (void)M, (void)rounded, (void)scratch;
     launched = 1;
 }
 static void failing_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first, int64_t rows, int64_t d, int bf16, void *scratch) {

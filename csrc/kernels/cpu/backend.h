@@ -21,8 +21,8 @@ void CDAD_K(gram_bytes_tile)(double *G, int64_t ldg, const float *panels, int64_
                              int64_t side, float *scratch);
 double CDAD_K(bf16_speed)(void);
 void CDAD_K(sketch_add)(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                        const int32_t *signs, int64_t M, void *scratch);
-int64_t CDAD_K(sketch_scratch)(int64_t rows, int64_t d, int64_t M, int threads);
+                        const int32_t *signs, int64_t M, int rounded, void *scratch);
+int64_t CDAD_K(sketch_scratch)(int64_t rows, int64_t d, int64_t M, int rounded, int threads);
 
 /* The slots that differ where products of bfloat16 go by AMX: in the build of AVX-512 alone (gemm.h: GEMM_AMX). */
 void CDAD_K(amx_gemm)(const cdad_context *ctx, int64_t M, int64_t N, int64_t K, cdad_mat A, cdad_mat B, float

@@ -9,7 +9,7 @@ enum {
     WIDE = 16,  /* columns of one of B */
     PAIR = 2,   /* steps of k that lie together: element (lane, k) is values[k / PAIR * PAIR * lanes + lane * PAIR + k % PAIR] */
     TILE_M = 96,
-    TILE_N = 256, /* panels of A for a tile and the tile fit into the second-level cache, one of B into the first */
+    TILE_N = 128, /* panels of A for a tile and the tile fit into the second-level cache, one of B into the first */
     A_LANES = 1 << 24 /* lanes of A are rounded as if they were this much further: not as those of B */
 };
 _Static_assert(TILE_M % HIGH == 0 && TILE_N % WIDE == 0 && SHORTS_KC % VL == 0 && WIDE == 2 * VL, "panels fit");
@@ -49,12 +49,18 @@ typedef struct {
     uint32_t seed;
 } pack_job;
 
-/* Of lanes with these sums of squares and largest values; *step: what one of the whole numbers stands for. */
+/* 1 / most, or 0 of what is as good as nothing. Squares are summed of values times it, as they might be beyond the range of floats. */
+static inline vf inverse_of(vf most) {
+    const vi counts = most > 1e-30f;
+    return v_select(counts, 1 / v_select(counts, most, v_set1(1)), (vf){0});
+}
+
+/* Of lanes with these largest values and sums of such squares: what values, times inverse_of(most), are multiplied by to be rounded. *step:
+ * what one of the whole numbers stands for. */
 static inline vf scale_of(vf squares, vf most, vf *step) {
-    const vf length = (vf)_mm256_sqrt_ps((__m256)squares), unit = v_max(length * (1 / LENGTH), most * (1 / LARGEST));
-    const vi counts = unit > 1e-30f; /* less is nothing */
-    *step = v_select(counts, unit, (vf){0});
-    return v_select(counts, 1 / v_select(counts, unit, v_set1(1)), (vf){0});
+    const vf unit = v_max((vf)_mm256_sqrt_ps((__m256)squares) * (1 / LENGTH), v_set1(1 / LARGEST));
+    *step = most * unit;
+    return 1 / unit;
 }
 
 static inline __m256i rounded(vf x, vu place) { return _mm256_cvtps_epi32(_mm256_floor_ps((__m256)(x + dither(place)))); }
@@ -69,13 +75,17 @@ static void pack_a(void *arg, int64_t p, int worker) {
         vf squares = {0}, most = {0}, step;
         for (int64_t k = 0; k < job->kc; k += VL) {
             const vf v = v_load_n(x + k, min_i(VL, job->kc - k));
-            squares += v * v;
             most = v_max(most, v_max(v, -v));
         }
-        float largest = 0;
-        for (int i = 0; i < VL; i++)
-            largest = most[i] > largest ? most[i] : largest;
-        const vf scale = scale_of(v_set1(v_sum(squares)), v_set1(largest), &step);
+        for (int i = 1; i < VL; i++)
+            most[0] = most[i] > most[0] ? most[i] : most[0];
+        most = v_set1(most[0]);
+        const vf inverse = inverse_of(most);
+        for (int64_t k = 0; k < job->kc; k += VL) {
+            const vf v = v_load_n(x + k, min_i(VL, job->kc - k)) * inverse;
+            squares += v * v;
+        }
+        const vf scale = scale_of(v_set1(v_sum(squares)), most, &step);
         panel->step[l] = step[0];
         const uint32_t lane = (uint32_t)(A_LANES + p * HIGH + l) * 0x9e3779b9u + job->seed;
         for (int64_t k = 0; k < job->kc; k += VL) {
@@ -83,7 +93,7 @@ static void pack_a(void *arg, int64_t p, int worker) {
             int32_t whole[VL];
             for (int i = 0; i < VL; i++)
                 place[i] = lane + (uint32_t)(job->k + k + i) * DITHER_ROW;
-            _mm256_storeu_si256((__m256i *)(void *)whole, rounded(v_load_n(x + k, min_i(VL, job->kc - k)) * scale, place));
+            _mm256_storeu_si256((__m256i *)(void *)whole, rounded(v_load_n(x + k, min_i(VL, job->kc - k)) * inverse * scale, place));
             for (int i = 0; i < min_i(VL, job->kc - k); i++)
                 panel->values[(k + i) / PAIR * PAIR * HIGH + l * PAIR + i % PAIR] = (int16_t)whole[i];
         }
@@ -101,15 +111,19 @@ static void pack_b(void *arg, int64_t p, int worker) {
         vf squares = {0}, most = {0}, step;
         for (int64_t k = 0; k < job->kc; k++) {
             const vf v = v_load_n(job->B + k * job->N + at, n);
-            squares += v * v;
             most = v_max(most, v_max(v, -v));
+        }
+        const vf inverse = inverse_of(most);
+        for (int64_t k = 0; k < job->kc; k++) {
+            const vf v = v_load_n(job->B + k * job->N + at, n) * inverse;
+            squares += v * v;
         }
         const vf scale = scale_of(squares, most, &step);
         v_store(panel->step + h * VL, step);
         for (int64_t k = 0; k < job->kc; k += PAIR) {
             const vu place = lanes + (uint32_t)(job->k + k) * DITHER_ROW;
-            const __m256i low = rounded(v_load_n(job->B + k * job->N + at, n) * scale, place);
-            const __m256i high = k + 1 < job->kc ? rounded(v_load_n(job->B + (k + 1) * job->N + at, n) * scale, place + DITHER_ROW)
+            const __m256i low = rounded(v_load_n(job->B + k * job->N + at, n) * inverse * scale, place);
+            const __m256i high = k + 1 < job->kc ? rounded(v_load_n(job->B + (k + 1) * job->N + at, n) * inverse * scale, place + DITHER_ROW)
                                                  : _mm256_setzero_si256();
             _mm256_storeu_si256((__m256i *)(void *)(panel->values + k * WIDE + h * VL * PAIR),
                                 _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa));
@@ -151,7 +165,8 @@ static void multiply(const a_panel *a, const b_panel *b, int64_t kc, float *C, i
     V_UNROLL
     for (int l = 0; l < HIGH; l++)
         for (int h = 0; h < 2; h++) {
-            const vf c = __builtin_convertvector((vi)sum[l][h], vf) * (a->step[l] * v_load(b->step + h * VL));
+            /* in this order: the product of two steps may be too small for a float */
+            const vf c = __builtin_convertvector((vi)sum[l][h], vf) * a->step[l] * v_load(b->step + h * VL);
             float *to = C + l * TILE_N + h * VL;
             v_store(to, add ? v_load(to) + c : c);
         }

@@ -1,8 +1,8 @@
 /* Sums of products of floats that are rounded to whole numbers of 16 bits, which AVX2 multiplies half as fast again as floats.
  *
- * Each row of A and column of B has a step for every SHORTS_KC that are summed: its length there over SHORTS_LENGTH, or more where one value
- * is nearly all of it. By Cauchy and Schwarz the sum of products of two is then within 32 bits. Rounded at random (dither.h), a sum is
- * off by some 9e-6 of the product of the two lengths, independently of the next. */
+ * Each row of A and column of B has a step for every SHORTS_KC that are summed: its length there over 46300, or more where one value is
+ * nearly all of it. By Cauchy and Schwarz the sum of products of two is then within 32 bits. Rounded at random (dither.h), a sum of SHORTS_KC is
+ * off by some 1.2e-5 of the product of the two lengths, twice that where one value is nearly all, and independently of the next sum. */
 #ifndef CDAD_KERNELS_CPU_GEMM_SHORTS_H
 #define CDAD_KERNELS_CPU_GEMM_SHORTS_H
 

@@ -3,10 +3,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/gemm_shorts.h"
 
-enum {
-    LANES = 8,         /* independent sums of a row */
-    SHORTS_WIDE = 2048 /* features from here on are summed in whole numbers, where they pay: of fewer it takes no time anyway */
-};
+enum { LANES = 8 }; /* independent sums of a row */
 
 static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -102,20 +99,22 @@ static void add_shorts(const cdad_context *ctx, float *Y, double *squares, test_
 }
 #endif
 
-int64_t CDAD_K(sketch_scratch)(int64_t rows, int64_t d, int64_t M, int threads) {
+int64_t CDAD_K(sketch_scratch)(int64_t rows, int64_t d, int64_t M, int rounded, int threads) {
+    (void)rounded;
 #if SHORTS_PAY
-    if (d >= SHORTS_WIDE)
+    if (rounded)
         return own_bytes(min_i(SHORTS_KC, rows), d, M, threads) + CDAD_K(shorts_panels)(M, d, rows);
 #endif
     return own_bytes(rows, d, M, threads) + CDAD_K(gemm_scratch)(M, d, rows, threads);
 }
 
 void CDAD_K(sketch_add)(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                        const int32_t *signs, int64_t M, void *scratch) {
+                        const int32_t *signs, int64_t M, int rounded, void *scratch) {
     test_job job = {.X = X, .first = first, .rows = rows, .d = d, .M = M, .signs = signs};
     const cdad_epilogue adding = {.accumulate = 1};
+    (void)rounded;
 #if SHORTS_PAY
-    if (d >= SHORTS_WIDE) {
+    if (rounded) {
         add_shorts(ctx, Y, squares, job, scratch);
         return;
     }

@@ -10,8 +10,8 @@ void cuda_gram_add(const cdad_context *ctx, double *G, cdad_mat X, int64_t first
     *scratch);
 int64_t cuda_gram_scratch(int64_t rows, int64_t d, int bf16);
 void cuda_sketch_add(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-    const int32_t *signs, int64_t M, void *scratch);
-int64_t cuda_sketch_scratch(int64_t rows, int64_t d, int64_t M, int threads);
+    const int32_t *signs, int64_t M, int rounded, void *scratch);
+int64_t cuda_sketch_scratch(int64_t rows, int64_t d, int64_t M, int rounded, int threads);
 int64_t cuda_gemm_scratch(int64_t M, int64_t N, int64_t K, int threads);
 void cuda_depthwise_conv2d(const cdad_context *ctx, float *y, const float *x, const float *w, const float
     *bias, const cdad_unfold *u);

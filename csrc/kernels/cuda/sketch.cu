@@ -20,7 +20,8 @@ __global__ static void test_kernel(float *z, const float *x, const int32_t *sign
 __global__ static void total_kernel(double *total, const double *sum) { *total += *sum; }
 
 void cuda_sketch_add(const cdad_context *ctx, float *Y, double *squares, cdad_mat X, int64_t first, int64_t rows, int64_t d,
-                     const int32_t *signs, int64_t M, void *scratch) {
+                     const int32_t *signs, int64_t M, int rounded, void *scratch) {
+    (void)rounded; /* float32 takes no time here */
     double *sum = (double *)scratch;
     float *z = (float *)(sum + 2), *gathered = z + (M * rows + 3) / 4 * 4;
     const float *x = gathered;
@@ -36,7 +37,8 @@ void cuda_sketch_add(const cdad_context *ctx, float *Y, double *squares, cdad_ma
     cuda_launched(ctx, "sketch_add");
 }
 
-int64_t cuda_sketch_scratch(int64_t rows, int64_t d, int64_t M, int threads) {
+int64_t cuda_sketch_scratch(int64_t rows, int64_t d, int64_t M, int rounded, int threads) {
+    (void)rounded;
     (void)threads;
     return 2 * (int64_t)sizeof(double) + ((M * rows + 3) / 4 * 4 + rows * d) * (int64_t)sizeof(float);
 }
