@@ -4,6 +4,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+/* Memory from LARGE on is asked for in huge pages, as NumPy does: a fault for each of 4 KiB takes longer than what is done with it first. */
+enum { PAGE = 2 << 20, LARGE = 32 << 20 };
 
 static atomic_llong fail_in; /* counts down to the allocation that fails; 0: off */
 
@@ -29,8 +33,17 @@ cdad_status cdad_alloc(void **out, int64_t bytes, cdad_error *err) {
     *out = NULL;
     CDAD_FAIL_IF(bytes < 0, err, CDAD_SHAPE, "an allocation of %lld bytes", (long long)bytes);
     const int64_t rounded = bytes > INT64_MAX - CDAD_ALIGN ? 0 : cdad_align_up(bytes > 0 ? bytes : 1);
-    if (rounded && !must_fail())
+    if (rounded == 0 || must_fail()) {
+        /* none */
+    } else if (rounded >= LARGE && rounded <= INT64_MAX - PAGE) {
+        *out = aligned_alloc(PAGE, (size_t)((rounded + PAGE - 1) / PAGE * PAGE));
+#ifdef MADV_HUGEPAGE
+        if (*out) /* whole ones: of the last nothing may ever be touched; where they are not to be had it is memory all the same */
+            (void)madvise(*out, (size_t)(rounded / PAGE * PAGE), MADV_HUGEPAGE);
+#endif
+    } else {
         *out = aligned_alloc(CDAD_ALIGN, (size_t)rounded);
+    }
     CDAD_FAIL_IF(!*out, err, CDAD_NO_MEMORY, "out of memory: %lld bytes are not to be had", (long long)bytes);
     return CDAD_OK;
 }

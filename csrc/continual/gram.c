@@ -210,18 +210,35 @@ double cdad_gram_trace(const cdad_gram *g) {
     return sum;
 }
 
-/* full [d,d], of doubles or of floats. By blocks, so that the transposed writes stay in the cache. */
-#define EXPAND(g, full, type)                                                              \
-    for (int64_t bi = 0; bi < (g)->d; bi += TILE)                                          \
-        for (int64_t bj = bi; bj < (g)->d; bj += TILE)                                     \
-            for (int64_t i = bi; i < min64(bi + TILE, (g)->d); i++) {                      \
-                const double *row = element(g, i, bj) - bj;                                \
-                for (int64_t j = bi == bj ? i : bj; j < min64(bj + TILE, (g)->d); j++)     \
-                    full[i * (g)->d + j] = full[j * (g)->d + i] = (type)row[j];            \
-            }
+/* Block row bi of full [d,d], of doubles or of floats, and the column that mirrors it. By tiles, so that the transposed writes stay in the cache. */
+#define EXPAND(g, full, type, bi)                                                                    \
+    for (int64_t bj = bi; bj < (g)->d; bj += TILE)                                                   \
+        for (int64_t i = bi; i < min64(bi + TILE, (g)->d); i++) {                                    \
+            const double *row = element(g, i, bj) - bj;                                              \
+            for (int64_t j = bi == bj ? i : bj; j < min64(bj + TILE, (g)->d); j++)                   \
+                (full)[i * (g)->d + j] = (full)[j * (g)->d + i] = (type)row[j];                      \
+        }
 
-void cdad_gram_expand(const cdad_gram *g, double *full) { EXPAND(g, full, double) }
-void cdad_gram_expand_narrow(const cdad_gram *g, float *full) { EXPAND(g, full, float) }
+void cdad_gram_expand(const cdad_gram *g, double *full) {
+    for (int64_t bi = 0; bi < g->d; bi += TILE)
+        EXPAND(g, full, double, bi)
+}
+
+typedef struct {
+    const cdad_gram *g;
+    float *full;
+} expand_job;
+
+static void expand_task(void *arg, int64_t task, int worker) {
+    const expand_job *job = arg;
+    (void)worker;
+    EXPAND(job->g, job->full, float, task * TILE)
+}
+
+void cdad_gram_expand_narrow(const cdad_gram *g, const cdad_context *ctx, float *full) {
+    expand_job job = {.g = g, .full = full};
+    cdad_pool_run(ctx->pool, (g->d + TILE - 1) / TILE, expand_task, &job);
+}
 
 void cdad_gram_pack(const cdad_gram *g, double *packed) {
     for (int64_t i = 0; i < g->d; i++)

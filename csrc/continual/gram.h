@@ -71,7 +71,7 @@ double cdad_gram_trace(const cdad_gram *g);
 /* full [d,d] = G, both halves. */
 void cdad_gram_expand(const cdad_gram *g, double *full);
 /* The same rounded to float. */
-void cdad_gram_expand_narrow(const cdad_gram *g, float *full);
+void cdad_gram_expand_narrow(const cdad_gram *g, const cdad_context *ctx, float *full);
 
 /* packed [d*(d+1)/2]: rows of the upper triangle, one after the other. */
 void cdad_gram_pack(const cdad_gram *g, double *packed);

@@ -10,6 +10,7 @@
 #include "continual/factor.h"
 #include "continual/gram.h"
 #include "continual/linalg.h"
+#include "continual/signs.h"
 
 enum {
     LEAST = 768, /* a narrower eigenproblem is soon solved whole */
@@ -188,8 +189,8 @@ static void combine_strip(void *arg, int64_t task, int worker) {
         }
 }
 
-/* q [b,d] = G's products with random vectors, outside of U_old: of signs and zeros where G is at hand (Nelson, Nguyen, "OSNAP", FOCS 2013), as
- * such products take next to no time; else of signs, in y. */
+/* q [b,d] = G's products with random vectors, outside of U_old: sparse ones where G is at hand, as such products take next to no time; else
+ * dense, made in y. */
 static cdad_status combine(const span *s, float *q, float *y, int64_t b, uint64_t stream, cdad_error *err) {
     cdad_status status;
     const int64_t d = s->of.d;
@@ -204,10 +205,8 @@ static cdad_status combine(const span *s, float *q, float *y, int64_t b, uint64_
     for (int64_t j = 0; j < d; j++) {
         for (int w = 0; w < SIGNS; w += 4)
             cdad_philox(SEED, stream, (uint64_t)(j * SIGNS + w) / 4, words + w);
-        for (int i = 0; i < signs; i++) { /* one in each of as many equal parts of the rows */
-            const int64_t first = i * b / signs, width = (i + 1) * b / signs - first;
-            places[j * signs + i] = (int32_t)(2 * (first + ((int64_t)(words[i] >> 1) * width >> 31)) + (words[i] & 1));
-        }
+        for (int i = 0; i < signs; i++)
+            places[j * signs + i] = cdad_sign_place(words[i], i, signs, b);
     }
     combine_job job = {.G = s->of.A, .y = q, .d = d, .b = b, .places = places, .signs = signs};
     cdad_pool_run(s->ctx->pool, (d + STRIP - 1) / STRIP, combine_strip, &job);
@@ -371,7 +370,7 @@ static cdad_status gram_of_rows(const cdad_context *ctx, const float *A, int64_t
     cdad_gram g;
     CDAD_TRY(cdad_gram_of(&g, ctx, turned(A, d), d, n, err));
     CDAD_TRY_DONE(cdad_alloc((void **)G, n * n * (int64_t)sizeof **G, err));
-    cdad_gram_expand_narrow(&g, *G);
+    cdad_gram_expand_narrow(&g, ctx, *G);
 done:
     cdad_gram_reset(&g);
     return status;

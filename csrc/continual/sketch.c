@@ -9,6 +9,7 @@
 #include "base/memory.h"
 #include "base/philox.h"
 #include "continual/linalg.h"
+#include "continual/signs.h"
 
 enum {
     SIGNS = 8,               /* of a feature, in as many equal parts of the test vectors */
@@ -58,15 +59,12 @@ static int signs_of(const cdad_sketch *s, int64_t j, int64_t at[SIGNS + 1]) {
     int n = 0;
     for (int w = 0; w < WORDS; w += 4)
         cdad_philox(SEED, (uint64_t)s->vectors, (uint64_t)(j * WORDS + w) / 4, words + w);
-    for (int b = 0; b < SIGNS && s->vectors < s->d; b++) {
-        const int64_t first = b * s->vectors / SIGNS, width = (b + 1) * s->vectors / SIGNS - first;
-        if (width > 0)
-            at[n++] = 2 * (first + ((int64_t)(words[b] >> 1) * width >> 31)) + (words[b] & 1);
-    }
+    for (int b = 0; b < SIGNS && s->vectors < s->d; b++)
+        if (b * s->vectors / SIGNS < (b + 1) * s->vectors / SIGNS)
+            at[n++] = cdad_sign_place(words[b], b, SIGNS, s->vectors);
     if (s->vectors == s->d)
         at[n++] = 2 * j;
-    const uint32_t check = words[SIGNS];
-    at[n++] = 2 * (s->vectors + ((int64_t)(check >> 1) * CDAD_SKETCH_CHECKS >> 31)) + (check & 1);
+    at[n++] = 2 * s->vectors + cdad_sign_place(words[SIGNS], 0, 1, CDAD_SKETCH_CHECKS);
     return n;
 }
 

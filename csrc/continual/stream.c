@@ -225,7 +225,7 @@ static cdad_status leading_basis(const cdad_stream *s, const cdad_context *ctx, 
     if (k_old > 0)
         CDAD_TRY_DONE(cdad_factor_check_basis(ctx, U_old, d, k_old, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&G, d * d * (int64_t)sizeof *G, err));
-    cdad_gram_expand_narrow(&s->gram, G);
+    cdad_gram_expand_narrow(&s->gram, ctx, G);
     of.A = G;
     CDAD_TRY_DONE(cdad_leading_basis(ctx, of, s->plan.gamma, U_old, k_old, d, found, U, k, energy, err));
 done:

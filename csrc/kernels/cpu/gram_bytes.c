@@ -11,11 +11,12 @@
 enum {
     LANES = 16, /* columns of a panel */
     HIGH = 4,   /* of them that a tile multiplies at once with all of another */
+    KC = 2 * GEMM_KC, /* rows of one step */
     GROUP = 4,  /* rows that lie together: element (lane, row) is panel[row / GROUP * GROUP * LANES + lane * GROUP + row % GROUP] */
     STEPS = 63, /* products of four, the one factor's offset by OFFSET, are within 16 bits */
     OFFSET = 64
 };
-_Static_assert(GEMM_NR == LANES && GEMM_KC % (2 * GROUP) == 0 && CDAD_GRAM_SIDE % LANES == 0, "panels fit");
+_Static_assert(GEMM_NR == LANES && KC % (2 * GROUP) == 0 && CDAD_GRAM_SIDE % LANES == 0, "panels fit");
 _Static_assert(4 * STEPS * (STEPS + OFFSET) <= INT16_MAX, "four products fit");
 
 /* Of the energy, what rounding may be: more, where few rows are far larger than the others, are left to float32. */
@@ -24,7 +25,7 @@ static const double COARSEST = 6e-4;
 static inline int64_t min_i(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t panels_of(int64_t d) { return (d + LANES - 1) / LANES; }
 
-/* What of all rows there is for each panel, after which come the blocks of GEMM_KC rows. */
+/* What of all rows there is for each panel, after which come the blocks of KC rows. */
 typedef struct {
     double squares[LANES], noise;
     double unused[7]; /* panels begin with lines of the cache */
@@ -32,7 +33,7 @@ typedef struct {
 typedef struct {
     float step[LANES];
     int32_t sum[LANES]; /* of the whole numbers */
-    int8_t values[GEMM_KC * LANES];
+    int8_t values[KC * LANES];
 } panel_block;
 
 static inline panel_head *head_of(float *panels, int64_t p) { return (panel_head *)(void *)panels + p; }
@@ -41,7 +42,7 @@ static inline panel_block *block_of(float *panels, int64_t d, int64_t block, int
 }
 
 int64_t CDAD_K(gram_bytes_panels)(int64_t rows, int64_t d) {
-    const int64_t blocks = (rows + GEMM_KC - 1) / GEMM_KC;
+    const int64_t blocks = (rows + KC - 1) / KC;
     return panels_of(d) * ((int64_t)sizeof(panel_head) + blocks * (int64_t)sizeof(panel_block));
 }
 
@@ -53,10 +54,12 @@ typedef struct {
 
 static void pack_block(const pack_job *job, int64_t p, int64_t k, panel_head *head, panel_block *block) {
     enum { HALVES = 2 };
-    const int64_t kc = min_i(GEMM_KC, job->rows - k), column = p * LANES;
-    float plain[GEMM_KC * LANES];
-    CDAD_K(gemm_panel)(GEMM_FLOATS, 0, plain, &job->X, column, min_i(LANES, job->d - column), job->first + k, kc);
-    memset(plain + kc * LANES, 0, (size_t)((GEMM_KC - kc) * LANES) * sizeof *plain);
+    const int64_t kc = min_i(KC, job->rows - k), column = p * LANES;
+    float plain[KC * LANES];
+    for (int64_t r = 0; r < kc; r += GEMM_KC)
+        CDAD_K(gemm_panel)(GEMM_FLOATS, 0, plain + r * LANES, &job->X, column, min_i(LANES, job->d - column), job->first + k + r,
+                           min_i(GEMM_KC, kc - r));
+    memset(plain + kc * LANES, 0, (size_t)((KC - kc) * LANES) * sizeof *plain);
     for (int h = 0; h < HALVES; h++) {
         const vu lanes = dither_lanes((uint32_t)(column + h * VL));
         vf most = {0}, squares = {0}, noise = {0}, inverse, step;
@@ -69,7 +72,7 @@ static void pack_block(const pack_job *job, int64_t p, int64_t k, panel_head *he
         const vi counts = most > 1e-30f; /* what is less is all noise */
         step = v_select(counts, most * (1.0f / STEPS), (vf){0});
         inverse = v_select(counts, STEPS / v_select(counts, most, v_set1(1)), (vf){0});
-        for (int64_t r = 0; r < GEMM_KC; r += GROUP) {
+        for (int64_t r = 0; r < KC; r += GROUP) {
             vu word = {0};
             for (int64_t i = 0; i < GROUP; i++) {
                 const vf x = v_load(plain + (r + i) * LANES + h * VL) * inverse;
@@ -98,8 +101,8 @@ static void pack_panel(void *arg, int64_t p, int worker) {
     panel_head *head = head_of(job->panels, p);
     (void)worker;
     *head = (panel_head){0};
-    for (int64_t k = 0; k < job->rows; k += GEMM_KC)
-        pack_block(job, p, k, head, block_of(job->panels, job->d, k / GEMM_KC, p));
+    for (int64_t k = 0; k < job->rows; k += KC)
+        pack_block(job, p, k, head, block_of(job->panels, job->d, k / KC, p));
 }
 
 int CDAD_K(gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d) {
@@ -156,11 +159,11 @@ void CDAD_K(gram_bytes_tile)(double *G, int64_t ldg, const float *panels, int64_
                              float *scratch) {
     float *const from = (float *)(uintptr_t)panels;
     const int64_t i1 = min_i(i0 + side, d), j1 = min_i(j0 + side, d);
-    for (int64_t k = 0; k < rows; k += GEMM_KC) {
-        const int64_t deep = (min_i(GEMM_KC, rows - k) + 2 * GROUP - 1) / (2 * GROUP) * (2 * GROUP);
+    for (int64_t k = 0; k < rows; k += KC) {
+        const int64_t deep = (min_i(KC, rows - k) + 2 * GROUP - 1) / (2 * GROUP) * (2 * GROUP);
         for (int64_t j = j0; j < j1; j += LANES)
             for (int64_t i = i0; i < i1 && i < j + LANES; i += HIGH)
-                multiply(block_of(from, d, k / GEMM_KC, i / LANES), i % LANES, block_of(from, d, k / GEMM_KC, j / LANES), deep,
+                multiply(block_of(from, d, k / KC, i / LANES), i % LANES, block_of(from, d, k / KC, j / LANES), deep,
                          scratch + (i - i0) * side + (j - j0), side, k > 0);
     }
     for (int64_t i = i0; i < i1; i++) {
