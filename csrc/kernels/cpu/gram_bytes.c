@@ -1,6 +1,6 @@
 /* Products of a matrix with itself in whole numbers of 7 bits, which AVX2 multiplies four at a time.
  *
- * Each column has a step for every GEMM_KC rows, a 63rd of its largest value there, and a value is rounded to one of the two steps
+ * Each column has a step for every KC rows, a 63rd of its largest value there, and a value is rounded to one of the two steps
  * about it at random (dither.h). In the product of a column with itself errors would add up, but its squares are summed in float32 as
  * they are. */
 #include "kernels/cpu/backend.h"
