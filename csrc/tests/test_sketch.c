@@ -76,7 +76,7 @@ static void test_add(void) {
 
 /* Rounded to 16 bits sums are off by some 1e-5 of the lengths whose product they are, also of columns that are all the same, where roundings
  * to the nearest would add up, and of such in which one value is nearly all. */
-static void test_rounded_add(void) {
+static void check_rounded_add(float scale) {
     enum { ROWS = 771, M = 37, D = 2100 };
     int32_t *signs = signs_for(M, D);
     const int32_t *places = signs + 2 * M;
@@ -88,8 +88,10 @@ static void test_rounded_add(void) {
             if (r == 5)
                 X[r * D + j + 1] *= 3000;
         }
-    for (int64_t i = 0; i < ROWS * D; i++)
+    for (int64_t i = 0; i < ROWS * D; i++) {
+        X[i] *= scale;
         lengths[i % D] += (double)X[i] * (double)X[i];
+    }
     EACH_POOL(float *found = floats(M * D); double squares = 0; void *scratch = zeros(table->sketch_scratch(ROWS, D, M, 1, threads));
               table->sketch_add(ctx, found, &squares, (cdad_mat){.data = X, .rs = D, .cs = 1}, 0, ROWS, D, signs, M, 1, scratch);
               if (threads == 1) memcpy(want, found, (size_t)(M * D) * sizeof *want);
@@ -112,12 +114,19 @@ static void test_rounded_add(void) {
                       worst = fmax(worst, off);
                   }
               }
-              CHECK(worst < 6e-5 && mean < 1e-5, "%s: off by %.2g of the lengths, %.2g on average", table->name, worst, mean);)
+              CHECK(worst < 8e-5 && mean < 6e-6, /* at the worst two values that are all of their columns are off by a step, a 32766th, each */
+                     "%s: off by %.2g of the lengths, %.2g on average", table->name, worst, mean);)
     cdad_free(signs);
     cdad_free(lengths);
     cdad_free(Z);
     cdad_free(X);
     cdad_free(want);
+}
+
+/* Also where the product of two steps would be too small for a float. */
+static void test_rounded_add(void) {
+    check_rounded_add(1);
+    check_rounded_add(1e-19f);
 }
 
 /* A sketch of X [rows,d], by blocks of 100. */
