@@ -13,7 +13,10 @@
 #include "continual/linalg.h"
 
 enum {
-    TILE = 256,       /* rows and columns of a tile of a Gram matrix */
+    TILE = 256,       /* rows and columns of a tile of a Gram matrix, at most, */
+    TILE_STEP = 32,
+    TILE_LEAST = 64,
+    TILES = 4,        /* and of how many beside each other they are smaller */
     DEPTH = 512,      /* elements that a tile sums at a time */
     COLUMNS = 256,    /* columns that a task rotates */
     STRIP = 2048,     /* columns that are rotated at once in float32 */
@@ -55,7 +58,7 @@ static void widen(double *dst, const float *src, int64_t ld, int64_t rows, int64
 
 typedef struct {
     const float *A;
-    int64_t n, d, first_task;
+    int64_t n, d, tile, first_task;
     int by_rows;     /* A A^T, else A^T A */
     double *M;       /* [side,side]; NULL: only how far M is from the identity is wanted */
     double *scratch; /* 2*TILE*DEPTH a worker; without M a tile more */
@@ -66,26 +69,26 @@ typedef struct {
 static void gram_task(void *arg, int64_t task, int worker) {
     const gram_job *job = arg;
     const int64_t side = job->by_rows ? job->n : job->d, inner = job->by_rows ? job->d : job->n, d = job->d;
-    const int64_t doubles = 2 * TILE * DEPTH + (job->M ? 0 : TILE * TILE);
+    const int64_t tile = job->tile, doubles = 2 * TILE * DEPTH + (job->M ? 0 : TILE * TILE);
     int64_t bi = job->first_task + task, bj = 0;
     while (bi > bj)
         bi -= ++bj;
-    const int64_t height = min64(TILE, side - bi * TILE), width = min64(TILE, side - bj * TILE);
+    const int64_t height = min64(tile, side - bi * tile), width = min64(tile, side - bj * tile);
     double *X = job->scratch + (int64_t)worker * doubles, *Y = bi == bj ? X : X + TILE * DEPTH;
-    const int64_t ld = job->M ? side : TILE;
-    double *C = job->M ? job->M + bi * TILE * side + bj * TILE : X + 2 * TILE * DEPTH;
+    const int64_t ld = job->M ? side : tile;
+    double *C = job->M ? job->M + bi * tile * side + bj * tile : X + 2 * TILE * DEPTH;
     for (int64_t at = 0; at < inner; at += DEPTH) {
         const int64_t depth = min64(DEPTH, inner - at);
         if (job->by_rows) { /* X [height,depth], Y [width,depth] */
-            widen(X, job->A + bi * TILE * d + at, d, height, depth);
+            widen(X, job->A + bi * tile * d + at, d, height, depth);
             if (bi != bj)
-                widen(Y, job->A + bj * TILE * d + at, d, width, depth);
+                widen(Y, job->A + bj * tile * d + at, d, width, depth);
             cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)height, (int)width, (int)depth, 1, X, (int)depth,
                         Y, (int)depth, at > 0, C, (int)ld);
         } else { /* X [depth,height], Y [depth,width] */
-            widen(X, job->A + at * d + bi * TILE, d, depth, height);
+            widen(X, job->A + at * d + bi * tile, d, depth, height);
             if (bi != bj)
-                widen(Y, job->A + at * d + bj * TILE, d, depth, width);
+                widen(Y, job->A + at * d + bj * tile, d, depth, width);
             cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)height, (int)width, (int)depth, 1, X, (int)height,
                         Y, (int)width, at > 0, C, (int)ld);
         }
@@ -101,11 +104,18 @@ static void gram_task(void *arg, int64_t task, int worker) {
     job->off[job->first_task + task] = off;
 }
 
+/* By the side alone, so that the number of threads changes no sum. */
+static int64_t tile_of(int64_t side) {
+    const int64_t wanted = (side + TILES - 1) / TILES;
+    return min64(max64((wanted + TILE_STEP - 1) / TILE_STEP * TILE_STEP, TILE_LEAST), TILE);
+}
+
 static cdad_status gram_tiles(const cdad_context *ctx, gram_job *job, cdad_error *err) {
     cdad_status status;
-    const int64_t side = job->by_rows ? job->n : job->d, blocks = (side + TILE - 1) / TILE;
-    const int64_t tasks = blocks * (blocks + 1) / 2, at_once = TASKS_A_POLL * workers(ctx);
+    const int64_t side = job->by_rows ? job->n : job->d, tile = tile_of(side), blocks = (side + tile - 1) / tile;
+    const int64_t tasks = blocks * (blocks + 1) / 2, at_once = TASKS_A_POLL * workers(ctx) * (TILE / tile) * (TILE / tile);
     CDAD_TRY_DONE(alloc_doubles(&job->scratch, workers(ctx), 2 * TILE * DEPTH + (job->M ? 0 : TILE * TILE), err));
+    job->tile = tile;
     for (job->first_task = 0; job->first_task < tasks; job->first_task += at_once) {
         CDAD_TRY_DONE(check_stop(ctx, err));
         cdad_pool_run(ctx->pool, min64(at_once, tasks - job->first_task), gram_task, job);
@@ -135,7 +145,7 @@ cdad_status cdad_factor_gram(const cdad_context *ctx, const float *A, int64_t n,
 
 cdad_status cdad_factor_check_basis(const cdad_context *ctx, const float *U, int64_t d, int64_t k, cdad_error *err) {
     cdad_status status;
-    const int64_t blocks = (k + TILE - 1) / TILE, tasks = blocks * (blocks + 1) / 2;
+    const int64_t blocks = (k + tile_of(k) - 1) / tile_of(k), tasks = blocks * (blocks + 1) / 2;
     gram_job job = {.A = U, .n = d, .d = k};
     double off = 0;
     for (int64_t i = 0; i < d * k; i++)

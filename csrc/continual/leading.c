@@ -22,6 +22,7 @@ enum {
 
 static const double CHECKED_SHARE = 0.25; /* of what a sketch lost, that its leading directions hold: a third is common */
 static const double CHECKED_LIMIT = 0.8;  /* of so few directions that a sketch has, more may be sought */
+static const double NEAR = 0.98; /* cosines whose squares' sum is below 0.02's keep a Cholesky factor close to the identity */
 static const double FINEST = 0x1p-12; /* 1 - gamma: float32's noise is 1/2000 of it */
 static const uint64_t SEED = 0x6c656164;
 
@@ -88,21 +89,52 @@ static cdad_status apply(const span *s, const float *x, float *y, int64_t b, cda
     return take_off(s, y, b, s->k_old, err);
 }
 
+static double dot(const float *x, const float *y, int64_t n) {
+    double lane[8] = {0}, sum = 0; /* independent sums, so that the loop vectorises without reordering one */
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int l = 0; l < 8; l++)
+            lane[l] += (double)x[i + l] * (double)y[i + l];
+    for (; i < n; i++)
+        sum += (double)x[i] * (double)y[i];
+    for (int l = 0; l < 8; l++)
+        sum += lane[l];
+    return sum;
+}
+
+/* Whether rows, by the products M [b,b] that they have after parts were taken off, were orthogonal before as far as one pass of float32
+ * can tell: of lengths `before` (1 / `scale` now) and of other rows next to nothing is lost. */
+static int nearly_orthogonal(const double *M, const double *scale, const double *before, int64_t b) {
+    double off = 0;
+    int near = 1;
+    for (int64_t i = 0; i < b; i++) {
+        near = near && M[i * b + i] > NEAR * before[i];
+        for (int64_t j = 0; j < i; j++)
+            off += M[i * b + j] * M[i * b + j] * scale[i] * scale[i] * scale[j] * scale[j];
+    }
+    return near && off < (1 - NEAR) * (1 - NEAR);
+}
+
 /* Rows done .. done+b-1 of Q become orthonormal, and orthogonal to those before, in the order that they have. `room` [b,d].
  * *found = 0 where rounding forbids. */
 static cdad_status orthonormalise(span *s, int64_t done, int64_t b, float *room, int *found, cdad_error *err) {
     cdad_status status;
     const int64_t d = s->of.d;
     float *q = s->Q + done * d, *T = NULL;
-    double *M = NULL, *scale = NULL;
+    double *M = NULL, *scale = NULL, *before = NULL;
+    int enough = 0;
     CDAD_TRY_DONE(cdad_alloc((void **)&M, b * b * (int64_t)sizeof *M, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&before, b * (int64_t)sizeof *before, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&scale, b * (int64_t)sizeof *scale, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&T, b * b * (int64_t)sizeof *T, err));
-    for (int pass = 0; pass < PASSES && *found; pass++) {
+    for (int pass = 0; pass < PASSES && *found && !enough; pass++) {
+        for (int64_t i = 0; i < b; i++)
+            before[i] = dot(q + i * d, q + i * d, d);
         CDAD_TRY_DONE(take_off(s, q, b, done, err));
         CDAD_TRY_DONE(cdad_factor_gram(s->ctx, q, b, d, 0, M, err));
         for (int64_t i = 0; i < b; i++)
             scale[i] = M[i * b + i] > 0 ? 1 / sqrt(M[i * b + i]) : 0;
+        enough = nearly_orthogonal(M, scale, before, b);
         for (int64_t i = 0; i < b; i++)
             for (int64_t j = 0; j < b; j++)
                 M[i * b + j] = i == j ? 1 + 1e-13 : M[i * b + j] * scale[i] * scale[j]; /* dependent rows stay short */
@@ -118,21 +150,9 @@ static cdad_status orthonormalise(span *s, int64_t done, int64_t b, float *room,
 done:
     cdad_free(M);
     cdad_free(scale);
+    cdad_free(before);
     cdad_free(T);
     return status;
-}
-
-static double dot(const float *x, const float *y, int64_t n) {
-    double lane[8] = {0}, sum = 0; /* independent sums, so that the loop vectorises without reordering one */
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int l = 0; l < 8; l++)
-            lane[l] += (double)x[i + l] * (double)y[i + l];
-    for (; i < n; i++)
-        sum += (double)x[i] * (double)y[i];
-    for (int l = 0; l < 8; l++)
-        sum += lane[l];
-    return sum;
 }
 
 /* *energy: of the first k_old rows of Q. */

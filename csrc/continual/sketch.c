@@ -279,46 +279,61 @@ static cdad_status invert(double *H, int64_t m, cdad_error *err) {
     return status;
 }
 
+typedef struct {
+    const cdad_sketch *s;
+    const float *A;
+    double *inside;  /* [CHECKS,vectors]: the checks' products with A^T */
+    double *scratch; /* (vectors + CHECKS)*STRIP a worker */
+    float *rests;
+} rests_job;
+
+/* Of row `task` of A. */
+static void inside_task(void *arg, int64_t task, int worker) {
+    const rests_job *job = arg;
+    const int64_t m = job->s->vectors;
+    (void)worker;
+    for (int64_t w = 0; w < CDAD_SKETCH_CHECKS; w++)
+        job->inside[w * m + task] = product(job->s, m + w, job->A + task * job->s->d);
+}
+
+static void rests_task(void *arg, int64_t task, int worker) {
+    enum { N = CDAD_SKETCH_CHECKS };
+    const rests_job *job = arg;
+    const int64_t m = job->s->vectors, d = job->s->d, first = task * STRIP, width = min64(STRIP, d - first);
+    double *wide = job->scratch + (int64_t)worker * (m + N) * STRIP, *part = wide + m * STRIP;
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < width; j++)
+            wide[i * width + j] = (double)job->A[i * d + first + j];
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t j = 0; j < width; j++)
+            part[i * width + j] = (double)job->s->Y[(m + i) * d + first + j];
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, N, (int)width, (int)m, -1, job->inside, (int)m, wide, (int)width, 1, part,
+                (int)width);
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t j = 0; j < width; j++)
+            job->rests[i * d + first + j] = (float)part[i * width + j];
+}
+
 /* rests [CHECKS,d] = what the checks' products with G have beyond those with A^T A; scaled so that they tell of all directions together
  * what is known of them, `lost`. */
-static cdad_status find_rests(const cdad_sketch *s, const float *A, double lost, const float *tests, float *rests, cdad_error *err) {
+static cdad_status find_rests(const cdad_sketch *s, const cdad_context *ctx, const float *A, double lost, float *rests, cdad_error *err) {
     enum { N = CDAD_SKETCH_CHECKS };
     cdad_status status;
     const int64_t m = s->vectors, d = s->d;
-    double *inside = NULL, *wide = NULL, *part = NULL, told = 0;
-    CDAD_TRY_DONE(cdad_alloc((void **)&inside, N * m * (int64_t)sizeof *inside, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&wide, m * STRIP * (int64_t)sizeof *wide, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&part, N * STRIP * (int64_t)sizeof *part, err));
-    for (int back = 0; back < 2; back++)
-        for (int64_t first = 0; first < d; first += STRIP) {
-            const int64_t width = min64(STRIP, d - first);
-            const float *given = back ? s->Y + m * d : tests;
-            for (int64_t i = 0; i < m; i++)
-                for (int64_t j = 0; j < width; j++)
-                    wide[i * width + j] = (double)A[i * d + first + j];
-            for (int64_t i = 0; i < N; i++)
-                for (int64_t j = 0; j < width; j++)
-                    part[i * width + j] = (double)given[i * d + first + j];
-            if (!back) {
-                cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, (int)m, (int)width, 1, part, (int)width, wide, (int)width,
-                            first > 0, inside, (int)m);
-                continue;
-            }
-            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, N, (int)width, (int)m, -1, inside, (int)m, wide, (int)width, 1,
-                        part, (int)width);
-            for (int64_t i = 0; i < N; i++)
-                for (int64_t j = 0; j < width; j++)
-                    rests[i * d + first + j] = (float)part[i * width + j];
-        }
-    for (int64_t i = 0; i < N * d; i++)
-        told += (double)tests[i] * (double)rests[i];
+    rests_job job = {.s = s, .A = A, .rests = rests};
+    double told = 0;
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.inside, N * m * (int64_t)sizeof *job.inside, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * (m + N) * STRIP * (int64_t)sizeof *job.scratch, err));
+    cdad_pool_run(ctx->pool, m, inside_task, &job);
+    cdad_pool_run(ctx->pool, (d + STRIP - 1) / STRIP, rests_task, &job);
+    for (int64_t w = 0; w < N; w++)
+        told += product(s, m + w, rests + w * d);
     const float scale = told > 0 ? (float)fmin(lost / told, 2) : 0; /* beyond it is roundings that they tell of */
     for (int64_t i = 0; i < N * d; i++)
         rests[i] *= scale;
 done:
-    cdad_free(inside);
-    cdad_free(wide);
-    cdad_free(part);
+    cdad_free(job.inside);
+    cdad_free(job.scratch);
     return status;
 }
 
@@ -357,7 +372,7 @@ cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cd
     for (int64_t i = 0; i < strips; i++)
         kept += job.kept[i];
     const double lost = fmax(s->total - kept, 0);
-    CDAD_TRY_DONE(find_rests(s, job.A, lost, tests, rests, err));
+    CDAD_TRY_DONE(find_rests(s, ctx, job.A, lost, rests, err));
     *f = (cdad_factor){.A = job.A, .n = m, .d = d, .lost = lost, .tests = tests, .rests = rests, .checks = CDAD_SKETCH_CHECKS,
                        .spent = job.A};
     job.A = tests = rests = NULL;

@@ -345,7 +345,8 @@ static PyGetSetDef stream_getset[] = {
     {"rank", stream_get_rank, NULL, "Directions of a basis at most: d but for a sketch.", NULL},
     {"rounded", stream_get_rounded, NULL,
      "What features are rounded to before they are multiplied: 'bfloat16', 'int7' (whole numbers of 7 bits) or None; by 'auto', where gamma,\n"
-     "the number of features and the processor allow.",
+     "the number of features and the processor allow. 'sketch' has None, and rounds to 16 bits at random where d is 2048 or more, gamma\n"
+     "0.999 or less, and the processor has AVX2 and no AVX-512.",
      NULL},
     {"bytes", stream_get_bytes, NULL, "Memory that is held at most, as planned.", NULL},
     {"energy", stream_get_energy, NULL,

@@ -40,11 +40,15 @@ static void test_leading(const cdad_context *ctx, const cdad_context *serial) {
         int64_t n, d;
         int gram;
         double gamma;
-    } cases[] = {{900, 400, 1, 0.99}, {500, 400, 0, 0.99}, {390, 400, 0, 0.99}, {300, 700, 0, 0.99}, {300, 700, 0, 0.9}};
+        float decay; /* 0: as in spread() */
+    } cases[] = {{900, 400, 1, 0.99, 0},     {500, 400, 0, 0.99, 0},     {390, 400, 0, 0.99, 0},
+                 {300, 700, 0, 0.99, 0},     {300, 700, 0, 0.9, 0}, /* then a block has combinations that are all but the same */
+                 {900, 400, 1, 0.999, 0.8f}, {390, 400, 0, 0.999, 0.7f}, {300, 700, 0, 0.999, 0.75f}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         const int64_t n = cases[c].n, d = cases[c].d;
         const double gamma = cases[c].gamma;
-        float *X = spread(n, d, 200, 300 + c), *narrow = floats(d * d), *old = NULL, *U, *again;
+        const float decay = cases[c].decay;
+        float *X = decay > 0 ? low_rank(n, d, 200, decay, 300 + c) : spread(n, d, 200, 300 + c), *narrow = floats(d * d), *old = NULL, *U, *again;
         double *G = gram_of(X, n, d), total = 0, energy, energy_again;
         int64_t k_old = 0, k, k_again;
         int found;

@@ -75,8 +75,8 @@ static void test_add(void) {
 }
 
 /* Rounded to 16 bits sums are off by some 1e-5 of the lengths whose product they are, also of columns that are all the same, where roundings
- * to the nearest would add up, and of such in which one value is nearly all. */
-static void check_rounded_add(float scale) {
+ * to the nearest would add up, and of such in which one value is nearly all (`largest` times the others). */
+static void check_rounded_add(float scale, float largest) {
     enum { ROWS = 771, M = 37, D = 2100 };
     int32_t *signs = signs_for(M, D);
     const int32_t *places = signs + 2 * M;
@@ -84,9 +84,9 @@ static void check_rounded_add(float scale) {
     double *Z = zeros(ROWS * (int64_t)sizeof *Z), *lengths = zeros(D * (int64_t)sizeof *lengths);
     for (int64_t r = 0; r < ROWS; r++)
         for (int64_t j = 1; j < D; j += 3) {
-            X[r * D + j] = 0.3f + 0.001f * (float)(j % 700);
+            X[r * D + j] = 1 - 0.001f * (float)(j % 700);
             if (r == 5)
-                X[r * D + j + 1] *= 3000;
+                X[r * D + j + 1] *= largest;
         }
     for (int64_t i = 0; i < ROWS * D; i++) {
         X[i] *= scale;
@@ -123,10 +123,26 @@ static void check_rounded_add(float scale) {
     cdad_free(want);
 }
 
-/* Also where the product of two steps would be too small for a float. */
+/* Also where the product of two steps would be too small for a float, and where the squares of a combination's values would be too large. */
 static void test_rounded_add(void) {
-    check_rounded_add(1);
-    check_rounded_add(1e-19f);
+    check_rounded_add(1, 3000);
+    check_rounded_add(1e-19f, 3000);
+    check_rounded_add(3.7e17f, 1);
+}
+
+/* Roundings are for wide features, and for bases that leave them far below what is left out. */
+static void test_what_may_round(void) {
+    static const struct {
+        int64_t d, rank;
+        double gamma;
+        int rounded;
+    } cases[] = {{2048, 300, 0.999, 1}, {2048, 300, 0.9995, 0}, {2047, 300, 0.999, 0}, {2048, 2048, 0.999, 0}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        cdad_sketch s;
+        CHECK_OK(cdad_sketch_init(&s, cases[c].d, cases[c].rank, cases[c].gamma, err));
+        CHECK(s.rounded == cases[c].rounded, "case %zu: %d", c, s.rounded);
+        cdad_sketch_reset(&s);
+    }
 }
 
 /* A sketch of X [rows,d], by blocks of 100. */
@@ -377,6 +393,7 @@ int cdad_test_sketch(void) {
     cdad_pool *pool = NULL;
     on_every_table(test_add);
     on_every_table(test_rounded_add);
+    test_what_may_round();
     CHECK_OK(cdad_pool_new(&pool, 3, err));
     const cdad_context ctx = {.kernels = cdad_kernels_select(NULL), .pool = pool};
     test_factor(&ctx);
