@@ -155,7 +155,7 @@ class ContinualModel:
         text = f"{c.preset}, {c.image_size} pixels, {millions:.3g} M parameters, strategy {c.continual.strategy}, on {self.params.device}"
         tasks = " / ".join(", ".join(task["classes"]) for task in self.ledger)
         lines = [f"{len(self.ledger)} task{'s' * (len(self.ledger) != 1)} learned{': ' * bool(tasks)}{tasks}"]
-        if progress:
+        if progress.get("step"):  # one that was stopped before its first is given up by another
             lines.append(f"within task {len(self.ledger) + 1}: {', '.join(progress['classes'])}, {progress['step']} steps done")
         if self.predict_only:
             lines.append("for predictions alone")

@@ -111,6 +111,9 @@ class TestReadImage:
                 read_image(save(tmp_path / "g.tiff", values))
         with pytest.raises(ImageError, match="'I' is not supported"):
             read_image(save(tmp_path / "i.tiff", np.full((4, 4), 70000, np.int32)))
+        cv2.imwrite(str(tmp_path / "c.tiff"), np.ones((4, 4, 3), np.float32))
+        with pytest.raises(ImageError, match="c.tiff: a TIFF that is damaged, or of pixels that are not read: 8 or 16 bits"):
+            read_image(tmp_path / "c.tiff")
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
     @pytest.mark.parametrize("orientation", range(1, 9))

@@ -541,6 +541,9 @@ def test_what_a_model_says_of_itself(first_checkpoint, products, quick_config):
     (what, learned) = lines(model)
     assert what == f"ContinualModel(tiny, 64 pixels, {millions:.3g} M parameters, strategy cdad, on {model.params.device})"
     assert learned == "1 task learned: gear, cloth"
+    with pytest.raises(FileNotFoundError):
+        model.fit_task({"steel": [*products["steel"].train, "none.png"]}, progress=False)
+    assert lines(model) == [what, learned]
 
     def stop(report):
         if report.step == 2:

@@ -51,6 +51,7 @@ MAX_SIDE = 65_535
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _LOSSY = ("JPEG", "WEBP")
+_TIFF = (b"II*\0", b"MM\0*")  # what one begins with, by its byte order
 _PILLOW = threading.Lock()  # images that are handed over are decoded, and the files behind them read, by one thread at a time
 
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANES_TAG, _EXTRA_SAMPLES_TAG = 258, 262, 277, 284, 338  # of TIFF
@@ -230,7 +231,7 @@ def _decode_file(path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, 
 
 
 def _decode(content: bytes, path: str | os.PathLike, max_pixels: int) -> tuple[np.ndarray, bool]:
-    with _told(path), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with _told(path, content), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         return _upright_pixels(image, content, path, max_pixels), image.format in _LOSSY
 
 
@@ -257,8 +258,8 @@ def _upright_pixels(image: Image.Image, content: bytes | None, path: str | os.Pa
 
 
 @contextmanager
-def _told(path: str | os.PathLike) -> Iterator[None]:
-    """What a decoder raises as ImageError or LimitError of this path."""
+def _told(path: str | os.PathLike, content: bytes = b"") -> Iterator[None]:
+    """What a decoder raises of such a file's content as ImageError or LimitError of this path."""
     try:
         yield
     except (ImageError, LimitError, MemoryError):
@@ -266,6 +267,8 @@ def _told(path: str | os.PathLike) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise LimitError(str(error), path) from error
     except UnidentifiedImageError as error:  # its text is of the buffer, an object in memory
+        if content.startswith(_TIFF):
+            raise ImageError("a TIFF that is damaged, or of pixels that are not read: 8 or 16 bits a channel, or float32 grey are", path) from error
         raise ImageError(f"no image that can be read ({', '.join(_FORMATS)} are)", path) from error
     except Exception as error:  # a decoder given hostile bytes raises whatever it stumbles over, in any number of lines
         raise ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}", path) from error
