@@ -155,11 +155,20 @@ static cdad_status add_tiles(add_job *job, const cdad_context *ctx, cdad_error *
     return CDAD_OK;
 }
 
+/* Another one for each add, as features like those before would be rounded as those were, and errors add up. */
+static uint32_t seed_of(const cdad_gram *g) {
+    const double sum = cdad_gram_trace(g);
+    uint64_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return (uint32_t)(bits ^ bits >> 32);
+}
+
 cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
     cdad_status status;
     const cdad_kernels *kernels = ctx->kernels;
     const int bytes = g->rounding == CDAD_GRAM_BYTES && kernels->gram_bytes_pack;
     const int64_t depth = depth_of(g, rows, 0), deep = bytes ? depth_of(g, rows, 1) : depth;
+    const uint32_t seed = bytes ? seed_of(g) : 0;
     float *panels = NULL;
     add_job job = {.g = g, .kernels = kernels};
     if (ctx->device)
@@ -173,7 +182,7 @@ cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int
     for (int64_t first = 0; first < rows; first += deep) {
         const int64_t end = min64(first + deep, rows);
         job.rows = end - first;
-        job.bytes = bytes && kernels->gram_bytes_pack(ctx, panels, X, first, job.rows, g->d);
+        job.bytes = bytes && kernels->gram_bytes_pack(ctx, panels, X, first, job.rows, g->d, seed);
         for (int64_t at = first; at < end; at += job.rows) {
             if (!job.bytes) {
                 job.rows = min64(depth, end - at);

@@ -62,6 +62,9 @@ cdad_status cdad_isvd_add(cdad_isvd *v, const cdad_context *ctx, cdad_mat X, int
     CDAD_FAIL_IF(columns > INT32_MAX / v->d, err, CDAD_SHAPE,
                  "isvd: a block of %" PRId64 " rows and width %" PRId64 " is beyond LAPACK's 2^31 elements",
                  rows, v->d);
+    CDAD_FAIL_IF(5 * least * least + 10 * least > INT32_MAX, err, CDAD_SHAPE,
+                 "isvd: a block of %" PRId64 " rows and width %" PRId64 " needs more than 2^31 elements of LAPACK's workspace (sgesdd)", rows,
+                 v->d);
     CDAD_TRY_DONE(cdad_size_mul(v->d, columns, &count, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&A, count * (int64_t)sizeof *A, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&square, least * least * (int64_t)sizeof *square, err));

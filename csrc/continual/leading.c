@@ -23,6 +23,7 @@ enum {
 static const double CHECKED_SHARE = 0.25; /* of what a sketch lost, that its leading directions hold: a third is common */
 static const double CHECKED_LIMIT = 0.8;  /* of so few directions that a sketch has, more may be sought */
 static const double NEAR = 0.98; /* cosines whose squares' sum is below 0.02's keep a Cholesky factor close to the identity */
+static const double STEEPEST = 1e30; /* 1 over the length of a row, which float holds */
 static const double FINEST = 0x1p-12; /* 1 - gamma: float32's noise is 1/2000 of it */
 static const uint64_t SEED = 0x6c656164;
 
@@ -115,40 +116,64 @@ static int nearly_orthogonal(const double *M, const double *scale, const double 
     return near && off < (1 - NEAR) * (1 - NEAR);
 }
 
-/* Rows done .. done+b-1 of Q become orthonormal, and orthogonal to those before, in the order that they have. `room` [b,d].
- * *found = 0 where rounding forbids. */
-static cdad_status orthonormalise(span *s, int64_t done, int64_t b, float *room, int *found, cdad_error *err) {
+/* R = the inverse of the Cholesky factor of M [b,b] with rows and columns scaled, those by 0 as if they were unit vectors. */
+static cdad_status scaled_factor(const double *M, const double *scale, int64_t b, double *R, int *found, cdad_error *err) {
+    for (int64_t i = 0; i < b; i++)
+        for (int64_t j = 0; j < b; j++)
+            R[i * b + j] = i == j ? 1 + 1e-13 : M[i * b + j] * scale[i] * scale[j];
+    return cdad_inverse_cholesky(R, b, found, err);
+}
+
+/* Rows done .. done+b-1 of Q become orthonormal, and orthogonal to those before, in the order that they have, but for *dependent of them, which
+ * have nothing that others lack but roundings, and become 0. `room` [b,d]. *found = 0 where rounding forbids. */
+static cdad_status orthonormalise(span *s, int64_t done, int64_t b, float *room, int64_t *dependent, int *found, cdad_error *err) {
     cdad_status status;
     const int64_t d = s->of.d;
     float *q = s->Q + done * d, *T = NULL;
-    double *M = NULL, *scale = NULL, *before = NULL;
+    double *M = NULL, *R = NULL, *scale = NULL, *before = NULL;
     int enough = 0;
     CDAD_TRY_DONE(cdad_alloc((void **)&M, b * b * (int64_t)sizeof *M, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&R, b * b * (int64_t)sizeof *R, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&before, b * (int64_t)sizeof *before, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&scale, b * (int64_t)sizeof *scale, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&T, b * b * (int64_t)sizeof *T, err));
-    for (int pass = 0; pass < PASSES && *found && !enough; pass++) {
+    for (int pass = 0; pass < PASSES && !enough; pass++) {
+        const int last = pass == PASSES - 1;
         for (int64_t i = 0; i < b; i++)
             before[i] = dot(q + i * d, q + i * d, d);
         CDAD_TRY_DONE(take_off(s, q, b, done, err));
         CDAD_TRY_DONE(cdad_factor_gram(s->ctx, q, b, d, 0, M, err));
-        for (int64_t i = 0; i < b; i++)
-            scale[i] = M[i * b + i] > 0 ? 1 / sqrt(M[i * b + i]) : 0;
+        for (int64_t i = 0; i < b; i++) { /* the pass before made rows long and independent, where they are more than roundings */
+            scale[i] = M[i * b + i] > (last ? before[i] / 4 : 0) ? 1 / sqrt(M[i * b + i]) : 0;
+            *found = *found && isfinite(M[i * b + i]) && scale[i] < STEEPEST;
+        }
         enough = nearly_orthogonal(M, scale, before, b);
-        for (int64_t i = 0; i < b; i++)
-            for (int64_t j = 0; j < b; j++)
-                M[i * b + j] = i == j ? 1 + 1e-13 : M[i * b + j] * scale[i] * scale[j]; /* dependent rows stay short */
-        CDAD_TRY_DONE(cdad_inverse_cholesky(M, b, found, err));
-        for (int64_t i = 0; i < b && *found; i++) /* row i of the result: rows 0..i of q by column i of R^-1 */
-            for (int64_t j = 0; j < b; j++)
-                T[i * b + j] = j <= i ? (float)(M[i * b + j] * scale[j]) : 0;
+        if (*found)
+            CDAD_TRY_DONE(scaled_factor(M, scale, b, R, found, err));
         if (!*found)
             break;
+        int again = 0;
+        for (int64_t i = 0; i < b && last; i++)
+            if (R[i * b + i] > 2) { /* 1 over what a row has beyond those before it */
+                scale[i] = 0;
+                again = 1;
+            }
+        if (again)
+            CDAD_TRY_DONE(scaled_factor(M, scale, b, R, found, err));
+        if (!*found)
+            break;
+        for (int64_t i = 0; i < b; i++) /* row i of the result: rows 0..i of q by column i of R^-1 */
+            for (int64_t j = 0; j < b; j++)
+                T[i * b + j] = j <= i ? (float)(R[i * b + j] * scale[j]) : 0;
         CDAD_TRY_DONE(multiply(s, b, d, b, rows_of(T, b), rows_of(q, d), room, 0, err));
         memcpy(q, room, (size_t)(b * d) * sizeof *q);
     }
+    *dependent = 0;
+    for (int64_t i = 0; i < b; i++)
+        *dependent += scale[i] == 0;
 done:
     cdad_free(M);
+    cdad_free(R);
     cdad_free(scale);
     cdad_free(before);
     cdad_free(T);
@@ -241,6 +266,7 @@ static cdad_status find_span(span *s, int64_t limit, double wanted, double kept,
     const int64_t d = s->of.d;
     const double lost = s->of.lost / s->of.total, target = 1 - wanted / s->of.total - lost;
     double before = 1, more = (double)limit / 4; /* directions that are likely to be missing */
+    int64_t dependent;
     for (*l = 0; kept < wanted && *found;) {
         const int64_t most = min64(BLOCK, limit / (*l == 0 ? 4 : 8)), b = min64(((int64_t)more + 31) / 32 * 32, most), next = *l + b;
         float *q = s->Q + (s->k_old + *l) * d, *y = s->Y + *l * d;
@@ -248,7 +274,7 @@ static cdad_status find_span(span *s, int64_t limit, double wanted, double kept,
         if (!*found)
             break;
         CDAD_TRY(combine(s, q, y, b, (uint64_t)*l, err));
-        CDAD_TRY(orthonormalise(s, s->k_old + *l, b, y, found, err));
+        CDAD_TRY(orthonormalise(s, s->k_old + *l, b, y, &dependent, found, err));
         CDAD_TRY(apply(s, q, y, b, err));
         kept += dot(q, y, b * d);
         /* What is missing falls about as a power of the width, the first till there are two: where that leads too far, an early end is cheaper. */
@@ -350,7 +376,7 @@ static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double 
     span s = {.ctx = ctx, .of = of, .k_old = k_old};
     double kept = 0;
     float *V = NULL;
-    int64_t l = 0, added = 0, count;
+    int64_t l = 0, added = 0, dependent = 0, count;
     CDAD_TRY_DONE(cdad_size_mul(k_old + limit + BLOCK, d, &count, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, count * (int64_t)sizeof *s.Q, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&s.Y, (limit + BLOCK) * d * (int64_t)sizeof *s.Y, err));
@@ -365,13 +391,14 @@ static cdad_status by_width(const cdad_context *ctx, cdad_leading_of of, double 
         float *room = s.Y + l * d; /* BLOCK rows */
         memcpy(s.Q + k_old * d, s.Y, (size_t)(l * d) * sizeof *s.Q);
         for (int64_t at = 0; at < l && *found; at += BLOCK)
-            CDAD_TRY_DONE(orthonormalise(&s, k_old + at, min64(BLOCK, l - at), room, found, err));
+            CDAD_TRY_DONE(orthonormalise(&s, k_old + at, min64(BLOCK, l - at), room, &dependent, found, err));
         if (*found)
             CDAD_TRY_DONE(choose(&s, l, gamma, most, &kept, &V, &added, found, err));
     }
     if (*found && added > 0) { /* products in float32 leave V orthonormal to a few roundings */
         memcpy(s.Q + k_old * d, V, (size_t)(added * d) * sizeof *V);
-        CDAD_TRY_DONE(orthonormalise(&s, k_old, added, V, found, err));
+        CDAD_TRY_DONE(orthonormalise(&s, k_old, added, V, &dependent, found, err));
+        *found = *found && dependent == 0;
     }
     *energy = of.total > 0 ? fmin(kept / of.total, 1) : 1;
     if (*found)
@@ -447,7 +474,7 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
     span s = {.ctx = ctx, .of = of, .k_old = k_old};
     float *own = NULL, *G = NULL, *W = NULL, *room = NULL;
     double kept = 0, held = 0, lost = of.lost; /* held: by combinations */
-    int64_t added = 0;
+    int64_t added = 0, dependent = 0;
     CDAD_TRY_DONE(cdad_alloc((void **)&s.Q, (k_old + limit) * d * (int64_t)sizeof *s.Q, err));
     if (k_old > 0) {
         const double all = dot(of.A, of.A, n * d);
@@ -467,7 +494,7 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
     }
     if (kept < gamma * of.total) {
         cdad_leading_of combinations = {.d = n, .total = of.total - kept, .lost = lost};
-        const double wanted = gamma * of.total - kept - CHECKED_SHARE * lost;
+        const double wanted = gamma * of.total - kept - (of.checked ? CHECKED_SHARE * lost : 0);
         double share;
         CDAD_TRY_DONE(gram_of_rows(ctx, of.A, n, d, &G, err));
         combinations.A = G;
@@ -484,7 +511,8 @@ static cdad_status by_rows(const cdad_context *ctx, cdad_leading_of of, double g
             CDAD_TRY_DONE(count_checked(&s, of.checked, gamma, held, &kept, &added, err));
         *found = !of.checked || all || kept >= gamma * of.total;
         CDAD_TRY_DONE(cdad_alloc((void **)&room, added * d * (int64_t)sizeof *room, err));
-        CDAD_TRY_DONE(orthonormalise(&s, k_old, added, room, found, err));
+        CDAD_TRY_DONE(orthonormalise(&s, k_old, added, room, &dependent, found, err));
+        *found = *found && dependent == 0;
     }
     *energy = of.total > 0 ? fmin(kept / of.total, 1) : 1;
     if (*found)

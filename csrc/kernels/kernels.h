@@ -191,11 +191,11 @@ typedef struct cdad_kernels {
     int (*gram_rounds_fast)(void);
 
     /* The same, in about half of the time, of X rounded to whole numbers of 7 bits: steps of a 63rd of the largest of each
-     * column's in 768 rows, up or down at random, so that errors of columns are independent and those of the sums fall with the
+     * column's in 768 rows, up or down at random (by `seed`), so that errors of columns are independent and those of the sums fall with the
      * number of rows; sums of squares are float32's of X itself. gram_bytes_pack returns 0, and there is nothing to multiply, where errors are more
      * than 6e-4 of the energy, as they are where a few rows are far larger than the others. All NULL where it does not pay. */
     int64_t (*gram_bytes_panels)(int64_t rows, int64_t d);
-    int (*gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d);
+    int (*gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, uint32_t seed);
     void (*gram_bytes_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0, int64_t side,
                             float *scratch);
 

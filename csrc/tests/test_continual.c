@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "continual/basis.h"
+#include "continual/isvd.h"
 #include "continual/projection.h"
 #include "stream_check.h"
 
@@ -450,6 +451,10 @@ static void test_isvd(const cdad_context *ctx) {
           (double)U[0], (double)U[3]);
     cdad_free(U);
     cdad_stream_free(s);
+    cdad_isvd wide;
+    cdad_isvd_init(&wide, 23040);
+    CHECK_FAILS(CDAD_SHAPE, "sgesdd", cdad_isvd_add(&wide, ctx, dense(NULL, 23040), 23000, 0.9, err));
+    cdad_isvd_reset(&wide);
 }
 
 static void test_no_memory(const cdad_context *ctx) {

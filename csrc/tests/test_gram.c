@@ -1,4 +1,5 @@
 /* Products of a matrix with itself, against sums in double, on every table. */
+#include "continual/gram.h"
 #include "kernel_check.h"
 
 int cdad_test_gram(void);
@@ -73,7 +74,7 @@ static double *gram_by_bytes(cdad_mat X, int64_t first, int64_t rows, int64_t d,
     double *G = doubles(d * d);
     float *panels = zeros(table->gram_bytes_panels(rows, d)), *scratch = floats(side * side);
     int fine = 1;
-    EACH_POOL(fine &= table->gram_bytes_pack(ctx, panels, X, first, rows, d);)
+    EACH_POOL(fine &= table->gram_bytes_pack(ctx, panels, X, first, rows, d, 9);)
     for (int64_t i = 0; i < d * d; i++)
         G[i] = 7;
     for (int64_t i = 0; fine && i < d; i += side)
@@ -187,12 +188,39 @@ static void test_errors_of_copies(void) {
     cdad_free(X);
 }
 
+/* Of features that come again and again errors are others each time: in the sum they fall with the number. */
+static void test_errors_of_repeats(void) {
+    enum { ROWS = 300, D = 97, TIMES = 16 };
+    float *X = noise(ROWS * D, 23, 0, 1);
+    double *G = doubles(D * D), off[2] = {0};
+    const cdad_context ctx = {.kernels = table, .pool = pools[2]};
+    cdad_gram g = {0};
+    CHECK_OK(cdad_gram_init(&g, D, CDAD_GRAM_BYTES, err));
+    for (int t = 1; t <= TIMES; t++) {
+        CHECK_OK(cdad_gram_add(&g, &ctx, (cdad_mat){.data = X, .rs = D, .cs = 1}, ROWS, err));
+        cdad_gram_expand(&g, G);
+        for (int64_t i = 0; i < D && (t == 1 || t == TIMES); i++)
+            for (int64_t j = 0; j < i; j++) {
+                double want = 0;
+                for (int64_t r = 0; r < ROWS; r++)
+                    want += (double)X[r * D + i] * (double)X[r * D + j];
+                off[t > 1] += pow(G[i * D + j] / t - want, 2);
+            }
+    }
+    const double share = sqrt(off[1] / off[0]); /* 1 / 4 */
+    CHECK(off[0] > 0 && share > 0.15 && share < 0.4, "errors of %d times are %g of one's, each", TIMES, share);
+    cdad_gram_reset(&g);
+    cdad_free(G);
+    cdad_free(X);
+}
+
 static void test_all(void) {
     test_gram();
     if (table->gram_bytes_tile) {
         test_whole_steps();
         test_rounded_steps();
         test_errors_of_copies();
+        test_errors_of_repeats();
     }
 }
 

@@ -100,6 +100,56 @@ static void test_leading(const cdad_context *ctx, const cdad_context *serial) {
     }
 }
 
+/* Features of which most are zeros, copies or multiples of others span less than is sought at once: what is said is true all the same, and
+ * hardly a direction more is taken than the fewest. */
+static void test_dependent(const cdad_context *ctx) {
+    static const struct {
+        int64_t n, d, live;
+        int gram, kinds;
+    } ways[] = {{900, 400, 40, 1, 4}, {500, 400, 40, 0, 4}, {300, 700, 40, 0, 4}, {700, 1280, 250, 1, 1} /* a block and some more are sought */};
+    for (size_t w = 0; w < sizeof ways / sizeof *ways; w++)
+        for (int kind = 0; kind < ways[w].kinds; kind++) {
+            const int64_t n = ways[w].n, d = ways[w].d, live = ways[w].live;
+            float *X = normal(n * d, 540 + 10 * w + (uint64_t)kind), *narrow = floats(d * d), *old = NULL, *U;
+            double total = 0, energy;
+            int64_t k_old = 0, k;
+            int found;
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t j = 0; j < d; j++) {
+                    float *x = X + i * d + j;
+                    if (kind == 0) /* dead channels */
+                        *x = j < live ? fmaxf(*x, 0) : 0;
+                    else if (kind == 1) /* channels that are others' multiples */
+                        *x = j < live ? *x : X[i * d + j % live] * (float)(1 + j / live);
+                    else if (kind == 2) /* rows that come again */
+                        *x = X[i % live * d + j];
+                    else if (i >= live) /* rows of nothing */
+                        *x = 0;
+                    total += (double)*x * (double)*x;
+                }
+            double *G = gram_of(X, n, d);
+            for (int64_t i = 0; i < d * d; i++)
+                narrow[i] = (float)G[i];
+            const cdad_leading_of of = {.A = ways[w].gram ? narrow : X, .n = ways[w].gram ? 0 : n, .d = d, .total = total};
+            for (int with_old = 0; with_old < 2; with_old++) {
+                CHECK_OK(cdad_leading_basis(ctx, of, 0.99, old, k_old, d, &found, &U, &k, &energy, err));
+                CHECK(found && U, "way %zu, kind %d: not found", w, kind);
+                const double share = found ? share_kept(X, n, d, U, k) : 0;
+                const int64_t best = fewest(X, n, d, old, k_old, 0.99);
+                CHECK(energy >= 0.99 && fabs(share - energy) < 1e-6 && orthonormality(U, d, k) <= 1e-6,
+                      "way %zu, kind %d: kept %.7f, said %.7f", w, kind, share, energy);
+                CHECK(k >= best && k <= best + 2, "way %zu, kind %d: rank %" PRId64 ", %" PRId64 " would do", w, kind, k, best);
+                if (!with_old) /* half of them are known */
+                    CHECK_OK(cdad_basis_extend(G, d, 1, 0, 1, NULL, 0, live / 2, &old, &k_old, &energy, err));
+                cdad_free(U);
+            }
+            cdad_free(old);
+            cdad_free(G);
+            cdad_free(narrow);
+            cdad_free(X);
+        }
+}
+
 /* White features need nearly all directions: it says so, and streams solve the whole problem. */
 static void test_not_found(const cdad_context *ctx) {
     enum { N = 1600, D = 400 };
@@ -186,6 +236,28 @@ static void test_streams(const cdad_context *ctx) {
     cdad_free(Y);
 }
 
+/* What an incremental stream has lost is not what a basis may miss beside: it reaches gamma of what is left. */
+static void test_after_losses(const cdad_context *ctx) {
+    enum { ROWS = 64, BLOCKS = 17, D = 2200 };
+    const double gamma = 0.9;
+    float *X = normal(BLOCKS * ROWS * D, 580), *U;
+    cdad_stream *s = new_stream(D, CDAD_STREAM_INCREMENTAL, gamma);
+    int64_t k;
+    double energy;
+    for (int64_t i = 0; i < BLOCKS * ROWS * D; i++)
+        X[i] *= powf((float)(1 + i % D), -0.6f);
+    for (int64_t b = 0; b < BLOCKS; b++)
+        CHECK_OK(cdad_stream_add(s, ctx, dense(X + b * ROWS * D, D), ROWS, err));
+    const cdad_stream_energy e = energies_of(s, ctx);
+    CHECK(e.lost > 0.01 * e.total && e.lost < 0.03 * e.total, "lost %g", e.lost / e.total);
+    CHECK_OK(cdad_stream_basis(s, ctx, NULL, 0, &U, &k, &energy, err));
+    const double share = share_kept(X, BLOCKS * ROWS, D, U, k);
+    CHECK(energy >= gamma && share >= energy - 1e-6, "kept %g, said %g", share, energy);
+    cdad_free(U);
+    cdad_stream_free(s);
+    cdad_free(X);
+}
+
 static void test_no_memory_and_stops(const cdad_context *ctx) {
     enum { N = 90, D = 80, WIDE = 200 };
     for (int wide = 0; wide < 2; wide++) {
@@ -232,8 +304,10 @@ int cdad_test_leading(void) {
     cdad_context ctx = serial;
     ctx.pool = pool;
     test_leading(&ctx, &serial);
+    test_dependent(&ctx);
     test_not_found(&ctx);
     test_streams(&ctx);
+    test_after_losses(&ctx);
     test_no_memory_and_stops(&ctx);
     cdad_pool_free(pool);
     return failures;

@@ -16,7 +16,7 @@ void CDAD_K(gram_tile)(double *G, int64_t ldg, const float *panels, int64_t rows
 int CDAD_K(gram_rounds_fast)(void);
 /* In the build of AVX2 alone. */
 int64_t CDAD_K(gram_bytes_panels)(int64_t rows, int64_t d);
-int CDAD_K(gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d);
+int CDAD_K(gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, uint32_t seed);
 void CDAD_K(gram_bytes_tile)(double *G, int64_t ldg, const float *panels, int64_t rows, int64_t d, int64_t i0, int64_t j0,
                              int64_t side, float *scratch);
 double CDAD_K(bf16_speed)(void);

@@ -50,6 +50,7 @@ typedef struct {
     float *panels;
     cdad_mat X;
     int64_t first, rows, d;
+    uint32_t seed;
 } pack_job;
 
 static void pack_block(const pack_job *job, int64_t p, int64_t k, panel_head *head, panel_block *block) {
@@ -61,7 +62,7 @@ static void pack_block(const pack_job *job, int64_t p, int64_t k, panel_head *he
                            min_i(GEMM_KC, kc - r));
     memset(plain + kc * LANES, 0, (size_t)((KC - kc) * LANES) * sizeof *plain);
     for (int h = 0; h < HALVES; h++) {
-        const vu lanes = dither_lanes((uint32_t)(column + h * VL));
+        const vu lanes = dither_lanes((uint32_t)(column + h * VL)) + job->seed;
         vf most = {0}, squares = {0}, noise = {0}, inverse, step;
         vi sum = {0};
         for (int64_t r = 0; r < kc; r++) {
@@ -105,8 +106,8 @@ static void pack_panel(void *arg, int64_t p, int worker) {
         pack_block(job, p, k, head, block_of(job->panels, job->d, k / KC, p));
 }
 
-int CDAD_K(gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d) {
-    pack_job job = {.panels = panels, .X = X, .first = first, .rows = rows, .d = d};
+int CDAD_K(gram_bytes_pack)(const cdad_context *ctx, float *panels, cdad_mat X, int64_t first, int64_t rows, int64_t d, uint32_t seed) {
+    pack_job job = {.panels = panels, .X = X, .first = first, .rows = rows, .d = d, .seed = seed};
     double squares = 0, noise = 0;
     cdad_pool_run(ctx->pool, panels_of(d), pack_panel, &job);
     for (int64_t p = 0; p < panels_of(d); p++) {
