@@ -14,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from .protocols import PROTOCOLS, protocol
 from .reproduce import TABLES, describe_tables, execute, prepare
 from .reproduce import describe as describe_reproduction
 from .results import compare_summaries, format_table, to_json
-from .run import CHECKPOINT, alone, is_begun, read_config, run_or_resume, run_protocol
+from .run import CHECKPOINT, alone, in_turn, is_begun, read_config, run_or_resume, run_protocol
 from .weights import Collection
 from .weights.hub import PUBLISHED, pull
 from .weights.report import convert, describe, format_description
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if empty := [name for name, value in vars(arguments).items() if value == ""]:  # an unset variable; Path takes it for the folder that one is in
+        if empty := [name for name, value in vars(arguments).items() if value == "" or isinstance(value, list) and "" in value]:  # an unset variable; Path takes it for the folder that one is in
             raise ValueError(f"{empty[0].removesuffix('_name')} is an empty text")
         if arguments.threads is not None:
             _core.set_threads(arguments.threads)
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has enough of it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush finds no pipe
         return 141
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         print(f"cdad: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
 
@@ -416,7 +415,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     def draw(number: int, path: str, found: np.ndarray) -> None:
         """One range for all pictures of calibrated scores, whatever else is scored beside them."""
-        name = out / f"{number:04d}_{_shortened(Path(path).stem)}_map"
+        parts = [f"{number:04d}", arguments.class_name, Path(path).stem]  # classes often have images of the same names
+        name = out / (_shortened("_".join(filter(None, parts))) + "_map")
         if arguments.raw:
             with replacing(f"{name}.npy") as file:
                 np.save(file, found)
@@ -454,12 +454,18 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _threshold(arguments: argparse.Namespace) -> int:
     path = _checkpoint(arguments.model)
     # Of a run that trains meanwhile a newer checkpoint would be replaced by this older one, or this by one without the threshold.
-    with alone(path.parent) if path.name == CHECKPOINT else nullcontext():
+    with alone(path.parent) if path.name == CHECKPOINT else in_turn(path):
         model = ContinualModel.load(path)
+        _check_between_tasks(model.progress, path, "measure with")
         value = model.set_threshold(arguments.class_name, arguments.images, quantile=arguments.quantile)
         model.save(path)
     print(f"{arguments.class_name}: {value:.6g}, of {len(arguments.images)} images")
     return 0
+
+
+def _check_between_tasks(progress: Any, path: Path, what: str) -> None:
+    if isinstance(progress, dict) and progress.get("step"):
+        raise DataError(f"{path} is in the middle of a task: let it end, or {what} what the tasks before left, a file of that run's tasks/")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -470,8 +476,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{out} is a folder; a file's name is wanted")
     with Checkpoint(given) as checkpoint:
         progress = checkpoint.state.get("progress")
-    if isinstance(progress, dict) and progress.get("step"):  # another run would begin with it as what the tasks before left
-        raise DataError(f"{given} is in the middle of a task: let it end, or export what the tasks before left, a file of that run's tasks/")
+    _check_between_tasks(progress, given, "export")  # another run would begin with it as what the tasks before left
     model = ContinualModel.load(given, predict_only=True)
     model.save(out)
     print(f"learned: {', '.join(model.classes) or 'nothing yet'}")

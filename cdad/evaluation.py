@@ -115,8 +115,10 @@ def evaluate(
     """Test several classes, or the one of that name (by default all that the model has learned and the data set holds). A mapping's
     keys are their names, as in `ContinualModel.fit_task`.
 
-    TypeError: what is no data set, such as its folder's path; DataError, before any class is tested: none to test, one that is
-    not in the data or that the model has not learned, or one without test images. Else as `evaluate_class`, which tests classes
+    By default classes without test images are passed over, which is told.
+
+    TypeError: what is no data set, such as its folder's path; DataError, before any class is tested: none to test, or one of ``classes``
+    that is not in the data, that the model has not learned, or without test images. Else as `evaluate_class`, which tests classes
     that were not learned too.
     """
     if isinstance(model, str | os.PathLike):
@@ -129,6 +131,10 @@ def evaluate(
         if not names:
             learned, held = ", ".join(model.classes), ", ".join(dataset) or "none"
             raise DataError(f"the data set has no class that the model has learned: it has {held}, the model {learned}")
+        tested = [name for name in names if dataset[name].test]
+        if tested and len(tested) < len(names):
+            log.warning("without test images, and passed over: %s", ", ".join(name for name in names if name not in tested))
+            names = tested
     else:
         names = [classes] if isinstance(classes, str) else list(dict.fromkeys(classes))
         if isinstance(classes, set | frozenset):

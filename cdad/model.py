@@ -9,7 +9,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -505,6 +505,15 @@ class ContinualModel:
         return replace(found, threshold=self._threshold(class_name))
 
     def _predict(self, images, class_name: str | None, progress: bool) -> Prediction:
+        parts, size = list(self._predicted(images, class_name, progress)), self.config.image_size
+        if not parts:
+            empty = np.zeros((0, size, size), np.float32)
+            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
+        maps, reconstructions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Prediction(image_scores(maps, self.config.scoring), maps, reconstructions)
+
+    def _predicted(self, images, class_name: str | None, progress: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Maps and reconstructions, chunk after chunk."""
         if not self.ledger:
             raise RuntimeError("the model has learned no task yet")
         if class_name is not None:
@@ -525,7 +534,7 @@ class ContinualModel:
                 )
             parts = (sources[start : start + chunk] for start in range(0, len(sources), chunk))
         total = -(-len(sources) // chunk) if isinstance(sources, Sized) else None
-        maps, reconstructions, calibration = [], [], self._calibration(class_name)
+        calibration = self._calibration(class_name)
 
         def read(part: list | _core.DeviceArray) -> np.ndarray | _core.DeviceArray:
             array = load_images(part, size) if isinstance(part, list) else part
@@ -534,14 +543,8 @@ class ContinualModel:
         for array in tqdm(ahead(read, parts), "predict", total, disable=not progress, leave=False):
             reference, drawn = self.drawing.draw(array)
             distances = self.drawing.distances(reference, drawn, calibration.whitening if calibration else ())
-            maps.append(score_maps(distances, calibration, self.config.scoring, size, self.drawing.nearest(array, calibration)))
-            reconstructions.append(np.asarray(drawn[0]))
-        if not maps:
-            empty = np.zeros((0, size, size), np.float32)
-            return Prediction(np.zeros(0, np.float32), empty, np.zeros((0, size, size, 3), np.float32))
-        joined = np.concatenate(maps)
-        scores = image_scores(joined, self.config.scoring)
-        return Prediction(scores, joined, np.concatenate(reconstructions))
+            maps = score_maps(distances, calibration, self.config.scoring, size, self.drawing.nearest(array, calibration))
+            yield maps, np.asarray(drawn[0])
 
     def set_threshold(self, class_name: str, images: Any, *, quantile: float = 1.0, progress: bool = False) -> float:
         """Measure above which score an image of this class counts as anomalous: `Prediction.anomalous`. A model's files keep it.
@@ -553,8 +556,8 @@ class ContinualModel:
         self.check_learned(class_name)
         check_quantile(quantile)
         with self._use.reading():
-            scores = self._predict(images, class_name, progress).scores
-        threshold = Threshold.of(scores, quantile, len(self.ledger))
+            scores = [image_scores(maps, self.config.scoring) for maps, _ in self._predicted(images, class_name, progress)]
+        threshold = Threshold.of(np.concatenate(scores or [np.zeros(0, np.float32)]), quantile, len(self.ledger))
         self.thresholds = self.thresholds | {class_name: threshold}
         return threshold.value
 

@@ -250,6 +250,12 @@ class ResultWriter:
         """All records, by after_task, then task, then in the order of recording."""
         return tuple(sorted(self._results.values(), key=lambda result: (result.after_task, result.task)))
 
+    def forget(self, after_task: int) -> bool:
+        """Drop what was measured after this task and later ones; whether there was any."""
+        kept = {key: result for key, result in self._results.items() if result.after_task < after_task}
+        dropped, self._results = len(kept) < len(self._results), kept
+        return dropped
+
     def matrix(self) -> TaskMatrix:
         """The task matrices of what was recorded so far."""
         return TaskMatrix.from_results(self.tasks, self.results, self.measures)

@@ -92,7 +92,7 @@ def _check_tests(classes: Sequence[ClassData]) -> None:
     def check(sample: Sample) -> None:
         read_test(sample)  # and let go of: pictures of full size would wait for the first one
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(_core.get_threads(), 4)) as pool:  # each has a picture of full size
         for _ in pool.map(check, [sample for data in classes for sample in data.test]):
             pass
 
@@ -121,6 +121,20 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Of several processes that change this file, by putting another in its place, one after the other."""
+    while True:
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                log.info("%s: files cannot be locked here (%s)", path, error)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # else another was put there meanwhile
+                yield
+                return
+
+
 def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, progress, tell, callback) -> RunResults:
     checkpoint = folder / CHECKPOINT
     kept = previous_of(checkpoint)
@@ -129,6 +143,10 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         raise DataError(f"{folder} holds a run already: resume it (--resume, resume=True), or choose another folder")
     if previous and not resumed:
         raise DataError(f"{folder} holds no run, and so none of its checkpoints")
+    if not resumed and (is_begun(folder) or any((folder / "tasks").glob("*.safetensors"))):
+        raise DataError(
+            f"{folder} holds what a run made, and no checkpoint to go on from: choose another folder, and start there from a file of its tasks/"
+        )
     if resume and not resumed:
         log.warning("%s holds no run to go on with: one of preset '%s' begins", folder, config.preset)
     check_same_run(config, folder)
@@ -136,7 +154,6 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     names = ["+".join(task) for task in protocol.tasks]
     if resumed and previous:
         model = ContinualModel.load(kept, config)
-        os.replace(kept, checkpoint)
     elif resumed:
         model = ContinualModel.load(checkpoint, config)
     elif start_from is not None:
@@ -155,6 +172,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     elif stale := model.uncalibrated:
         tell(f"measuring what is normal again, as another configuration scores: {', '.join(stale)}")
         model.recalibrate([dataset[name] for name in stale])
+    if previous:  # last: what is refused changes nothing
+        os.replace(kept, checkpoint)
     (folder / "tasks").mkdir(exist_ok=True)
     if finished_results(folder, protocol) is None:  # a run that is done keeps its own
         write_atomically(folder / CONFIG, config.to_toml().encode())
@@ -168,6 +187,8 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         environment={"cdad": __version__, "device": model.params.device, **_core.build_info()},
         resume=resumed and (folder / JSON_NAME).exists(),
     )
+    if writer.forget(len(model.ledger)):  # of a later state than this one
+        writer.write()
     losses = _LossLog(folder / LOSSES, done=(len(model.ledger), model.progress.get("step", 0)) if resumed else (0, 0))
 
     def report(step: StepReport) -> None:
@@ -190,10 +211,13 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
                 tell(f"learned in {time.monotonic() - began:.0f} s; features: {model.features.name}"
                      + _told(model.ledger[-1]))
             # Within the next task weights are no longer what this one left.
-            if k + 1 < len(model.ledger) or not begins and (model.progress.get("step") or _tested(writer, k, protocol, dataset)):
+            if k + 1 < len(model.ledger) or not begins and model.progress.get("step"):
                 continue
-            model.save(folder / "tasks" / f"{k}.safetensors")
-            _test(model, dataset, protocol, k, writer, folder, progress, tell)
+            tested, file = not begins and _tested(writer, k, protocol, dataset), folder / "tasks" / f"{k}.safetensors"
+            if not tested or not file.exists():
+                model.save(file)
+            if not tested:
+                _test(model, dataset, protocol, k, writer, folder, progress, tell)
     except KeyboardInterrupt:
         model.save(checkpoint, keep_previous=True)
         tell(f"interrupted; the state is kept in {checkpoint}")

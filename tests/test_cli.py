@@ -395,7 +395,7 @@ def test_maps_of_images_with_long_names(root, run_folder, tmp_path, capsys):
     for name in (250 * "x" + ".png", 83 * "\u96f6" + ".png"):
         shutil.copy(image, tmp_path / name)
         assert main(["predict", str(run_folder), str(tmp_path / name), "--class", "gear", "--out", str(tmp_path / "maps")]) == 0
-        (picture,) = (tmp_path / "maps").glob(f"0000_{name[:60]}*_map.png")
+        (picture,) = (tmp_path / "maps").glob(f"0000_gear_{name[:60]}*_map.png")
         assert Image.open(picture).size == (64, 64)
     (tmp_path / "file").write_bytes(b"")
     capsys.readouterr()

@@ -62,7 +62,7 @@ def test_pictures_are_there_as_soon_as_their_scores(first_checkpoint, products, 
 
     monkeypatch.setattr(ContinualModel, "predict", predict)
     assert main(["predict", str(first_checkpoint), *map(str, paths), "--class", "gear", "--out", str(tmp_path / "maps")]) == 1
-    assert sorted(os.listdir(tmp_path / "maps")) == ["0000_0_map.png", "0002_2_map.png"] and "1.png" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "maps")) == ["0000_gear_0_map.png", "0002_gear_2_map.png"] and "1.png" in capsys.readouterr().err
 
 
 def test_eval_writes_the_score_of_every_image(first_checkpoint, products, root, tmp_path):

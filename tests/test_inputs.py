@@ -223,6 +223,7 @@ def test_a_list_of_arrays(first, paths):
         (np.zeros((5, 64, 64), np.uint8), ValueError, r"an array of the shape \[5, 64, 64\]; .* of grey images .* a list of \[H,W\]"),
         (np.zeros((1, 5, 64, 64, 3), np.uint8), ValueError, r"an array of the shape \[1, 5, 64, 64, 3\]"),
         (np.full((4, 4, 3), 255.0), ImageError, r"image 0: float pixels lie in \[255, 255\], expected \[0, 1\]"),
+        (np.full((4, 4, 3), np.nextafter(np.float32(1), 2)), ImageError, r"image 0: float pixels lie in \[1.00000012, 1.00000012\]"),
         ([np.zeros((4, 4)), np.full((4, 4), -0.1)], ImageError, r"image 1: float pixels lie in \[-0.1"),
         ([Image.new("I", (4, 4))], ImageError, r"image 0: cannot be decoded: pixel type 'I' is not supported"),
         (np.float32(0) + np.zeros(()), TypeError, "images: "),
@@ -397,6 +398,12 @@ def test_evaluating_chosen_classes(first, products):
     assert evaluate_class(first, products["steel"]).name == "steel"  # one that was not learned may be tested alone
 
 
+def test_classes_without_tests_are_passed_over(first, products, caplog):
+    data = Dataset([replace(products["gear"], test=()), products["cloth"]])
+    assert list(evaluate(first, data, progress=False)) == ["cloth"]
+    assert "without test images, and passed over: gear" in caplog.text
+
+
 def test_what_cannot_be_evaluated(first, products, monkeypatch):
     monkeypatch.setattr(first, "predict", None)  # nothing is tested before all is known to fit
     for wrong in ("mv", Path("mv")):
@@ -417,8 +424,11 @@ def test_what_cannot_be_evaluated(first, products, monkeypatch):
             evaluate(first, products, classes, progress=False)
     with pytest.raises(DataError, match="no class that the model has learned: it has steel, the model gear, cloth"):
         evaluate(first, Dataset([products["steel"]]))
+    untested = replace(products["gear"], test=())
     with pytest.raises(DataError, match="'gear' has no test images"):
-        evaluate(first, Dataset([replace(products["gear"], test=()), products["cloth"]]), ["cloth", "gear"])
+        evaluate(first, Dataset([untested, products["cloth"]]), ["cloth", "gear"])
+    with pytest.raises(DataError, match="'gear' has no test images"):
+        evaluate(first, Dataset([untested]))
     with pytest.raises(RuntimeError, match="no task"):
         evaluate(ContinualModel(first.config), products)
     with pytest.raises(TypeError, match="not str"):

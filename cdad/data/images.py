@@ -174,7 +174,7 @@ def _to_unit_float(pixels: np.ndarray, path: str | os.PathLike) -> np.ndarray:
     if pixels.dtype == np.float32:
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails both
             raise ImageError(
-                f"float pixels lie in [{pixels.min():g}, {pixels.max():g}], expected [0, 1]", path
+                f"float pixels lie in [{pixels.min():.9g}, {pixels.max():.9g}], expected [0, 1]", path
             )
         return np.ascontiguousarray(pixels)
     return unit_float(pixels)

@@ -17,7 +17,8 @@ enum {
     ROWS = 768,              /* added at once: about a second of one thread where features are widest */
     ROUNDED_LEAST = 2048,    /* narrower features take no time */
     GATHERED_BYTES = 64 << 20, /* and on a device */
-    STRIP = 256              /* columns of Y that are widened at a time */
+    STRIP = 256,             /* columns of Y that are widened at a time */
+    HIGH = 256               /* rows of A that are made at a time in float32, of those of Y that they have a part in */
 };
 
 static const uint64_t SEED = 0x736b6574;
@@ -212,7 +213,7 @@ typedef struct {
     double *H;       /* [vectors,vectors]: Omega^T G Omega; then, column major, R^-1 in its upper triangle */
     float *A;        /* R^-T Y [vectors,d] */
     double *scratch; /* vectors*STRIP a worker */
-    double *kept;    /* |A|^2, a strip */
+    double *kept;    /* |A|^2, a strip or a row */
     int *finite;     /* a row of Y */
 } factor_job;
 
@@ -245,6 +246,39 @@ static void strip_task(void *arg, int64_t task, int worker) {
             kept += (double)a * (double)a;
         }
     job->kept[task] = kept;
+}
+
+static void kept_task(void *arg, int64_t task, int worker) {
+    const factor_job *job = arg;
+    const int64_t d = job->s->d;
+    double lane[8] = {0};
+    (void)worker;
+    for (int64_t j = 0; j < d; j++)
+        lane[j % 8] += (double)job->A[task * d + j] * (double)job->A[task * d + j];
+    job->kept[task] = lane[0] + lane[1] + lane[2] + lane[3] + lane[4] + lane[5] + lane[6] + lane[7];
+}
+
+/* The same products in float32, of sums whose own roundings are far larger. */
+static cdad_status multiply_narrow(const factor_job *job, const cdad_context *ctx, cdad_error *err) {
+    cdad_status status;
+    const int64_t m = job->s->vectors, d = job->s->d;
+    const cdad_epilogue with = {0};
+    float *T = NULL;
+    void *scratch = NULL;
+    CDAD_TRY_DONE(cdad_alloc((void **)&T, m * m * (int64_t)sizeof *T, err));
+    CDAD_TRY_DONE(cdad_alloc(&scratch, ctx->kernels->gemm_scratch(min64(HIGH, m), d, m, cdad_pool_threads(ctx->pool)), err));
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < m; j++)
+            T[i * m + j] = j <= i ? (float)job->H[i * m + j] : 0;
+    for (int64_t i = 0; i < m; i += HIGH) {
+        const int64_t end = min64(i + HIGH, m);
+        ctx->kernels->gemm(ctx, end - i, d, end, cdad_mat_rows(T + i * m, m), cdad_mat_rows(job->s->Y, d), job->A + i * d, d, &with, scratch);
+    }
+    cdad_pool_run(ctx->pool, m, kept_task, (void *)(uintptr_t)job);
+done:
+    cdad_free(T);
+    cdad_free(scratch);
+    return status;
 }
 
 /* H becomes R^-1 with R^T R = H + shift: as much as its noise, which differs on its two sides, or as little as makes it positive; and then
@@ -339,7 +373,7 @@ done:
 
 cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cdad_factor *f, cdad_error *err) {
     cdad_status status = CDAD_OK;
-    const int64_t m = s->vectors, d = s->d, strips = (d + STRIP - 1) / STRIP;
+    const int64_t m = s->vectors, d = s->d, strips = (d + STRIP - 1) / STRIP, parts = s->rounded ? m : strips;
     factor_job job = {.s = s};
     float *tests = NULL, *rests = NULL;
     *f = (cdad_factor){.d = d};
@@ -347,8 +381,9 @@ cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cd
         return CDAD_OK;
     CDAD_TRY_DONE(cdad_alloc((void **)&job.H, m * m * (int64_t)sizeof *job.H, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&job.A, m * d * (int64_t)sizeof *job.A, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * m * STRIP * (int64_t)sizeof *job.scratch, err));
-    CDAD_TRY_DONE(cdad_alloc((void **)&job.kept, strips * (int64_t)sizeof *job.kept, err));
+    if (!s->rounded)
+        CDAD_TRY_DONE(cdad_alloc((void **)&job.scratch, cdad_pool_threads(ctx->pool) * m * STRIP * (int64_t)sizeof *job.scratch, err));
+    CDAD_TRY_DONE(cdad_alloc((void **)&job.kept, parts * (int64_t)sizeof *job.kept, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&job.finite, all_vectors(s) * (int64_t)sizeof *job.finite, err));
     CDAD_TRY_DONE(cdad_alloc_zero((void **)&tests, CDAD_SKETCH_CHECKS * d * (int64_t)sizeof *tests, err));
     CDAD_TRY_DONE(cdad_alloc((void **)&rests, CDAD_SKETCH_CHECKS * d * (int64_t)sizeof *rests, err));
@@ -367,9 +402,12 @@ cdad_status cdad_sketch_factor(const cdad_sketch *s, const cdad_context *ctx, cd
         status = cdad_fail(err, CDAD_CANCELLED, "stopped while features were factored");
         goto done;
     }
-    cdad_pool_run(ctx->pool, strips, strip_task, &job);
+    if (s->rounded)
+        CDAD_TRY_DONE(multiply_narrow(&job, ctx, err));
+    else
+        cdad_pool_run(ctx->pool, strips, strip_task, &job);
     double kept = 0;
-    for (int64_t i = 0; i < strips; i++)
+    for (int64_t i = 0; i < parts; i++)
         kept += job.kept[i];
     const double lost = fmax(s->total - kept, 0);
     CDAD_TRY_DONE(find_rests(s, ctx, job.A, lost, rests, err));

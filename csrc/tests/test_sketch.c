@@ -205,6 +205,30 @@ static void test_factor(const cdad_context *ctx) {
     }
 }
 
+/* Of sums that may be rounded the factor comes by products in float32: it is that of products in double but for roundings. */
+static void test_narrow_factor(const cdad_context *ctx) {
+    enum { ROWS = 400, D = 2100, RANK = 200 };
+    float *X = low_rank(ROWS, D, 300, 0.985f, 340);
+    cdad_sketch s = sketch_of(ctx, X, ROWS, D, RANK);
+    cdad_factor narrow, wide;
+    CHECK(s.rounded, "sums of width %d are not rounded", D);
+    CHECK_OK(cdad_sketch_factor(&s, ctx, &narrow, err));
+    s.rounded = 0;
+    CHECK_OK(cdad_sketch_factor(&s, ctx, &wide, err));
+    double off = 0, size = 0;
+    for (int64_t i = 0; i < wide.n * D; i++) {
+        const double difference = (double)narrow.A[i] - (double)wide.A[i];
+        off += difference * difference;
+        size += (double)wide.A[i] * (double)wide.A[i];
+    }
+    CHECK(narrow.n == wide.n && off > 0 && off < 1e-9 * size, "off by %g of the energy", off / size);
+    CHECK(fabs(narrow.lost - wide.lost) < 1e-5 * s.total, "lost %g, %g of %g", narrow.lost, wide.lost, s.total);
+    cdad_sketch_factor_free(&narrow);
+    cdad_sketch_factor_free(&wide);
+    cdad_sketch_reset(&s);
+    cdad_free(X);
+}
+
 /* Bases of sketches hold what they say, and need hardly more directions than the fewest, also beside an old basis. */
 static void test_bases(const cdad_context *ctx) {
     enum { ROWS = 2000, LEADING = 1600 };
@@ -397,6 +421,7 @@ int cdad_test_sketch(void) {
     CHECK_OK(cdad_pool_new(&pool, 3, err));
     const cdad_context ctx = {.kernels = cdad_kernels_select(NULL), .pool = pool};
     test_factor(&ctx);
+    test_narrow_factor(&ctx);
     test_bases(&ctx);
     test_noise(&ctx);
     test_much_is_known(&ctx);
