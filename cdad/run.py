@@ -68,9 +68,9 @@ def run_protocol(
     ``start_from``: the checkpoint of another run that has learned this protocol's first tasks: strategies share it, and take
     what they keep of it from its images. ``callback``: told of each training step.
 
-    DataError: a class is missing, the folder holds another run and ``resume`` is not asked for, or ``start_from`` is in the middle of
-    a task; ValueError: it was run with another configuration; CheckpointError: the checkpoint is damaged, and whether the one
-    before it is kept; RuntimeError: another process works on this run.
+    DataError: a class is missing, the folder holds another run and ``resume`` is not asked for, or a run's results and models but
+    no checkpoint, or ``start_from`` is in the middle of a task; ValueError: it was run with another configuration; CheckpointError: the
+    checkpoint is damaged, and whether the one before it is kept; RuntimeError: another process works on this run.
     """
     check_path(folder, "the run's folder")
     config, dataset = preset(config) if isinstance(config, str) else config, as_dataset(dataset)
@@ -143,10 +143,10 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         raise DataError(f"{folder} holds a run already: resume it (--resume, resume=True), or choose another folder")
     if previous and not resumed:
         raise DataError(f"{folder} holds no run, and so none of its checkpoints")
-    if not resumed and (is_begun(folder) or any((folder / "tasks").glob("*.safetensors"))):
-        raise DataError(
-            f"{folder} holds what a run made, and no checkpoint to go on from: choose another folder, and start there from a file of its tasks/"
-        )
+    of_tasks = any((folder / "tasks").glob("*.safetensors"))
+    if not resumed and (is_begun(folder) or of_tasks):
+        advice = ", and start there from a file of its tasks/" if of_tasks else ""
+        raise DataError(f"{folder} holds what a run made, and no checkpoint to go on from: choose another folder{advice}")
     if resume and not resumed:
         log.warning("%s holds no run to go on with: one of preset '%s' begins", folder, config.preset)
     check_same_run(config, folder)
@@ -172,13 +172,7 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
     elif stale := model.uncalibrated:
         tell(f"measuring what is normal again, as another configuration scores: {', '.join(stale)}")
         model.recalibrate([dataset[name] for name in stale])
-    if previous:  # last: what is refused changes nothing
-        os.replace(kept, checkpoint)
-    (folder / "tasks").mkdir(exist_ok=True)
-    if finished_results(folder, protocol) is None:  # a run that is done keeps its own
-        write_atomically(folder / CONFIG, config.to_toml().encode())
-    if learned and not resumed:  # a task's steps write it, and there may be none to learn, or an interruption before
-        model.save(checkpoint)
+    is_finished = finished_results(folder, protocol) is not None
     writer = ResultWriter(
         folder,
         names,
@@ -187,6 +181,13 @@ def _run(config, dataset, protocol, folder: Path, resume, previous, start_from, 
         environment={"cdad": __version__, "device": model.params.device, **_core.build_info()},
         resume=resumed and (folder / JSON_NAME).exists(),
     )
+    if previous:  # after all that may refuse
+        os.replace(kept, checkpoint)
+    (folder / "tasks").mkdir(exist_ok=True)
+    if not is_finished:  # a run that is done keeps its own
+        write_atomically(folder / CONFIG, config.to_toml().encode())
+    if learned and not resumed:  # a task's steps write it, and there may be none to learn, or an interruption before
+        model.save(checkpoint)
     if writer.forget(len(model.ledger)):  # of a later state than this one
         writer.write()
     losses = _LossLog(folder / LOSSES, done=(len(model.ledger), model.progress.get("step", 0)) if resumed else (0, 0))

@@ -59,8 +59,9 @@ def test_results_of_later_tasks_go_before_they_are_learned_again(root, folder, m
 
 def test_going_back_that_is_refused_changes_nothing(root, folder, capsys):
     before = files(folder)
-    assert train(root, folder, "steel/gear", "--resume-previous") == 1
-    assert "has learned gear" in capsys.readouterr().err and files(folder) == before
+    for tasks, message in (("steel/gear", "has learned gear"), ("gear", "a line after task 1 in a run of 1 tasks")):
+        assert train(root, folder, tasks, "--resume-previous") == 1
+        assert message in capsys.readouterr().err and files(folder) == before
 
 
 def test_without_checkpoints_nothing_is_overwritten(root, folder, capsys):

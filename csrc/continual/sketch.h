@@ -27,7 +27,7 @@ typedef struct cdad_sketch {
     float *Y;           /* [vectors + CHECKS, d] */
     double total;       /* the energy of all features */
     int32_t *signs;     /* the test vectors, as sketch_add takes them */
-    int rounded;        /* sketch_add may round */
+    int rounded;        /* sketch_add may round, and the factor is made in float32 */
     cdad_device *device;
     void *there;         /* NULL, or what was added on a device and is not in Y yet: Y's floats, after `total` in CDAD_ALIGN bytes */
     void *signs_there;
