@@ -21,11 +21,11 @@ def gpu():
 def test_every_kind_of_entry_on_the_emulated_device(gpu, tmp_path, capfd):
     out = tmp_path / "records.json"
     how = ["--no-build", "--device", "emulated", "--quick", "--backend", "none", "--tests", "--json", str(out)]
-    assert gpu.main([*how, "--only", "train_bf16", "train_bf16_8bit_moments", "ops", "score_tf32", "vae"]) == 0
+    assert gpu.main([*how, "--only", "train_bf16_8bit_moments", "ops", "score_tf32", "vae"]) == 0
     told = capfd.readouterr().out
     assert told.splitlines()[-1] == "tests: not run; failures: 0; not run: nothing"
     records = {record["name"]: record for record in json.loads(out.read_text())}
-    for name in ("sd15_train_step_bf16", "sd15_train_step_bf16_8bit_moments", "conv3x3_16x2", "sd15_images_to_scores_2_tf32", "vae_decode"):
+    for name in ("sd15_train_step_bf16_8bit_moments", "conv3x3_16x2", "sd15_images_to_scores_2_tf32", "vae_decode"):
         record = records[f"emulated_{name}"]
         assert set(record) == {"name", "value", "unit", "peer", "peer_value", "ratio", "command"}
         assert record["ratio"] == pytest.approx(record["peer_value"] / record["value"])
