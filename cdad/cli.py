@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        if empty := [name for name, value in vars(arguments).items() if value == "" or isinstance(value, list) and "" in value]:  # an unset variable; Path takes it for the folder that one is in
+        # An unset variable; Path takes it for the folder that one is in.
+        if empty := [name for name, value in vars(arguments).items() if value == "" or isinstance(value, list) and "" in value]:
             raise ValueError(f"{empty[0].removesuffix('_name')} is an empty text")
         if arguments.threads is not None:
             _core.set_threads(arguments.threads)

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/philox.h"
 
 enum {
     TILE = 2 * CDAD_GRAM_SIDE, /* columns: strips of two tiles, 384 rows deep, and the tile fit into the second-level cache */
@@ -155,20 +156,12 @@ static cdad_status add_tiles(add_job *job, const cdad_context *ctx, cdad_error *
     return CDAD_OK;
 }
 
-/* Another one for each add, as features like those before would be rounded as those were, and errors add up. */
-static uint32_t seed_of(const cdad_gram *g) {
-    const double sum = cdad_gram_trace(g);
-    uint64_t bits;
-    memcpy(&bits, &sum, sizeof bits);
-    return (uint32_t)(bits ^ bits >> 32);
-}
-
 cdad_status cdad_gram_add(cdad_gram *g, const cdad_context *ctx, cdad_mat X, int64_t rows, cdad_error *err) {
     cdad_status status;
     const cdad_kernels *kernels = ctx->kernels;
     const int bytes = g->rounding == CDAD_GRAM_BYTES && kernels->gram_bytes_pack;
     const int64_t depth = depth_of(g, rows, 0), deep = bytes ? depth_of(g, rows, 1) : depth;
-    const uint32_t seed = bytes ? seed_of(g) : 0;
+    const uint32_t seed = bytes ? cdad_seed_of(cdad_gram_trace(g)) : 0;
     float *panels = NULL;
     add_job job = {.g = g, .kernels = kernels};
     if (ctx->device)

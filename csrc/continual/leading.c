@@ -17,7 +17,7 @@ enum {
     BLOCK = 256, /* directions tried at once, at most */
     SIGNS = 8,   /* of each feature in a block of random combinations of a Gram matrix' rows */
     STRIP = 256, /* columns that a task combines: of a block they fit into the second-level cache */
-    PASSES = 2   /* of orthogonalisation */
+    PASSES = 2   /* of orthogonalisation, at most */
 };
 
 static const double CHECKED_SHARE = 0.25; /* of what a sketch lost, that its leading directions hold: a third is common */

@@ -1,4 +1,5 @@
 /* Products with sparse test vectors, and what they add to a sketch. */
+#include "base/philox.h"
 #include "kernels/cpu/backend.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/gemm_shorts.h"
@@ -95,13 +96,12 @@ static void test(const cdad_context *ctx, test_job *job, double *squares, void *
 static void add_shorts(const cdad_context *ctx, float *Y, double *squares, test_job job, char *scratch) {
     const int64_t begin = job.first, rows = job.rows;
     void *panels = scratch + own_bytes(min_i(SHORTS_KC, rows), job.d, job.M, cdad_pool_threads(ctx->pool));
-    uint64_t seed; /* another one for each add */
-    memcpy(&seed, squares, sizeof seed);
+    const uint32_t seed = cdad_seed_of(*squares);
     for (int64_t k = 0; k < rows; k += SHORTS_KC) {
         job.first = begin + k;
         job.rows = min_i(SHORTS_KC, rows - k);
         test(ctx, &job, squares, scratch);
-        CDAD_K(shorts_pack)(ctx, panels, job.Z, job.gathered, job.M, job.d, k, job.rows, (uint32_t)(seed ^ seed >> 32));
+        CDAD_K(shorts_pack)(ctx, panels, job.Z, job.gathered, job.M, job.d, k, job.rows, seed);
     }
     CDAD_K(shorts_add)(ctx, Y, panels, job.M, job.d, rows);
 }
